@@ -1,0 +1,410 @@
+//! The node's configuration: one struct per part, every key with its unit, default and range.
+//!
+//! Owns the keys and their check. Knows nothing about who uses them. Invariant: a [`Config`] that left this module was checked
+//! whole, before any socket or file was opened.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use toml::{Table, Value};
+
+use crate::limits::{parse_bytes, parse_time};
+
+/// A number of bytes, written `64MiB` or plain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+/// A time, written `500ms` or `10s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time(pub Duration);
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = match Value::deserialize(deserializer)? {
+            Value::Integer(number) => number.to_string(),
+            Value::String(text) => text,
+            other => {
+                return Err(serde::de::Error::custom(format!("expected bytes such as \"64MiB\", found {}", other.type_str())));
+            }
+        };
+        parse_bytes(&text)
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom(format!("expected bytes such as \"64MiB\", found '{text}'")))
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let time = value.as_str().and_then(parse_time);
+        time.map(Self).ok_or_else(|| serde::de::Error::custom(format!("expected a time such as \"10s\", found {value}")))
+    }
+}
+
+/// Configuration of one node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where requests and bytes come in.
+    pub net: Net,
+    /// What runs guests.
+    pub engine: Engine,
+    /// The child process that compiles.
+    pub build: Build,
+    /// What is kept on disk.
+    pub data: Data,
+    /// Logs of functions.
+    pub logs: Logs,
+}
+
+/// `[net]`: both ports.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Net {
+    /// Where functions are reached. Default `127.0.0.1:3000`.
+    pub addr: SocketAddr,
+    /// Where functions are deployed. Default `127.0.0.1:3900`; loopback only, because it asks for no token yet.
+    pub control: SocketAddr,
+    /// Most connections of the data port at once. Default 4,096.
+    pub connections_max: usize,
+    /// Most connections of the control port at once. Default 256.
+    pub control_connections_max: usize,
+    /// From the first byte of a connection, or the end of the last response, to the end of a request's head. Default 10 s.
+    pub header_timeout: Time,
+    /// Longest silence in a request's body. Default 10 s.
+    pub body_idle_timeout: Time,
+    /// Longest time in which a client takes nothing of its response. Default 30 s.
+    pub write_idle_timeout: Time,
+    /// Most headers of a request. Default 64.
+    pub headers_max: usize,
+    /// Longest head of a request in bytes. Default 32 KiB; at least 8 KiB (hyper's smallest buffer).
+    pub head_bytes_max: Bytes,
+    /// Longest target of a request in bytes. Default 8 KiB.
+    pub uri_bytes_max: Bytes,
+    /// How long accepted requests may take to finish once the node was told to stop. Default 30 s.
+    pub drain_timeout: Time,
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Self {
+            addr: SocketAddr::from(([127, 0, 0, 1], 3000)),
+            control: SocketAddr::from(([127, 0, 0, 1], 3900)),
+            connections_max: 4096,
+            control_connections_max: 256,
+            header_timeout: Time(Duration::from_secs(10)),
+            body_idle_timeout: Time(Duration::from_secs(10)),
+            write_idle_timeout: Time(Duration::from_secs(30)),
+            headers_max: 64,
+            head_bytes_max: Bytes(32 << 10),
+            uri_bytes_max: Bytes(8 << 10),
+            drain_timeout: Time(Duration::from_secs(30)),
+        }
+    }
+}
+
+/// `[engine]`: what runs guests.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Engine {
+    /// Threads that run guests and their connections; 0 means one for each core. Default 0.
+    pub threads: usize,
+    /// Most instances at once. Default 1,000; at most 10,000, so that their mappings stay below the usual 65,530.
+    pub instances_max: u32,
+    /// How long an invocation waits for an instance when all are taken. Default 1 s.
+    pub instance_wait: Time,
+    /// Most templates in memory. Default 1,000.
+    pub templates_max: usize,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self { threads: 0, instances_max: 1000, instance_wait: Time(Duration::from_secs(1)), templates_max: 1000 }
+    }
+}
+
+/// `[build]`: the child process that compiles.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Build {
+    /// Data memory of one build (`RLIMIT_DATA`). Default 1 GiB.
+    pub memory: Bytes,
+    /// Processor time of one build, in whole seconds. Default 60 s.
+    pub cpu: Time,
+    /// Time of one build. Default 120 s.
+    pub wall: Time,
+    /// Builds at once; 0 means as many as cores. Default 0.
+    pub concurrency: usize,
+    /// Builds that wait; beyond it a deploy gets 503. Default 64.
+    pub queue: usize,
+}
+
+impl Default for Build {
+    fn default() -> Self {
+        Self {
+            memory: Bytes(1 << 30),
+            cpu: Time(Duration::from_secs(60)),
+            wall: Time(Duration::from_secs(120)),
+            concurrency: 0,
+            queue: 64,
+        }
+    }
+}
+
+/// `[data]`: what is kept on disk.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// Where. Default `$XDG_DATA_HOME/hob`, else `~/.local/share/hob`.
+    pub dir: Option<PathBuf>,
+    /// Most bytes of modules and artifacts; past it a deploy gets 507. Default 64 GiB.
+    pub bytes_max: Bytes,
+    /// Largest Wasm file of a deploy. Default 64 MiB.
+    pub upload_bytes_max: Bytes,
+    /// Revisions kept of each function, the live one among them. Default 10.
+    pub revisions_max: usize,
+    /// Most functions of one tenant. Default 100,000.
+    pub functions_max: usize,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            bytes_max: Bytes(64 << 30),
+            upload_bytes_max: Bytes(64 << 20),
+            revisions_max: 10,
+            functions_max: 100_000,
+        }
+    }
+}
+
+/// `[logs]`: what functions log, kept in memory.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logs {
+    /// Bytes kept for each function; the oldest entries go first. Default 256 KiB.
+    pub function_bytes: Bytes,
+    /// Bytes kept in all. Default 64 MiB.
+    pub total_bytes: Bytes,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { function_bytes: Bytes(256 << 10), total_bytes: Bytes(64 << 20) }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("the configuration cannot be read: {0}")]
+    Syntax(String),
+    /// `--set` without `=`, or with a key that is no path.
+    #[error("'{0}' sets nothing: expected TABLE.KEY=VALUE, such as net.header_timeout=5s")]
+    Setting(String),
+    /// A value outside of its range.
+    #[error("{key} is {found}: expected {expected}")]
+    Range {
+        /// Which key.
+        key: &'static str,
+        /// What it was.
+        found: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads a configuration: the text of a file (may be empty), then settings of the form `net.header_timeout=5s`, which win.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the key and what was expected.
+    pub fn read(text: &str, settings: &[String]) -> Result<Self, ConfigError> {
+        let mut table: Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax(e.to_string()))?;
+        for setting in settings {
+            apply(&mut table, setting)?;
+        }
+        let config = Self::deserialize(table).map_err(|e| ConfigError::Syntax(e.to_string().trim_end().into()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// [`ConfigError::Range`] for the first value outside of its range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let range = |good: bool, key, found: String, expected| {
+            if good { Ok(()) } else { Err(ConfigError::Range { key, found, expected }) }
+        };
+        let net = &self.net;
+        range(
+            net.control.ip().is_loopback(),
+            "net.control",
+            net.control.to_string(),
+            "a loopback address, because the control port asks for no token yet; use 127.0.0.1:3900, and a tunnel from elsewhere",
+        )?;
+        range(net.connections_max > 0, "net.connections_max", "0".into(), "1 or more")?;
+        range(net.control_connections_max > 0, "net.control_connections_max", "0".into(), "1 or more")?;
+        range((1..=1024).contains(&net.headers_max), "net.headers_max", net.headers_max.to_string(), "1 to 1024")?;
+        range(
+            (8 << 10..=1 << 20).contains(&net.head_bytes_max.0),
+            "net.head_bytes_max",
+            net.head_bytes_max.0.to_string(),
+            "8KiB to 1MiB",
+        )?;
+        range(
+            (1..=net.head_bytes_max.0).contains(&net.uri_bytes_max.0),
+            "net.uri_bytes_max",
+            net.uri_bytes_max.0.to_string(),
+            "1 to net.head_bytes_max",
+        )?;
+        for (key, time) in [
+            ("net.header_timeout", net.header_timeout),
+            ("net.body_idle_timeout", net.body_idle_timeout),
+            ("net.write_idle_timeout", net.write_idle_timeout),
+        ] {
+            range(!time.0.is_zero(), key, "0".into(), "more than no time")?;
+        }
+        let engine = &self.engine;
+        range(engine.threads <= 1024, "engine.threads", engine.threads.to_string(), "at most 1024")?;
+        range(
+            (1..=10_000).contains(&engine.instances_max),
+            "engine.instances_max",
+            engine.instances_max.to_string(),
+            "1 to 10000",
+        )?;
+        range(engine.templates_max > 0, "engine.templates_max", "0".into(), "1 or more")?;
+        range(self.build.cpu.0.as_secs() >= 1, "build.cpu", format!("{:?}", self.build.cpu.0), "1s or more")?;
+        range(self.build.memory.0 >= 64 << 20, "build.memory", self.build.memory.0.to_string(), "64MiB or more")?;
+        range(
+            (1..=1000).contains(&self.data.revisions_max),
+            "data.revisions_max",
+            self.data.revisions_max.to_string(),
+            "1 to 1000",
+        )?;
+        range(
+            (1024..=1 << 30).contains(&self.data.upload_bytes_max.0),
+            "data.upload_bytes_max",
+            self.data.upload_bytes_max.0.to_string(),
+            "1KiB to 1GiB",
+        )
+    }
+
+    /// Whether functions can be reached from other machines.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        match self.net.addr.ip() {
+            IpAddr::V4(ip) => !ip.is_loopback(),
+            IpAddr::V6(ip) => !ip.is_loopback(),
+        }
+    }
+}
+
+fn apply(table: &mut Table, setting: &str) -> Result<(), ConfigError> {
+    let wrong = || ConfigError::Setting(setting.into());
+    let (path, value) = setting.split_once('=').ok_or_else(wrong)?;
+    let (section, key) = path.split_once('.').ok_or_else(wrong)?;
+    // What reads as a number or a boolean is one; everything else is text, quotes or not.
+    let value = match value.parse::<i64>() {
+        Ok(number) => Value::Integer(number),
+        Err(_) => value.parse::<bool>().map_or_else(|_| Value::String(value.trim_matches('"').into()), Value::Boolean),
+    };
+    let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+    section.as_table_mut().ok_or_else(wrong)?.insert(key.into(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(setting: &str) -> Result<Config, ConfigError> {
+        Config::read("", &[setting.into()])
+    }
+
+    #[test]
+    fn defaults_pass_their_own_check() {
+        Config::default().check().unwrap();
+        Config::read("", &[]).unwrap();
+    }
+
+    #[test]
+    fn settings_win_over_the_file() {
+        let config =
+            Config::read("[net]\nheader_timeout = '3s'\n", &["net.header_timeout=500ms".into(), "data.bytes_max=1MiB".into()])
+                .unwrap();
+        assert_eq!(config.net.header_timeout.0, Duration::from_millis(500));
+        assert_eq!(config.data.bytes_max.0, 1 << 20);
+    }
+
+    #[test]
+    fn every_range_on_both_sides() {
+        for good in [
+            "net.headers_max=1",
+            "net.headers_max=1024",
+            "net.head_bytes_max=8KiB",
+            "net.head_bytes_max=1MiB",
+            "engine.instances_max=1",
+            "engine.instances_max=10000",
+            "engine.threads=1024",
+            "engine.templates_max=1",
+            "build.cpu=1s",
+            "build.memory=64MiB",
+            "data.revisions_max=1",
+            "data.revisions_max=1000",
+            "data.upload_bytes_max=1KiB",
+            "data.upload_bytes_max=1GiB",
+            "net.uri_bytes_max=1",
+            "net.uri_bytes_max=32KiB",
+            "net.connections_max=1",
+            "net.control=[::1]:0",
+        ] {
+            set(good).unwrap();
+        }
+        for bad in [
+            "net.headers_max=0",
+            "net.headers_max=1025",
+            "net.head_bytes_max=8191",
+            "net.head_bytes_max=1048577",
+            "engine.instances_max=0",
+            "engine.instances_max=10001",
+            "engine.threads=1025",
+            "engine.templates_max=0",
+            "build.cpu=999ms",
+            "build.memory=67108863",
+            "data.revisions_max=0",
+            "data.revisions_max=1001",
+            "data.upload_bytes_max=1023",
+            "data.upload_bytes_max=1073741825",
+            "net.uri_bytes_max=0",
+            "net.uri_bytes_max=32769",
+            "net.connections_max=0",
+            "net.control_connections_max=0",
+            "net.header_timeout=0s",
+            "net.body_idle_timeout=0s",
+            "net.write_idle_timeout=0s",
+            "net.control=0.0.0.0:3900",
+        ] {
+            assert!(matches!(set(bad), Err(ConfigError::Range { .. })), "{bad}: {:?}", set(bad));
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_types_are_named() {
+        for (bad, word) in [
+            ("net.hedaer_timeout=1s", "hedaer_timeout"),
+            ("net.header_timeout=5", "a time"),
+            ("net.addr=nowhere", "addr"),
+            ("data.bytes_max=lots", "bytes"),
+        ] {
+            let error = set(bad).unwrap_err().to_string();
+            assert!(error.contains(word), "{bad}: {error}");
+        }
+        assert!(matches!(set("nothing"), Err(ConfigError::Setting(_))) && matches!(set("a=b"), Err(ConfigError::Setting(_))));
+    }
+}

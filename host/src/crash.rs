@@ -1,0 +1,46 @@
+//! Crash points: named places in a deploy where a test can kill the process as `kill -9` would.
+//!
+//! Owns the names. Compiled to nothing where debug assertions are off, so a released binary has no way to reach them.
+//! Invariant: a process reads its point once, from `HOB_CRASH_AT`, and dies at the first arrival there.
+
+/// Every crash point, in the order in which a first deploy passes them. A test hits each.
+pub const POINTS: [&str; 16] = [
+    "upload-created",
+    "upload-written",
+    "upload-synced",
+    "build-done",
+    "wasm-renamed",
+    "wasm-dir-synced",
+    "artifact-written",
+    "artifact-synced",
+    "artifact-renamed",
+    "artifact-dir-synced",
+    "registry-begun",
+    "registry-revision-written",
+    "registry-live-written",
+    "registry-committed",
+    "catalog-swapped",
+    "acknowledged",
+];
+
+/// Dies here by `SIGKILL` if `HOB_CRASH_AT` names `point`.
+#[cfg(debug_assertions)]
+pub fn point(point: &'static str) {
+    use std::sync::OnceLock;
+    static AT: OnceLock<Option<String>> = OnceLock::new();
+    debug_assert!(POINTS.contains(&point), "crash point '{point}' is not listed");
+    #[expect(clippy::disallowed_methods, reason = "a test tells the real binary where to die; no release build reads it")]
+    let at = AT.get_or_init(|| std::env::var("HOB_CRASH_AT").ok());
+    if at.as_deref() == Some(point) {
+        // Nothing after this line runs: no destructor, no flush, as when the kernel kills the process.
+        let _dies = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// Nothing: crash points exist in debug builds only.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn point(_point: &'static str) {}

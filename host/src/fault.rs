@@ -1,0 +1,255 @@
+//! Faults: what went wrong with a request, and whose fault it is.
+//!
+//! Owns the codes that users see. Knows no HTTP status (`net/status.rs` alone turns a code into one) and no library's errors.
+//! Invariant: the texts of a [`Fault`] are safe to show to a client: no paths, no addresses, no words of a guest.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+/// Kind of a fault; its text in [`Code::as_str`] is stable and is what clients may test for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// The request makes no sense.
+    BadRequest,
+    /// The manifest is malformed.
+    BadManifest,
+    /// No such function, revision, or route.
+    NotFound,
+    /// The path exists, but not with this method.
+    MethodNotAllowed,
+    /// The client was too slow, or stopped in the middle.
+    ClientTimeout,
+    /// Somebody else changed the function, or holds the route.
+    Conflict,
+    /// `If-Match` or `If-None-Match` does not hold.
+    PreconditionFailed,
+    /// A body is larger than its limit.
+    BodyTooLarge,
+    /// The target is longer than its limit.
+    UriTooLong,
+    /// A content coding or type that this does not take.
+    UnsupportedMedia,
+    /// The bytes are not a function that this host can run.
+    NotDeployable,
+    /// The module passes a structural cap.
+    ModuleOverCap,
+    /// The build passed its time or memory.
+    BuildOverLimit,
+    /// The function's own concurrency and queue are full.
+    Concurrency,
+    /// A bug of Hob.
+    Internal,
+    /// The guest trapped.
+    GuestTrap,
+    /// The guest ended with an exit code other than 0.
+    GuestExit,
+    /// The guest trapped after it was refused memory.
+    GuestMemory,
+    /// The guest's answer cannot be a response.
+    GuestBadResponse,
+    /// The guest broke the rules of a host call.
+    GuestBadCall,
+    /// The guest ended without an answer.
+    GuestNoResponse,
+    /// The response body passes its limit.
+    ResponseTooLarge,
+    /// The node is full.
+    Overloaded,
+    /// The node is shutting down.
+    Draining,
+    /// The guest used up its processor time.
+    CpuDeadline,
+    /// The guest used up its time.
+    WallDeadline,
+    /// The disk, or the share of it that Hob may use, is full.
+    StorageFull,
+}
+
+impl Code {
+    /// All codes, for documentation and tests.
+    pub const ALL: [Self; 27] = [
+        Self::BadRequest,
+        Self::BadManifest,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::ClientTimeout,
+        Self::Conflict,
+        Self::PreconditionFailed,
+        Self::BodyTooLarge,
+        Self::UriTooLong,
+        Self::UnsupportedMedia,
+        Self::NotDeployable,
+        Self::ModuleOverCap,
+        Self::BuildOverLimit,
+        Self::Concurrency,
+        Self::Internal,
+        Self::GuestTrap,
+        Self::GuestExit,
+        Self::GuestMemory,
+        Self::GuestBadResponse,
+        Self::GuestBadCall,
+        Self::GuestNoResponse,
+        Self::ResponseTooLarge,
+        Self::Overloaded,
+        Self::Draining,
+        Self::CpuDeadline,
+        Self::WallDeadline,
+        Self::StorageFull,
+    ];
+
+    /// The stable text, as in `hob-error`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad-request",
+            Self::BadManifest => "bad-manifest",
+            Self::NotFound => "not-found",
+            Self::MethodNotAllowed => "method-not-allowed",
+            Self::ClientTimeout => "client-timeout",
+            Self::Conflict => "conflict",
+            Self::PreconditionFailed => "precondition-failed",
+            Self::BodyTooLarge => "body-too-large",
+            Self::UriTooLong => "uri-too-long",
+            Self::UnsupportedMedia => "unsupported-media",
+            Self::NotDeployable => "not-deployable",
+            Self::ModuleOverCap => "module-over-cap",
+            Self::BuildOverLimit => "build-over-limit",
+            Self::Concurrency => "concurrency",
+            Self::Internal => "internal",
+            Self::GuestTrap => "guest-trap",
+            Self::GuestExit => "guest-exit",
+            Self::GuestMemory => "guest-memory",
+            Self::GuestBadResponse => "guest-bad-response",
+            Self::GuestBadCall => "guest-bad-call",
+            Self::GuestNoResponse => "guest-no-response",
+            Self::ResponseTooLarge => "response-too-large",
+            Self::Overloaded => "overloaded",
+            Self::Draining => "draining",
+            Self::CpuDeadline => "cpu-deadline",
+            Self::WallDeadline => "wall-deadline",
+            Self::StorageFull => "storage-full",
+        }
+    }
+
+    /// The fault as a title: what it is, without the particulars.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::BadRequest => "The request is malformed",
+            Self::BadManifest => "The manifest cannot be used",
+            Self::NotFound => "There is no such thing here",
+            Self::MethodNotAllowed => "The method does not apply",
+            Self::ClientTimeout => "The client took too long",
+            Self::Conflict => "Another change got there first",
+            Self::PreconditionFailed => "The precondition does not hold",
+            Self::BodyTooLarge => "The request body is too large",
+            Self::UriTooLong => "The target is too long",
+            Self::UnsupportedMedia => "The content cannot be taken in this form",
+            Self::NotDeployable => "These bytes cannot be deployed",
+            Self::ModuleOverCap => "The module is too large in some respect",
+            Self::BuildOverLimit => "The build took too much",
+            Self::Concurrency => "The function has too many invocations at once",
+            Self::Internal => "This is a bug of Hob",
+            Self::GuestTrap => "The function trapped",
+            Self::GuestExit => "The function exited with an error",
+            Self::GuestMemory => "The function ran out of memory",
+            Self::GuestBadResponse => "The function's response is malformed",
+            Self::GuestBadCall => "The function broke the rules of a host call",
+            Self::GuestNoResponse => "The function ended without a response",
+            Self::ResponseTooLarge => "The response body is too large",
+            Self::Overloaded => "The node is full",
+            Self::Draining => "The node is shutting down",
+            Self::CpuDeadline => "The function used up its processor time",
+            Self::WallDeadline => "The function used up its time",
+            Self::StorageFull => "There is no room to store this",
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether guest code ran before the fault. Clients may retry what was not executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Executed {
+    /// The guest provably never started.
+    No,
+    /// The guest started.
+    Yes,
+}
+
+impl Executed {
+    /// Value of the header `hob-executed`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "0",
+            Self::Yes => "1",
+        }
+    }
+}
+
+/// What went wrong, in words for the one who asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Fault {
+    /// Kind.
+    pub code: Code,
+    /// What happened and what was expected.
+    pub detail: Cow<'static, str>,
+    /// What to do next.
+    pub hint: Option<Cow<'static, str>>,
+    /// When it makes sense to try again.
+    pub retry_after: Option<Duration>,
+    /// Whether the guest ran.
+    pub executed: Executed,
+}
+
+impl Fault {
+    /// A fault before any guest code ran.
+    pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, detail: detail.into(), hint: None, retry_after: None, executed: Executed::No }
+    }
+
+    /// A fault of an invocation whose guest had started.
+    pub fn executed(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { executed: Executed::Yes, ..Self::new(code, detail) }
+    }
+
+    /// A bug of Hob. The cause goes to the node's log under the invocation's identifier, never to the client.
+    pub fn internal(cause: impl fmt::Display) -> Self {
+        tracing::error!(%cause, "internal error");
+        Self::new(Code::Internal, "something went wrong that is not your fault; the node's log says what")
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds when to try again; rounded up to whole seconds where it is shown.
+    #[must_use]
+    pub fn retry_after(mut self, time: Duration) -> Self {
+        self.retry_after = Some(time);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_have_distinct_texts() {
+        let mut texts: Vec<_> = Code::ALL.map(Code::as_str).to_vec();
+        texts.sort_unstable();
+        texts.dedup();
+        assert_eq!(texts.len(), Code::ALL.len());
+    }
+}

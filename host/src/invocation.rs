@@ -1,0 +1,197 @@
+//! An invocation and its outcome, and the one way in: [`Invoke`].
+//!
+//! Owns the types that pass between the doors and whoever runs functions. Knows neither. Bodies stream through it with
+//! back-pressure; nothing here buffers more than one frame.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::fault::{Code, Executed, Fault};
+use crate::id::{FunctionName, InvocationId, RevisionNumber, TenantId};
+
+/// Bodies up to this many bytes are read whole before the guest starts, so that a slow client holds no instance and the guest
+/// gets its body in one host call. In bytes; the same number is in `guest-sdk/abi.md`.
+pub const INLINE_BODY_BYTES: u64 = 64 << 10;
+
+/// Why a body ended early.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// The client went away, or broke the framing.
+    #[error("the client broke off")]
+    Disconnected,
+    /// Nothing came for longer than the node waits.
+    #[error("the client sent nothing for too long")]
+    Idle,
+    /// More came than the function takes.
+    #[error("the body is larger than {limit} bytes")]
+    TooLarge {
+        /// The limit `request_body` of the function, in bytes.
+        limit: u64,
+    },
+    /// The response was cut: the code says why. Whoever sends it closes the connection without the last chunk.
+    #[error("the response was cut: {0}")]
+    Cut(Code),
+}
+
+/// A body that arrives piece by piece.
+pub type StreamBody = Pin<Box<dyn Body<Data = Bytes, Error = BodyError> + Send>>;
+
+/// The body of a request or a response.
+pub enum Payload {
+    /// All of it.
+    Whole(Bytes),
+    /// The rest comes.
+    Stream(StreamBody),
+}
+
+impl Payload {
+    /// No bytes.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::Whole(Bytes::new())
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole(bytes) => write!(f, "Whole({} bytes)", bytes.len()),
+            Self::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+impl Body for Payload {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Stream(stream) => stream.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Stream(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream(stream) => stream.size_hint(),
+        }
+    }
+}
+
+/// Which function is meant.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// Whatever the request's method, host and path lead to: a declared route, or `/NAME/…`.
+    Request,
+    /// This function, with the request's path as it stands.
+    Function(FunctionName),
+}
+
+/// One call of one function.
+#[derive(Debug)]
+pub struct Invocation {
+    /// Whose function.
+    pub tenant: TenantId,
+    /// Which one.
+    pub target: Target,
+    /// What it is asked.
+    pub request: http::Request<Payload>,
+    /// When the request's head had arrived.
+    pub received: Instant,
+}
+
+/// The rung of the start ladder that an invocation began on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Start {
+    /// The template was in memory.
+    Resident,
+    /// The artifact was on disk.
+    Stored,
+    /// Only Wasm was on disk.
+    Compiled,
+}
+
+impl Start {
+    /// Value of the header `hob-start`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Resident => "resident",
+            Self::Stored => "stored",
+            Self::Compiled => "compiled",
+        }
+    }
+}
+
+/// Where the time of an invocation went until its response began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// From the request's head to a place among the function's `concurrency`, with the reading of a small body.
+    pub queue: Duration,
+    /// Getting the template: nothing when it was resident.
+    pub load: Duration,
+    /// From `Store::new` to a live instance.
+    pub instantiate: Duration,
+    /// From there to the head of the response.
+    pub run: Duration,
+}
+
+/// A response that began, and how it came about.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What the guest answered, host's headers not yet added.
+    pub response: http::Response<Payload>,
+    /// Which revision answered.
+    pub revision: RevisionNumber,
+    /// How it started.
+    pub start: Start,
+    /// Where the time went.
+    pub phases: Phases,
+}
+
+/// The end of an invocation: its identifier, and a response or a fault.
+#[derive(Debug)]
+pub struct Invoked {
+    /// Given before anything else happens, so that a fault has one too.
+    pub id: InvocationId,
+    /// How it ended; `Ok` as soon as the response has begun.
+    pub result: Result<Outcome, Fault>,
+}
+
+impl Invoked {
+    /// Whether guest code ran.
+    #[must_use]
+    pub fn executed(&self) -> Executed {
+        match &self.result {
+            Ok(_) => Executed::Yes,
+            Err(fault) => fault.executed,
+        }
+    }
+}
+
+/// Runs functions. Every trigger calls this and nothing else.
+///
+/// Implemented by `dispatch::Dispatcher`, which runs them here, and by `daemon::DataPlane`, which hands them to a data thread.
+pub trait Invoke: Send + Sync + fmt::Debug {
+    /// Runs one invocation until its response begins.
+    ///
+    /// # Cancellation
+    /// Dropping the future stops the guest and frees its instance; so does dropping the body of the response.
+    fn invoke(&self, invocation: Invocation) -> BoxFuture<'static, Invoked>;
+}

@@ -1,0 +1,15 @@
+//! Hob: one binary that runs WebAssembly functions next to their data.
+//!
+//! Modules are declared in the order of their layers: a module imports only from layers above its own in this list
+//! (`tests/tidy.rs` holds the table and fails on an upward import). `docs/architecture.md` is the same map in prose.
+
+// Words: plain values, no I/O.
+pub mod id;
+pub mod limits;
+pub mod route;
+pub mod manifest;
+pub mod grants;
+pub mod config;
+pub mod fault;
+pub mod invocation;
+pub mod crash;

@@ -1,0 +1,3 @@
+//! The program `hob`.
+
+fn main() {}
