@@ -13,3 +13,10 @@ pub mod config;
 pub mod fault;
 pub mod invocation;
 pub mod crash;
+
+// Parts: each knows the words only, and neither wasmtime nor who calls it.
+pub mod registry;
+pub mod artifacts;
+pub mod meter;
+pub mod telemetry;
+pub mod net;

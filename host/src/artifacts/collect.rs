@@ -1,0 +1,112 @@
+//! The collector: removes files that no kept revision names and nobody is about to name.
+//!
+//! Owns the walk over the folders and the order of a collection; `space.rs` says why it is free of races. Knows nothing about
+//! revisions: it is told which files are referenced. Invariant: it removes only files whose names this module itself would give.
+//! Removals are not synced: a file that a power cut brings back is removed by the next collection.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::PoisonError;
+
+use super::{ArtifactError, Artifacts, FileId, io_error};
+use crate::id::{Digest, TenantId};
+
+/// What a collection removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Number of files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Collected {
+    fn add(&mut self, bytes: Option<u64>) {
+        self.files += u64::from(bytes.is_some());
+        self.bytes += bytes.unwrap_or(0);
+    }
+}
+
+impl Artifacts {
+    /// Removes every file that is neither referenced nor pinned, and files in staging that nobody owns. Safe beside deploys, and
+    /// to kill at any moment. Running instances that mapped a removed file keep it: Linux frees the bytes with the last mapping.
+    ///
+    /// `referenced` must read the files of *all* kept revisions from the registry when it is called, not before: that is why it
+    /// is a function.
+    ///
+    /// # Errors
+    /// What `referenced` returns, before anything was removed; [`ArtifactError::Io`] at the first file that cannot be removed.
+    ///
+    /// # Cost
+    /// Reads all folders; one `stat` and `unlink` for each file removed. A second collection waits for the first.
+    pub fn collect<E: From<ArtifactError>>(
+        &self,
+        referenced: impl FnOnce() -> Result<HashSet<FileId>, E>,
+    ) -> Result<Collected, E> {
+        let shared = &self.shared;
+        let _one = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _round = shared.space.round();
+        // After the round began: see `space.rs`.
+        let referenced = referenced()?;
+        let mut collected = Collected::default();
+        walk(&shared.root, &mut |id, path, _len| {
+            if !referenced.contains(&id) {
+                collected.add(shared.space.remove(&id, path).map_err(io_error("remove", path))?);
+            }
+            Ok(())
+        })?;
+        each_file(&self.staging(), &mut |path| {
+            collected.add(shared.space.remove_stale(path).map_err(io_error("remove", path))?);
+            Ok(())
+        })?;
+        Ok(collected)
+    }
+}
+
+/// Removes every file of a folder, at start, when nobody owns any.
+pub(super) fn empty(folder: &Path) -> Result<(), ArtifactError> {
+    each_file(folder, &mut |path| fs::remove_file(path).map_err(io_error("remove", path)))
+}
+
+/// Calls `visit` for each file in place under `root`, with its length in bytes. Files with other names are not ours: left alone,
+/// not counted.
+pub(super) fn walk(
+    root: &Path,
+    visit: &mut dyn FnMut(FileId, &Path, u64) -> Result<(), ArtifactError>,
+) -> Result<(), ArtifactError> {
+    for (folder, suffix) in [("wasm", ".wasm"), ("artifacts", ".cwasm")] {
+        let folder = root.join(folder);
+        for tenant in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
+            let tenant = tenant.map_err(io_error("list", &folder))?;
+            let is_dir = tenant.file_type().is_ok_and(|kind| kind.is_dir());
+            let Some(name) = tenant.file_name().to_str().and_then(|name| name.parse::<TenantId>().ok()) else { continue };
+            if !is_dir {
+                continue;
+            }
+            each_file(&tenant.path(), &mut |path| {
+                let stem = path.file_name().and_then(|file| file.to_str()).and_then(|file| file.strip_suffix(suffix));
+                let Some(digest) = stem.and_then(|stem| Digest::from_hex(stem).ok()) else { return Ok(()) };
+                let len = match fs::symlink_metadata(path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    other => other.map_err(io_error("look at", path))?.len(),
+                };
+                let id = if suffix == ".wasm" { FileId::wasm(&name, digest) } else { FileId::artifact(&name, digest) };
+                visit(id, path, len)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn each_file(folder: &Path, visit: &mut dyn FnMut(&Path) -> Result<(), ArtifactError>) -> Result<(), ArtifactError> {
+    for entry in fs::read_dir(folder).map_err(io_error("list", folder))? {
+        let entry = entry.map_err(io_error("list", folder))?;
+        // A directory here is nobody's file.
+        if entry.file_type().is_ok_and(|kind| !kind.is_dir()) {
+            visit(&entry.path())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! What an invocation may use, what it used, and what that adds up to for its function.
+//!
+//! Owns budgets and totals. Knows nothing about who spends them: the engine charges, the control port reads.
+//! Invariant: charged memory never passes its limit; totals only grow.
+
+mod admission;
+
+pub use admission::{Admission, AdmissionError, Permit};
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::fault::Code;
+use crate::invocation::Start;
+
+/// Memory of one instance: the sum over all its memories and tables, not one of them.
+///
+/// wasmtime asks for each memory and table alone (`ResourceLimiter`), which is why the sum is kept here.
+#[derive(Debug)]
+pub struct MemoryBudget {
+    used: usize,
+    peak: usize,
+    limit: usize,
+    refused: bool,
+}
+
+impl MemoryBudget {
+    /// A budget of `limit` bytes, nothing used.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { used: 0, peak: 0, limit, refused: false }
+    }
+
+    /// Charges the growth of one memory or table from `current` to `desired` bytes. `false`, and nothing charged, when the sum
+    /// would pass the limit.
+    pub fn grow(&mut self, current: usize, desired: usize) -> bool {
+        let wanted = self.used.saturating_add(desired.saturating_sub(current));
+        if wanted > self.limit {
+            self.refused = true;
+            return false;
+        }
+        self.used = wanted;
+        self.peak = self.peak.max(wanted);
+        true
+    }
+
+    /// Gives back the last charge, when the growth it paid for failed.
+    pub fn undo(&mut self, bytes: usize) {
+        self.used = self.used.saturating_sub(bytes);
+    }
+
+    /// Whether any growth was refused: a trap after that is "out of memory" to its author.
+    #[must_use]
+    pub fn was_refused(&self) -> bool {
+        self.refused
+    }
+
+    /// The most that was charged at once, in bytes.
+    #[must_use]
+    pub fn peak(&self) -> usize {
+        self.peak
+    }
+
+    /// The limit, in bytes.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+}
+
+/// What one invocation used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Time on the processor, start and teardown included.
+    pub cpu: Duration,
+    /// From the start of the instance to its end.
+    pub wall: Duration,
+    /// Most memory at once, in bytes; see [`MemoryBudget`].
+    pub memory_bytes: u64,
+}
+
+/// Totals of one function since the node started.
+#[derive(Debug, Default)]
+pub struct FunctionMeter {
+    starts: [AtomicU64; 3],
+    faults: [AtomicU64; Code::ALL.len()],
+    cpu_ns: AtomicU64,
+    wall_ns: AtomicU64,
+    memory_bytes_max: AtomicU64,
+}
+
+/// A reading of a [`FunctionMeter`].
+#[derive(Debug, Clone, Default)]
+pub struct Totals {
+    /// Invocations by the rung of their start.
+    pub starts: Vec<(Start, u64)>,
+    /// Faults by code, those of the guest and of the host; codes that never occurred are left out.
+    pub faults: Vec<(Code, u64)>,
+    /// Processor time of all invocations.
+    pub cpu: Duration,
+    /// Time of all invocations.
+    pub wall: Duration,
+    /// Most memory that one invocation had, in bytes.
+    pub memory_bytes_max: u64,
+}
+
+const STARTS: [Start; 3] = [Start::Resident, Start::Stored, Start::Compiled];
+
+impl FunctionMeter {
+    /// Counts an invocation that got an instance.
+    pub fn started(&self, start: Start) {
+        self.starts[start as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a fault, whether a status showed it or a cut connection.
+    pub fn faulted(&self, code: Code) {
+        self.faults[code as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Adds what an invocation used, once it ended.
+    pub fn used(&self, usage: Usage) {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.cpu_ns.fetch_add(nanos(usage.cpu), Ordering::Relaxed);
+        self.wall_ns.fetch_add(nanos(usage.wall), Ordering::Relaxed);
+        self.memory_bytes_max.fetch_max(usage.memory_bytes, Ordering::Relaxed);
+    }
+
+    /// Reads all totals; not one moment's when invocations end meanwhile.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Totals {
+            starts: STARTS.iter().map(|start| (*start, load(&self.starts[*start as usize]))).collect(),
+            faults: Code::ALL.iter().map(|code| (*code, load(&self.faults[*code as usize]))).filter(|(_, n)| *n > 0).collect(),
+            cpu: Duration::from_nanos(load(&self.cpu_ns)),
+            wall: Duration::from_nanos(load(&self.wall_ns)),
+            memory_bytes_max: load(&self.memory_bytes_max),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_a_sum_and_refusals_charge_nothing() {
+        let mut budget = MemoryBudget::new(100);
+        assert!(budget.grow(0, 60) && budget.grow(0, 40));
+        assert!(!budget.was_refused());
+        assert!(!budget.grow(40, 41) && budget.was_refused());
+        budget.undo(40);
+        assert!(budget.grow(60, 100) && !budget.grow(0, 1));
+        assert_eq!(budget.peak(), 100);
+    }
+
+    #[test]
+    fn codes_and_starts_index_their_counters() {
+        for (index, code) in Code::ALL.iter().enumerate() {
+            assert_eq!(*code as usize, index);
+        }
+        let meter = FunctionMeter::default();
+        meter.started(Start::Compiled);
+        meter.faulted(Code::StorageFull);
+        assert_eq!(meter.totals().starts[2], (Start::Compiled, 1));
+        assert_eq!(meter.totals().faults, [(Code::StorageFull, 1)]);
+    }
+}

@@ -1,0 +1,240 @@
+//! One connection, from accept to close.
+//!
+//! Owns its timers and its end; hyper owns the protocol. Knows nothing about what the service does. Invariant: a connection either
+//! waits for a head (at most `header_timeout`), or has a request in hand, or is closing; nothing else keeps it open.
+//!
+//! hyper's own head timer is not used: it allocates and arms a timer for each request, and what hyper says when a head is broken
+//! is a bare status. One lazy timer here costs a clock read for each request, and every answer is a problem document.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::body::IncomingBody;
+use super::drain::Stop;
+use super::idle::Idle;
+use super::io::Io;
+use super::outgoing::{BoxError, Outgoing};
+use super::phase::Phase;
+use super::serve::Options;
+use super::status::{head_too_large, problem};
+use super::{head, refuse};
+use crate::fault::{Code, Fault};
+use crate::invocation::Payload;
+
+/// What all connections of one listener share.
+pub(super) struct Shared<S> {
+    pub(super) options: Options,
+    pub(super) http: http1::Builder,
+    pub(super) service: S,
+}
+
+/// hyper's settings for `options`.
+pub(super) fn builder(options: &Options) -> http1::Builder {
+    /// Up to this many headers hyper parses without allocating; it is also its default. A lower limit is checked afterwards.
+    const HEADERS_ON_STACK: usize = 100;
+    /// Most bytes of one read of a body, and of what waits to be written.
+    const BUF_BYTES: usize = 64 << 10;
+    let mut http = http1::Builder::new();
+    http.header_read_timeout(None)
+        .max_header_size(options.head_bytes_max)
+        .max_buf_size(BUF_BYTES.max(options.head_bytes_max))
+        .half_close(false)
+        // Aggregating would hold a finished response back while half of the next request is in the buffer.
+        .pipeline_flush(false);
+    if options.headers_max > HEADERS_ON_STACK {
+        http.max_headers(options.headers_max);
+    }
+    http
+}
+
+/// How hyper's part ended.
+enum End {
+    /// All was said, or the client left, or a stream failed.
+    Finished(hyper::Result<()>),
+    /// No head came in time.
+    HeadTimeout,
+    /// The node drains.
+    Stopped,
+}
+
+/// Serves one connection until it ends.
+pub(super) async fn run<S, F, B>(stream: TcpStream, shared: Arc<Shared<S>>, stop: Stop)
+where
+    S: Fn(Request<IncomingBody>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    let options = shared.options.clone();
+    let phase = Arc::new(Phase::default());
+    let io = TokioIo::new(Io::new(stream, Arc::clone(&phase), options.write_idle_timeout));
+    let service = {
+        let (shared, phase) = (Arc::clone(&shared), Arc::clone(&phase));
+        service_fn(move |request| {
+            phase.begin(request.version());
+            respond(request, Arc::clone(&shared), Arc::clone(&phase))
+        })
+    };
+    let mut hyper = shared.http.serve_connection(io, service);
+    let mut head_timer = HeadTimer { idle: Idle::new(options.header_timeout), requests: 0 };
+
+    let mut stopped = pin!(stop.stopped());
+    // Polled here once, which leaves this task's waker with it. After that the order is asked for by one atomic load.
+    let mut stopping = poll_fn(|cx| Poll::Ready(stopped.as_mut().poll(cx).is_ready())).await;
+    let end = poll_fn(|cx| match Pin::new(&mut hyper).poll(cx) {
+        Poll::Ready(result) => Poll::Ready(End::Finished(result)),
+        Poll::Pending if stopping || stop.is_stopped() => Poll::Ready(End::Stopped),
+        Poll::Pending => head_timer.poll(cx, &phase),
+    });
+    let mut end = end.await;
+    if let End::Stopped = end {
+        // A request may have arrived that the runtime has not noticed yet: one turn of its driver, one more look.
+        tokio::task::yield_now().await;
+        stopping = true;
+        end = poll_fn(|cx| {
+            if let Poll::Ready(result) = Pin::new(&mut hyper).poll(cx) {
+                return Poll::Ready(End::Finished(result));
+            }
+            if std::mem::take(&mut stopping) {
+                Pin::new(&mut hyper).graceful_shutdown();
+                // hyper notices only when it is polled.
+                cx.waker().wake_by_ref();
+            }
+            head_timer.poll(cx, &phase)
+        })
+        .await;
+    }
+    let parts = hyper.into_parts();
+    close(parts.io.into_inner().into_inner(), &parts.read_buf, end, &phase, &options).await;
+}
+
+/// The time that a head may take.
+struct HeadTimer {
+    idle: Idle,
+    /// [`Phase::requests`] when the wait began.
+    requests: u32,
+}
+
+impl HeadTimer {
+    fn poll(&mut self, cx: &mut Context<'_>, phase: &Phase) -> Poll<End> {
+        if !phase.is_waiting() {
+            return Poll::Pending;
+        }
+        let requests = phase.requests();
+        if std::mem::replace(&mut self.requests, requests) != requests {
+            self.idle.progress();
+        }
+        self.idle.poll_silence(cx).map(|()| End::HeadTimeout)
+    }
+}
+
+/// Calls the service for a good head, and answers for it when it cannot.
+async fn respond<S, F, B>(
+    request: Request<Incoming>,
+    shared: Arc<Shared<S>>,
+    phase: Arc<Phase>,
+) -> Result<Response<Outgoing<B>>, Infallible>
+where
+    S: Fn(Request<IncomingBody>) -> F,
+    F: Future<Output = Response<B>>,
+    B: Body<Data = Bytes>,
+{
+    let options = &shared.options;
+    let mut request = request.map(|body| IncomingBody::new(body, &phase, options.body_idle_timeout));
+    if let Some(refusal) = head::refusal(&request, options) {
+        return Ok(Outgoing::own(refusal, phase));
+    }
+    if !request.extensions().is_empty() {
+        // hyper's offer to leave HTTP (`Upgrade`), which nothing here takes.
+        request.extensions_mut().clear();
+    }
+    // Unwind safety: what the future shares with others (the service) is behind locks and atomics of its own, which have their
+    // own answer to a panic, and the future itself is not used again.
+    match AssertUnwindSafe(async { (shared.service)(request).await }).catch_unwind().await {
+        Ok(mut response) => {
+            if phase.is_unread() {
+                // hyper will not read on to find the next request, but says so only when it knew before the head was written.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(Outgoing::of_service(response, phase))
+        }
+        Err(panic) => {
+            let fault = Fault::internal(format!("panic in a service: {}", panic_text(&*panic)));
+            Ok(Outgoing::own(problem(&fault, None), phase))
+        }
+    }
+}
+
+/// What a panic said.
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
+}
+
+/// Ends a connection that hyper is done with.
+async fn close((stream, owed): (TcpStream, bool), unparsed: &[u8], end: End, phase: &Phase, options: &Options) {
+    let begun = unparsed.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
+    let answer = match &end {
+        End::HeadTimeout if begun && phase.is_silent() => Some(problem(&slow_head(options), None)),
+        End::HeadTimeout | End::Stopped | End::Finished(Ok(())) => None,
+        End::Finished(Err(error)) => {
+            tracing::debug!(%error, "connection ended");
+            broken_head(error, owed, unparsed, phase, options)
+        }
+    };
+    if let Some(mut answer) = answer {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        refuse::answer(stream, &refuse::raw(answer)).await;
+    } else if phase.is_cut_unmarked() {
+        // Without chunks or a length an orderly close would read as the end of the body: only a reset says that it is not.
+        if let Err(error) = stream.set_zero_linger() {
+            tracing::debug!(%error, "could not reset a connection");
+        }
+    } else if phase.is_unread() {
+        refuse::linger(stream).await;
+    }
+}
+
+fn slow_head(options: &Options) -> Fault {
+    let time = options.header_timeout;
+    Fault::new(Code::ClientTimeout, format!("the head of the request did not end within {time:?}"))
+        .hint("send the whole head at once")
+}
+
+/// The answer to a head that hyper could not read, if one is owed.
+fn broken_head(error: &hyper::Error, owed: bool, unparsed: &[u8], phase: &Phase, options: &Options) -> Option<Response<Payload>> {
+    if error.is_parse_too_large() && owed {
+        let line_len = unparsed.iter().position(|byte| *byte == b'\n').unwrap_or(unparsed.len());
+        // A target so long that not even its line fits.
+        return Some(if line_len > options.uri_bytes_max {
+            problem(&head::uri_too_long(options), None)
+        } else {
+            head_too_large(&head::too_many_headers(options))
+        });
+    }
+    let detail = if error.is_parse_version_h2() {
+        "this port speaks HTTP/1.1, and the client began with HTTP/2".into()
+    } else if error.is_parse() {
+        format!("the head of the request is malformed: {error}")
+    } else if error.is_incomplete_message() && phase.is_waiting() {
+        "the request ended in the middle of its head".into()
+    } else {
+        return None;
+    };
+    (owed || phase.is_silent()).then(|| problem(&Fault::new(Code::BadRequest, detail), None))
+}

@@ -1,0 +1,155 @@
+//! What both ports do around an invocation: what of a request reaches a guest, and what of its answer reaches the client.
+//!
+//! Owns which headers cross in either direction (`headers.rs`), and when a body is read before the guest starts. Invariant: no
+//! `hob-*` header of a client reaches a guest, and none of a guest reaches a client.
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http_body::Body;
+use http_body_util::BodyExt as _;
+
+use super::headers;
+use super::status::{HOB_EXECUTED, HOB_INVOCATION_ID, HOB_START, invocation_id, problem};
+use crate::fault::{Code, Executed, Fault};
+use crate::id::InvocationId;
+use crate::invocation::{BodyError, INLINE_BODY_BYTES, Invoked, Outcome, Payload, Phases};
+
+/// Whether a request asked for `server-timing`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timing {
+    /// It did.
+    Asked,
+    /// It did not.
+    Unasked,
+}
+
+/// Removes the headers of a request that are not for the guest.
+pub fn clean_request(headers: &mut HeaderMap) -> Timing {
+    headers::clean_request(headers)
+}
+
+/// The body as the guest will get it: whole when it is small. Reading begins here, which is what makes hyper send
+/// `100 Continue`.
+///
+/// # Errors
+/// `client-timeout` or `bad-request` when a small body does not come whole.
+pub async fn read<B>(mut body: B) -> Result<Payload, Fault>
+where
+    B: Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
+{
+    if body.is_end_stream() {
+        return Ok(Payload::empty());
+    }
+    let Some(len) = body.size_hint().exact().filter(|len| *len <= INLINE_BODY_BYTES) else {
+        return Ok(Payload::Stream(Box::pin(body)));
+    };
+    let len = usize::try_from(len).unwrap_or_default();
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|error| broken_body(&error))?.into_data() else { continue };
+        if first.is_empty() {
+            first = data;
+            continue;
+        }
+        if whole.is_empty() {
+            whole.reserve(len);
+            whole.extend_from_slice(&first);
+        }
+        whole.extend_from_slice(&data);
+    }
+    // Most small bodies come with their head, in one piece that needs no copy.
+    Ok(Payload::Whole(if whole.is_empty() { first } else { whole.freeze() }))
+}
+
+fn broken_body(error: &BodyError) -> Fault {
+    match error {
+        BodyError::Idle => Fault::new(Code::ClientTimeout, "the rest of the request's body did not come in time")
+            .hint("send the body without pauses, or raise net.body_idle_timeout"),
+        BodyError::Disconnected => Fault::new(Code::BadRequest, "the request's body ended before its announced length"),
+        BodyError::TooLarge { limit } => {
+            Fault::new(Code::BodyTooLarge, format!("the request's body is larger than {limit} bytes"))
+        }
+        BodyError::Cut(code) => Fault::new(*code, "the request's body was cut"),
+    }
+}
+
+/// The response for the end of an invocation. `method`: the request's; only whether it is `HEAD` matters.
+#[must_use]
+pub fn answer(invoked: Invoked, method: &Method, timing: Timing) -> Response<Payload> {
+    let id = invoked.id;
+    let outcome = match invoked.result {
+        Ok(outcome) => outcome,
+        Err(fault) => return refuse(&fault, Some(id)),
+    };
+    let Outcome { response, start, phases, .. } = outcome;
+    let mut response = match frame(response, method) {
+        Ok(response) => response,
+        Err(fault) => return refuse(&fault, Some(id)),
+    };
+    let headers = response.headers_mut();
+    headers.insert(&HOB_INVOCATION_ID, invocation_id(id));
+    headers.insert(&HOB_START, HeaderValue::from_static(start.as_str()));
+    headers.insert(&HOB_EXECUTED, HeaderValue::from_static(Executed::Yes.as_str()));
+    if timing == Timing::Asked {
+        // Several may stand side by side, so the guest's own stays.
+        headers.append(headers::SERVER_TIMING.clone(), server_timing(&phases));
+    }
+    response
+}
+
+/// Takes the headers out of a guest's response that are not the guest's to set.
+fn frame(mut response: Response<Payload>, method: &Method) -> Result<Response<Payload>, Fault> {
+    let status = response.status();
+    if status.is_informational() {
+        let detail = format!("the function answered {}, which is no final status", status.as_u16());
+        return Err(Fault::executed(Code::GuestBadResponse, detail).hint("answer with a status from 200 to 999"));
+    }
+    headers::clean_response(response.headers_mut());
+    if !response.headers().contains_key(CONTENT_LENGTH) {
+        return Ok(response);
+    }
+    if *method == Method::HEAD {
+        // The length of what `GET` would give. There is no body to hold it against.
+        check_announced_len(response.headers())?;
+        *response.body_mut() = Payload::empty();
+    } else if status == StatusCode::NO_CONTENT || response.body().size_hint().exact().is_some() {
+        // hyper knows the length and says it; 204 has none (RFC 9110, 8.6).
+        response.headers_mut().remove(CONTENT_LENGTH);
+    } else {
+        check_announced_len(response.headers())?;
+    }
+    Ok(response)
+}
+
+/// hyper gives up the connection over a length that is none, and the client would see no answer at all.
+fn check_announced_len(headers: &http::HeaderMap) -> Result<(), Fault> {
+    let mut lens = headers.get_all(CONTENT_LENGTH).iter().map(|value| {
+        let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        digits.and_then(|text| text.parse::<u64>().ok())
+    });
+    match (lens.next(), lens.next()) {
+        (Some(Some(_)), None) => Ok(()),
+        _ => Err(Fault::executed(Code::GuestBadResponse, "the function's content-length is not one number of bytes")
+            .hint("leave content-length out: Hob sets it")),
+    }
+}
+
+/// The answer for a fault, on a connection that closes when the rest of the request cannot be told from the next one.
+#[must_use]
+pub fn refuse(fault: &Fault, id: Option<InvocationId>) -> Response<Payload> {
+    let mut response = problem(fault, id);
+    if matches!(fault.code, Code::ClientTimeout | Code::BodyTooLarge) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// The phases as `Server-Timing`, in milliseconds.
+fn server_timing(phases: &Phases) -> HeaderValue {
+    let Phases { queue, load, instantiate, run } = *phases;
+    let [queue, load, instantiate, run] = [queue, load, instantiate, run].map(|time| time.as_secs_f64() * 1e3);
+    let text = format!("queue;dur={queue:.3}, load;dur={load:.3}, instantiate;dur={instantiate:.3}, run;dur={run:.3}");
+    HeaderValue::try_from(text).expect("digits and names are legal in a header")
+}

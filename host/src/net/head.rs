@@ -1,0 +1,62 @@
+//! What the head of a request must be, on either port.
+//!
+//! Owns the checks that hyper's parser does not make. Knows nothing about who answers. Invariant: what passes names one host (or
+//! speaks HTTP/1.0), asks for no tunnel, and is within the limits.
+
+use http::header::{CONNECTION, HOST};
+use http::{HeaderValue, Method, Request, Response, Version};
+
+use super::serve::Options;
+use super::status::{head_too_large, problem};
+use crate::fault::{Code, Fault};
+use crate::invocation::Payload;
+
+/// The answer to a head that cannot be served; `None` for a good one.
+pub(super) fn refusal<B>(request: &Request<B>, options: &Options) -> Option<Response<Payload>> {
+    let (headers, uri) = (request.headers(), request.uri());
+    let target_len = uri.path_and_query().map_or(0, |path| path.as_str().len()) + uri.authority().map_or(0, |a| a.as_str().len());
+    let mut response = if target_len > options.uri_bytes_max {
+        problem(&uri_too_long(options), None)
+    } else if headers.len() > options.headers_max {
+        head_too_large(&too_many_headers(options))
+    } else {
+        problem(&misdirected(request)?, None)
+    };
+    // The client and Hob may disagree about where this request ends, so nothing after it is believed.
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    Some(response)
+}
+
+pub(super) fn uri_too_long(options: &Options) -> Fault {
+    Fault::new(Code::UriTooLong, format!("the target is longer than {} bytes", options.uri_bytes_max))
+        .hint("send long values in the body, or raise net.uri_bytes_max")
+}
+
+pub(super) fn too_many_headers(options: &Options) -> Fault {
+    let (bytes, count) = (options.head_bytes_max, options.headers_max);
+    Fault::new(Code::BadRequest, format!("the head of the request is larger than {bytes} bytes or has more than {count} headers"))
+        .hint("send fewer or shorter headers, or raise net.head_bytes_max and net.headers_max")
+}
+
+/// What is wrong with where the request wants to go.
+fn misdirected<B>(request: &Request<B>) -> Option<Fault> {
+    let bad = |detail| Some(Fault::new(Code::BadRequest, detail));
+    if request.method() == Method::CONNECT {
+        return bad("CONNECT asks for a tunnel, and this is not a proxy");
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => return bad("the request has more than one Host header; expected one"),
+        (Some(host), None) => host,
+        (None, _) if request.version() == Version::HTTP_11 => {
+            return bad("the request has no Host header; HTTP/1.1 demands one");
+        }
+        (None, _) => return None,
+    };
+    match request.uri().authority() {
+        Some(authority) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+            bad("the target names another host than the Host header; expected the same")
+        }
+        _ => None,
+    }
+}

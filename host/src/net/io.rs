@@ -1,0 +1,96 @@
+//! The stream of a connection: cut when its client takes nothing for too long, closed by its owner alone.
+//!
+//! Owns the time that a write may stand still. Knows nothing about HTTP except that what hyper writes while no response is under
+//! way ([`Phase::is_silent`]) is its own bare answer to a broken head: that is swallowed, and `connection` writes a better one.
+//! Invariant: only [`Io::into_inner`] closes the stream, so the owner can still answer when hyper is done.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::idle::Idle;
+use super::phase::Phase;
+
+#[derive(Debug)]
+pub(super) struct Io {
+    stream: TcpStream,
+    phase: Arc<Phase>,
+    idle: Idle,
+    swallowed: bool,
+}
+
+impl Io {
+    pub(super) fn new(stream: TcpStream, phase: Arc<Phase>, write_idle_timeout: Duration) -> Self {
+        Self { stream, phase, idle: Idle::new(write_idle_timeout), swallowed: false }
+    }
+
+    /// The stream, and whether an answer of hyper's was swallowed and is owed.
+    pub(super) fn into_inner(self) -> (TcpStream, bool) {
+        (self.stream, self.swallowed)
+    }
+
+    /// Whether a write of `len` bytes would be hyper's own answer.
+    fn swallow(&mut self, len: usize) -> Option<usize> {
+        self.phase.is_silent().then(|| {
+            self.swallowed = true;
+            len
+        })
+    }
+
+    fn watch(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.idle.progress();
+            return written;
+        }
+        self.idle.poll_silence(cx).map(|()| {
+            let timeout = self.idle.timeout();
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("the client took nothing of its response for {timeout:?}")))
+        })
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(len) = self.swallow(buf.len()) {
+            return Poll::Ready(Ok(len));
+        }
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.watch(cx, written)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if let Some(len) = self.swallow(bufs.iter().map(|buf| buf.len()).sum()) {
+            return Poll::Ready(Ok(len));
+        }
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.watch(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// hyper asks for this once its buffers are empty, and only then. A TCP stream has nothing to flush.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.phase.flushed() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Left to the owner.
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,103 @@
+//! What a connection is doing, as its parts see it.
+//!
+//! hyper owns the stream, the service and the bodies of a connection and tells nobody which of them it waits for. Each of them
+//! notes here what it knows, and the timers ask. Invariant: a connection waits for a head exactly when no response is under way,
+//! all that hyper wrote has left its buffers, and nobody holds a request's body.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+
+use http::Version;
+
+/// From the call of the service until the response's body was handed to hyper in full.
+const ANSWERING: u8 = 1;
+/// Somebody holds the request's body.
+const BODY_HELD: u8 = 1 << 1;
+/// hyper's buffers hold bytes of a response.
+const UNFLUSHED: u8 = 1 << 2;
+/// A request's body was dropped before its end, so input is left over.
+const UNREAD: u8 = 1 << 3;
+/// The response's body broke off.
+const CUT: u8 = 1 << 4;
+/// What the response had before it broke off has left hyper's buffers.
+const CUT_FLUSHED: u8 = 1 << 5;
+/// A request was HTTP/1.0, whose responses may end with the connection.
+const OLD: u8 = 1 << 6;
+
+/// Shared by the parts of one connection, which mostly run in one task; nothing but the bits themselves is published by them,
+/// so relaxed order is enough.
+#[derive(Debug, Default)]
+pub(super) struct Phase {
+    bits: AtomicU8,
+    requests: AtomicU32,
+}
+
+impl Phase {
+    fn has(&self, bits: u8) -> bool {
+        self.bits.load(Relaxed) & bits != 0
+    }
+
+    /// A request's head is complete.
+    pub(super) fn begin(&self, version: Version) {
+        let old = if version == Version::HTTP_11 { 0 } else { OLD };
+        self.bits.fetch_or(ANSWERING | UNFLUSHED | old, Relaxed);
+        self.requests.fetch_add(1, Relaxed);
+    }
+
+    /// The response's body is with hyper, or given up.
+    pub(super) fn answered(&self) {
+        self.bits.fetch_and(!ANSWERING, Relaxed);
+    }
+
+    pub(super) fn hold_body(&self) {
+        self.bits.fetch_or(BODY_HELD, Relaxed);
+    }
+
+    pub(super) fn release_body(&self, at_end: bool) {
+        self.bits.fetch_and(!BODY_HELD, Relaxed);
+        if !at_end {
+            self.bits.fetch_or(UNREAD, Relaxed);
+        }
+    }
+
+    /// The response's body broke off.
+    pub(super) fn cut(&self) {
+        self.bits.fetch_or(CUT, Relaxed);
+    }
+
+    /// hyper's buffers are empty. Returns whether a cut was waiting for that.
+    pub(super) fn flushed(&self) -> bool {
+        let bits = self.bits.load(Relaxed);
+        if bits & (ANSWERING | UNFLUSHED) == UNFLUSHED {
+            self.bits.fetch_and(!UNFLUSHED, Relaxed);
+        }
+        bits & (CUT | CUT_FLUSHED) == CUT && self.bits.fetch_or(CUT_FLUSHED, Relaxed) & CUT_FLUSHED == 0
+    }
+
+    pub(super) fn is_cut_flushed(&self) -> bool {
+        self.has(CUT_FLUSHED)
+    }
+
+    /// Whether a response of HTTP/1.0 broke off, which its client could take for the end.
+    pub(super) fn is_cut_unmarked(&self) -> bool {
+        self.bits.load(Relaxed) & (CUT | OLD) == CUT | OLD
+    }
+
+    pub(super) fn is_unread(&self) -> bool {
+        self.has(UNREAD)
+    }
+
+    /// Whether the connection waits for a head.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.has(ANSWERING | BODY_HELD | UNFLUSHED)
+    }
+
+    /// Whether no response is under way: what hyper writes now is an answer of its own to a broken head.
+    pub(super) fn is_silent(&self) -> bool {
+        !self.has(ANSWERING | UNFLUSHED)
+    }
+
+    /// How many requests began: tells one wait for a head from the next.
+    pub(super) fn requests(&self) -> u32 {
+        self.requests.load(Relaxed)
+    }
+}

@@ -1,0 +1,263 @@
+//! Accepting connections, and letting them finish.
+//!
+//! Owns every connection of one listener: how many there may be, and their end. Knows nothing about what they carry. Invariant:
+//! the loop ends when it is told to stop and never by an error, and when it has ended no connection of its is left.
+
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+
+use super::body::IncomingBody;
+use super::connection::{self, Shared};
+use super::drain::Stop;
+use super::{refuse, status};
+use crate::config::Net;
+use crate::fault::{Code, Fault};
+
+/// Refused connections that are given time to read their answer, for each listener. More than that are just closed.
+const REFUSED_MAX: usize = 64;
+/// First and longest pause after the system had no descriptor or memory for a connection. Such a connection stays in the
+/// backlog, so accepting again at once would fail at once.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+
+/// Bounds of the connections of one port. Copies share the count of connections, so that all listeners of a port together stay
+/// below it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Places for connections.
+    pub connections: Arc<Semaphore>,
+    /// From accept, or the end of the last response, to the end of a head.
+    pub header_timeout: Duration,
+    /// Longest silence in a request's body.
+    pub body_idle_timeout: Duration,
+    /// Longest time in which a client takes nothing of its response.
+    pub write_idle_timeout: Duration,
+    /// Most headers of a request.
+    pub headers_max: usize,
+    /// Longest head of a request in bytes.
+    pub head_bytes_max: usize,
+    /// Longest target of a request in bytes.
+    pub uri_bytes_max: usize,
+    /// How long connections may take to finish after the order to stop.
+    pub drain_timeout: Duration,
+}
+
+impl Options {
+    /// The bounds that `net` sets, with places for `connections_max` connections (the two ports differ in that alone).
+    #[must_use]
+    pub fn new(net: &Net, connections_max: usize) -> Self {
+        let size = |bytes: crate::config::Bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX);
+        Self {
+            connections: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
+            header_timeout: net.header_timeout.0,
+            body_idle_timeout: net.body_idle_timeout.0,
+            write_idle_timeout: net.write_idle_timeout.0,
+            headers_max: net.headers_max,
+            head_bytes_max: size(net.head_bytes_max),
+            uri_bytes_max: size(net.uri_bytes_max),
+            drain_timeout: net.drain_timeout.0,
+        }
+    }
+}
+
+/// Serves `listener` on the current runtime until `stop`; returns how many connections had to be cut because they did not finish
+/// within `drain_timeout`.
+///
+/// `service` answers requests whose head is sound. A panic in its future is answered with 500 and logged; one in its body cuts
+/// that connection. After the order to stop: connections in the backlog are accepted, then the listener closes; requests in hand
+/// are finished, idle connections close.
+///
+/// # Errors
+/// Only when the listener cannot be registered with the runtime, before anything is accepted.
+///
+/// # Cancellation
+/// Dropping the future closes the listener and cuts every connection.
+pub async fn serve<S, F, B>(listener: std::net::TcpListener, options: Options, service: S, stop: Stop) -> io::Result<usize>
+where
+    S: Fn(Request<IncomingBody>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let listener = TcpListener::from_std(listener)?;
+    let mut door = Door::new(options, service, stop.clone());
+    let mut backoff = BACKOFF.0;
+    {
+        let mut stopped = pin!(stop.stopped());
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut stopped => break,
+                Some(joined) = door.connections.join_next() => {
+                    report(joined);
+                    continue;
+                }
+                Some(_) = door.refused.join_next() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    backoff = BACKOFF.0;
+                    door.admit(stream);
+                }
+                Err(error) if concerns_one_connection(&error) => tracing::debug!(%error, "a connection failed before accept"),
+                Err(error) => {
+                    door.complaints.say(|more| tracing::warn!(%error, more, "cannot accept connections; waiting"));
+                    // The order to stop waits for at most this long.
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF.1);
+                }
+            }
+        }
+    }
+    door.empty_backlog(listener);
+    Ok(door.drain().await)
+}
+
+/// Errors of `accept` that a connection brought along, and that are gone with it (accept(2), "Error handling").
+fn concerns_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::ConnectionAborted
+            | Kind::ConnectionReset
+            | Kind::ConnectionRefused
+            | Kind::Interrupted
+            | Kind::HostUnreachable
+            | Kind::NetworkUnreachable
+            | Kind::NetworkDown
+            | Kind::TimedOut
+    )
+}
+
+/// All connections of one listener.
+struct Door<S> {
+    shared: Arc<Shared<S>>,
+    stop: Stop,
+    connections: JoinSet<()>,
+    refused: JoinSet<()>,
+    /// What a connection too many is told.
+    full: Bytes,
+    complaints: Complaints,
+}
+
+impl<S, F, B> Door<S>
+where
+    S: Fn(Request<IncomingBody>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    fn new(options: Options, service: S, stop: Stop) -> Self {
+        let full = Fault::new(Code::Overloaded, "the node has as many connections as it takes")
+            .hint("try again, and reuse connections")
+            .retry_after(Duration::from_secs(1));
+        Self {
+            shared: Arc::new(Shared { http: connection::builder(&options), options, service }),
+            stop,
+            connections: JoinSet::new(),
+            refused: JoinSet::new(),
+            full: refuse::raw(status::problem(&full, None)),
+            complaints: Complaints::default(),
+        }
+    }
+
+    fn admit(&mut self, stream: TcpStream) {
+        let Ok(place) = Arc::clone(&self.shared.options.connections).try_acquire_owned() else {
+            return self.refuse(stream);
+        };
+        // Without it the last packet of a response may wait for the client's delayed acknowledgement, 40 ms.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "could not set TCP_NODELAY");
+        }
+        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
+        self.connections.spawn(async move {
+            connection::run(stream, shared, stop).await;
+            drop(place);
+        });
+    }
+
+    fn refuse(&mut self, stream: TcpStream) {
+        self.complaints.say(|more| tracing::warn!(more, "too many connections; refusing (net.connections_max)"));
+        if self.refused.len() < REFUSED_MAX {
+            let full = self.full.clone();
+            self.refused.spawn(async move { refuse::answer(stream, &full).await });
+        } else if let Err(error) = stream.try_write(&self.full) {
+            tracing::debug!(%error, "a refused connection missed its answer");
+        }
+    }
+
+    /// Accepts what the kernel already took in on our behalf: its clients believe to be connected.
+    fn empty_backlog(&mut self, listener: TcpListener) {
+        let listener = match listener.into_std() {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(%error, "connections in the backlog are lost");
+                return;
+            }
+        };
+        // Asked directly: the runtime may not have noticed the latest ones. Bounded by the backlog and the connection cap.
+        while let Ok((stream, _)) = listener.accept() {
+            match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                Ok(stream) => self.admit(stream),
+                Err(error) => tracing::debug!(%error, "a connection failed after accept"),
+            }
+        }
+    }
+
+    /// Lets connections finish, then cuts the rest; returns how many those were.
+    async fn drain(mut self) -> usize {
+        let finish = async {
+            while let Some(joined) = self.connections.join_next().await {
+                report(joined);
+            }
+            while self.refused.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout(self.shared.options.drain_timeout, finish).await.is_ok() {
+            return 0;
+        }
+        let cut = self.connections.len();
+        tracing::warn!(cut, "connections did not finish in time and were cut (net.drain_timeout)");
+        self.connections.shutdown().await;
+        self.refused.shutdown().await;
+        cut
+    }
+}
+
+fn report(joined: Result<(), JoinError>) {
+    let Err(error) = joined else { return };
+    match error.try_into_panic() {
+        Ok(panic) => tracing::error!(cause = connection::panic_text(&*panic), "panic in a connection; it was cut"),
+        Err(error) => tracing::debug!(%error, "connection task ended early"),
+    }
+}
+
+/// Says a thing that may happen thousands of times a second at most once a second.
+#[derive(Debug, Default)]
+struct Complaints {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Complaints {
+    fn say(&mut self, line: impl FnOnce(u64)) {
+        let now = Instant::now();
+        if self.last.is_some_and(|last| now - last < Duration::from_secs(1)) {
+            self.unsaid += 1;
+            return;
+        }
+        self.last = Some(now);
+        line(std::mem::take(&mut self.unsaid));
+    }
+}

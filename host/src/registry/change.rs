@@ -1,0 +1,287 @@
+//! Changes: publish, roll back, remove. Each is one durable transaction.
+//!
+//! Owns the rules (preconditions, routes, numbering, pruning). Knows nothing about files or HTTP, except how a precondition is
+//! spelled. Invariant after each commit: every function's live revision exists; a number is never given twice to one function;
+//! the table of routes holds the routes of the live revisions and no others, each under one function.
+
+use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
+
+use super::error::{PublishError, RegistryError, storage};
+use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, RevisionRecord, encode};
+use super::{Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, now_ms, read_function, read_numbers, read_revision};
+use crate::crash;
+use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
+use crate::route::Route;
+
+/// What must hold for a change to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Precondition {
+    /// Nothing.
+    #[default]
+    Any,
+    /// The function exists and its ETag is among these: the value of `If-Match`, tags with their quotes, separated by commas, or
+    /// `*` for any. A weak tag (`W/"…"`) never matches (RFC 9110, 13.1.1).
+    Match(String),
+    /// The function does not exist: `If-None-Match: *`.
+    NoneMatch,
+}
+
+impl Precondition {
+    /// `found`: ETag of the live revision, `None` if there is no such function.
+    fn check(&self, found: Option<String>) -> Result<(), PublishError> {
+        let (holds, expected) = match self {
+            Self::Any => return Ok(()),
+            Self::Match(tags) => {
+                let listed = |etag: &String| tags.split(',').map(str::trim).any(|tag| tag == "*" || tag == etag);
+                (found.as_ref().is_some_and(listed), tags.as_str())
+            }
+            Self::NoneMatch => (found.is_none(), "no such function"),
+        };
+        if holds { Ok(()) } else { Err(PublishError::Precondition { expected: expected.into(), found }) }
+    }
+}
+
+/// The tables, open for writing.
+struct Tables<'t> {
+    functions: Table<'t, (&'static str, &'static str), &'static [u8]>,
+    revisions: Table<'t, (&'static str, &'static str, u64), &'static [u8]>,
+    routes: Table<'t, (&'static str, &'static str), &'static str>,
+}
+
+impl<'t> Tables<'t> {
+    fn open(txn: &'t WriteTransaction) -> Result<Self, RegistryError> {
+        let doing = "open a table of the registry";
+        Ok(Self {
+            functions: txn.open_table(FUNCTIONS).map_err(storage(doing))?,
+            revisions: txn.open_table(REVISIONS).map_err(storage(doing))?,
+            routes: txn.open_table(ROUTES).map_err(storage(doing))?,
+        })
+    }
+
+    /// The function's row and live revision.
+    fn live(&self, tenant: &TenantId, name: &FunctionName) -> Result<Option<(FunctionRow, RevisionRecord)>, RegistryError> {
+        let Some(row) = read_function(&self.functions, tenant, name)? else { return Ok(None) };
+        let live = read_revision(&self.revisions, tenant, name, row.live)?;
+        let place = Place { tenant: tenant.as_str(), name: name.as_str(), number: row.live.0 };
+        Ok(Some((row, live.ok_or_else(|| place.damaged("the live revision is missing"))?)))
+    }
+
+    fn put_function(&mut self, tenant: &TenantId, name: &FunctionName, row: &FunctionRow) -> Result<(), RegistryError> {
+        let place = Place { tenant: tenant.as_str(), name: name.as_str(), number: 0 };
+        let bytes = encode(place, row);
+        self.functions.insert((place.tenant, place.name), bytes.as_slice()).map_err(storage("write a function"))?;
+        Ok(())
+    }
+
+    fn put_revision(&mut self, tenant: &TenantId, name: &FunctionName, record: &RevisionRecord) -> Result<(), RegistryError> {
+        let place = Place { tenant: tenant.as_str(), name: name.as_str(), number: record.number.0 };
+        let bytes = encode(place, record);
+        let key = (place.tenant, place.name, place.number);
+        self.revisions.insert(key, bytes.as_slice()).map_err(storage("write a revision"))?;
+        Ok(())
+    }
+
+    fn remove_revision(&mut self, tenant: &TenantId, name: &FunctionName, number: RevisionNumber) -> Result<(), RegistryError> {
+        let key = (tenant.as_str(), name.as_str(), number.0);
+        self.revisions.remove(key).map_err(storage("remove a revision"))?;
+        Ok(())
+    }
+
+    /// Who has a route.
+    fn holder(&self, tenant: &TenantId, route: &str) -> Result<Option<FunctionName>, RegistryError> {
+        let held = self.routes.get((tenant.as_str(), route)).map_err(storage("read a route"))?;
+        held.map(|name| parse_name(name.value())).transpose()
+    }
+
+    /// Gives the routes `old` back and takes `new`.
+    fn swap_routes(&mut self, tenant: &TenantId, name: &FunctionName, old: &[Route], new: &[Route]) -> Result<(), PublishError> {
+        for route in new.iter().map(ToString::to_string) {
+            if let Some(holder) = self.holder(tenant, &route)?.filter(|holder| holder != name) {
+                return Err(PublishError::RouteTaken { route, holder });
+            }
+        }
+        for route in old.iter().map(ToString::to_string) {
+            // Not one that somebody else has, which only a migrated directory can contain.
+            if self.holder(tenant, &route)?.as_ref() == Some(name) {
+                self.routes.remove((tenant.as_str(), route.as_str())).map_err(storage("remove a route"))?;
+            }
+        }
+        for route in new.iter().map(ToString::to_string) {
+            self.routes.insert((tenant.as_str(), route.as_str()), name.as_str()).map_err(storage("write a route"))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses one more function. Counts only when the whole table has `max`, so it costs nothing until a node is nearly full.
+    fn admit(&self, tenant: &TenantId, max: usize) -> Result<(), PublishError> {
+        let doing = "count functions";
+        if self.functions.len().map_err(storage(doing))? < max as u64 {
+            return Ok(());
+        }
+        let mut count = 0;
+        for entry in self.functions.range((tenant.as_str(), "")..).map_err(storage(doing))? {
+            if entry.map_err(storage(doing))?.0.value().0 != tenant.as_str() {
+                break;
+            }
+            count += 1;
+        }
+        if count < max { Ok(()) } else { Err(PublishError::TooManyFunctions { count, max }) }
+    }
+
+    /// Removes all but the `keep` newest revisions; `live` is the newest.
+    fn prune(&mut self, tenant: &TenantId, name: &FunctionName, live: RevisionNumber, keep: usize) -> Result<(), RegistryError> {
+        let numbers = read_numbers(&self.revisions, tenant, name)?;
+        if numbers.first() != Some(&live) {
+            let place = Place { tenant: tenant.as_str(), name: name.as_str(), number: live.0 };
+            return Err(place.damaged("a revision is newer than the newest"));
+        }
+        for number in numbers.into_iter().skip(keep.max(1)) {
+            self.remove_revision(tenant, name, number)?;
+        }
+        Ok(())
+    }
+}
+
+fn parse_name(text: &str) -> Result<FunctionName, RegistryError> {
+    text.parse().map_err(|error| RegistryError::Damaged { what: format!("{error}") })
+}
+
+impl Registry {
+    /// Publishes a revision and makes it live, durably, all or nothing. Its number is one more than the highest ever given.
+    /// `keep`: revisions that stay, the new one among them; at least 1. `functions_max`: functions that the tenant may have.
+    ///
+    /// # Errors
+    /// [`PublishError::Precondition`], [`PublishError::RouteTaken`], [`PublishError::TooManyFunctions`], and those of storage.
+    ///
+    /// # Cost
+    /// One transaction with two fsyncs; writers take turns.
+    pub fn publish(
+        &self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        new: NewRevision,
+        precondition: &Precondition,
+        keep: usize,
+        functions_max: usize,
+    ) -> Result<FunctionRecord, PublishError> {
+        let record = self.write(|txn| {
+            crash::point("registry-begun");
+            let mut tables = Tables::open(txn)?;
+            let before = tables.live(tenant, name)?;
+            precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
+            if before.is_none() {
+                tables.admit(tenant, functions_max)?;
+            }
+            let now = now_ms();
+            let number = before.as_ref().map_or(RevisionNumber::FIRST, |(row, _)| row.last.next());
+            let created_ms = before.as_ref().map_or(now, |(row, _)| row.created_ms);
+            let NewRevision { wasm, wasm_bytes, artifact, artifact_bytes, kind, manifest, notes } = new;
+            let live =
+                RevisionRecord { number, wasm, wasm_bytes, artifact, artifact_bytes, kind, manifest, created_ms: now, notes };
+            let old_routes = before.as_ref().map_or(&[][..], |(_, live)| &live.manifest.route);
+            tables.swap_routes(tenant, name, old_routes, &live.manifest.route)?;
+            tables.put_revision(tenant, name, &live)?;
+            tables.prune(tenant, name, number, keep)?;
+            crash::point("registry-revision-written");
+            let row = FunctionRow { live: number, last: number, created_ms, updated_ms: now };
+            tables.put_function(tenant, name, &row)?;
+            crash::point("registry-live-written");
+            let (tenant, name) = (tenant.clone(), name.clone());
+            Ok((FunctionRecord { tenant, name, live, created_ms, updated_ms: now }, Commit::Yes))
+        })?;
+        crash::point("registry-committed");
+        Ok(record)
+    }
+
+    /// Makes a kept revision live again; `to`: its number, `None` for the newest one before the live one. Nothing is pruned, and
+    /// the next deploy still gets a new number. Rolling back to the live revision changes nothing.
+    ///
+    /// # Errors
+    /// [`PublishError::NoSuchFunction`], [`PublishError::NoSuchRevision`], [`PublishError::Precondition`],
+    /// [`PublishError::RouteTaken`] when a route of the old revision has another holder by now, and those of storage.
+    ///
+    /// # Cost
+    /// As [`Registry::publish`].
+    pub fn rollback(
+        &self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        to: Option<RevisionNumber>,
+        precondition: &Precondition,
+    ) -> Result<FunctionRecord, PublishError> {
+        self.write(|txn| {
+            let mut tables = Tables::open(txn)?;
+            let before = tables.live(tenant, name)?;
+            precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
+            let (row, from) = before.ok_or_else(|| PublishError::NoSuchFunction { name: name.clone() })?;
+            let kept = read_numbers(&tables.revisions, tenant, name)?;
+            let target = kept.iter().copied().find(|number| to.map_or(*number < row.live, |wanted| *number == wanted));
+            let Some(target) = target else {
+                return Err(PublishError::NoSuchRevision { name: name.clone(), wanted: to, kept });
+            };
+            let place = Place { tenant: tenant.as_str(), name: name.as_str(), number: target.0 };
+            let live = read_revision(&tables.revisions, tenant, name, target)?;
+            let live = live.ok_or_else(|| place.damaged("a revision is missing"))?;
+            let commit = if target == row.live { Commit::No } else { Commit::Yes };
+            let updated_ms = if target == row.live { row.updated_ms } else { now_ms() };
+            tables.swap_routes(tenant, name, &from.manifest.route, &live.manifest.route)?;
+            let row = FunctionRow { live: target, updated_ms, ..row };
+            tables.put_function(tenant, name, &row)?;
+            let (tenant, name) = (tenant.clone(), name.clone());
+            Ok((FunctionRecord { tenant, name, live, created_ms: row.created_ms, updated_ms }, commit))
+        })
+    }
+
+    /// Removes a function with all its revisions and routes. Returns whether there was one. Numbering starts at 1 again if the
+    /// name is deployed later.
+    ///
+    /// # Errors
+    /// [`PublishError::Precondition`], and those of storage.
+    ///
+    /// # Cost
+    /// As [`Registry::publish`].
+    pub fn remove(&self, tenant: &TenantId, name: &FunctionName, precondition: &Precondition) -> Result<bool, PublishError> {
+        self.write(|txn| {
+            let mut tables = Tables::open(txn)?;
+            let before = tables.live(tenant, name)?;
+            precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
+            let Some((_, live)) = before else { return Ok((false, Commit::No)) };
+            tables.swap_routes(tenant, name, &live.manifest.route, &[])?;
+            for number in read_numbers(&tables.revisions, tenant, name)? {
+                tables.remove_revision(tenant, name, number)?;
+            }
+            tables.functions.remove((tenant.as_str(), name.as_str())).map_err(storage("remove a function"))?;
+            Ok((true, Commit::Yes))
+        })
+    }
+
+    /// Records that a revision's native code now lies under another key (it was compiled anew). `bytes`: length of its file.
+    /// Returns whether the revision is still kept.
+    ///
+    /// # Errors
+    /// Those of storage.
+    ///
+    /// # Cost
+    /// As [`Registry::publish`].
+    pub fn set_artifact(
+        &self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        number: RevisionNumber,
+        key: Digest,
+        bytes: u64,
+    ) -> Result<bool, PublishError> {
+        self.write(|txn| {
+            let mut tables = Tables::open(txn)?;
+            let Some(mut record) = read_revision(&tables.revisions, tenant, name, number)? else {
+                return Ok((false, Commit::No));
+            };
+            if (record.artifact, record.artifact_bytes) == (key, bytes) {
+                return Ok((true, Commit::No));
+            }
+            (record.artifact, record.artifact_bytes) = (key, bytes);
+            tables.put_revision(tenant, name, &record)?;
+            Ok((true, Commit::Yes))
+        })
+    }
+}

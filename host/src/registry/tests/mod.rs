@@ -1,0 +1,269 @@
+//! Tests of the registry as a whole: its rules here, damaged files and failing storage, and a model beside.
+
+mod damage;
+mod model;
+
+use super::*;
+use crate::fault::Code;
+use crate::manifest::Manifest;
+
+const FORMAT: u32 = 2;
+
+fn open(dir: &tempfile::TempDir) -> Registry {
+    Registry::open(&file(dir), FORMAT).unwrap()
+}
+
+fn file(dir: &tempfile::TempDir) -> PathBuf {
+    dir.path().join("registry.redb")
+}
+
+fn tenant() -> TenantId {
+    TenantId::default()
+}
+
+fn name(text: &str) -> FunctionName {
+    text.parse().unwrap()
+}
+
+fn new(wasm: &str, routes: &[&str]) -> NewRevision {
+    let list = routes.iter().map(|route| format!("'{route}'")).collect::<Vec<_>>().join(",");
+    NewRevision {
+        wasm: Digest::of(wasm.as_bytes()),
+        wasm_bytes: wasm.len() as u64,
+        artifact: Digest::of(format!("{wasm} artifact").as_bytes()),
+        artifact_bytes: 7,
+        kind: "handler".into(),
+        manifest: Manifest::parse(&format!("route = [{list}]\n[env]\nWASM = '{wasm}'")).unwrap(),
+        notes: vec!["a note".into()],
+    }
+}
+
+fn publish(registry: &Registry, function: &str, wasm: &str, routes: &[&str]) -> Result<FunctionRecord, PublishError> {
+    registry.publish(&tenant(), &name(function), new(wasm, routes), &Precondition::Any, 10, 1000)
+}
+
+fn rollback(registry: &Registry, function: &str, to: Option<u64>) -> Result<FunctionRecord, PublishError> {
+    registry.rollback(&tenant(), &name(function), to.map(RevisionNumber), &Precondition::Any)
+}
+
+fn numbers(registry: &Registry, function: &str) -> Vec<u64> {
+    registry.revisions(&tenant(), &name(function)).unwrap().iter().map(|revision| revision.number.0).collect()
+}
+
+// Rules.
+
+#[test]
+fn preconditions() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    let live = publish(&registry, "there", "w", &[]).unwrap().etag();
+    assert_eq!(live, format!("\"1-{}\"", &Digest::of(b"w").hex()[..16]));
+    let among = format!("\"0-aa\", {live}");
+    let weak = format!("W/{live}");
+    let matched = |text: &str| Precondition::Match(text.into());
+    let cases = [
+        (Precondition::Any, true, true),
+        (Precondition::NoneMatch, false, true),
+        (matched("*"), true, false),
+        (matched(&live), true, false),
+        (matched(&among), true, false),
+        (matched(&weak), false, false),
+        (matched("\"2-aaaaaaaaaaaaaaaa\""), false, false),
+        (matched(live.trim_matches('"')), false, false),
+        (matched(""), false, false),
+    ];
+    for (precondition, there, absent) in cases {
+        for (function, holds) in [("there", there), ("absent", absent)] {
+            let refused = |result: Result<(), PublishError>| match result {
+                Err(PublishError::Precondition { found, .. }) => {
+                    assert_eq!(found.is_some(), function == "there");
+                    assert!(!holds, "{precondition:?} on {function}");
+                }
+                Ok(()) | Err(PublishError::NoSuchFunction { .. }) => assert!(holds, "{precondition:?} on {function}"),
+                Err(other) => panic!("{other}"),
+            };
+            let function = name(function);
+            // The live revision keeps its number, so that the tags above stay true.
+            refused(registry.rollback(&tenant(), &function, Some(RevisionNumber(1)), &precondition).map(drop));
+            let scratch = tempfile::tempdir().unwrap();
+            let copy = open(&scratch);
+            publish(&copy, "there", "w", &[]).unwrap();
+            refused(copy.publish(&tenant(), &function, new("x", &[]), &precondition, 10, 1000).map(drop));
+            let scratch = tempfile::tempdir().unwrap();
+            let copy = open(&scratch);
+            publish(&copy, "there", "w", &[]).unwrap();
+            refused(copy.remove(&tenant(), &function, &precondition).map(drop));
+        }
+    }
+}
+
+#[test]
+fn of_two_racing_deploys_one_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    let etag = publish(&registry, "f", "w", &[]).unwrap().etag();
+    let race = |wasm: &'static str| {
+        let (registry, precondition) = (&registry, Precondition::Match(etag.clone()));
+        move || registry.publish(&tenant(), &name("f"), new(wasm, &[]), &precondition, 10, 1000)
+    };
+    let results = std::thread::scope(|scope| [scope.spawn(race("a")), scope.spawn(race("b"))].map(|t| t.join().unwrap()));
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+    let lost = results.iter().find_map(|result| result.as_ref().err()).unwrap();
+    assert_eq!(lost.fault().code, Code::PreconditionFailed);
+    assert_eq!(numbers(&registry, "f"), [2, 1]);
+}
+
+#[test]
+fn a_route_has_one_holder() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    publish(&registry, "a", "w", &["/x", "/y/*"]).unwrap();
+    let error = publish(&registry, "b", "w", &["/z", "/x"]).unwrap_err();
+    assert_eq!(error.to_string(), "route '/x' belongs to function 'a': remove it from one of the two manifests");
+    assert_eq!(error.fault().code, Code::Conflict);
+    assert!(registry.function(&tenant(), &name("b")).unwrap().is_none(), "nothing is left of it");
+    publish(&registry, "b", "w", &["/z"]).unwrap();
+
+    let other: TenantId = "other".parse().unwrap();
+    registry.publish(&other, &name("b"), new("w", &["/x"]), &Precondition::Any, 10, 1000).unwrap();
+
+    publish(&registry, "a", "w", &["/y/*"]).unwrap();
+    publish(&registry, "b", "w", &["/x"]).unwrap();
+    let error = rollback(&registry, "a", Some(1)).unwrap_err();
+    assert!(matches!(error, PublishError::RouteTaken { .. }), "{error}");
+    assert_eq!(registry.function(&tenant(), &name("a")).unwrap().unwrap().live.number, RevisionNumber(2));
+    assert!(registry.remove(&tenant(), &name("b"), &Precondition::Any).unwrap());
+    assert_eq!(rollback(&registry, "a", Some(1)).unwrap().live.number, RevisionNumber(1));
+    assert!(matches!(publish(&registry, "c", "w", &["/x"]), Err(PublishError::RouteTaken { .. })));
+}
+
+#[test]
+fn numbers_rise_and_old_revisions_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    let keep = |wasm: &str, keep: usize| {
+        registry.publish(&tenant(), &name("f"), new(wasm, &[]), &Precondition::Any, keep, 1000).unwrap();
+        numbers(&registry, "f")
+    };
+    assert_eq!(keep("1", 3), [1]);
+    assert_eq!(keep("2", 3), [2, 1]);
+    assert_eq!(keep("3", 3), [3, 2, 1], "exactly as many as are kept");
+    assert_eq!(keep("4", 3), [4, 3, 2], "one more");
+    assert_eq!(registry.references().unwrap().len(), 3);
+
+    assert!(matches!(rollback(&registry, "f", Some(1)), Err(PublishError::NoSuchRevision { .. })));
+    assert_eq!(rollback(&registry, "f", None).unwrap().live.number, RevisionNumber(3));
+    let again = rollback(&registry, "f", Some(3)).unwrap();
+    assert_eq!(Some(again), registry.function(&tenant(), &name("f")).unwrap());
+    assert_eq!(rollback(&registry, "f", Some(2)).unwrap().live.wasm, Digest::of(b"2"));
+    let error = rollback(&registry, "f", None).unwrap_err();
+    assert_eq!(error.to_string(), "function 'f' has no revision before the live one: expected one of 4, 3, 2");
+    assert_eq!(rollback(&registry, "f", Some(4)).unwrap().live.number, RevisionNumber(4), "forward again");
+    rollback(&registry, "f", Some(2)).unwrap();
+    assert_eq!(keep("5", 3), [5, 4, 3], "a number is not given twice");
+    assert_eq!(keep("6", 0), [6], "the live one always stays");
+    assert!(matches!(rollback(&registry, "g", None), Err(PublishError::NoSuchFunction { .. })));
+}
+
+#[test]
+fn removing_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    publish(&registry, "f", "1", &["/x"]).unwrap();
+    publish(&registry, "f", "2", &["/x", "/y"]).unwrap();
+    publish(&registry, "ff", "2", &[]).unwrap();
+    let remove = |function: &str| registry.remove(&tenant(), &name(function), &Precondition::Any).unwrap();
+    assert!(remove("f") && !remove("f"));
+    assert!(registry.function(&tenant(), &name("f")).unwrap().is_none() && numbers(&registry, "f").is_empty());
+    assert_eq!(registry.references().unwrap().len(), 1);
+    assert_eq!(publish(&registry, "f", "3", &["/y"]).unwrap().live.number, RevisionNumber::FIRST);
+}
+
+#[test]
+fn the_number_of_functions_on_both_sides() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    let add = |tenant: &str, function: &str| {
+        registry.publish(&tenant.parse().unwrap(), &name(function), new("w", &[]), &Precondition::Any, 10, 2)
+    };
+    for (tenant, function) in [("a", "1"), ("a", "2"), ("b", "1"), ("b", "2")] {
+        add(tenant, function).unwrap();
+    }
+    assert!(matches!(add("a", "3"), Err(PublishError::TooManyFunctions { count: 2, max: 2 })));
+    assert!(add("a", "2").is_ok(), "another revision is no other function");
+    assert!(add("c", "1").is_ok(), "tenants are counted apart");
+}
+
+#[test]
+fn an_artifact_can_be_replaced_while_its_revision_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    let before = publish(&registry, "f", "1", &[]).unwrap();
+    let key = Digest::of(b"another engine");
+    let set = |number| registry.set_artifact(&tenant(), &name("f"), RevisionNumber(number), key, 99).unwrap();
+    assert!(set(1) && set(1) && !set(2));
+    let after = registry.function(&tenant(), &name("f")).unwrap().unwrap();
+    assert_eq!((after.live.artifact, after.live.artifact_bytes, after.etag()), (key, 99, before.etag()));
+    assert_eq!(registry.references().unwrap(), [(tenant(), Digest::of(b"1"), key)]);
+}
+
+// Migration.
+
+/// What a build with format 1 left: the same without the table of routes.
+fn make_format_1(dir: &tempfile::TempDir) {
+    let registry = open(dir);
+    publish(&registry, "a", "1", &["/a"]).unwrap();
+    publish(&registry, "a", "2", &["/b", "/c"]).unwrap();
+    publish(&registry, "b", "1", &["/d"]).unwrap();
+    rollback(&registry, "a", Some(1)).unwrap();
+    drop(registry);
+    let db = open_file(&file(dir)).unwrap();
+    let txn = db.begin_write().unwrap();
+    assert!(txn.delete_table(ROUTES).unwrap());
+    txn.commit().unwrap();
+}
+
+#[test]
+fn format_1_gets_its_routes_and_may_be_migrated_again() {
+    let dir = tempfile::tempdir().unwrap();
+    make_format_1(&dir);
+    for _ in 0..2 {
+        // The second time as after a kill before the directory's number was written.
+        let registry = Registry::open(&file(&dir), 1).unwrap();
+        let routes = registry.read(|txn| {
+            let table = txn.open_table(ROUTES).unwrap();
+            let routes = table.iter().unwrap().map(|entry| {
+                let (key, value) = entry.unwrap();
+                format!("{} {} {}", key.value().0, key.value().1, value.value())
+            });
+            Ok(routes.collect::<Vec<_>>())
+        });
+        assert_eq!(routes.unwrap(), ["default /a a", "default /d b"]);
+        assert_eq!(registry.functions().unwrap().len(), 2);
+    }
+    let registry = open(&dir);
+    assert!(matches!(publish(&registry, "c", "1", &["/d"]), Err(PublishError::RouteTaken { .. })));
+    publish(&registry, "c", "1", &["/c"]).unwrap();
+}
+
+#[test]
+fn of_two_holders_in_format_1_the_older_keeps_the_route() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    publish(&registry, "old", "1", &["/x"]).unwrap();
+    registry.write(|txn| Ok((txn.delete_table(ROUTES).unwrap(), Commit::Yes))).unwrap();
+    drop(registry);
+    let registry = open(&dir);
+    registry.write(|txn| Ok((txn.delete_table(ROUTES).unwrap(), Commit::Yes))).unwrap();
+    let started = now_ms();
+    while now_ms() == started {
+        std::hint::spin_loop();
+    }
+    publish(&registry, "new", "1", &["/x"]).unwrap();
+    drop(registry);
+    let registry = Registry::open(&file(&dir), 1).unwrap();
+    let error = publish(&registry, "new", "2", &["/x"]).unwrap_err();
+    assert!(error.to_string().contains("'old'"), "{error}");
+    assert!(registry.remove(&tenant(), &name("new"), &Precondition::Any).unwrap());
+    assert!(matches!(publish(&registry, "third", "1", &["/x"]), Err(PublishError::RouteTaken { .. })));
+}
