@@ -20,3 +20,9 @@ pub mod artifacts;
 pub mod meter;
 pub mod telemetry;
 pub mod net;
+
+// Capability: what a guest may import.
+pub mod capability;
+
+// Engine: the only place besides `capability` that names wasmtime.
+pub mod engine;

@@ -1,0 +1,139 @@
+//! What a guest may import: one file for each interface, and the state behind them.
+//!
+//! Owns [`Host`], the data of every wasmtime `Store`, and the linking of every interface that Hob knows. All of them are linked,
+//! granted or not, because unmodified programs import what they never touch; without a grant an interface's own functions
+//! refuse. Knows nothing about where modules come from or what runs them.
+
+pub mod handler;
+pub mod http;
+pub mod reply;
+pub mod stdio;
+pub mod wasi;
+
+use std::fmt;
+use std::sync::Arc;
+
+use wasmtime::component::{Linker as ComponentLinker, ResourceTable};
+use wasmtime::{Linker as ModuleLinker, Result};
+use wasmtime_wasi::WasiCtx;
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi_http::WasiHttpCtx;
+
+use crate::fault::Code;
+use crate::grants::Grants;
+use crate::meter::MemoryBudget;
+use crate::telemetry::logs::LogSink;
+
+use handler::Exchange;
+use http::Hooks;
+use reply::Reply;
+use stdio::Stdio;
+
+/// Why the host ended a guest from inside a host call. Travels as a wasmtime error; `engine/trap.rs` turns it into a fault.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct Refusal {
+    /// What kind of fault it is.
+    pub code: Code,
+    /// What happened and what was expected.
+    pub detail: String,
+}
+
+impl Refusal {
+    /// The guest broke the rules of a host call.
+    pub fn bad_call(detail: impl Into<String>) -> Self {
+        Self { code: Code::GuestBadCall, detail: detail.into() }
+    }
+}
+
+/// What a guest finds when it asks for its arguments and variables. One for each revision; commands get more for each request.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// Arguments; the first is the program's name.
+    pub args: Vec<String>,
+    /// Variables.
+    pub env: Vec<(String, String)>,
+    /// What it may reach.
+    pub grants: Grants,
+}
+
+/// The data of a wasmtime `Store`: all that belongs to one instance and dies with it. Built in one place, `engine/store.rs`.
+pub struct Host {
+    /// Memory of the instance.
+    pub memory: MemoryBudget,
+    /// Where the response goes, shared with whoever sends it.
+    pub reply: Arc<Reply>,
+    /// Request and response of a handler.
+    pub exchange: Exchange,
+    /// Where the guest's words go.
+    pub log: Arc<LogSink>,
+    /// Arguments, variables and grants.
+    pub environment: Arc<Environment>,
+    /// Standard streams.
+    pub stdio: Stdio,
+    /// What a command exited with.
+    pub exit_code: Option<i32>,
+    table: ResourceTable,
+    wasi: Option<WasiCtx>,
+    preview1: Option<WasiP1Ctx>,
+    http: WasiHttpCtx,
+    hooks: Hooks,
+}
+
+impl Host {
+    /// A host for one instance. WASI's own state is made when the guest first asks for it: most handlers never do.
+    #[must_use]
+    pub fn new(memory: MemoryBudget, reply: Arc<Reply>, log: Arc<LogSink>, environment: Arc<Environment>, stdio: Stdio) -> Self {
+        let hooks = Hooks::new(environment.grants.net);
+        Self {
+            memory,
+            reply,
+            exchange: Exchange::default(),
+            log,
+            environment,
+            stdio,
+            exit_code: None,
+            table: ResourceTable::new(),
+            wasi: None,
+            preview1: None,
+            http: WasiHttpCtx::new(),
+            hooks,
+        }
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host").field("memory", &self.memory).finish_non_exhaustive()
+    }
+}
+
+/// Links everything that a core module may import.
+///
+/// # Errors
+/// Only if two interfaces define the same name: a bug of ours.
+pub fn link_modules(linker: &mut ModuleLinker<Host>) -> Result<()> {
+    handler::link(linker)?;
+    wasi::link_preview1(linker)
+}
+
+/// Links everything that a component may import. `concurrent`: whether the engine knows the asynchronous component model,
+/// without which WASI 0.3 cannot even be named.
+///
+/// # Errors
+/// Only if two interfaces define the same name: a bug of ours.
+pub fn link_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> Result<()> {
+    wasi::link_components(linker, concurrent)?;
+    http::link(linker, concurrent)
+}
+
+/// Interfaces that components may import, for the message about one that is not among them.
+pub const INTERFACES: [&str; 7] = [
+    "wasi:cli 0.2 and 0.3",
+    "wasi:clocks 0.2 and 0.3",
+    "wasi:filesystem 0.2 and 0.3",
+    "wasi:http 0.2 and 0.3",
+    "wasi:io 0.2",
+    "wasi:random 0.2 and 0.3",
+    "wasi:sockets 0.2 and 0.3",
+];

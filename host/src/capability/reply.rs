@@ -1,0 +1,144 @@
+//! The reply: where a guest puts the head of its response, and whoever sends it looks.
+//!
+//! Owns the hand-over between a running guest and the sender of its response. Invariant: a guest that was ended after its head
+//! was taken is marked before its sender's channel closes, so a cut response never looks like a whole one.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::Response;
+use http_body::{Body, Frame, SizeHint};
+use tokio::sync::mpsc;
+
+use crate::fault::{Code, Fault};
+use crate::invocation::{BodyError, Payload};
+
+/// Pieces of a response body that wait between guest and client. With at most 64 KiB each, that is what one response holds
+/// in the daemon's memory.
+pub const PIECES: usize = 4;
+/// Largest piece, in bytes.
+pub const PIECE_LEN_MAX: usize = 64 << 10;
+
+/// One response on its way out of a guest.
+#[derive(Debug, Default)]
+pub struct Reply {
+    head: Mutex<Option<Result<Response<Payload>, Fault>>>,
+    was_put: AtomicBool,
+    instantiated: OnceLock<Instant>,
+    cut: OnceLock<Code>,
+}
+
+impl Reply {
+    fn head(&self) -> MutexGuard<'_, Option<Result<Response<Payload>, Fault>>> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the head of the response there, or a fault in its place. The first counts.
+    pub fn put(&self, head: Result<Response<Payload>, Fault>) {
+        if !self.was_put.swap(true, Ordering::Relaxed) {
+            *self.head() = Some(head);
+        }
+    }
+
+    /// Whether a head was ever put there.
+    #[must_use]
+    pub fn was_put(&self) -> bool {
+        self.was_put.load(Ordering::Relaxed)
+    }
+
+    /// Takes what was put. Looked at after each slice of the guest, so it needs no waker.
+    pub fn take(&self) -> Option<Result<Response<Payload>, Fault>> {
+        self.head().take()
+    }
+
+    /// Notes that the instance is live: what comes after is its own running time.
+    pub fn mark_instantiated(&self) {
+        // The first time counts.
+        let _first = self.instantiated.set(Instant::now());
+    }
+
+    /// When the instance was live.
+    #[must_use]
+    pub fn instantiated(&self) -> Option<Instant> {
+        self.instantiated.get().copied()
+    }
+
+    /// Says that the rest of the response will not come, and why. Must be called before the guest's store is dropped.
+    pub fn cut(&self, code: Code) {
+        // The first reason counts.
+        let _first = self.cut.set(code);
+    }
+
+    /// Why the response was cut, if it was.
+    #[must_use]
+    pub fn cut_code(&self) -> Option<Code> {
+        self.cut.get().copied()
+    }
+}
+
+/// The receiving end of a streamed response body. Ends with [`BodyError::Cut`] if the guest was cut.
+pub struct GuestBody<B> {
+    pieces: B,
+    reply: Arc<Reply>,
+}
+
+impl<B> std::fmt::Debug for GuestBody<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestBody").field("reply", &self.reply).finish_non_exhaustive()
+    }
+}
+
+impl<B> GuestBody<B> {
+    /// `pieces` is what the guest sends; its end is the body's end unless `reply` was cut.
+    pub fn new(pieces: B, reply: Arc<Reply>) -> Self {
+        Self { pieces, reply }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for GuestBody<B> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.pieces).poll_frame(cx));
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => Some(Ok(frame)),
+            Some(Err(_)) => Some(Err(BodyError::Cut(this.reply.cut_code().unwrap_or(Code::GuestBadResponse)))),
+            None => this.reply.cut_code().map(|code| Err(BodyError::Cut(code))),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // Only a look at the end can tell whether the guest was cut.
+        false
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.pieces.size_hint()
+    }
+}
+
+/// A channel of pieces as a body.
+#[derive(Debug)]
+pub struct Pieces(mpsc::Receiver<Bytes>);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.0.poll_recv(cx).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// A streamed body and the end to write it to; `reply` tells whether it was cut.
+#[must_use]
+pub fn stream(reply: Arc<Reply>) -> (mpsc::Sender<Bytes>, Payload) {
+    let (sender, receiver) = mpsc::channel(PIECES);
+    (sender, Payload::Stream(Box::pin(GuestBody::new(Pieces(receiver), reply))))
+}

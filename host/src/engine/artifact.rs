@@ -1,0 +1,56 @@
+//! Native code: loaded from files that this host compiled and sealed with its key.
+//!
+//! Owns the one `unsafe` that loading native code needs. Knows nothing about where artifacts are kept or how they are verified;
+//! it takes the proof that they were.
+
+use std::fmt;
+use std::os::fd::AsRawFd;
+
+use wasmtime::component::Component;
+use wasmtime::{Engine, Module, Result};
+
+use super::kind::Kind;
+use crate::artifacts::VerifiedArtifact;
+
+/// Loaded native code.
+pub(super) enum Code {
+    Module(Module),
+    Component(Component),
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Code({} bytes)", self.image_bytes())
+    }
+}
+
+impl Code {
+    /// Bytes that are mapped.
+    pub(super) fn image_bytes(&self) -> usize {
+        let range = match self {
+            Self::Module(module) => module.image_range(),
+            Self::Component(component) => component.image_range(),
+        };
+        (range.end as usize).saturating_sub(range.start as usize)
+    }
+
+    /// Maps a verified artifact. Cost: one mapping and its relocation, no copy.
+    ///
+    /// # Errors
+    /// When it was compiled for other settings or by another version of the engine.
+    #[expect(unsafe_code, reason = "wasmtime cannot check native code; VerifiedArtifact is the proof that we made it")]
+    pub(super) fn load(engine: &Engine, kind: Kind, artifact: &VerifiedArtifact) -> Result<Self> {
+        // The very file that was verified, whatever its path now leads to.
+        let path = format!("/proc/self/fd/{}", artifact.file.as_raw_fd());
+        // SAFETY: `deserialize_file` wants native code that this version of wasmtime produced, and a file that does not change
+        // while it is mapped. `VerifiedArtifact` is only made after the MAC over all bytes matched under the key of this data
+        // directory, which only a build of this host writes with; the file lies in a folder of mode 0700 and is never
+        // written after its rename, only unlinked. wasmtime itself checks its version and all settings that matter.
+        unsafe {
+            match kind {
+                Kind::Handler | Kind::Command => Module::deserialize_file(engine, path).map(Self::Module),
+                _ => Component::deserialize_file(engine, path).map(Self::Component),
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Detection: what kind of function some bytes are, decided by looking at them.
+//!
+//! Owns the one pass over a binary before it is compiled, and the sentences for what is no function. Runs only in the build
+//! process. Invariant: whatever passes has a kind, and is within every cap.
+
+use wasmparser::{ComponentExternalKind, Encoding, ExternalKind, Parser, Payload};
+
+use super::Refused;
+use super::caps::{Counts, MODULES, Malformed};
+use crate::capability::handler::{ENTRY, MODULE, MODULE_STEM};
+use crate::engine::{Kind, Lane, Shape};
+
+/// What the pass found.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) shape: Shape,
+    pub(super) memory_bytes_min: u64,
+}
+
+const HINT_TARGET: &str =
+    "write it with hob-sdk, or build a program with a main function for wasm32-wasip1, or a wasi:http component";
+
+/// Looks at the first bytes only; the daemon does so while an upload still streams.
+///
+/// # Errors
+/// [`Refused`] names what the bytes are when they are no Wasm binary.
+pub fn check_magic(bytes: &[u8]) -> Result<(), Refused> {
+    match bytes {
+        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] | [0, b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => Ok(()),
+        [0, b'a', b's', b'm', ..] => {
+            Err(Refused::unfit("this is a Wasm binary of an unknown version", "build it with a current toolchain"))
+        }
+        [0x7f, b'E', b'L', b'F', ..] => Err(Refused::unfit(
+            "this is native code (ELF), or Wasm that was compiled ahead of time; this host compiles for itself and loads nobody else's code",
+            "deploy the .wasm file it was made from",
+        )),
+        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [b'P', b'K', ..] => {
+            Err(Refused::unfit("this is a compressed file", "unpack it and deploy the .wasm file"))
+        }
+        [b'(', ..] => Err(Refused::unfit("this is WebAssembly text", "turn it into a binary first, for example with wat2wasm")),
+        [] => Err(Refused::unfit("there is nothing here: 0 bytes", "send the .wasm file as the body of the request")),
+        _ => Err(Refused::unfit("this is no Wasm binary: it does not begin with '\\0asm'", "send the .wasm file as it is")),
+    }
+}
+
+/// What an import or export of the outermost level is called.
+#[derive(Debug, Default)]
+struct Surface {
+    component: bool,
+    imports: Vec<String>,
+    exports: Vec<String>,
+}
+
+/// Looks at all of a binary: caps, kind, lane.
+///
+/// # Errors
+/// [`Refused`] with what was found, what this host takes, and what to rebuild with.
+pub(super) fn detect(bytes: &[u8]) -> Result<Found, Refused> {
+    check_magic(bytes)?;
+    let (surface, memory_bytes_min) = scan(bytes).map_err(|stopped| match stopped {
+        Malformed::Refused(refused) => refused,
+        Malformed::Parse(error) => Refused::unfit(
+            format!("the Wasm binary is malformed: {} (at byte {})", error.message(), error.offset()),
+            "the file may be damaged or cut short: build it again",
+        ),
+    })?;
+    let shape = if surface.component { component(&surface)? } else { module(&surface)? };
+    Ok(Found { shape, memory_bytes_min })
+}
+
+fn scan(bytes: &[u8]) -> Result<(Surface, u64), Malformed> {
+    let mut surface = Surface::default();
+    // One set of counts for each module that is open; an outer component has one too, which stays empty.
+    let mut open = vec![Counts::default()];
+    let (mut modules, mut memory_bytes_min) = (0u64, 0u64);
+    for payload in Parser::new(0).parse_all(bytes) {
+        let payload = payload?;
+        let outermost = open.len() == 1;
+        match &payload {
+            Payload::Version { encoding, .. } => {
+                modules += u64::from(*encoding == Encoding::Module);
+                MODULES.check(modules)?;
+                surface.component |= outermost && *encoding == Encoding::Component;
+            }
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => open.push(Counts::default()),
+            Payload::End(_) => {
+                if let Some(counts) = open.pop() {
+                    memory_bytes_min = memory_bytes_min.saturating_add(counts.memory_bytes_min);
+                }
+            }
+            Payload::ImportSection(section) if outermost => {
+                for import in section.clone().into_imports() {
+                    surface.imports.push(import?.module.into());
+                }
+            }
+            Payload::ExportSection(section) if outermost => {
+                for export in section.clone() {
+                    let export = export?;
+                    if matches!(export.kind, ExternalKind::Func | ExternalKind::Memory) {
+                        surface.exports.push(export.name.into());
+                    }
+                }
+            }
+            Payload::ComponentImportSection(section) if outermost => {
+                for import in section.clone() {
+                    surface.imports.push(import?.name.name.into());
+                }
+            }
+            Payload::ComponentExportSection(section) if outermost => {
+                for export in section.clone() {
+                    let export = export?;
+                    if export.kind == ComponentExternalKind::Instance {
+                        surface.exports.push(export.name.name.into());
+                    }
+                }
+            }
+            _ => {}
+        }
+        if let Some(counts) = open.last_mut() {
+            counts.add(&payload)?;
+        }
+    }
+    Ok((surface, memory_bytes_min))
+}
+
+fn module(surface: &Surface) -> Result<Shape, Refused> {
+    let version = |name: &&String| {
+        let digits = name.strip_prefix(MODULE_STEM).unwrap_or_default();
+        !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && *name != MODULE
+    };
+    if let Some(name) = surface.imports.iter().find(version) {
+        let detail = format!("the module imports '{name}', another version of Hob's handler ABI; this host offers '{MODULE}'");
+        return Err(Refused::unfit(
+            detail,
+            "rebuild it with the hob-sdk that belongs to this host, or deploy it to a host that offers it",
+        ));
+    }
+    if surface.imports.iter().any(|name| name.starts_with("__wbindgen") || name == "wbg") {
+        return Err(Refused::unfit("the module was built with wasm-bindgen, for a JavaScript host", HINT_TARGET));
+    }
+    let exports = |name: &str| surface.exports.iter().any(|export| export == name);
+    let kind = match (exports(ENTRY), exports("_start")) {
+        (true, _) if !exports("memory") => {
+            return Err(Refused::unfit(
+                format!("the module exports '{ENTRY}' but no memory named 'memory'"),
+                "export it: guest-sdk/abi.md",
+            ));
+        }
+        (true, _) => Kind::Handler,
+        (false, true) => Kind::Command,
+        (false, false) => {
+            let detail = format!(
+                "the core module exports neither '{ENTRY}' nor '_start', so nothing can be called; it exports {}",
+                list(&surface.exports)
+            );
+            return Err(Refused::unfit(detail, HINT_TARGET));
+        }
+    };
+    Ok(Shape { kind, lane: Lane::Plain })
+}
+
+fn component(surface: &Surface) -> Result<Shape, Refused> {
+    let export = |interface: &str, series: &str| surface.exports.iter().any(|name| is_of(name, interface, series));
+    let concurrent =
+        surface.imports.iter().chain(&surface.exports).any(|name| name.starts_with("wasi:") && name.contains("@0.3."));
+    let kind = if export("wasi:http/handler", "0.3.") {
+        Kind::Http03
+    } else if export("wasi:http/incoming-handler", "0.2.") {
+        Kind::Http02
+    } else if export("wasi:cli/run", "0.3.") {
+        Kind::Command03
+    } else if export("wasi:cli/run", "0.2.") {
+        Kind::Command02
+    } else {
+        return Err(no_entry(surface));
+    };
+    Ok(Shape { kind, lane: if concurrent { Lane::Concurrent } else { Lane::Plain } })
+}
+
+fn no_entry(surface: &Surface) -> Refused {
+    let offered = "wasi:http/handler@0.3, wasi:http/incoming-handler@0.2, wasi:cli/run@0.2 and @0.3";
+    let near = |stem: &str| surface.exports.iter().find(|name| name.starts_with(stem));
+    if let Some(name) = near("wasi:http/").or_else(|| near("wasi:cli/run")) {
+        let detail = format!("the component exports '{name}', a version that this host does not call; it calls {offered}");
+        return Refused::unfit(detail, "it was built with an early toolchain: rebuild it with a current one");
+    }
+    if let Some(name) = near("fermyon:spin/") {
+        let detail = format!("the component exports '{name}', which only Spin calls; this host calls {offered}");
+        return Refused::unfit(detail, "rebuild it with spin-sdk 5 or later, which exports wasi:http");
+    }
+    let detail = format!(
+        "the component exports nothing that this host calls: it calls {offered}; the component exports {}",
+        list(&surface.exports)
+    );
+    Refused::unfit(detail, HINT_TARGET)
+}
+
+/// Whether `name` is `interface` in a released version of `series`; release candidates are not.
+fn is_of(name: &str, interface: &str, series: &str) -> bool {
+    let version = name.strip_prefix(interface).and_then(|rest| rest.strip_prefix('@'));
+    version.is_some_and(|version| version.starts_with(series) && !version.contains('-'))
+}
+
+/// At most five of `names`, for a sentence.
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "nothing".into(),
+        names => {
+            let some: Vec<String> =
+                names.iter().take(5).map(|name| format!("'{}'", name.chars().take(80).collect::<String>())).collect();
+            let more = names.len().saturating_sub(5);
+            format!("{}{}", some.join(", "), if more > 0 { format!(" and {more} more") } else { String::new() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn detect_text(text: &str) -> Result<Shape, Refused> {
+        detect(&wat::parse_str(text).unwrap()).map(|found| found.shape)
+    }
+
+    #[test]
+    fn modules_are_told_by_their_exports() {
+        let kind = |text: &str| detect_text(text).unwrap().kind;
+        assert_eq!(kind("(module (memory (export \"memory\") 1) (func (export \"hob_handle\")))"), Kind::Handler);
+        assert_eq!(kind("(module (func (export \"_start\")))"), Kind::Command);
+        for (text, word) in [
+            ("(module)", "exports nothing"),
+            ("(module (func (export \"run\")))", "'run'"),
+            ("(module (func (export \"hob_handle\")))", "no memory"),
+            (
+                "(module (import \"hob2\" \"respond\" (func)) (memory (export \"memory\") 1) (func (export \"hob_handle\")))",
+                "offers 'hob1'",
+            ),
+            ("(module (import \"wbg\" \"x\" (func)) (func (export \"_start\")))", "wasm-bindgen"),
+        ] {
+            let refused = detect_text(text).unwrap_err();
+            assert!(refused.detail.contains(word) && !refused.over_cap, "{text}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn components_are_told_by_their_exports() {
+        let with = |name: &str| detect_text(&format!("(component (instance $i) (export \"{name}\" (instance $i)))"));
+        assert_eq!(with("wasi:http/incoming-handler@0.2.10").unwrap().kind, Kind::Http02);
+        assert_eq!(with("wasi:cli/run@0.2.0").unwrap(), Shape { kind: Kind::Command02, lane: Lane::Plain });
+        assert_eq!(with("wasi:http/handler@0.3.0").unwrap(), Shape { kind: Kind::Http03, lane: Lane::Concurrent });
+        for (name, word) in [
+            ("wasi:http/handler@0.3.0-rc-2026-03-15", "early toolchain"),
+            ("wasi:http/incoming-handler@0.1.0", "early toolchain"),
+            ("fermyon:spin/inbound-http", "spin-sdk"),
+            ("a:b/c", "hob-sdk"),
+        ] {
+            let refused = with(name).unwrap_err();
+            assert!(refused.hint.as_ref().unwrap().contains(word), "{name}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn other_files_are_named() {
+        for (bytes, word) in [
+            (&b"\x7fELF\x02"[..], "native code"),
+            (b"(module)", "text"),
+            (b"\x1f\x8b\x08", "compressed"),
+            (b"", "0 bytes"),
+            (b"hello", "no Wasm binary"),
+            (b"\0asm\x02\0\0\0", "unknown version"),
+        ] {
+            let refused = detect(bytes).unwrap_err();
+            assert!(refused.detail.contains(word), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn initial_memories_are_summed() {
+        let found = detect(&wat::parse_str("(module (memory 2) (memory 3) (func (export \"_start\")))").unwrap()).unwrap();
+        assert_eq!(found.memory_bytes_min, 5 << 16);
+    }
+}

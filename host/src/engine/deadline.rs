@@ -1,0 +1,68 @@
+//! Deadlines: one thread ticks for all engines, and each slice of a guest is measured.
+//!
+//! Owns the tick and the measuring of slices. A guest yields at each tick, so nothing runs longer than one tick without its
+//! neighbours and timers being looked at. Invariant: the tick never depends on a runtime's threads being free.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use wasmtime::{Store, UpdateDeadline};
+
+use crate::capability::{Host, Refusal};
+use crate::fault::Code;
+
+/// Time between two ticks. A guest can pass its CPU limit by at most this much.
+pub(super) const TICK: Duration = Duration::from_millis(1);
+
+/// Starts the thread that ticks `engines` until all of them are gone.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub(super) fn start_ticker(engines: &[wasmtime::Engine]) -> std::io::Result<()> {
+    let mut engines: Vec<_> = engines.iter().map(wasmtime::Engine::weak).collect();
+    let tick = move || {
+        while !engines.is_empty() {
+            std::thread::sleep(TICK);
+            engines.retain(|engine| engine.upgrade().inspect(wasmtime::Engine::increment_epoch).is_some());
+        }
+    };
+    std::thread::Builder::new().name("hob-tick".into()).spawn(tick).map(drop)
+}
+
+/// The slice that runs on this thread.
+#[derive(Debug, Clone, Copy)]
+struct Slice {
+    began: Instant,
+    used_before: Duration,
+}
+
+thread_local! {
+    static SLICE: Cell<Option<Slice>> = const { Cell::new(None) };
+}
+
+/// Runs one slice of a guest that used `used` before, and adds what this one took.
+///
+/// Measured by the monotonic clock (20 ns) and not by the thread's CPU clock (a system call): a slice is at most one tick long,
+/// so the two differ only by what the kernel gave to other threads meanwhile.
+pub(super) fn slice<R>(used: &mut Duration, run: impl FnOnce() -> R) -> R {
+    let began = Instant::now();
+    let outer = SLICE.replace(Some(Slice { began, used_before: *used }));
+    let result = run();
+    SLICE.set(outer);
+    *used += began.elapsed();
+    result
+}
+
+/// Arms a store: yield at each tick, end when the guest has used `cpu` on its processor.
+pub(super) fn arm(store: &mut Store<Host>, cpu: Duration) {
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(move |_| {
+        let used = SLICE.get().map(|slice| slice.used_before + slice.began.elapsed());
+        if used.is_some_and(|used| used >= cpu) {
+            let detail = format!("the function used up its processor time of {cpu:?}");
+            return Err(Refusal { code: Code::CpuDeadline, detail }.into());
+        }
+        // tokio's yield looks at I/O before it runs the guest again; a plain wake-up would not for up to 61 slices.
+        Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+    });
+}

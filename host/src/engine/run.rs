@@ -1,0 +1,327 @@
+//! Running: one invocation from its store to the head of its response, and the rest behind it.
+//!
+//! Owns the driving of a guest in slices, its wall deadline, and what happens when it is done, cut or given up. A guest whose
+//! response is whole when it ends is driven by whoever asked, with no task and no timer; only one that goes on after its head
+//! was sent gets a task of its own. Invariant: the place an invocation takes is given back only after its instance is gone.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Response;
+use http_body::{Body, Frame, SizeHint};
+use tokio::task::AbortHandle;
+use tokio::time::{Sleep, sleep_until};
+
+use super::call::{self, Ended, Guest, Input};
+use super::store::{self, Blueprint, Streams};
+use super::{Engine, Kind, deadline};
+use crate::capability::handler::Exchange;
+use crate::capability::reply::Reply;
+use crate::capability::{Environment, http as wasi_http};
+use crate::fault::{Code, Fault};
+use crate::id::{InvocationId, RevisionNumber};
+use crate::invocation::{BodyError, Payload, StreamBody};
+use crate::limits::{Limit, Limits};
+use crate::meter::{FunctionMeter, Permit, Usage};
+use crate::telemetry::logs::{FunctionLog, Level, LogSink};
+use crate::telemetry::metrics::Metrics;
+
+use super::template::Template;
+
+/// One call of a template.
+#[derive(Debug)]
+pub struct Call {
+    /// Identifies it.
+    pub id: InvocationId,
+    /// Of which revision.
+    pub revision: RevisionNumber,
+    /// What is asked.
+    pub request: http::Request<Payload>,
+    /// Bytes of the path that the guest does not see.
+    pub prefix_len: usize,
+    /// Its ceilings.
+    pub limits: Arc<Limits>,
+    /// Arguments, variables and grants.
+    pub environment: Arc<Environment>,
+    /// The function's log.
+    pub log: Arc<FunctionLog>,
+    /// The function's totals.
+    pub meter: Arc<FunctionMeter>,
+    /// Its place among the function's `concurrency`.
+    pub permit: Option<Permit>,
+    /// When it was admitted: its wall deadline counts from here.
+    pub admitted: Instant,
+}
+
+/// A response that has begun.
+#[derive(Debug)]
+pub struct Began {
+    /// Head and body; the body streams as the guest writes it.
+    pub response: Response<Payload>,
+    /// From `Store::new` to a live instance.
+    pub instantiate: Duration,
+    /// From there to the head.
+    pub run: Duration,
+}
+
+impl Engine {
+    /// Runs one invocation in a fresh instance until its response begins.
+    ///
+    /// # Errors
+    /// A [`Fault`] of the guest (trap, exit, deadline, malformed response), or `overloaded` when no instance is free in time.
+    /// # Cancellation
+    /// Dropping the future ends the guest, as does dropping the body of the response.
+    pub async fn run(&self, template: &Arc<Template>, call: Call) -> Result<Began, Fault> {
+        let place = self.admit().await?;
+        let began = Instant::now();
+        let mut running = Running::start(self, template, call, place)?;
+        let reply = running.reply.clone();
+        let first = std::future::poll_fn(|cx| match running.poll_slice(cx) {
+            Poll::Ready(ended) => Poll::Ready((Some(ended), reply.take())),
+            Poll::Pending => match reply.take() {
+                Some(head) => Poll::Ready((None, Some(head))),
+                None => Poll::Pending,
+            },
+        });
+        let (ended, head) = first.await;
+        let instantiated = reply.instantiated().unwrap_or(began);
+        let done = ended.is_some();
+        let fault = ended.and_then(|ended| running.finish(ended));
+        let response = match (fault, head) {
+            // The head is still ours, so the status can tell what went wrong.
+            (_, Some(Err(fault))) | (Some(fault), _) => return Err(running.fail(fault)),
+            (None, Some(Ok(response))) => response,
+            (None, None) => {
+                return Err(running.fail(Fault::executed(Code::GuestNoResponse, "the function ended without a response")));
+            }
+        };
+        let response = bound(wasi_http::settle(response, done), running.response_limit).map_err(|fault| running.fail(fault))?;
+        let response = if done { response } else { running.detach(response) };
+        Ok(Began { response, instantiate: instantiated - began, run: instantiated.elapsed() })
+    }
+}
+
+/// A guest that is being driven.
+struct Running {
+    /// `None` once it has ended.
+    guest: Option<Guest>,
+    reply: Arc<Reply>,
+    cpu: Duration,
+    began: Instant,
+    deadline: tokio::time::Instant,
+    wall: Duration,
+    /// Armed only when the guest waits for something: most never do.
+    timer: Option<Pin<Box<Sleep>>>,
+    response_limit: u64,
+    log: Arc<LogSink>,
+    meter: Arc<FunctionMeter>,
+    metrics: Arc<Metrics>,
+    /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first.
+    _places: (Permit, Option<Permit>),
+}
+
+impl Running {
+    fn start(engine: &Engine, template: &Arc<Template>, call: Call, place: Permit) -> Result<Self, Fault> {
+        let kind = template.shape.kind;
+        let reply = Arc::new(Reply::default());
+        let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
+        let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
+        let (parts, body) = call.request.into_parts();
+        match kind {
+            Kind::Handler => exchange = Exchange::new(parts, call.prefix_len, body),
+            Kind::Http02 | Kind::Http03 => request = Some(wasi_http::request(parts, call.prefix_len, body, reply.clone())?),
+            Kind::Command | Kind::Command02 | Kind::Command03 => {
+                environment = Arc::new(super::cgi::environment(&environment, &parts, call.prefix_len, &body));
+                input = Some(body);
+            }
+        }
+        let blueprint = Blueprint {
+            kind,
+            limits: &call.limits,
+            environment,
+            log: log.clone(),
+            reply: reply.clone(),
+            streams: Streams::Served { input },
+            exchange,
+        };
+        let (store, output) = store::build(engine.lane(template.shape.lane), blueprint);
+        let guest = call::start(template.clone(), store, Input { request, output, reply: reply.clone() });
+        engine.metrics().instances.inc();
+        let wall = call.limits.duration(Limit::Wall);
+        Ok(Self {
+            guest: Some(guest),
+            reply,
+            cpu: Duration::ZERO,
+            began: Instant::now(),
+            deadline: (call.admitted + wall).into(),
+            wall,
+            timer: None,
+            response_limit: call.limits.get(Limit::ResponseBody),
+            log,
+            meter: call.meter,
+            metrics: engine.metrics().clone(),
+            _places: (place, call.permit),
+        })
+    }
+
+    /// Runs the guest until it waits, yields or ends, and looks at the clock.
+    fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<Stopped> {
+        let Some(guest) = &mut self.guest else { return Poll::Pending };
+        if let Poll::Ready(ended) = deadline::slice(&mut self.cpu, || guest.as_mut().poll(cx)) {
+            self.guest = None;
+            return Poll::Ready(Stopped::Ended(Box::new(ended)));
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.deadline)));
+        if timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Stopped::Deadline);
+        }
+        Poll::Pending
+    }
+
+    /// Takes leave of a guest that has ended: its store is dropped after the response has left, on this thread.
+    fn finish(&mut self, ended: Stopped) -> Option<Fault> {
+        match ended {
+            Stopped::Ended(ended) => {
+                let Ended { result, store } = *ended;
+                self.account(u64::try_from(store.data().memory.peak()).unwrap_or(u64::MAX));
+                if let Err(fault) = &result {
+                    self.reply.cut(fault.code);
+                }
+                reap(store);
+                result.err()
+            }
+            Stopped::Deadline => {
+                let detail = format!("the function used up its time of {:?}", self.wall);
+                self.reply.cut(Code::WallDeadline);
+                self.guest = None;
+                self.account(0);
+                Some(Fault::executed(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml, or do less"))
+            }
+        }
+    }
+
+    fn account(&self, memory_bytes: u64) {
+        self.meter.used(Usage { cpu: self.cpu, wall: self.began.elapsed(), memory_bytes });
+        self.log.finish();
+    }
+
+    /// Counts and logs a fault.
+    fn fail(&self, fault: Fault) -> Fault {
+        self.meter.faulted(fault.code);
+        self.metrics.faulted(fault.code);
+        self.log.host(Level::Error, format!("{}: {}", fault.code, fault.detail));
+        fault
+    }
+
+    /// Lets the guest go on by itself while its response is sent.
+    fn detach(self, response: Response<Payload>) -> Response<Payload> {
+        let reply = self.reply.clone();
+        let mut running = self;
+        let task = tokio::spawn(async move {
+            let ended = std::future::poll_fn(|cx| running.poll_slice(cx)).await;
+            if let Some(fault) = running.finish(ended) {
+                // The status is out: what is left is to cut the connection, and to say why where it can be read.
+                running.fail(fault);
+            }
+        });
+        let guard = AbortGuest { task: task.abort_handle(), reply };
+        response.map(|payload| Payload::Stream(Box::pin(Attached { payload, _guard: guard })))
+    }
+}
+
+/// Why driving stopped.
+enum Stopped {
+    Ended(Box<Ended>),
+    Deadline,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.metrics.instances.dec();
+        if self.guest.take().is_some() {
+            // Given up by the client, or by a node that stops.
+            self.account(0);
+        }
+    }
+}
+
+/// Drops a store after the current task has yielded, which is when its response has been written.
+fn reap(store: wasmtime::Store<crate::capability::Host>) {
+    tokio::spawn(async move { drop(store) });
+}
+
+/// Ends a guest whose response nobody reads any more.
+struct AbortGuest {
+    task: AbortHandle,
+    reply: Arc<Reply>,
+}
+
+/// A response body with the guest that still writes it.
+struct Attached {
+    payload: Payload,
+    _guard: AbortGuest,
+}
+
+impl Body for Attached {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.payload).poll_frame(cx)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.payload.size_hint()
+    }
+}
+
+impl Drop for AbortGuest {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.reply.cut(Code::ClientTimeout);
+    }
+}
+
+/// Bounds a response body: at once when it is whole, piece by piece when it streams.
+fn bound(response: Response<Payload>, limit: u64) -> Result<Response<Payload>, Fault> {
+    let (parts, payload) = response.into_parts();
+    let payload = match payload {
+        Payload::Whole(bytes) if bytes.len() as u64 > limit => {
+            let detail = format!("the response body has {} bytes, the function's limit is {limit}", bytes.len());
+            return Err(Fault::executed(Code::ResponseTooLarge, detail).hint("raise 'response_body' in [limits] of hob.toml"));
+        }
+        Payload::Stream(stream) => Payload::Stream(Box::pin(Bounded { stream, left: limit })),
+        whole => whole,
+    };
+    Ok(Response::from_parts(parts, payload))
+}
+
+/// A body that is cut when it passes its limit.
+struct Bounded {
+    stream: StreamBody,
+    left: u64,
+}
+
+impl Body for Bounded {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(self.stream.as_mut().poll_frame(cx));
+        let len = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, |data| data.len() as u64);
+        match self.left.checked_sub(len) {
+            Some(left) => {
+                self.left = left;
+                Poll::Ready(frame)
+            }
+            None => Poll::Ready(Some(Err(BodyError::Cut(Code::ResponseTooLarge)))),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.stream.size_hint()
+    }
+}

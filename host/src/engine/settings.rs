@@ -1,0 +1,86 @@
+//! Settings of wasmtime: one function, so that what is compiled in the build process loads in the daemon.
+//!
+//! Owns every knob. `docs/decisions/` says why each differs from its default. Invariant: the two lanes differ in one knob only.
+
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Result};
+
+use super::kind::Lane;
+
+/// Version in every artifact: a security fix of the compiler must reach code that was compiled before it, and by default
+/// wasmtime writes only its major version.
+pub const ENGINE_VERSION: &str = "wasmtime-48.0.8/hob-1";
+
+/// Memory and table bytes of a slot that stay resident between two instances: reset by copying instead of by the kernel.
+const KEEP_RESIDENT: usize = 128 << 10;
+/// Stack of a guest and of the fiber it runs on, in bytes; the difference is left to host calls.
+const WASM_STACK: usize = 512 << 10;
+const FIBER_STACK: usize = 2 << 20;
+/// Elements of all tables of a component; the cap at deploy is the same.
+const TABLE_ELEMENTS: usize = 100_000;
+
+/// Wasmtime's own bookkeeping for one instance, in bytes.
+const INSTANCE_BYTES: usize = 32 << 20;
+
+fn common(lane: Lane) -> Result<Config> {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .memory_init_cow(true)
+        // Otherwise a large sparse snapshot is copied at each start instead of mapped.
+        .memory_guaranteed_dense_image_size(1 << 30)
+        .max_wasm_stack(WASM_STACK)
+        .async_stack_size(FIBER_STACK)
+        .concurrency_support(lane == Lane::Concurrent)
+        .wasm_memory64(false)
+        .wasm_custom_page_sizes(false)
+        .wasm_wide_arithmetic(false)
+        .wasm_multi_memory(true)
+        .wasm_simd(true)
+        .wasm_relaxed_simd(true)
+        .wasm_tail_call(true)
+        .native_unwind_info(false)
+        .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(16))
+        .wasm_backtrace_details(wasmtime::WasmBacktraceDetails::Disable)
+        .cranelift_opt_level(OptLevel::Speed);
+    config.module_version(wasmtime::ModuleVersionStrategy::Custom(ENGINE_VERSION.into()))?;
+    Ok(config)
+}
+
+/// The engine of the build process: it compiles and never instantiates more than once, so it has no pool.
+///
+/// # Errors
+/// When wasmtime refuses the settings: a bug of ours.
+pub(super) fn compiling(lane: Lane) -> Result<Engine> {
+    Engine::new(&common(lane)?)
+}
+
+/// The engine of the daemon, with a pool for `instances` instances at once.
+///
+/// # Errors
+/// When the address space for the pool cannot be reserved.
+pub(super) fn serving(lane: Lane, instances: u32) -> Result<Engine> {
+    let mut pool = PoolingAllocationConfig::new();
+    // A component has several core instances (its adapters), and may have more than one memory. Each memory reserves 4 GiB of
+    // addresses, 47 bits of which are there: 25,000 for both lanes together at the most instances a node may have.
+    let memories = if lane == Lane::Plain { instances + instances / 2 } else { instances };
+    pool.total_component_instances(instances)
+        .total_core_instances(16 * instances)
+        .total_memories(memories)
+        .total_tables(3 * instances)
+        .total_stacks(instances + 64)
+        .max_memory_size(4 << 30)
+        .max_memories_per_module(2)
+        .max_tables_per_module(4)
+        // Only a check, instances are allocated by need: room for what the caps at deploy allow.
+        .max_core_instance_size(INSTANCE_BYTES)
+        .max_component_instance_size(INSTANCE_BYTES)
+        .table_elements(TABLE_ELEMENTS)
+        .max_unused_warm_slots(memories)
+        .linear_memory_keep_resident(KEEP_RESIDENT)
+        .table_keep_resident(KEEP_RESIDENT)
+        // Wasmtime 48 can hand a swapped-out dirty page of one instance to the next if this is on (fixed upstream in 50).
+        .pagemap_scan(Enabled::No);
+    let mut config = common(lane)?;
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool)).parallel_compilation(false);
+    Engine::new(&config)
+}

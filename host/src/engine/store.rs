@@ -1,0 +1,70 @@
+//! The one place that builds a wasmtime `Store`.
+//!
+//! Owns what every store has: limiter over the sum of memories, deadline, host state. Whoever runs a guest, for a request, a
+//! benchmark or `hob run`, gets its store here, so no limit can be missed in one of them.
+
+use std::sync::{Arc, Mutex};
+
+use wasmtime::Store;
+
+use super::deadline;
+use super::kind::Kind;
+use crate::capability::handler::Exchange;
+use crate::capability::reply::Reply;
+use crate::capability::stdio::{CommandOutput, Stdio};
+use crate::capability::{Environment, Host};
+use crate::invocation::Payload;
+use crate::limits::{Limit, Limits};
+use crate::meter::MemoryBudget;
+use crate::telemetry::logs::LogSink;
+
+/// What the standard streams of a guest are to be.
+#[derive(Debug)]
+pub(super) enum Streams {
+    /// What its kind has when it answers requests: a command's output is the response.
+    Served {
+        /// Input of a command; others have none.
+        input: Option<Payload>,
+    },
+    /// The terminal of whoever started it.
+    Terminal,
+}
+
+/// What a store is built from.
+#[derive(Debug)]
+pub(super) struct Blueprint<'a> {
+    /// Kind of the guest.
+    pub kind: Kind,
+    /// Its ceilings.
+    pub limits: &'a Limits,
+    /// Arguments, variables and grants.
+    pub environment: Arc<Environment>,
+    /// Where its words go.
+    pub log: Arc<LogSink>,
+    /// Where its response goes.
+    pub reply: Arc<Reply>,
+    /// Its standard streams.
+    pub streams: Streams,
+    /// Request and response of a handler.
+    pub exchange: Exchange,
+}
+
+/// Builds a store, and the output of a command if it is one that answers a request.
+#[must_use]
+pub(super) fn build(engine: &wasmtime::Engine, blueprint: Blueprint<'_>) -> (Store<Host>, Option<Arc<CommandOutput>>) {
+    let Blueprint { kind, limits, environment, log, reply, streams, exchange } = blueprint;
+    let (stdio, output) = match streams {
+        Streams::Terminal => (Stdio::Inherit, None),
+        Streams::Served { input } if kind.is_command() => {
+            let output = CommandOutput::new(reply.clone());
+            (Stdio::Command { input: Mutex::new(input), output: output.clone(), log: log.clone() }, Some(output))
+        }
+        Streams::Served { .. } => (Stdio::Log(log.clone()), None),
+    };
+    let mut host = Host::new(MemoryBudget::new(limits.size(Limit::Memory)), reply, log, environment, stdio);
+    host.exchange = exchange;
+    let mut store = Store::new(engine, host);
+    store.limiter(|host| &mut host.memory);
+    deadline::arm(&mut store, limits.duration(Limit::Cpu));
+    (store, output)
+}

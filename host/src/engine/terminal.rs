@@ -1,0 +1,61 @@
+//! Running a command on the terminal: `hob run FILE.wasm`.
+//!
+//! Owns the difference to an invocation: standard streams are the user's own, and the exit code is the result. Store, limits and
+//! classification of its end are the same.
+
+use std::sync::Arc;
+
+use super::call::{self, Input};
+use super::store::{self, Blueprint, Streams};
+use super::template::Template;
+use super::{Engine, deadline};
+use crate::capability::Environment;
+use crate::capability::handler::Exchange;
+use crate::capability::reply::Reply;
+use crate::fault::{Code, Fault};
+use crate::id::{InvocationId, RevisionNumber};
+use crate::limits::{Limit, Limits};
+use crate::telemetry::logs::{FunctionLog, LogSink, LogSpace};
+
+impl Engine {
+    /// Runs a command with the process's own standard streams, and returns its exit code.
+    ///
+    /// # Errors
+    /// Any fault of a guest but an exit code.
+    /// # Cancellation
+    /// Dropping the future ends the guest at its next tick or host call.
+    pub async fn run_on_terminal(
+        &self,
+        template: &Arc<Template>,
+        environment: Environment,
+        limits: &Limits,
+    ) -> Result<i32, Fault> {
+        let reply = Arc::new(Reply::default());
+        // A command's words go to the terminal; only Hob's own about a trap come here, and they are in the fault as well.
+        let log = Arc::new(FunctionLog::new(LogSpace::new(1 << 20, 1 << 20)));
+        let log = Arc::new(LogSink::new(log, InvocationId::new(0, 0), RevisionNumber::FIRST, 0));
+        let blueprint = Blueprint {
+            kind: template.shape.kind,
+            limits,
+            environment: Arc::new(environment),
+            log,
+            reply: reply.clone(),
+            streams: Streams::Terminal,
+            exchange: Exchange::default(),
+        };
+        let (store, output) = store::build(self.lane(template.shape.lane), blueprint);
+        let mut guest = call::start(template.clone(), store, Input { request: None, output, reply });
+        let mut used = std::time::Duration::ZERO;
+        let run = std::future::poll_fn(|cx| deadline::slice(&mut used, || guest.as_mut().poll(cx)));
+        match tokio::time::timeout(limits.duration(Limit::Wall), run).await {
+            Ok(ended) => match ended.store.data().exit_code {
+                Some(code) => Ok(code),
+                None => ended.result.map(|()| 0),
+            },
+            Err(_) => Err(Fault::executed(
+                Code::WallDeadline,
+                format!("the program used up its time of {:?}", limits.duration(Limit::Wall)),
+            )),
+        }
+    }
+}
