@@ -26,3 +26,14 @@ pub mod capability;
 
 // Engine: the only place besides `capability` that names wasmtime.
 pub mod engine;
+
+// Use: what is done with the engine.
+pub mod dispatch;
+pub mod deploy;
+
+// Doors: they know `invocation::Invoke`, never the engine.
+pub mod front;
+pub mod control;
+
+// Program: sees everything.
+pub mod daemon;

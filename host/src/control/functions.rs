@@ -1,0 +1,164 @@
+//! Routes about functions: put, list, inspect, revisions, rollback, delete.
+
+use axum::Json;
+use axum::extract::{Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use serde::Deserialize;
+
+use super::Control;
+use super::answer::{Name, Refusal, precondition};
+use super::upload;
+use super::wire::{FunctionDetail, FunctionInfo, FunctionList, Problem, RevisionInfo, RevisionList, RollbackRequest, UsageInfo};
+use crate::fault::{Code, Fault};
+use crate::id::{FunctionName, RevisionNumber};
+use crate::registry::{FunctionRecord, RevisionRecord};
+use crate::telemetry::metrics::millis;
+
+/// Functions on one page, when the request is silent and at most.
+const PAGE: usize = 1000;
+
+fn info(record: &FunctionRecord) -> FunctionInfo {
+    let live = &record.live;
+    FunctionInfo {
+        name: record.name.to_string(),
+        revision: live.number.0,
+        digest: live.wasm.to_string(),
+        kind: live.kind.clone(),
+        wasm_bytes: live.wasm_bytes,
+        artifact_bytes: live.artifact_bytes,
+        routes: live.manifest.route.iter().map(ToString::to_string).collect(),
+        path: format!("/{}", record.name),
+        etag: record.etag(),
+        created_ms: record.created_ms,
+        updated_ms: record.updated_ms,
+        notes: live.notes.clone(),
+    }
+}
+
+fn tagged(status: StatusCode, record: &FunctionRecord, body: impl IntoResponse) -> Response {
+    // An entity tag is digits and quotes.
+    let etag = HeaderValue::try_from(record.etag()).unwrap_or(HeaderValue::from_static("\"\""));
+    let headers: [(HeaderName, HeaderValue); 1] = [(header::ETAG, etag)];
+    (status, headers, body).into_response()
+}
+
+/// Deploys a function: raw Wasm as `application/wasm`, or `multipart/form-data` with the parts `manifest` (the text of
+/// `hob.toml`) and `wasm`.
+#[utoipa::path(put, path = "/v1/functions/{name}",
+    params(("name" = String, Path, description = "1 to 63 of a-z, 0-9 and '-'"),
+        ("if-match" = Option<String>, Header, description = "deploy only if this is the live revision's ETag"),
+        ("if-none-match" = Option<String>, Header, description = "`*`: deploy only if there is no such function")),
+    request_body(content_type = "application/wasm", content = Vec<u8>),
+    responses((status = 201, description = "a new function", body = FunctionInfo), (status = 200, description = "a new revision", body = FunctionInfo),
+        (status = 400, body = Problem), (status = 409, description = "a route is taken", body = Problem), (status = 412, body = Problem),
+        (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, description = "not a function", body = Problem),
+        (status = 503, description = "too many builds", body = Problem), (status = 507, body = Problem)))]
+pub(super) async fn put(State(control): State<Control>, Name(name): Name, request: Request) -> Result<Response, Refusal> {
+    let precondition = precondition(request.headers())?;
+    let (uploaded, manifest) = upload::receive(&control, request).await?;
+    let (record, is_new) = control.deployer.deploy(control.tenant.clone(), name, uploaded, manifest, precondition).await?;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(tagged(status, &record, Json(info(&record))))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Page {
+    cursor: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Lists functions by name.
+#[utoipa::path(get, path = "/v1/functions",
+    params(("cursor" = Option<String>, Query, description = "`next` of the page before"), ("limit" = Option<usize>, Query, description = "at most 1000")),
+    responses((status = 200, body = FunctionList), (status = 400, body = Problem)))]
+pub(super) async fn list(
+    State(control): State<Control>,
+    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<FunctionList>, Refusal> {
+    let Query(page) = page.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    let after = page.cursor.map(|cursor| cursor.parse::<FunctionName>()).transpose();
+    let after = after.map_err(|_| Fault::new(Code::BadRequest, "the cursor is none that this host gave out"))?;
+    let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE);
+    let mut records = control.deployer.list(control.tenant.clone(), after, limit + 1).await?;
+    let more = records.len() > limit;
+    records.truncate(limit);
+    let next = records.last().filter(|_| more).map(|record| record.name.to_string());
+    Ok(Json(FunctionList { items: records.iter().map(info).collect(), next }))
+}
+
+/// Shows all that is known about a function.
+#[utoipa::path(get, path = "/v1/functions/{name}", params(("name" = String, Path)),
+    responses((status = 200, body = FunctionDetail), (status = 404, body = Problem)))]
+pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Result<Response, Refusal> {
+    let record = control.deployer.get(control.tenant.clone(), name).await?;
+    let catalog = control.dispatcher.catalog();
+    let live = catalog.get(&record.tenant, &record.name);
+    let totals = live.map(|function| function.meter.totals()).unwrap_or_default();
+    let (running, waiting) = live.map(|function| function.admission.occupancy()).unwrap_or_default();
+    let manifest = &record.live.manifest;
+    let detail = FunctionDetail {
+        function: info(&record),
+        tenant: record.tenant.to_string(),
+        limits: manifest.limits.entries().map(|(name, value)| (name.to_owned(), value)).collect(),
+        args: manifest.args.clone(),
+        env: manifest.env.clone(),
+        resident: control.dispatcher.templates().is_resident(&record.tenant, record.live.artifact),
+        running: running as u64,
+        waiting: waiting as u64,
+        usage: UsageInfo {
+            starts: totals.starts.iter().map(|(start, count)| (start.as_str().to_owned(), *count)).collect(),
+            faults: totals.faults.iter().map(|(code, count)| (code.as_str().to_owned(), *count)).collect(),
+            cpu_ms: millis(totals.cpu),
+            wall_ms: millis(totals.wall),
+            memory_bytes_max: totals.memory_bytes_max,
+        },
+    };
+    Ok(tagged(StatusCode::OK, &record, Json(detail)))
+}
+
+/// Lists the kept revisions of a function, newest first.
+#[utoipa::path(get, path = "/v1/functions/{name}/revisions", params(("name" = String, Path)),
+    responses((status = 200, body = RevisionList), (status = 404, body = Problem)))]
+pub(super) async fn revisions(State(control): State<Control>, Name(name): Name) -> Result<Json<RevisionList>, Refusal> {
+    let live = control.deployer.get(control.tenant.clone(), name.clone()).await?.live.number;
+    let revisions = control.deployer.revisions(control.tenant.clone(), name).await?;
+    let info = |revision: &RevisionRecord| RevisionInfo {
+        revision: revision.number.0,
+        live: revision.number == live,
+        digest: revision.wasm.to_string(),
+        kind: revision.kind.clone(),
+        wasm_bytes: revision.wasm_bytes,
+        created_ms: revision.created_ms,
+        notes: revision.notes.clone(),
+    };
+    Ok(Json(RevisionList { items: revisions.iter().map(info).collect() }))
+}
+
+/// Makes an older revision live again. The body may be empty.
+#[utoipa::path(post, path = "/v1/functions/{name}/rollback",
+    params(("name" = String, Path), ("if-match" = Option<String>, Header)), request_body = RollbackRequest,
+    responses((status = 200, body = FunctionInfo), (status = 404, body = Problem), (status = 409, body = Problem), (status = 412, body = Problem)))]
+pub(super) async fn rollback(
+    State(control): State<Control>,
+    Name(name): Name,
+    headers: HeaderMap,
+    body: bytes::Bytes,
+) -> Result<Response, Refusal> {
+    let precondition = precondition(&headers)?;
+    let request: RollbackRequest = match body.as_ref() {
+        b"" => RollbackRequest::default(),
+        text => serde_json::from_slice(text)
+            .map_err(|error| Fault::new(Code::BadRequest, format!("the body is not as expected, {{\"to\": NUMBER}}: {error}")))?,
+    };
+    let record = control.deployer.rollback(control.tenant.clone(), name, request.to.map(RevisionNumber), precondition).await?;
+    Ok(tagged(StatusCode::OK, &record, Json(info(&record))))
+}
+
+/// Removes a function with all its revisions. Invocations that run finish.
+#[utoipa::path(delete, path = "/v1/functions/{name}", params(("name" = String, Path), ("if-match" = Option<String>, Header)),
+    responses((status = 204), (status = 404, body = Problem), (status = 412, body = Problem)))]
+pub(super) async fn delete(State(control): State<Control>, Name(name): Name, headers: HeaderMap) -> Result<StatusCode, Refusal> {
+    control.deployer.remove(control.tenant.clone(), name, precondition(&headers)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

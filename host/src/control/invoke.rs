@@ -1,0 +1,76 @@
+//! The route that invokes a function by its name, whatever its routes are.
+
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use http::{Method, Response, Uri};
+use http_body_util::BodyExt as _;
+
+use super::Control;
+use super::answer::{Name, Refusal, body_fault};
+use super::wire::Problem;
+use crate::fault::{Code, Fault};
+use crate::invocation::{BodyError, Invocation, Target};
+use crate::net::exchange;
+
+/// Invokes a function. Any method, and any path after `invoke`: the function sees method, rest of the path, query, headers and
+/// body as they are.
+#[utoipa::path(post, path = "/v1/functions/{name}/invoke/{path}",
+    params(("name" = String, Path), ("path" = String, Path, description = "what the function sees as its path"),
+        ("hob-timing" = Option<String>, Header, description = "`1` asks for server-timing")),
+    responses((status = 200, description = "whatever the function answers"), (status = 404, body = Problem),
+        (status = 429, body = Problem), (status = 502, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem)))]
+#[expect(dead_code, reason = "only described: the routes take every method, which OpenAPI cannot say")]
+pub(super) fn describe() {}
+
+/// Number of segments before the function's own path: `/v1/functions/NAME/invoke`.
+const SEGMENTS: usize = 4;
+
+pub(super) async fn invoke(
+    State(control): State<Control>,
+    Name(name): Name,
+    request: Request,
+) -> Result<Response<axum::body::Body>, Refusal> {
+    let received = Instant::now();
+    let (mut head, body) = request.into_parts();
+    let timing = exchange::clean_request(&mut head.headers);
+    head.uri = own_target(&head.uri)?;
+    let body = body.map_err(|error| match body_fault(&error).code {
+        Code::ClientTimeout => BodyError::Idle,
+        _ => BodyError::Disconnected,
+    });
+    let payload = exchange::read(body).await?;
+    let method = if head.method == Method::HEAD { Method::HEAD } else { Method::GET };
+    let request = Request::from_parts(head, payload);
+    let invocation = Invocation { tenant: control.tenant.clone(), target: Target::Function(name), request, received };
+    let invoked = control.invoke.invoke(invocation).await;
+    Ok(exchange::answer(invoked, &method, timing).map(axum::body::Body::new))
+}
+
+/// The part of the target that is the function's.
+fn own_target(uri: &Uri) -> Result<Uri, Fault> {
+    let path = uri.path();
+    let at = path.match_indices('/').nth(SEGMENTS).map_or(path.len(), |(at, _)| at);
+    let own = match uri.query() {
+        Some(query) => format!("/{}?{query}", path[at..].trim_start_matches('/')),
+        None => format!("/{}", path[at..].trim_start_matches('/')),
+    };
+    own.parse().map_err(|_| Fault::new(Code::BadRequest, "the path after 'invoke' is malformed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_function_sees_its_own_path() {
+        for (uri, own) in [
+            ("/v1/functions/a/invoke", "/"),
+            ("/v1/functions/a/invoke?x", "/?x"),
+            ("/v1/functions/a/invoke/", "/"),
+            ("/v1/functions/a/invoke/b/c?x=1", "/b/c?x=1"),
+        ] {
+            assert_eq!(own_target(&uri.parse().unwrap()).unwrap().to_string(), own, "{uri}");
+        }
+    }
+}

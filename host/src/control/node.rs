@@ -1,0 +1,46 @@
+//! Routes about the node itself.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_TYPE;
+
+use super::Control;
+use super::answer::Refusal;
+use super::wire::Problem;
+use crate::fault::{Code, Fault};
+
+/// Says that the process answers.
+#[utoipa::path(get, path = "/livez", responses((status = 200, body = String)))]
+pub(super) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+/// Says whether requests are taken: from the moment the registry is read until the node stops.
+#[utoipa::path(get, path = "/readyz", responses((status = 200, body = String), (status = 503, body = Problem)))]
+pub(super) async fn readyz(State(control): State<Control>) -> Result<&'static str, Refusal> {
+    if control.stop.is_stopped() {
+        return Err(Fault::new(Code::Draining, "the node is shutting down").into());
+    }
+    Ok("ok\n")
+}
+
+/// All metrics, as OpenMetrics text.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
+pub(super) async fn metrics(State(control): State<Control>) -> Response {
+    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], control.metrics.text()).into_response()
+}
+
+pub(super) async fn openapi(text: String) -> Response {
+    ([(CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+/// What the `type` of a problem points to.
+pub(super) async fn errors() -> Response {
+    let mut page = String::from("<!doctype html><meta charset=utf-8><title>Errors of Hob</title><h1>Errors of Hob</h1><dl>\n");
+    for code in Code::ALL {
+        let status = crate::net::status::status(code).as_u16();
+        page.push_str(&format!("<dt id=\"{code}\"><code>{code}</code>, status {status}<dd>{}\n", code.title()));
+    }
+    page.push_str("</dl>\n");
+    ([(CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
+}

@@ -1,0 +1,170 @@
+//! The JSON of the control port: what leaves the process and what the command line reads back.
+//!
+//! Owns these shapes and nothing else; a change here is a change of the API. Times are Unix milliseconds, sizes are bytes, limits
+//! are text with their unit as in `hob.toml`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A deployed function and its live revision.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct FunctionInfo {
+    /// Name.
+    pub name: String,
+    /// Number of the live revision.
+    pub revision: u64,
+    /// Digest of its Wasm, `sha256:…`.
+    pub digest: String,
+    /// What it is: `handler`, `command`, `command-0.2`, `command-0.3`, `http-0.2`, `http-0.3`; `+async` follows when a 0.2
+    /// component imports interfaces of 0.3.
+    pub kind: String,
+    /// Length of the Wasm in bytes.
+    pub wasm_bytes: u64,
+    /// Length of the native code in bytes.
+    pub artifact_bytes: u64,
+    /// Declared routes, as `[METHOD ][HOST]PATH`.
+    pub routes: Vec<String>,
+    /// Path under which it answers besides.
+    pub path: String,
+    /// Entity tag for `If-Match`, with its quotes.
+    pub etag: String,
+    /// When the function was first deployed.
+    pub created_ms: u64,
+    /// When another revision last became live.
+    pub updated_ms: u64,
+    /// What the deploy had to say: warnings and hints.
+    pub notes: Vec<String>,
+}
+
+/// A function with all that is known about it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct FunctionDetail {
+    /// As in the list.
+    #[serde(flatten)]
+    pub function: FunctionInfo,
+    /// Tenant.
+    pub tenant: String,
+    /// Ceilings of each invocation, by name.
+    pub limits: BTreeMap<String, String>,
+    /// Arguments after the name.
+    pub args: Vec<String>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// Whether its template is in memory.
+    pub resident: bool,
+    /// Invocations that run now.
+    pub running: u64,
+    /// Invocations that wait for their turn.
+    pub waiting: u64,
+    /// Totals since the node started.
+    pub usage: UsageInfo,
+}
+
+/// Totals of a function since the node started.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct UsageInfo {
+    /// Invocations by the rung of their start.
+    pub starts: BTreeMap<String, u64>,
+    /// Faults by code.
+    pub faults: BTreeMap<String, u64>,
+    /// Processor time in milliseconds.
+    pub cpu_ms: f64,
+    /// Time of all invocations in milliseconds.
+    pub wall_ms: f64,
+    /// Most memory that one invocation had.
+    pub memory_bytes_max: u64,
+}
+
+/// One kept revision.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RevisionInfo {
+    /// Number.
+    pub revision: u64,
+    /// Whether requests reach it.
+    pub live: bool,
+    /// Digest of its Wasm.
+    pub digest: String,
+    /// What it is.
+    pub kind: String,
+    /// Length of the Wasm in bytes.
+    pub wasm_bytes: u64,
+    /// When it was published.
+    pub created_ms: u64,
+    /// What the deploy had to say.
+    pub notes: Vec<String>,
+}
+
+/// A list of functions. `next` is the cursor of the next page, absent on the last.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct FunctionList {
+    /// By name.
+    pub items: Vec<FunctionInfo>,
+    /// Pass it as `?cursor=`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// The kept revisions of a function, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RevisionList {
+    /// Newest first.
+    pub items: Vec<RevisionInfo>,
+}
+
+/// Which revision to make live.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// Its number; the newest one before the live one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
+}
+
+/// One entry of a function's log.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogEntry {
+    /// Position in the function's log; gaps are entries that were dropped.
+    pub seq: u64,
+    /// When.
+    pub time_ms: u64,
+    /// Which invocation.
+    pub invocation: String,
+    /// Of which revision.
+    pub revision: u64,
+    /// `stdout`, `stderr`, `log` or `host`.
+    pub source: String,
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    /// The guest's words, or Hob's for `host`.
+    pub text: String,
+}
+
+/// The newest entries of a log, oldest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogList {
+    /// Oldest first.
+    pub items: Vec<LogEntry>,
+}
+
+/// An answer that Hob makes itself when something went wrong (RFC 9457).
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// Where the code is explained: `/docs/errors#CODE`.
+    pub r#type: String,
+    /// The code in words.
+    pub title: String,
+    /// The HTTP status again.
+    pub status: u16,
+    /// Stable text to test for; also in the header `hob-error`.
+    pub code: String,
+    /// What happened and what was expected.
+    pub detail: String,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Which invocation, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invocation_id: Option<String>,
+}

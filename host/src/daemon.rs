@@ -1,0 +1,355 @@
+//! The daemon: builds all parts in order, runs them, stops them in reverse.
+//!
+//! Owns the threads: one for each core that serves connections and runs guests, one for the control port, so that it answers
+//! while every data thread is busy. The only module that sees everything. Invariant: when [`Node::start`] returns, both ports take
+//! requests and every acknowledged deploy answers.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::{Builder as RuntimeBuilder, Handle, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
+use crate::config::{Config, ConfigError};
+use crate::control::Control;
+use crate::deploy::Deployer;
+use crate::dispatch::Dispatcher;
+use crate::dispatch::templates::Templates;
+use crate::engine::build::Builder;
+use crate::engine::{Engine, UnknownKind};
+use crate::fault::Fault;
+use crate::front::Front;
+use crate::grants::Grants;
+use crate::id::{FunctionName, TenantId};
+use crate::invocation::{Invocation, Invoke, Invoked};
+use crate::manifest::Manifest;
+use crate::net::drain::{Drain, Stop};
+use crate::net::listener::{self, BindError};
+use crate::net::serve::{self, Options};
+use crate::registry::{FunctionRecord, Precondition, Registry, RegistryError};
+use crate::telemetry::logs::LogSpace;
+use crate::telemetry::metrics::Metrics;
+
+/// Why a node did not start. Nothing was left running, and nothing was changed in the data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No data directory was named, and none follows from the environment.
+    #[error("there is no place for data: expected --data-dir DIR, or HOME or XDG_DATA_HOME in the environment")]
+    NoDataDir,
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// Files in it.
+    #[error(transparent)]
+    Artifacts(#[from] ArtifactError),
+    /// The registry in it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A stored function.
+    #[error(transparent)]
+    Kind(#[from] UnknownKind),
+    /// A port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The engine.
+    #[error("the engine cannot start: {0}; lower engine.instances_max if addresses are short")]
+    Engine(String),
+    /// A thread or a runtime.
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The system gives no random numbers.
+    #[error("the system gives no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+/// What a node is started with.
+#[derive(Debug, Default)]
+pub struct Setup {
+    /// Its configuration; `data.dir` must be set.
+    pub config: Config,
+    /// File with the key that seals artifacts; made in the data directory when absent.
+    pub key_file: Option<PathBuf>,
+    /// What every function may reach: nothing, but under `hob run --net` and `--dir`.
+    pub grants: Grants,
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    addr: SocketAddr,
+    control_addr: SocketAddr,
+    /// Keeps the lock on the directory; dropped last.
+    dir: DataDir,
+    drain: Drain,
+    threads: Vec<JoinHandle<usize>>,
+    deployer: Deployer,
+    dispatcher: Dispatcher,
+    data_plane: Arc<DataPlane>,
+    control: Handle,
+    metrics: Arc<Metrics>,
+}
+
+impl Node {
+    /// Starts a node.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    /// # Cost
+    /// Some 30 ms, and 4 us for each deployed function.
+    pub fn start(setup: Setup) -> Result<Self, StartError> {
+        let Setup { config, key_file, grants } = setup;
+        config.check()?;
+        let mut dir = DataDir::open(config.data.dir.as_deref().ok_or(StartError::NoDataDir)?)?;
+        let threads = match config.engine.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let (addr, listeners) = listener::bind(config.net.addr, threads)?;
+        let (control_addr, control_listeners) = listener::bind(config.net.control, 1)?;
+        raise_descriptor_limit();
+        let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format())?);
+        dir.mark_current()?;
+        let artifacts = Artifacts::open(&dir, dir.mac_key(key_file.as_deref())?, config.data.bytes_max.0)?;
+        let metrics = Arc::new(Metrics::new());
+        metrics.data_bytes.set(artifacts.used_bytes());
+        let engine = Engine::new(&config.engine, metrics.clone()).map_err(|error| StartError::Engine(format!("{error:#}")))?;
+        let builder = Arc::new(Builder::new("/proc/self/exe".into(), config.build.clone()));
+        let templates =
+            Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), config.engine.templates_max);
+        let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
+        let node = getrandom::u64().map_err(StartError::Random)?;
+        let dispatcher = Dispatcher::new(engine.clone(), templates, logs, grants, registry.functions()?, node)?;
+        let deployer = Deployer::new(artifacts, registry, builder, engine, dispatcher.clone(), config.data.clone());
+        let (drain, stop) = Drain::new();
+        let options = Options::new(&config.net, config.net.connections_max);
+        let (mut threads, data_plane) = start_data_threads(listeners, &options, &dispatcher, &stop)?;
+        let service = Control {
+            deployer: deployer.clone(),
+            dispatcher: dispatcher.clone(),
+            invoke: data_plane.clone(),
+            metrics: metrics.clone(),
+            stop: stop.clone(),
+            tenant: TenantId::default(),
+        };
+        let options = Options::new(&config.net, config.net.control_connections_max);
+        let (thread, control) = start_control_thread(control_listeners, options, service, stop)?;
+        threads.push(thread);
+        Ok(Self { addr, control_addr, dir, drain, threads, deployer, dispatcher, data_plane, control, metrics })
+    }
+
+    /// Where functions are reached.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where functions are deployed.
+    #[must_use]
+    pub fn control_addr(&self) -> SocketAddr {
+        self.control_addr
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What runs invocations on the calling thread, inside a tokio runtime: for measuring without HTTP.
+    #[must_use]
+    pub fn dispatcher(&self) -> &Dispatcher {
+        &self.dispatcher
+    }
+
+    /// What runs invocations on the data threads.
+    #[must_use]
+    pub fn data_plane(&self) -> Arc<dyn Invoke> {
+        self.data_plane.clone()
+    }
+
+    /// Deploys a file without the control port. Blocks; not to be called from a runtime.
+    ///
+    /// # Errors
+    /// As [`Deployer::deploy`].
+    pub fn deploy_file(&self, name: FunctionName, wasm: &Path, manifest: Manifest) -> Result<FunctionRecord, Fault> {
+        let bytes = std::fs::read(wasm).map_err(Fault::internal)?;
+        let mut upload = self.deployer.create_upload()?;
+        upload.write(&bytes).map_err(|error| error.fault())?;
+        let uploaded = upload.finish().map_err(|error| error.fault())?;
+        let deploy = self.deployer.deploy(TenantId::default(), name, uploaded, manifest, Precondition::Any);
+        self.control.block_on(deploy).map(|(record, _)| record)
+    }
+
+    /// Blocks until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+    ///
+    /// # Errors
+    /// When signals cannot be waited for.
+    pub fn run_until_signal(self) -> std::io::Result<()> {
+        let runtime = current_thread()?;
+        let mut signals = runtime
+            .block_on(async { std::io::Result::Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)) })?;
+        runtime.block_on(async {
+            tokio::select! {
+                _ = signals.0.recv() => (),
+                _ = signals.1.recv() => (),
+            }
+        });
+        tracing::info!("stopping: finishing what was accepted");
+        let impatient = std::thread::Builder::new().name("hob-signals".into());
+        impatient.spawn(move || {
+            let code = runtime.block_on(async {
+                tokio::select! {
+                    _ = signals.0.recv() => 143,
+                    _ = signals.1.recv() => 130,
+                }
+            });
+            std::process::exit(code);
+        })?;
+        self.stop();
+        Ok(())
+    }
+
+    /// Drains: what was accepted finishes, for at most `net.drain_timeout`; then everything stops. Returns how many connections
+    /// had to be cut.
+    pub fn stop(self) -> usize {
+        self.drain.stop();
+        let cut = self.threads.into_iter().map(|thread| thread.join().unwrap_or_default()).sum();
+        if cut > 0 {
+            self.metrics.cut.inc_by(cut as u64);
+            tracing::warn!(cut, "connections were cut: they did not finish in time");
+        }
+        cut
+    }
+}
+
+fn size(bytes: crate::config::Bytes) -> usize {
+    usize::try_from(bytes.0).unwrap_or(usize::MAX)
+}
+
+/// Each connection and each file is a descriptor, and the usual soft limit of 1,024 is for programs that use `select`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+fn current_thread() -> std::io::Result<Runtime> {
+    RuntimeBuilder::new_current_thread().enable_all().max_blocking_threads(32).build()
+}
+
+/// Starts a named thread with a runtime of its own, and returns the runtime's handle.
+fn start_thread<F>(name: String, serve: impl FnOnce() -> F + Send + 'static) -> std::io::Result<(JoinHandle<usize>, Handle)>
+where
+    F: Future<Output = std::io::Result<usize>>,
+{
+    let (sender, handle): (SyncSender<std::io::Result<Handle>>, Receiver<_>) = sync_channel(1);
+    let body = move || {
+        let runtime = match current_thread() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                // The receiver waits for exactly this.
+                let _received = sender.send(Err(error));
+                return 0;
+            }
+        };
+        let _received = sender.send(Ok(runtime.handle().clone()));
+        Engine::prepare_thread();
+        match runtime.block_on(serve()) {
+            Ok(cut) => cut,
+            Err(error) => {
+                tracing::error!(%error, "a listener cannot be served");
+                0
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name(name).spawn(body)?;
+    let handle = handle.recv().map_err(std::io::Error::other)??;
+    Ok((thread, handle))
+}
+
+type DataThreads = (Vec<JoinHandle<usize>>, Arc<DataPlane>);
+
+fn start_data_threads(
+    listeners: Vec<std::net::TcpListener>,
+    options: &Options,
+    dispatcher: &Dispatcher,
+    stop: &Stop,
+) -> std::io::Result<DataThreads> {
+    let (mut threads, mut handles) = (Vec::new(), Vec::new());
+    for (number, listener) in listeners.into_iter().enumerate() {
+        let front = Front::new(Arc::new(dispatcher.clone()));
+        let (options, stop) = (options.clone(), stop.clone());
+        let serve = move || serve::serve(listener, options, move |request| front.handle(request), stop);
+        let (thread, handle) = start_thread(format!("hob-data-{number}"), serve)?;
+        threads.push(thread);
+        handles.push(handle);
+    }
+    Ok((threads, Arc::new(DataPlane { dispatcher: dispatcher.clone(), handles, next: AtomicUsize::new(0) })))
+}
+
+fn start_control_thread(
+    listeners: Vec<std::net::TcpListener>,
+    options: Options,
+    control: Control,
+    stop: Stop,
+) -> std::io::Result<(JoinHandle<usize>, Handle)> {
+    let deployer = control.deployer.clone();
+    let service = control.service();
+    start_thread("hob-control".into(), move || async move {
+        let collector = tokio::spawn(async move { deployer.collect_forever().await });
+        let mut cut = 0;
+        for listener in listeners {
+            cut += serve::serve(listener, options.clone(), service.clone(), stop.clone()).await?;
+        }
+        collector.abort();
+        Ok(cut)
+    })
+}
+
+/// Hands invocations to the data threads in turn, whatever thread they come from.
+#[derive(Debug)]
+struct DataPlane {
+    dispatcher: Dispatcher,
+    handles: Vec<Handle>,
+    next: AtomicUsize,
+}
+
+impl Invoke for DataPlane {
+    fn invoke(&self, invocation: Invocation) -> BoxFuture<'static, Invoked> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len().max(1);
+        let id = self.dispatcher.next_id();
+        let Some(handle) = self.handles.get(turn) else {
+            let fault = Fault::internal("a node has no data thread");
+            return std::future::ready(Invoked { id, result: Err(fault) }).boxed();
+        };
+        let task = AbortOnDrop(handle.spawn(self.dispatcher.invoke_as(id, invocation)));
+        async move {
+            let mut task = task;
+            match (&mut task.0).await {
+                Ok(invoked) => invoked,
+                Err(error) => Invoked { id, result: Err(Fault::internal(error)) },
+            }
+        }
+        .boxed()
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<Invoked>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,65 @@
+//! The HTTP door: a request becomes an [`Invocation`], its outcome a response.
+//!
+//! Owns the data port's service. Knows `net` and [`Invoke`], never the engine.
+//!
+//! | request header | meaning |
+//! |---|---|
+//! | `hob-timing: 1` | asks for `server-timing` with the phases `queue`, `load`, `instantiate` and `run` in milliseconds |
+//!
+//! Other `hob-*` headers and the hop-by-hop headers of a request are dropped, as are those of a response. A body whose length is
+//! announced and at most [`INLINE_BODY_BYTES`](crate::invocation::INLINE_BODY_BYTES) is read whole first, so that a slow client
+//! holds no instance; what is longer, or comes in chunks, streams.
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body::Body;
+
+use crate::id::TenantId;
+use crate::invocation::{BodyError, Invocation, Invoke, Payload, Target};
+use crate::net::exchange;
+
+/// The data port's service. One for each thread, so that threads do not share its counts.
+#[derive(Debug, Clone)]
+pub struct Front {
+    invoke: Arc<dyn Invoke>,
+    tenant: TenantId,
+}
+
+impl Front {
+    /// A door to `invoke`.
+    #[must_use]
+    pub fn new(invoke: Arc<dyn Invoke>) -> Self {
+        Self { invoke, tenant: TenantId::default() }
+    }
+
+    /// Answers one request. Every path ends in a response; see the module for what is added and removed.
+    ///
+    /// # Cancellation
+    /// Dropping the future stops the guest ([`Invoke::invoke`]).
+    pub fn handle<B>(&self, request: Request<B>) -> impl Future<Output = Response<Payload>> + Send + use<B>
+    where
+        B: Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
+    {
+        let Self { invoke, tenant } = self.clone();
+        let received = Instant::now();
+        async move {
+            let (mut head, body) = request.into_parts();
+            let timing = exchange::clean_request(&mut head.headers);
+            let payload = match exchange::read(body).await {
+                Ok(payload) => payload,
+                Err(fault) => return exchange::refuse(&fault, None),
+            };
+            let method = if head.method == Method::HEAD { Method::HEAD } else { Method::GET };
+            let request = Request::from_parts(head, payload);
+            let invocation = Invocation { tenant, target: Target::Request, request, received };
+            exchange::answer(invoke.invoke(invocation).await, &method, timing)
+        }
+    }
+}
