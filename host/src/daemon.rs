@@ -82,6 +82,18 @@ pub struct Setup {
     pub key_file: Option<PathBuf>,
     /// What every function may reach: nothing, but under `hob run --net` and `--dir`.
     pub grants: Grants,
+    /// Which ports open.
+    pub ports: Ports,
+}
+
+/// Which ports a node opens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ports {
+    /// Both.
+    #[default]
+    Both,
+    /// The data port alone: `hob run` of a served file, which nobody deploys to.
+    DataOnly,
 }
 
 /// A running node.
@@ -108,7 +120,7 @@ impl Node {
     /// # Cost
     /// Some 30 ms, and 4 us for each deployed function.
     pub fn start(setup: Setup) -> Result<Self, StartError> {
-        let Setup { config, key_file, grants } = setup;
+        let Setup { config, key_file, grants, ports } = setup;
         config.check()?;
         let mut dir = DataDir::open(config.data.dir.as_deref().ok_or(StartError::NoDataDir)?)?;
         let threads = match config.engine.threads {
@@ -116,7 +128,10 @@ impl Node {
             threads => threads,
         };
         let (addr, listeners) = listener::bind(config.net.addr, threads)?;
-        let (control_addr, control_listeners) = listener::bind(config.net.control, 1)?;
+        let (control_addr, control_listeners) = match ports {
+            Ports::Both => listener::bind(config.net.control, 1)?,
+            Ports::DataOnly => (config.net.control, Vec::new()),
+        };
         raise_descriptor_limit();
         let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format())?);
         dir.mark_current()?;
@@ -140,6 +155,7 @@ impl Node {
             invoke: data_plane.clone(),
             metrics: metrics.clone(),
             stop: stop.clone(),
+            data_addr: addr,
             tenant: TenantId::default(),
         };
         let options = Options::new(&config.net, config.net.control_connections_max);
@@ -154,7 +170,7 @@ impl Node {
         self.addr
     }
 
-    /// Where functions are deployed.
+    /// Where functions are deployed; only configured, not open, with [`Ports::DataOnly`].
     #[must_use]
     pub fn control_addr(&self) -> SocketAddr {
         self.control_addr
@@ -313,6 +329,8 @@ fn start_control_thread(
         for listener in listeners {
             cut += serve::serve(listener, options.clone(), service.clone(), stop.clone()).await?;
         }
+        // Without a port of its own the thread still works for the deployer.
+        stop.stopped().await;
         collector.abort();
         Ok(cut)
     })

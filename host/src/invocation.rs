@@ -148,6 +148,8 @@ pub struct Phases {
     pub load: Duration,
     /// From `Store::new` to a live instance.
     pub instantiate: Duration,
+    /// From there to the guest's first host call, which bounds its first instruction. Only handlers are watched so closely.
+    pub enter: Duration,
     /// From there to the head of the response.
     pub run: Duration,
 }

@@ -37,3 +37,4 @@ pub mod control;
 
 // Program: sees everything.
 pub mod daemon;
+pub mod cli;

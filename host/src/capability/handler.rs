@@ -147,6 +147,7 @@ impl Writer<'_> {
 }
 
 fn request_read(mut caller: Caller<'_, Host>, buf: u32, cap: u32) -> Result<u32> {
+    caller.data().reply.mark_entered();
     let (buffer, host) = span(&mut caller, buf, cap)?;
     let Some(request) = &host.exchange.request else {
         return Err(Refusal::bad_call("there is no request to read before the function is called").into());

@@ -29,6 +29,7 @@ pub struct Reply {
     head: Mutex<Option<Result<Response<Payload>, Fault>>>,
     was_put: AtomicBool,
     instantiated: OnceLock<Instant>,
+    entered: OnceLock<Instant>,
     cut: OnceLock<Code>,
 }
 
@@ -65,6 +66,18 @@ impl Reply {
     #[must_use]
     pub fn instantiated(&self) -> Option<Instant> {
         self.instantiated.get().copied()
+    }
+
+    /// Notes that the guest made its first host call.
+    pub fn mark_entered(&self) {
+        // The first time counts.
+        let _first = self.entered.set(Instant::now());
+    }
+
+    /// When the guest made its first host call, if it is of a kind that is watched.
+    #[must_use]
+    pub fn entered(&self) -> Option<Instant> {
+        self.entered.get().copied()
     }
 
     /// Says that the rest of the response will not come, and why. Must be called before the guest's store is dropped.

@@ -15,6 +15,9 @@ use crate::id::{FunctionName, RevisionNumber};
 use crate::registry::{FunctionRecord, RevisionRecord};
 use crate::telemetry::metrics::millis;
 
+/// Says where the deployed function answers.
+const DATA_ADDR: HeaderName = HeaderName::from_static("hob-data-addr");
+
 /// Functions on one page, when the request is silent and at most.
 const PAGE: usize = 1000;
 
@@ -59,7 +62,11 @@ pub(super) async fn put(State(control): State<Control>, Name(name): Name, reques
     let (uploaded, manifest) = upload::receive(&control, request).await?;
     let (record, is_new) = control.deployer.deploy(control.tenant.clone(), name, uploaded, manifest, precondition).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok(tagged(status, &record, Json(info(&record))))
+    let mut response = tagged(status, &record, Json(info(&record)));
+    // An address is digits and punctuation.
+    let addr = HeaderValue::try_from(control.data_addr.to_string()).unwrap_or(HeaderValue::from_static(""));
+    response.headers_mut().insert(DATA_ADDR, addr);
+    Ok(response)
 }
 
 #[derive(Debug, Deserialize)]

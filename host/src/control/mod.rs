@@ -11,6 +11,7 @@ mod node;
 mod upload;
 pub mod wire;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -42,6 +43,8 @@ pub struct Control {
     pub metrics: Arc<Metrics>,
     /// Ends those who follow a log when the node stops.
     pub stop: Stop,
+    /// Where functions are reached, told to whoever deploys one.
+    pub data_addr: SocketAddr,
     /// Whose functions: one tenant until there are tokens that say which.
     pub tenant: TenantId,
 }
@@ -72,6 +75,7 @@ impl Control {
         let text = description.to_pretty_json().unwrap_or_default();
         let router = router
             .route("/v1/functions/{name}/invoke", axum::routing::any(invoke::invoke))
+            .route("/v1/functions/{name}/invoke/", axum::routing::any(invoke::invoke))
             .route("/v1/functions/{name}/invoke/{*path}", axum::routing::any(invoke::invoke))
             .route("/openapi.json", axum::routing::get(move || node::openapi(text.clone())))
             .route("/docs/errors", axum::routing::get(node::errors))
@@ -89,7 +93,6 @@ impl Control {
     }
 
     /// The service of the control port, for [`crate::net::serve::serve`].
-    #[must_use]
     pub fn service(self) -> impl Fn(Request<IncomingBody>) -> BoxResponse + Clone + Send + Sync + 'static {
         let (router, _) = self.router();
         move |request| {

@@ -170,12 +170,12 @@ impl Catalog {
     /// One look-up for each segment of the path if the tenant has routes, else one.
     pub fn resolve(&self, tenant: &TenantId, head: &Parts) -> Result<Resolved, Fault> {
         let path = head.uri.path();
-        let Some(catalog) = self.tenants.get(tenant) else { return Err(nothing_at(path)) };
-        if let Some(function) = catalog.by_route(head, path) {
+        let catalog = self.tenants.get(tenant);
+        if let Some(function) = catalog.and_then(|catalog| catalog.by_route(head, path)) {
             return Ok(Resolved { function, prefix_len: 0 });
         }
         let name = path.strip_prefix('/').and_then(|rest| rest.split('/').next()).unwrap_or_default();
-        match catalog.names.get(name) {
+        match catalog.and_then(|catalog| catalog.names.get(name)) {
             Some(function) => Ok(Resolved { function: function.clone(), prefix_len: 1 + name.len() }),
             None => Err(unknown(path, name)),
         }

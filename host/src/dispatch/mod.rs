@@ -26,7 +26,7 @@ use crate::engine::{Call, Engine, UnknownKind};
 use crate::fault::{Code, Fault};
 use crate::grants::Grants;
 use crate::id::{FunctionName, InvocationId, TenantId};
-use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload, Phases, StreamBody, Target};
+use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload, Phases, Start, StreamBody, Target};
 use crate::limits::Limit;
 use crate::meter::AdmissionError;
 use crate::registry::FunctionRecord;
@@ -138,7 +138,7 @@ impl Dispatcher {
             };
             let admitted = Instant::now();
             let (template, start) = self.0.templates.get(&function).await?;
-            let load = admitted.elapsed();
+            let load = if start == Start::Resident { Duration::ZERO } else { admitted.elapsed() };
             let call = Call {
                 id,
                 revision: function.revision.number,
@@ -152,7 +152,8 @@ impl Dispatcher {
                 admitted,
             };
             let began = self.0.engine.run(&template, call).await?;
-            let phases = Phases { queue: admitted - received, load, instantiate: began.instantiate, run: began.run };
+            let phases =
+                Phases { queue: admitted - received, load, instantiate: began.instantiate, enter: began.enter, run: began.run };
             function.meter.started(start);
             self.0.engine.metrics().started(start, &phases);
             Ok(Outcome { response: began.response, revision: function.revision.number, start, phases })

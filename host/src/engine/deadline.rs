@@ -40,17 +40,17 @@ thread_local! {
     static SLICE: Cell<Option<Slice>> = const { Cell::new(None) };
 }
 
-/// Runs one slice of a guest that used `used` before, and adds what this one took.
+/// Runs one slice of a guest that used `used` before, and adds what this one took. `began`: now; returns the time at its end.
 ///
 /// Measured by the monotonic clock (20 ns) and not by the thread's CPU clock (a system call): a slice is at most one tick long,
 /// so the two differ only by what the kernel gave to other threads meanwhile.
-pub(super) fn slice<R>(used: &mut Duration, run: impl FnOnce() -> R) -> R {
-    let began = Instant::now();
+pub(super) fn slice<R>(used: &mut Duration, began: Instant, run: impl FnOnce() -> R) -> (R, Instant) {
     let outer = SLICE.replace(Some(Slice { began, used_before: *used }));
     let result = run();
     SLICE.set(outer);
-    *used += began.elapsed();
-    result
+    let ended = Instant::now();
+    *used += ended - began;
+    (result, ended)
 }
 
 /// Arms a store: yield at each tick, end when the guest has used `cpu` on its processor.

@@ -26,6 +26,7 @@ use crate::id::{InvocationId, RevisionNumber};
 use crate::invocation::{BodyError, Payload, StreamBody};
 use crate::limits::{Limit, Limits};
 use crate::meter::{FunctionMeter, Permit, Usage};
+use crate::net::afterwards;
 use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
 
@@ -63,6 +64,8 @@ pub struct Began {
     pub response: Response<Payload>,
     /// From `Store::new` to a live instance.
     pub instantiate: Duration,
+    /// From there to the guest's first host call; nothing for kinds that are not watched so closely.
+    pub enter: Duration,
     /// From there to the head.
     pub run: Duration,
 }
@@ -77,9 +80,10 @@ impl Engine {
     pub async fn run(&self, template: &Arc<Template>, call: Call) -> Result<Began, Fault> {
         let place = self.admit().await?;
         let began = Instant::now();
-        let mut running = Running::start(self, template, call, place)?;
+        let mut running = Running::start(self, template, call, place, began)?;
         let reply = running.reply.clone();
-        let first = std::future::poll_fn(|cx| match running.poll_slice(cx) {
+        let mut now = Some(began);
+        let first = std::future::poll_fn(|cx| match running.poll_slice(cx, now.take().unwrap_or_else(Instant::now)) {
             Poll::Ready(ended) => Poll::Ready((Some(ended), reply.take())),
             Poll::Pending => match reply.take() {
                 Some(head) => Poll::Ready((None, Some(head))),
@@ -89,6 +93,7 @@ impl Engine {
         let (ended, head) = first.await;
         let instantiated = reply.instantiated().unwrap_or(began);
         let done = ended.is_some();
+        let ended_at = running.looked;
         let fault = ended.and_then(|ended| running.finish(ended));
         let response = match (fault, head) {
             // The head is still ours, so the status can tell what went wrong.
@@ -98,9 +103,16 @@ impl Engine {
                 return Err(running.fail(Fault::executed(Code::GuestNoResponse, "the function ended without a response")));
             }
         };
-        let response = bound(wasi_http::settle(response, done), running.response_limit).map_err(|fault| running.fail(fault))?;
+        let response = wasi_http::settle(response, done);
+        let response = bound(response, running.response_limit, &running.books).map_err(|fault| running.fail(fault))?;
         let response = if done { response } else { running.detach(response) };
-        Ok(Began { response, instantiate: instantiated - began, run: instantiated.elapsed() })
+        let entered = reply.entered().unwrap_or(instantiated);
+        Ok(Began {
+            response,
+            instantiate: instantiated - began,
+            enter: entered - instantiated,
+            run: ended_at.saturating_duration_since(entered),
+        })
     }
 }
 
@@ -111,20 +123,39 @@ struct Running {
     reply: Arc<Reply>,
     cpu: Duration,
     began: Instant,
+    /// When the last slice ended.
+    looked: Instant,
     deadline: tokio::time::Instant,
     wall: Duration,
     /// Armed only when the guest waits for something: most never do.
     timer: Option<Pin<Box<Sleep>>>,
     response_limit: u64,
+    books: Books,
+    /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first. A store that outlives its
+    /// guest takes them along.
+    places: Option<(Permit, Option<Permit>)>,
+}
+
+/// Where what happens to an invocation is written down.
+#[derive(Clone)]
+struct Books {
     log: Arc<LogSink>,
     meter: Arc<FunctionMeter>,
     metrics: Arc<Metrics>,
-    /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first.
-    _places: (Permit, Option<Permit>),
+}
+
+impl Books {
+    /// Counts and logs a fault.
+    fn fail(&self, fault: Fault) -> Fault {
+        self.meter.faulted(fault.code);
+        self.metrics.faulted(fault.code);
+        self.log.host(Level::Error, format!("{}: {}", fault.code, fault.detail));
+        fault
+    }
 }
 
 impl Running {
-    fn start(engine: &Engine, template: &Arc<Template>, call: Call, place: Permit) -> Result<Self, Fault> {
+    fn start(engine: &Engine, template: &Arc<Template>, call: Call, place: Permit, began: Instant) -> Result<Self, Fault> {
         let kind = template.shape.kind;
         let reply = Arc::new(Reply::default());
         let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
@@ -155,22 +186,23 @@ impl Running {
             guest: Some(guest),
             reply,
             cpu: Duration::ZERO,
-            began: Instant::now(),
+            began,
+            looked: began,
             deadline: (call.admitted + wall).into(),
             wall,
             timer: None,
             response_limit: call.limits.get(Limit::ResponseBody),
-            log,
-            meter: call.meter,
-            metrics: engine.metrics().clone(),
-            _places: (place, call.permit),
+            books: Books { log, meter: call.meter, metrics: engine.metrics().clone() },
+            places: Some((place, call.permit)),
         })
     }
 
     /// Runs the guest until it waits, yields or ends, and looks at the clock.
-    fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<Stopped> {
+    fn poll_slice(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Stopped> {
         let Some(guest) = &mut self.guest else { return Poll::Pending };
-        if let Poll::Ready(ended) = deadline::slice(&mut self.cpu, || guest.as_mut().poll(cx)) {
+        let (polled, looked) = deadline::slice(&mut self.cpu, now, || guest.as_mut().poll(cx));
+        self.looked = looked;
+        if let Poll::Ready(ended) = polled {
             self.guest = None;
             return Poll::Ready(Stopped::Ended(Box::new(ended)));
         }
@@ -190,7 +222,7 @@ impl Running {
                 if let Err(fault) = &result {
                     self.reply.cut(fault.code);
                 }
-                reap(store);
+                afterwards::put_off((store, self.places.take()));
                 result.err()
             }
             Stopped::Deadline => {
@@ -204,16 +236,13 @@ impl Running {
     }
 
     fn account(&self, memory_bytes: u64) {
-        self.meter.used(Usage { cpu: self.cpu, wall: self.began.elapsed(), memory_bytes });
-        self.log.finish();
+        self.books.meter.used(Usage { cpu: self.cpu, wall: self.looked - self.began, memory_bytes });
+        self.books.log.finish();
     }
 
     /// Counts and logs a fault.
     fn fail(&self, fault: Fault) -> Fault {
-        self.meter.faulted(fault.code);
-        self.metrics.faulted(fault.code);
-        self.log.host(Level::Error, format!("{}: {}", fault.code, fault.detail));
-        fault
+        self.books.fail(fault)
     }
 
     /// Lets the guest go on by itself while its response is sent.
@@ -221,7 +250,7 @@ impl Running {
         let reply = self.reply.clone();
         let mut running = self;
         let task = tokio::spawn(async move {
-            let ended = std::future::poll_fn(|cx| running.poll_slice(cx)).await;
+            let ended = std::future::poll_fn(|cx| running.poll_slice(cx, Instant::now())).await;
             if let Some(fault) = running.finish(ended) {
                 // The status is out: what is left is to cut the connection, and to say why where it can be read.
                 running.fail(fault);
@@ -240,17 +269,12 @@ enum Stopped {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.metrics.instances.dec();
+        self.books.metrics.instances.dec();
         if self.guest.take().is_some() {
             // Given up by the client, or by a node that stops.
             self.account(0);
         }
     }
-}
-
-/// Drops a store after the current task has yielded, which is when its response has been written.
-fn reap(store: wasmtime::Store<crate::capability::Host>) {
-    tokio::spawn(async move { drop(store) });
 }
 
 /// Ends a guest whose response nobody reads any more.
@@ -286,23 +310,28 @@ impl Drop for AbortGuest {
 }
 
 /// Bounds a response body: at once when it is whole, piece by piece when it streams.
-fn bound(response: Response<Payload>, limit: u64) -> Result<Response<Payload>, Fault> {
+fn bound(response: Response<Payload>, limit: u64, books: &Books) -> Result<Response<Payload>, Fault> {
     let (parts, payload) = response.into_parts();
     let payload = match payload {
         Payload::Whole(bytes) if bytes.len() as u64 > limit => {
-            let detail = format!("the response body has {} bytes, the function's limit is {limit}", bytes.len());
-            return Err(Fault::executed(Code::ResponseTooLarge, detail).hint("raise 'response_body' in [limits] of hob.toml"));
+            return Err(too_large(format!("the response body has {} bytes, the function's limit is {limit}", bytes.len())));
         }
-        Payload::Stream(stream) => Payload::Stream(Box::pin(Bounded { stream, left: limit })),
+        Payload::Stream(stream) => Payload::Stream(Box::pin(Bounded { stream, left: limit, limit, books: books.clone() })),
         whole => whole,
     };
     Ok(Response::from_parts(parts, payload))
+}
+
+fn too_large(detail: String) -> Fault {
+    Fault::executed(Code::ResponseTooLarge, detail).hint("raise 'response_body' in [limits] of hob.toml")
 }
 
 /// A body that is cut when it passes its limit.
 struct Bounded {
     stream: StreamBody,
     left: u64,
+    limit: u64,
+    books: Books,
 }
 
 impl Body for Bounded {
@@ -317,7 +346,11 @@ impl Body for Bounded {
                 self.left = left;
                 Poll::Ready(frame)
             }
-            None => Poll::Ready(Some(Err(BodyError::Cut(Code::ResponseTooLarge)))),
+            None => {
+                // The status is out, and the guest may have ended already: this is the place that knows.
+                let fault = too_large(format!("the response body passed the function's limit of {} bytes", self.limit));
+                Poll::Ready(Some(Err(BodyError::Cut(self.books.fail(fault).code))))
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use wasmtime::component::{Component, InstancePre as ComponentPre};
+use wasmtime::component::InstancePre as ComponentPre;
 use wasmtime::error::Context as _;
 use wasmtime::{InstancePre, Module, ModuleExport, Result};
 use wasmtime_wasi::p2::bindings::CommandPre;
@@ -34,6 +34,22 @@ pub(super) enum Entry {
     Http03(ServicePre<Host>),
 }
 
+impl Entry {
+    /// The entry of a component, whose imports are resolved.
+    ///
+    /// # Errors
+    /// When it is not what the kind promises: an interface of the right name without its functions.
+    pub(super) fn of_component(kind: Kind, pre: ComponentPre<Host>) -> Result<Self> {
+        match kind {
+            Kind::Command02 => CommandPre::new(pre).map(Self::Command02),
+            Kind::Command03 => Command03Pre::new(pre).map(Self::Command03),
+            Kind::Http02 => ProxyPre::new(pre).map(Self::Http02),
+            Kind::Http03 => ServicePre::new(pre).map(Self::Http03),
+            other => wasmtime::bail!("a {} is no component", other.as_str()),
+        }
+    }
+}
+
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Template({}, {} bytes)", self.shape, self.image_bytes)
@@ -55,7 +71,7 @@ impl Template {
         let image_bytes = code.image_bytes();
         let entry = match code {
             Code::Module(module) => Self::module_entry(shape.kind, &module, modules)?,
-            Code::Component(component) => Self::component_entry(shape.kind, &component, components)?,
+            Code::Component(component) => Entry::of_component(shape.kind, components.instantiate_pre(&component)?)?,
         };
         Ok(Self { shape, entry, image_bytes })
     }
@@ -69,17 +85,6 @@ impl Template {
             }
             Kind::Command => Ok(Entry::Command { pre, start: export("_start")? }),
             other => wasmtime::bail!("a {} is no core module", other.as_str()),
-        }
-    }
-
-    fn component_entry(kind: Kind, component: &Component, linker: &wasmtime::component::Linker<Host>) -> Result<Entry> {
-        let pre: ComponentPre<Host> = linker.instantiate_pre(component)?;
-        match kind {
-            Kind::Command02 => CommandPre::new(pre).map(Entry::Command02),
-            Kind::Command03 => Command03Pre::new(pre).map(Entry::Command03),
-            Kind::Http02 => ProxyPre::new(pre).map(Entry::Http02),
-            Kind::Http03 => ServicePre::new(pre).map(Entry::Http03),
-            other => wasmtime::bail!("a {} is no component", other.as_str()),
         }
     }
 

@@ -46,7 +46,7 @@ impl Engine {
         let (store, output) = store::build(self.lane(template.shape.lane), blueprint);
         let mut guest = call::start(template.clone(), store, Input { request: None, output, reply });
         let mut used = std::time::Duration::ZERO;
-        let run = std::future::poll_fn(|cx| deadline::slice(&mut used, || guest.as_mut().poll(cx)));
+        let run = std::future::poll_fn(|cx| deadline::slice(&mut used, std::time::Instant::now(), || guest.as_mut().poll(cx)).0);
         match tokio::time::timeout(limits.duration(Limit::Wall), run).await {
             Ok(ended) => match ended.store.data().exit_code {
                 Some(code) => Ok(code),

@@ -24,6 +24,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::afterwards;
 use super::body::IncomingBody;
 use super::drain::Stop;
 use super::idle::Idle;
@@ -96,7 +97,7 @@ where
     let mut stopped = pin!(stop.stopped());
     // Polled here once, which leaves this task's waker with it. After that the order is asked for by one atomic load.
     let mut stopping = poll_fn(|cx| Poll::Ready(stopped.as_mut().poll(cx).is_ready())).await;
-    let end = poll_fn(|cx| match Pin::new(&mut hyper).poll(cx) {
+    let end = poll_fn(|cx| match afterwards::turn(|| Pin::new(&mut hyper).poll(cx)) {
         Poll::Ready(result) => Poll::Ready(End::Finished(result)),
         Poll::Pending if stopping || stop.is_stopped() => Poll::Ready(End::Stopped),
         Poll::Pending => head_timer.poll(cx, &phase),
@@ -107,7 +108,7 @@ where
         tokio::task::yield_now().await;
         stopping = true;
         end = poll_fn(|cx| {
-            if let Poll::Ready(result) = Pin::new(&mut hyper).poll(cx) {
+            if let Poll::Ready(result) = afterwards::turn(|| Pin::new(&mut hyper).poll(cx)) {
                 return Poll::Ready(End::Finished(result));
             }
             if std::mem::take(&mut stopping) {

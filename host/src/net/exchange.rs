@@ -148,8 +148,10 @@ pub fn refuse(fault: &Fault, id: Option<InvocationId>) -> Response<Payload> {
 
 /// The phases as `Server-Timing`, in milliseconds.
 fn server_timing(phases: &Phases) -> HeaderValue {
-    let Phases { queue, load, instantiate, run } = *phases;
-    let [queue, load, instantiate, run] = [queue, load, instantiate, run].map(|time| time.as_secs_f64() * 1e3);
-    let text = format!("queue;dur={queue:.3}, load;dur={load:.3}, instantiate;dur={instantiate:.3}, run;dur={run:.3}");
+    let Phases { queue, load, instantiate, enter, run } = *phases;
+    let [queue, load, instantiate, enter, run] = [queue, load, instantiate, enter, run].map(|time| time.as_secs_f64() * 1e3);
+    let text = format!(
+        "queue;dur={queue:.3}, load;dur={load:.3}, instantiate;dur={instantiate:.3}, enter;dur={enter:.3}, run;dur={run:.3}"
+    );
     HeaderValue::try_from(text).expect("digits and names are legal in a header")
 }

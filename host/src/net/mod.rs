@@ -3,6 +3,7 @@
 //! Knows words only: not wasmtime, not who answers. Invariant: a request that reaches a service has a sound head, and everything
 //! that a client can stretch (head, body, response, connection count) has a bound from [`crate::config::Net`].
 
+pub mod afterwards;
 pub mod body;
 mod connection;
 pub mod drain;

@@ -28,7 +28,7 @@ pub struct Metrics {
     registry: Registry,
     starts: [Counter; 3],
     faults: Vec<Counter>,
-    phases: [Histogram; 4],
+    phases: [Histogram; 5],
     /// Invocations whose guest is alive.
     pub instances: Gauge<i64, AtomicI64>,
     /// Functions that are deployed.
@@ -76,7 +76,7 @@ impl Metrics {
         let mut metrics = Self {
             starts: [Start::Resident, Start::Stored, Start::Compiled].map(|start| of(&starts, start.as_str())),
             faults: Code::ALL.iter().map(|code| of(&faults, code.as_str())).collect(),
-            phases: ["queue", "load", "instantiate", "run"].map(|kind| phases.get_or_create(&Label { kind }).clone()),
+            phases: ["queue", "load", "instantiate", "enter", "run"].map(|kind| phases.get_or_create(&Label { kind }).clone()),
             registry,
             instances: Gauge::default(),
             functions: Gauge::default(),
@@ -104,7 +104,7 @@ impl Metrics {
     /// Counts a start and where its time went.
     pub fn started(&self, start: Start, phases: &Phases) {
         self.starts[start as usize].inc();
-        let times = [phases.queue, phases.load, phases.instantiate, phases.run];
+        let times = [phases.queue, phases.load, phases.instantiate, phases.enter, phases.run];
         for (histogram, time) in self.phases.iter().zip(times) {
             histogram.observe(time.as_secs_f64());
         }

@@ -15,6 +15,7 @@ use super::detect::{Found, detect};
 use super::{Built, CHILD_COMMAND, Refused, Report};
 use crate::capability::handler::{ENTRY, MODULE};
 use crate::capability::{self, Host, INTERFACES};
+use crate::engine::template::Entry;
 use crate::engine::{Kind, settings};
 
 /// Resource limits that the child sets on itself.
@@ -153,11 +154,15 @@ fn check_component(engine: &Engine, found: &Found, component: &Component) -> Res
     let mut linker = ComponentLinker::<Host>::new(engine);
     let concurrent = found.shape.lane == crate::engine::Lane::Concurrent;
     capability::link_components(&mut linker, concurrent).map_err(|error| invalid(&error))?;
-    linker.instantiate_pre(component).map(drop).map_err(|error| {
+    let pre = linker.instantiate_pre(component).map_err(|error| {
         let detail = format!("the component imports what this host does not have: {}", first_lines(&error));
         Refused::unfit(
             detail,
             format!("this host offers {}; rebuild against those, or leave the import out", INTERFACES.join(", ")),
         )
+    })?;
+    Entry::of_component(found.shape.kind, pre).map(drop).map_err(|error| {
+        let detail = format!("the component's entry is not what its name promises: {}", first_lines(&error));
+        Refused::unfit(detail, "rebuild it with a current toolchain")
     })
 }

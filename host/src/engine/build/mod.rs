@@ -120,6 +120,8 @@ impl Builder {
         let walls = child::Walls { memory_bytes: self.config.memory.0, cpu_seconds: self.config.cpu.0.as_secs() };
         let mut command = Command::new(&self.program);
         command.arg(CHILD_COMMAND).args(walls.to_args()).arg(output).env_clear().current_dir("/");
+        // The allocator would else reserve more at once than the walls allow; the number is KiB.
+        command.env("MIMALLOC_ARENA_RESERVE", "32768");
         command.stdin(Stdio::from(wasm)).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(Fault::internal)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());

@@ -1,0 +1,226 @@
+//! `hob deploy`.
+
+use std::fs::File;
+use std::io::{Cursor, Read, Seek};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::client::{Client, Deployed, Upload};
+use super::failure::{Exit, next};
+use super::invoke::Exactly;
+use super::output::{self, Format};
+use super::project::Project;
+use super::text::{bytes, clean, table};
+use super::{Ctx, Failure, SERVER};
+use crate::config::Net;
+use crate::engine::build::check_magic;
+use crate::id::FunctionName;
+use crate::manifest::FILE_NAME;
+
+/// Arguments of `hob deploy`.
+#[derive(Debug, Args)]
+pub(super) struct Deploy {
+    /// Folder with the function's hob.toml, or a Wasm file
+    #[arg(default_value = ".", value_name = "DIR|FILE.wasm")]
+    path: PathBuf,
+    /// Name to deploy under [default: the manifest's, else the file's]
+    #[arg(long)]
+    name: Option<FunctionName>,
+    /// Deploy the Wasm file as it lies there
+    #[arg(long)]
+    no_build: bool,
+    /// Deploy only over the revision with this entity tag (hob inspect shows it)
+    #[arg(long, value_name = "ETAG")]
+    if_match: Option<String>,
+}
+
+impl Deploy {
+    pub(super) fn run(self, ctx: &Ctx) -> Result<(), Failure> {
+        let client = ctx.client()?;
+        let package = if self.path.is_file() && self.path.file_name().is_some_and(|name| name != FILE_NAME) {
+            Package::of_file(&self.path, self.name)?
+        } else {
+            let project = Project::load(&self.path)?;
+            let wasm = if self.no_build { project.wasm()? } else { project.build()? };
+            Package::of_project(&project, wasm.path, self.name)?
+        };
+        let deployed = package.deploy(&client, self.if_match.as_deref().map(quoted))?;
+        if ctx.format == Format::Json {
+            return Ok(output::json(&deployed.info)?);
+        }
+        output::raw(describe(&deployed, &ctx.server).as_bytes())?;
+        Ok(())
+    }
+}
+
+/// An entity tag with its quotes, which nobody types.
+fn quoted(tag: &str) -> String {
+    if tag == "*" || tag.contains('"') { tag.into() } else { format!("\"{tag}\"") }
+}
+
+fn describe(deployed: &Deployed, server: &str) -> String {
+    let info = &deployed.info;
+    // Where the data port is, only the daemon knows; with the usual control port it is most likely the usual one too.
+    let usual = || (server.trim_end_matches('/') == SERVER).then(|| Net::default().addr.to_string());
+    let base = deployed.data_addr.clone().or_else(usual).map(|addr| format!("http://{addr}")).unwrap_or_default();
+    let mut rows = vec![
+        vec!["deployed".into(), format!("{} revision {}", clean(&info.name), info.revision)],
+        vec!["kind".into(), clean(&info.kind)],
+        vec!["digest".into(), clean(&info.digest)],
+        vec!["size".into(), format!("{}, {} of native code", bytes(info.wasm_bytes), bytes(info.artifact_bytes))],
+        vec!["answers at".into(), clean(&format!("{base}{}/", info.path))],
+    ];
+    rows.extend(info.routes.iter().map(|route| vec!["route".into(), clean(route)]));
+    rows.extend(info.notes.iter().map(|note| vec!["note".into(), clean(note)]));
+    table(&rows)
+}
+
+/// What a deploy sends.
+#[derive(Debug)]
+pub(super) struct Package {
+    name: FunctionName,
+    manifest: Option<String>,
+    wasm: PathBuf,
+}
+
+impl Package {
+    /// A Wasm file without a manifest.
+    fn of_file(path: &Path, name: Option<FunctionName>) -> Result<Self, Failure> {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase().replace(['_', '.', ' '], "-");
+        let name = match name {
+            Some(name) => name,
+            None => stem
+                .parse()
+                .context("the file's name gives the function no name")
+                .map_err(next(format!("hob deploy --name NAME {}", path.display())))?,
+        };
+        Ok(Self { name, manifest: None, wasm: path.to_owned() })
+    }
+
+    /// A project's manifest and `wasm`, under the manifest's name or another.
+    pub(super) fn of_project(project: &Project, wasm: PathBuf, name: Option<FunctionName>) -> Result<Self, Failure> {
+        let own = project.manifest.name.clone();
+        let manifest = match (&name, &own) {
+            (Some(name), Some(own)) if name != own => rename(&project.text, name)?,
+            _ => project.text.clone(),
+        };
+        let Some(name) = name.or(own) else {
+            let failure = Failure::new(Exit::Failure, "the function has no name: add name = \"NAME\" to hob.toml");
+            return Err(failure.next("hob deploy --name NAME"));
+        };
+        Ok(Self { name, manifest: Some(manifest), wasm })
+    }
+
+    /// The function's name.
+    pub(super) fn name(&self) -> &FunctionName {
+        &self.name
+    }
+
+    /// Uploads, with a bar on a terminal.
+    pub(super) fn deploy(&self, client: &Client, if_match: Option<String>) -> Result<Deployed, Failure> {
+        let shown = self.wasm.display();
+        let mut file = File::open(&self.wasm).with_context(|| format!("cannot open '{shown}'"))?;
+        let len = file.metadata().with_context(|| format!("cannot look at '{shown}'"))?.len();
+        check(&mut file).map_err(|failure| failure.context(format!("'{shown}' cannot be deployed")).next("hob build"))?;
+        let framing = self.manifest.as_deref().map(Framing::new).transpose()?.unwrap_or_default();
+        let total = framing.head.len() as u64 + len + framing.tail.len() as u64;
+        let bar = output::byte_bar(&format!("uploading {}", self.name), total);
+        let body = Cursor::new(framing.head).chain(Exactly::new(file, len).take(len)).chain(Cursor::new(framing.tail));
+        let mut body = bar.wrap_read(body);
+        let upload = Upload { content_type: framing.content_type, len: total, body: &mut body, if_match };
+        let deployed = client.put(&self.name, upload);
+        bar.finish_and_clear();
+        deployed
+    }
+}
+
+/// The same manifest with another name.
+fn rename(text: &str, name: &FunctionName) -> Result<String, Failure> {
+    let mut table: toml::Table = text.parse().context("the manifest is not valid TOML")?;
+    table.insert("name".into(), toml::Value::String(name.to_string()));
+    Ok(table.to_string())
+}
+
+/// Refuses here what the daemon would refuse while the upload is on its way.
+fn check(file: &mut File) -> Result<(), Failure> {
+    let mut magic = Vec::new();
+    file.take(8).read_to_end(&mut magic).context("it cannot be read")?;
+    file.rewind().context("it cannot be read")?;
+    check_magic(&magic).map_err(|why| Failure::from_fault(&why.into_fault()))
+}
+
+/// What stands around the Wasm in the body of a request (RFC 7578).
+#[derive(Debug)]
+struct Framing {
+    content_type: String,
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl Default for Framing {
+    /// Nothing: the body is the Wasm.
+    fn default() -> Self {
+        Self { content_type: "application/wasm".into(), head: Vec::new(), tail: Vec::new() }
+    }
+}
+
+impl Framing {
+    /// The parts `manifest` and `wasm`.
+    fn new(manifest: &str) -> Result<Self, Failure> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| Failure::new(Exit::Failure, format!("no random bytes: {error}")))?;
+        let boundary = format!("hob-{:032x}", u128::from_le_bytes(random));
+        let part = |name: &str, kind: &str| {
+            format!(
+                "--{boundary}\r\ncontent-disposition: form-data; name=\"{name}\"; filename=\"{name}\"\r\ncontent-type: {kind}\r\n\r\n"
+            )
+        };
+        let head = format!("{}{manifest}\r\n{}", part("manifest", "application/toml"), part("wasm", "application/wasm"));
+        Ok(Self {
+            content_type: format!("multipart/form-data; boundary={boundary}"),
+            head: head.into_bytes(),
+            tail: format!("\r\n--{boundary}--\r\n").into_bytes(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Manifest;
+
+    #[test]
+    fn a_file_gives_the_function_its_name() {
+        let name = |path: &str| Package::of_file(Path::new(path), None).map(|package| package.name.to_string());
+        assert_eq!(name("a/hello_http.wasm").unwrap(), "hello-http");
+        assert_eq!(name("Sort.v2.wasm").unwrap(), "sort-v2");
+        assert!(name("_.wasm").is_err());
+    }
+
+    #[test]
+    fn a_renamed_manifest_says_the_rest_unchanged() {
+        let text = "name = 'a'\nargs = ['x']\n[limits]\nmemory = '1MiB'\n";
+        let renamed = Manifest::parse(&rename(text, &"b".parse().unwrap()).unwrap()).unwrap();
+        let mut expected = Manifest::parse(text).unwrap();
+        expected.name = Some("b".parse().unwrap());
+        assert_eq!(renamed, expected);
+    }
+
+    #[test]
+    fn tags_get_their_quotes() {
+        assert_eq!([quoted("7"), quoted("\"7\""), quoted("*")], ["\"7\"", "\"7\"", "*"]);
+    }
+
+    #[test]
+    fn the_framing_is_one_that_parsers_take() {
+        let framing = Framing::new("name = 'a'\n").unwrap();
+        let boundary = framing.content_type.strip_prefix("multipart/form-data; boundary=").unwrap();
+        let head = String::from_utf8(framing.head).unwrap();
+        assert_eq!(head.matches(&format!("--{boundary}\r\n")).count(), 2);
+        assert!(head.contains("\r\n\r\nname = 'a'\n\r\n--") && head.ends_with("\r\n\r\n"));
+        assert_eq!(framing.tail, format!("\r\n--{boundary}--\r\n").as_bytes());
+        assert!(Framing::default().head.is_empty());
+    }
+}

@@ -1,0 +1,88 @@
+//! `hob inspect`.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::output::{self, Format};
+use super::text::{bytes, clean, table, time};
+use super::{Ctx, Failure};
+use crate::control::wire::{FunctionDetail, RevisionInfo};
+use crate::id::FunctionName;
+
+/// Arguments of `hob inspect`.
+#[derive(Debug, Args)]
+pub(super) struct Inspect {
+    /// Name of the function
+    name: FunctionName,
+}
+
+impl Inspect {
+    pub(super) fn run(self, ctx: &Ctx) -> Result<(), Failure> {
+        let client = ctx.client()?;
+        let detail = client.function(&self.name)?;
+        let revisions = client.revisions(&self.name)?;
+        if ctx.format == Format::Json {
+            let mut document = serde_json::to_value(&detail).context("the daemon's answer is legal JSON")?;
+            document["revisions"] = serde_json::to_value(&revisions).context("the daemon's answer is legal JSON")?;
+            return Ok(output::json(&document)?);
+        }
+        output::raw(describe(&detail).as_bytes())?;
+        output::line("\nrevisions")?;
+        output::raw(table(&revisions.iter().map(row).collect::<Vec<_>>()).as_bytes())?;
+        Ok(())
+    }
+}
+
+fn describe(detail: &FunctionDetail) -> String {
+    let function = &detail.function;
+    let usage = &detail.usage;
+    let mut rows = Vec::new();
+    let mut add = |key: &str, value: String| {
+        if !value.is_empty() {
+            rows.push(vec![key.to_owned(), clean(&value)]);
+        }
+    };
+    add("name", function.name.clone());
+    add("revision", function.revision.to_string());
+    add("kind", function.kind.clone());
+    add("digest", function.digest.clone());
+    add("wasm", bytes(function.wasm_bytes));
+    add("native code", bytes(function.artifact_bytes));
+    add("answers at", format!("{}/*", function.path));
+    add("routes", function.routes.join(" "));
+    add("etag", function.etag.clone());
+    add("created", time(function.created_ms));
+    add("updated", time(function.updated_ms));
+    add("tenant", detail.tenant.clone());
+    add("args", detail.args.join(" "));
+    add("env", pairs(&detail.env));
+    add("limits", pairs(&detail.limits));
+    add("in memory", if detail.resident { "yes" } else { "no" }.into());
+    add("running", format!("{}, {} waiting", detail.running, detail.waiting));
+    add("starts", pairs(&usage.starts));
+    add("faults", pairs(&usage.faults));
+    add("used", format!("{:.1} ms of processor, {:.1} ms in all", usage.cpu_ms, usage.wall_ms));
+    add("most memory", bytes(usage.memory_bytes_max));
+    for note in &function.notes {
+        add("note", note.clone());
+    }
+    table(&rows)
+}
+
+fn pairs(map: &BTreeMap<String, impl Display>) -> String {
+    map.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+fn row(revision: &RevisionInfo) -> Vec<String> {
+    vec![
+        if revision.live { "*" } else { " " }.into(),
+        revision.revision.to_string(),
+        time(revision.created_ms),
+        clean(&revision.kind),
+        bytes(revision.wasm_bytes),
+        clean(&revision.digest),
+    ]
+}

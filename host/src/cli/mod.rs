@@ -1,0 +1,172 @@
+//! The command line: what people type, and what they read.
+//!
+//! Owns the commands, one file each, and the rules they share: data and JSON go to standard output, words for people to standard
+//! error; an error is one sentence, its causes, and one command to try next; exit codes are those of [`Exit`]. Nothing asks a
+//! question. Invariant: whatever a guest or a daemon says is made harmless before it reaches a terminal (`text::clean`), except a
+//! response's body, which is passed as it is.
+
+mod build;
+mod client;
+mod demo;
+mod deploy;
+mod doctor;
+mod environment;
+mod failure;
+mod inspect;
+mod interrupt;
+mod invoke;
+mod logs;
+mod ls;
+mod new;
+mod output;
+mod project;
+mod rm;
+mod rollback;
+mod run;
+mod scratch;
+mod serve;
+mod text;
+mod toolchain;
+
+use clap::{Parser, Subcommand};
+
+pub use failure::{Exit, Failure};
+pub use output::Format;
+
+use client::Client;
+
+/// A WebAssembly function runtime: fresh sandboxes in microseconds, next to their data.
+#[derive(Debug, Parser)]
+#[command(name = "hob", version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to print: text for people, or JSON on standard output
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+    /// Control port of the daemon [default: $HOB_SERVER, else http://127.0.0.1:3900]
+    #[arg(long, global = true, value_name = "URL")]
+    server: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon: functions answer on one port, deploys come in on the other
+    Serve(serve::Serve),
+    /// Run a Wasm file without a daemon: a command on this terminal, anything else as a server
+    Run(run::Run),
+    /// Make a new function from a template
+    New(new::New),
+    /// Run the build command of a function's hob.toml
+    Build(build::Build),
+    /// Build a function and make it live
+    Deploy(deploy::Deploy),
+    /// List the functions that are deployed
+    Ls(ls::Ls),
+    /// Show all that is known about a function
+    Inspect(inspect::Inspect),
+    /// Send a function one request; its answer's body goes to standard output
+    Invoke(invoke::Invoke),
+    /// Show what a function logged
+    Logs(logs::Logs),
+    /// Make an older revision of a function live again
+    Rollback(rollback::Rollback),
+    /// Remove a function with all its revisions
+    Rm(rm::Rm),
+    /// Check that this machine has what Hob needs, and say what to do about what is missing
+    Doctor(doctor::Doctor),
+    /// Build the examples, deploy them to a daemon of their own, and send each real input
+    Demo(demo::Demo),
+}
+
+/// What every command is given beside its own arguments.
+#[derive(Debug)]
+struct Ctx {
+    format: Format,
+    /// Address of the control port, as the user wrote it.
+    server: String,
+}
+
+impl Ctx {
+    fn client(&self) -> Result<Client, Failure> {
+        Client::new(&self.server)
+    }
+}
+
+/// Address of the control port when nobody says otherwise.
+const SERVER: &str = "http://127.0.0.1:3900";
+
+impl Cli {
+    /// Runs the command. Returns the exit code of the process: 0, or whatever a guest under `hob run` exited with.
+    ///
+    /// # Errors
+    /// [`Failure`], to be shown by [`Failure::show`].
+    pub fn run(self) -> Result<u8, Failure> {
+        let server = self.server.or_else(|| environment::var("HOB_SERVER")).unwrap_or_else(|| SERVER.into());
+        let ctx = Ctx { format: self.output, server };
+        // These two have their own ways to end.
+        if !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Demo(_)) {
+            interrupt::on_signal(|| ())?;
+        }
+        let done = match self.command {
+            Command::Run(run) => return run.run(&ctx),
+            Command::Serve(serve) => serve.run(&ctx),
+            Command::New(new) => new.run(&ctx),
+            Command::Build(build) => build.run(&ctx),
+            Command::Deploy(deploy) => deploy.run(&ctx),
+            Command::Ls(ls) => ls.run(&ctx),
+            Command::Inspect(inspect) => inspect.run(&ctx),
+            Command::Invoke(invoke) => invoke.run(&ctx),
+            Command::Logs(logs) => logs.run(&ctx),
+            Command::Rollback(rollback) => rollback.run(&ctx),
+            Command::Rm(rm) => rm.run(&ctx),
+            Command::Doctor(doctor) => doctor.run(&ctx),
+            Command::Demo(demo) => demo.run(&ctx),
+        };
+        match done {
+            Err(failure) if failure.is_closed_output() => Ok(0),
+            other => other.map(|()| 0),
+        }
+    }
+
+    /// How the user wants things printed.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.output
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split(' ')).unwrap()
+    }
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_stand_before_and_after_the_command() {
+        assert_eq!(parse("hob -o json ls").output, Format::Json);
+        assert_eq!(parse("hob ls -o json").output, Format::Json);
+        assert_eq!(parse("hob ls --server http://127.0.0.1:1").server.unwrap(), "http://127.0.0.1:1");
+    }
+
+    #[test]
+    fn usage_errors_have_exit_code_2() {
+        for line in ["hob nothing", "hob run", "hob new a -t perl", "hob ls -o yaml", "hob run --env A f.wasm"] {
+            assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_file_is_the_guests() {
+        let Command::Run(run) = parse("hob run --net f.wasm -o json --net -- x").command else { panic!("it is run") };
+        assert_eq!(run.args().unwrap(), ["-o", "json", "--net", "--", "x"]);
+    }
+}

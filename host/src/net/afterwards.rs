@@ -1,0 +1,89 @@
+//! Afterwards: work that waits until the response it belongs to has been written.
+//!
+//! Owns the short list of things that are dropped when a connection's turn on its thread is over. Freeing an instance takes longer
+//! than starting one; done here, no client waits for it, and the next connection on the thread finds its memory warm. Knows nothing
+//! about what it drops. Invariant: nothing that was put off survives the turn it was put off in.
+
+use std::any::Any;
+use std::cell::RefCell;
+
+type Things = Vec<Box<dyn Any + Send>>;
+
+thread_local! {
+    /// `None` outside of a turn.
+    static PUT_OFF: RefCell<Option<Things>> = const { RefCell::new(None) };
+}
+
+/// One turn of a connection: runs `turn`, then drops what was put off in it, also if it panics.
+pub(super) fn turn<R>(turn: impl FnOnce() -> R) -> R {
+    struct Turn(Option<Things>);
+    impl Drop for Turn {
+        fn drop(&mut self) {
+            let outer = self.0.take();
+            let things = PUT_OFF.with(|put_off| put_off.replace(outer));
+            drop(things);
+        }
+    }
+    let _turn = Turn(PUT_OFF.with(|put_off| put_off.replace(Some(Things::new()))));
+    turn()
+}
+
+/// Drops `thing` when the connection whose turn it is has written what it has to write. Called outside of a turn, it is a task of
+/// its own that drops it, when whoever runs now has yielded.
+///
+/// # Panics
+/// Outside of a turn and of a tokio runtime.
+pub fn put_off(thing: impl Send + 'static) {
+    let thing: Box<dyn Any + Send> = Box::new(thing);
+    let outside = PUT_OFF.with_borrow_mut(|put_off| match put_off {
+        Some(things) => {
+            things.push(thing);
+            None
+        }
+        None => Some(thing),
+    });
+    if let Some(thing) = outside {
+        tokio::spawn(async move { drop(thing) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn things_live_until_the_end_of_their_turn() {
+        let thing = Arc::new(());
+        turn(|| {
+            put_off(thing.clone());
+            turn(|| put_off(thing.clone()));
+            assert_eq!(Arc::strong_count(&thing), 2, "the inner turn is over");
+        });
+        assert_eq!(Arc::strong_count(&thing), 1);
+    }
+
+    #[test]
+    fn a_panic_ends_the_turn_too() {
+        let thing = Arc::new(());
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            turn(|| {
+                put_off(thing.clone());
+                panic!("planted");
+            })
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(Arc::strong_count(&thing), 1);
+    }
+
+    #[tokio::test]
+    async fn outside_of_a_turn_a_task_drops_it() {
+        let thing = Arc::new(());
+        put_off(thing.clone());
+        assert_eq!(Arc::strong_count(&thing), 2);
+        while Arc::strong_count(&thing) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
