@@ -1,1 +1,60 @@
-fn main() {}
+//! `hob-bench NAME [--quick] [-o json]`: one scenario by name, Hob beside its ceiling and its peers in the same run.
+//!
+//! Only ratios within one run mean something: the machine drifts between runs by more than most changes are worth. Figures that
+//! documents quote come from a file in `results/`, written with `-o json`.
+
+mod first_instruction;
+mod guests;
+mod http_hello;
+mod load;
+mod node;
+mod report;
+mod servers;
+
+use clap::{Parser, ValueEnum};
+
+use report::{Format, Report};
+
+/// As the daemon has it; so has the ceiling, which is the same binary in another role.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures Hob beside its ceilings and its peers.
+#[derive(Debug, Parser)]
+struct Args {
+    /// What to measure.
+    scenario: Scenario,
+    /// Shorter runs, for a check that all of it works; the figures mean little.
+    #[arg(long)]
+    quick: bool,
+    /// Human text, or one JSON object for each figure.
+    #[arg(short = 'o', long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Scenario {
+    /// HTTP hello: server on one core, load from the other; ceiling: bare hyper.
+    HttpHello,
+    /// In process, from `Store::new` to the guest's first instruction, all limits on.
+    FirstInstruction,
+    /// A deploy over HTTP until it is live.
+    Deploy,
+    /// Start of a node with 1,000 functions deployed.
+    NodeStart,
+}
+
+fn main() -> anyhow::Result<()> {
+    hob::engine::build::child::run_if_child();
+    if let Some(role) = servers::role_of_child() {
+        return servers::run(role);
+    }
+    let args = Args::parse();
+    let report = Report::new(args.output);
+    match args.scenario {
+        Scenario::HttpHello => http_hello::run(&report, args.quick),
+        Scenario::FirstInstruction => first_instruction::run(&report, args.quick),
+        Scenario::Deploy => node::deploy(&report, args.quick),
+        Scenario::NodeStart => node::start(&report, args.quick),
+    }
+}
