@@ -71,7 +71,7 @@ pub struct Net {
     pub connections_max: usize,
     /// Most connections of the control port at once. Default 256.
     pub control_connections_max: usize,
-    /// From the first byte of a connection, or the end of the last response, to the end of a request's head. Default 10 s.
+    /// From accept, or the end of the last response, to the end of a request's head. Default 10 s.
     pub header_timeout: Time,
     /// Longest silence in a request's body. Default 10 s.
     pub body_idle_timeout: Time,
@@ -280,6 +280,15 @@ impl Config {
         )?;
         range(engine.templates_max > 0, "engine.templates_max", "0".into(), "1 or more")?;
         range(self.build.cpu.0.as_secs() >= 1, "build.cpu", format!("{:?}", self.build.cpu.0), "1s or more")?;
+        range(self.build.wall.0.as_secs() >= 1, "build.wall", format!("{:?}", self.build.wall.0), "1s or more")?;
+        range(self.build.queue <= 10_000, "build.queue", self.build.queue.to_string(), "at most 10000")?;
+        range(self.data.functions_max > 0, "data.functions_max", "0".into(), "1 or more")?;
+        range(
+            self.logs.function_bytes.0 <= self.logs.total_bytes.0,
+            "logs.function_bytes",
+            self.logs.function_bytes.0.to_string(),
+            "at most logs.total_bytes",
+        )?;
         range(self.build.memory.0 >= 64 << 20, "build.memory", self.build.memory.0.to_string(), "64MiB or more")?;
         range(
             (1..=1000).contains(&self.data.revisions_max),
@@ -354,6 +363,10 @@ mod tests {
             "engine.threads=1024",
             "engine.templates_max=1",
             "build.cpu=1s",
+            "build.wall=1s",
+            "build.queue=10000",
+            "data.functions_max=1",
+            "logs.function_bytes=64MiB",
             "build.memory=64MiB",
             "data.revisions_max=1",
             "data.revisions_max=1000",
@@ -376,6 +389,10 @@ mod tests {
             "engine.threads=1025",
             "engine.templates_max=0",
             "build.cpu=999ms",
+            "build.wall=999ms",
+            "build.queue=10001",
+            "data.functions_max=0",
+            "logs.function_bytes=65MiB",
             "build.memory=67108863",
             "data.revisions_max=0",
             "data.revisions_max=1001",

@@ -84,6 +84,14 @@ impl Deployer {
             return Err(fault.hint("change 'name' in hob.toml, or the address of the request"));
         }
         let inner = self.0.clone();
+        if precondition != Precondition::Any {
+            let (inner, tenant, name, precondition) = (inner.clone(), tenant.clone(), name.clone(), precondition.clone());
+            blocking(move || {
+                let found = inner.registry.function(&tenant, &name).map_err(|error| error.fault())?;
+                precondition.check(found.map(|found| found.etag())).map_err(|error| error.fault())
+            })
+            .await??;
+        }
         let key = inner.dispatcher.templates().artifact_key(&tenant, &uploaded.digest(), &manifest);
         let pin = inner.artifacts.pin([FileId::wasm(&tenant, uploaded.digest()), FileId::artifact(&tenant, key)]);
         let staged = inner.artifacts.staging_path();

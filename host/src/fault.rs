@@ -14,6 +14,8 @@ pub enum Code {
     BadRequest,
     /// The manifest is malformed.
     BadManifest,
+    /// The control port does not answer a web page of somebody else's.
+    Forbidden,
     /// No such function, revision, or route.
     NotFound,
     /// The path exists, but not with this method.
@@ -58,6 +60,8 @@ pub enum Code {
     Overloaded,
     /// The node is shutting down.
     Draining,
+    /// The function's files on this node are lost or damaged.
+    Damaged,
     /// The guest used up its processor time.
     CpuDeadline,
     /// The guest used up its time.
@@ -68,9 +72,10 @@ pub enum Code {
 
 impl Code {
     /// All codes, for documentation and tests.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::BadRequest,
         Self::BadManifest,
+        Self::Forbidden,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::ClientTimeout,
@@ -93,6 +98,7 @@ impl Code {
         Self::ResponseTooLarge,
         Self::Overloaded,
         Self::Draining,
+        Self::Damaged,
         Self::CpuDeadline,
         Self::WallDeadline,
         Self::StorageFull,
@@ -104,6 +110,7 @@ impl Code {
         match self {
             Self::BadRequest => "bad-request",
             Self::BadManifest => "bad-manifest",
+            Self::Forbidden => "forbidden",
             Self::NotFound => "not-found",
             Self::MethodNotAllowed => "method-not-allowed",
             Self::ClientTimeout => "client-timeout",
@@ -126,6 +133,7 @@ impl Code {
             Self::ResponseTooLarge => "response-too-large",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
+            Self::Damaged => "damaged",
             Self::CpuDeadline => "cpu-deadline",
             Self::WallDeadline => "wall-deadline",
             Self::StorageFull => "storage-full",
@@ -138,6 +146,7 @@ impl Code {
         match self {
             Self::BadRequest => "The request is malformed",
             Self::BadManifest => "The manifest cannot be used",
+            Self::Forbidden => "The request may not do this",
             Self::NotFound => "There is no such thing here",
             Self::MethodNotAllowed => "The method does not apply",
             Self::ClientTimeout => "The client took too long",
@@ -160,6 +169,7 @@ impl Code {
             Self::ResponseTooLarge => "The response body is too large",
             Self::Overloaded => "The node is full",
             Self::Draining => "The node is shutting down",
+            Self::Damaged => "The function's files are lost or damaged",
             Self::CpuDeadline => "The function used up its processor time",
             Self::WallDeadline => "The function used up its time",
             Self::StorageFull => "There is no room to store this",

@@ -114,17 +114,13 @@ impl Body for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         Poll::Ready(frame.map(|frame| {
-            frame.map_err(|error| match error {
-                BodyError::TooLarge { limit } => {
-                    let detail = format!("the request body is larger than the function's limit of {limit} bytes");
-                    self.reply.put(Err(Fault::executed(Code::BodyTooLarge, detail)));
-                    Error::HttpRequestBodySize(Some(limit))
+            frame.map_err(|error| {
+                self.reply.put_body_fault(&error);
+                match error {
+                    BodyError::TooLarge { limit } => Error::HttpRequestBodySize(Some(limit)),
+                    BodyError::Idle => Error::ConnectionReadTimeout,
+                    BodyError::Disconnected | BodyError::Cut(_) => Error::ConnectionTerminated,
                 }
-                BodyError::Idle => {
-                    self.reply.put(Err(Fault::executed(Code::ClientTimeout, "the client stopped sending the request body")));
-                    Error::ConnectionReadTimeout
-                }
-                BodyError::Disconnected | BodyError::Cut(_) => Error::ConnectionTerminated,
             })
         }))
     }

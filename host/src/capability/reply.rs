@@ -45,6 +45,21 @@ impl Reply {
         }
     }
 
+    /// Puts the fault there that a request body's early end means, if it is one: what the guest makes of a body that is too large
+    /// must not hide that it was.
+    pub fn put_body_fault(&self, error: &BodyError) {
+        match error {
+            BodyError::TooLarge { limit } => {
+                let detail = format!("the request body is larger than the function's limit of {limit} bytes");
+                let fault = Fault::executed(Code::BodyTooLarge, detail);
+                self.put(Err(fault.hint("raise 'request_body' in [limits] of hob.toml")));
+            }
+            BodyError::Idle => self.put(Err(Fault::executed(Code::ClientTimeout, "the client stopped sending the request body"))),
+            // Nobody is there to be told.
+            BodyError::Disconnected | BodyError::Cut(_) => {}
+        }
+    }
+
     /// Whether a head was ever put there.
     #[must_use]
     pub fn was_put(&self) -> bool {

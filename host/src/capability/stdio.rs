@@ -32,7 +32,7 @@ pub enum Stdio {
     Command {
         /// The request's body; taken when the guest's WASI state is made.
         input: Mutex<Option<Payload>>,
-        /// The response's body.
+        /// The response's body, and where a fault of the request's body is told.
         output: Arc<CommandOutput>,
         /// The log.
         log: Arc<LogSink>,
@@ -62,7 +62,9 @@ impl Stdio {
             Self::Command { input, output, log } => {
                 match input.lock().unwrap_or_else(PoisonError::into_inner).take() {
                     Some(Payload::Whole(bytes)) => builder.stdin(MemoryInputPipe::new(bytes)),
-                    Some(stream @ Payload::Stream(_)) => builder.stdin(AsyncStdinStream::new(BodyReader::new(stream))),
+                    Some(stream @ Payload::Stream(_)) => {
+                        builder.stdin(AsyncStdinStream::new(BodyReader::new(stream, output.reply.clone())))
+                    }
                     None => builder.stdin(MemoryInputPipe::new(Bytes::new())),
                 };
                 builder.stdout(CommandStream(output.clone()));
@@ -80,11 +82,12 @@ struct BodyReader {
     // Never locked: only `get_mut`, which makes the body `Sync` as WASI's streams must be.
     body: Mutex<Payload>,
     rest: Bytes,
+    reply: Arc<Reply>,
 }
 
 impl BodyReader {
-    fn new(body: Payload) -> Self {
-        Self { body: Mutex::new(body), rest: Bytes::new() }
+    fn new(body: Payload, reply: Arc<Reply>) -> Self {
+        Self { body: Mutex::new(body), rest: Bytes::new(), reply }
     }
 }
 
@@ -95,7 +98,10 @@ impl AsyncRead for BodyReader {
             let body = this.body.get_mut().unwrap_or_else(PoisonError::into_inner);
             match ready!(Pin::new(body).poll_frame(cx)) {
                 Some(Ok(frame)) => this.rest = frame.into_data().unwrap_or_default(),
-                Some(Err(error)) => return Poll::Ready(Err(std::io::Error::other(error))),
+                Some(Err(error)) => {
+                    this.reply.put_body_fault(&error);
+                    return Poll::Ready(Err(std::io::Error::other(error)));
+                }
                 None => return Poll::Ready(Ok(())),
             }
         }

@@ -76,6 +76,10 @@ impl Run {
     pub(super) fn run(self, ctx: &Ctx) -> Result<u8, Failure> {
         serve::start_tracing(ctx.format, "warn");
         let path = PathBuf::from(&self.file_and_args[0]);
+        if let Some(missing) = self.dir.iter().find(|dir| !dir.host.is_dir()) {
+            let sentence = format!("there is no folder '{}' to show to the guest as '{}'", missing.host.display(), missing.guest);
+            return Err(Failure::new(Exit::Failure, sentence).next(format!("mkdir -p {}", missing.host.display())));
+        }
         let file = open(&path)?;
         // Which of the two applies is known only once the file was built.
         let (served, command) = (self.limits(Limits::default())?, self.limits(Limits::only_memory())?);

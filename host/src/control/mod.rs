@@ -5,6 +5,7 @@
 
 mod answer;
 mod functions;
+mod guard;
 mod invoke;
 mod logs;
 mod node;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::response::IntoResponse as _;
 use http::{Request, Response};
 use tower_service::Service as _;
 use utoipa::OpenApi;
@@ -98,6 +100,9 @@ impl Control {
         move |request| {
             let mut router = router.clone();
             Box::pin(async move {
+                if let Err(fault) = guard::check(request.headers()) {
+                    return answer::Refusal::from(fault).into_response();
+                }
                 match router.call(request.map(axum::body::Body::new)).await {
                     Ok(response) => response,
                     Err(never) => match never {},

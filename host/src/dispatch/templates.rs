@@ -170,7 +170,7 @@ impl Templates {
     async fn compile(&self, function: &Arc<Function>, key: Digest) -> Result<Arc<Template>, Fault> {
         let (artifacts, tenant, wasm) = (self.0.artifacts.clone(), function.tenant.clone(), function.revision.wasm);
         let pin = artifacts.pin([FileId::wasm(&tenant, wasm), FileId::artifact(&tenant, key)]);
-        let module = blocking(move || artifacts.open_wasm(&tenant, wasm)).await?.map_err(|error| error.fault())?;
+        let module = blocking(move || artifacts.open_wasm(&tenant, wasm)).await?.map_err(|error| lost(&error))?;
         let staged = self.0.artifacts.staging_path();
         self.0.builder.build(module, staged.path()).await?;
         self.0.metrics.builds.inc();
@@ -198,6 +198,18 @@ enum LoadError {
     Artifact(#[from] ArtifactError),
     #[error(transparent)]
     Engine(#[from] crate::engine::LoadError),
+}
+
+/// The fault for a function whose module is gone too: nothing is left to make it from.
+fn lost(error: &ArtifactError) -> Fault {
+    match error {
+        ArtifactError::Missing { .. } | ArtifactError::Corrupt { .. } => {
+            tracing::error!(%error, "a function cannot be started");
+            Fault::new(Code::Damaged, "the function's module and native code on this node are lost or damaged")
+                .hint("deploy it again")
+        }
+        _ => error.fault(),
+    }
 }
 
 /// Runs blocking work on a thread that may block.

@@ -30,6 +30,7 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 pub fn status(code: Code) -> StatusCode {
     match code {
         Code::BadRequest | Code::BadManifest => StatusCode::BAD_REQUEST,
+        Code::Forbidden => StatusCode::FORBIDDEN,
         Code::NotFound => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -48,7 +49,7 @@ pub fn status(code: Code) -> StatusCode {
         | Code::GuestBadCall
         | Code::GuestNoResponse
         | Code::ResponseTooLarge => StatusCode::BAD_GATEWAY,
-        Code::Overloaded | Code::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        Code::Overloaded | Code::Draining | Code::Damaged => StatusCode::SERVICE_UNAVAILABLE,
         Code::CpuDeadline | Code::WallDeadline => StatusCode::GATEWAY_TIMEOUT,
         Code::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
     }

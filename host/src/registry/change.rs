@@ -27,8 +27,12 @@ pub enum Precondition {
 }
 
 impl Precondition {
-    /// `found`: ETag of the live revision, `None` if there is no such function.
-    fn check(&self, found: Option<String>) -> Result<(), PublishError> {
+    /// Whether it holds. `found`: ETag of the live revision, `None` if there is no such function. A change checks again, inside
+    /// its transaction; asking before is for not working in vain.
+    ///
+    /// # Errors
+    /// [`PublishError::Precondition`].
+    pub fn check(&self, found: Option<String>) -> Result<(), PublishError> {
         let (holds, expected) = match self {
             Self::Any => return Ok(()),
             Self::Match(tags) => {

@@ -222,8 +222,10 @@ impl LogSink {
     }
 
     /// Writes what Hob says about the invocation; not counted against the guest.
-    pub fn host(&self, level: Level, text: impl Into<String>) {
-        self.push(Source::Host, level, text.into());
+    pub fn host(&self, level: Level, text: impl AsRef<str>) {
+        for line in text.as_ref().lines() {
+            self.push(Source::Host, level, line.to_owned());
+        }
     }
 
     fn push(&self, source: Source, level: Level, text: String) {
