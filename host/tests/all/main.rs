@@ -1,1 +1,19 @@
+//! Integration tests: the real binary, started as a process for each test, spoken to over its two ports.
+//!
+//! One module for each promise. Guests are WebAssembly text in the test that needs them, or the examples.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::cast_possible_truncation, reason = "numbers of a test are small")]
+
+mod caps;
+mod cli;
+mod control;
+mod crash;
+mod deploy;
+mod examples;
+mod harness;
+mod http;
+mod invoke;
+mod isolation;
+mod limits;
+mod registry;

@@ -1,0 +1,229 @@
+//! The control port beside deploys: logs, metrics, the node's state, and the description of it all.
+
+use serde_json::Value;
+
+use crate::harness::http::Conn;
+use crate::harness::wat::{command, does, handler, says};
+use crate::harness::{Node, eventually};
+
+/// A handler that logs the request's body at the level info, and answers.
+fn logs() -> String {
+    handler(
+        "(func (export \"hob_handle\") (local $len i32)
+           (local.set $len (call $request_read (i32.const 0) (i32.const 30000)))
+           (call $log (i32.const 2) (i32.sub (local.get $len) (i32.load (i32.const 12))) (i32.load (i32.const 12)))
+           (call $number (i32.const 0)))",
+    )
+}
+
+#[test]
+fn the_tail_of_a_log() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &logs(), "");
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        let reply = node.data.post("/a", format!("entry {number}").as_bytes()).ok();
+        ids.push(reply.header("hob-invocation-id").unwrap().to_owned());
+    }
+    let tail = |query: &str| -> Vec<Value> {
+        let list = node.control.get(&format!("/v1/functions/a/logs{query}")).ok().json();
+        list["items"].as_array().unwrap().clone()
+    };
+    let all = tail("");
+    assert_eq!(all.len(), 5);
+    for (number, entry) in all.iter().enumerate() {
+        assert_eq!((&entry["text"], &entry["seq"]), (&format!("entry {number}").into(), &number.into()));
+        assert_eq!((&entry["source"], &entry["level"], &entry["revision"]), (&"log".into(), &"info".into(), &1.into()));
+        assert_eq!(entry["invocation"], ids[number].as_str());
+        assert!(entry["time_ms"].as_u64().is_some_and(|time| time > 1_700_000_000_000), "{entry}");
+    }
+    assert_eq!(tail("?tail=2"), all[3..]);
+    assert_eq!(tail("?tail=0"), [Value::Null; 0]);
+    // The log belongs to the function and not to its revision.
+    node.deploy_wat("a", &says("new"), "");
+    assert_eq!(tail("").len(), 5);
+    node.control.get("/v1/functions/a/logs?tail=x").problem(400, "bad-request");
+}
+
+/// The next entry of a feed of server-sent events.
+fn next_event(conn: &mut Conn) -> Value {
+    loop {
+        let line = conn.line().expect("the feed goes on");
+        if let Some(data) = line.strip_prefix("data:") {
+            return serde_json::from_str(data).unwrap();
+        }
+    }
+}
+
+#[test]
+fn following_a_log() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &logs(), "");
+    node.data.post("/a", b"before").ok();
+    let mut conn = node.control.connect();
+    conn.request("GET", "/v1/functions/a/logs?follow=true", &[], b"");
+    let head = conn.head();
+    assert_eq!((head.status, head.header("content-type")), (200, Some("text/event-stream")));
+    assert_eq!(next_event(&mut conn)["text"], "before");
+    for text in ["first", "second"] {
+        node.data.post("/a", text.as_bytes()).ok();
+        assert_eq!(next_event(&mut conn)["text"], text);
+    }
+    // It goes on over a deploy, and ends with the function.
+    node.deploy_wat("a", &logs().replace("(i32.const 2)", "(i32.const 0)"), "");
+    node.data.post("/a", b"third").ok();
+    let entry = next_event(&mut conn);
+    assert_eq!((&entry["text"], &entry["level"], &entry["revision"]), (&"third".into(), &"error".into(), &2.into()));
+    assert_eq!(node.control.request("DELETE", "/v1/functions/a", &[], b"").status(), 204);
+    while conn.line().is_some_and(|line| line != "0") {}
+}
+
+#[test]
+fn what_guests_write_is_one_line_an_entry() {
+    let node = Node::start(&[]);
+    let writes = command(
+        "(data (i32.const 0) \"one\\ntwo\\r\\n\\nthree\\00\\ff\\1b[31m\\nlast\")
+         (func (export \"_start\")
+           (call $write (i32.const 2) (i32.const 0) (i32.const 2))
+           (call $write (i32.const 2) (i32.const 2) (i32.const 25)))",
+    );
+    node.deploy_wat("a", &writes, "");
+    node.data.get("/a").ok();
+    eventually("the last line came at the end", || node.logs("a").len() == 4);
+    let logs = node.logs("a");
+    assert_eq!(logs[0], ("stderr".into(), "warn".into(), "one".into()));
+    assert_eq!(logs[1].2, "two");
+    assert!(logs[2].2.starts_with("three") && !logs[2].2.contains('\n'), "{logs:?}");
+    assert_eq!(logs[3].2, "last");
+    // Standard output of a handler goes to its log as well.
+    let import = "(import \"wasi_snapshot_preview1\" \"fd_write\" (func $fd_write (param i32 i32 i32 i32) (result i32)))";
+    let prints = does(
+        "(i64.store (i32.const 0) (i64.const 0x0000000500000010)) (i64.store (i32.const 16) (i64.const 0x0a64726f77))
+         (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+         (call $number (i32.const 0))",
+    );
+    let prints = prints.replacen("(module", &format!("(module {import}"), 1);
+    node.deploy_wat("b", &prints, "");
+    node.data.get("/b").ok();
+    eventually("it is there", || node.logs("b") == [("stdout".to_owned(), "info".to_owned(), "word".to_owned())]);
+}
+
+#[test]
+fn a_log_is_a_ring() {
+    let node = Node::start(&["logs.function_bytes=4KiB"]);
+    node.deploy_wat("a", &logs(), "");
+    let mut conn = node.data.connect();
+    for number in 0..100 {
+        conn.request("POST", "/a", &[], format!("{number} {}", "x".repeat(100)).as_bytes());
+        conn.reply().ok();
+    }
+    let list = node.control.get("/v1/functions/a/logs?tail=1000").ok().json();
+    let items = list["items"].as_array().unwrap();
+    assert!((10..=40).contains(&items.len()), "{}", items.len());
+    assert_eq!(items.last().unwrap()["seq"], 99);
+}
+
+#[test]
+fn the_node_itself() {
+    let node = Node::start(&[]);
+    assert_eq!(node.control.get("/livez").ok().text(), "ok\n");
+    assert_eq!(node.control.get("/readyz").ok().text(), "ok\n");
+    node.control.get("/nothing").problem(404, "not-found");
+    node.control.get("/v1").problem(404, "not-found");
+    node.control.request("POST", "/livez", &[], b"").problem(405, "method-not-allowed");
+    node.control.request("PATCH", "/v1/functions/a", &[], b"").problem(405, "method-not-allowed");
+    // The data port has none of it.
+    node.data.get("/livez").problem(404, "not-found");
+    node.data.get("/v1/functions").problem(404, "not-found");
+    let errors = node.control.get("/docs/errors").ok().text();
+    for code in hob::fault::Code::ALL {
+        assert!(errors.contains(&format!("id=\"{code}\"")), "{code}");
+    }
+}
+
+#[test]
+fn web_pages_are_kept_out() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &says("a"), "");
+    let send = |headers: &str| {
+        let mut conn = node.control.connect();
+        conn.send(format!("GET /v1/functions HTTP/1.1\r\n{headers}\r\n"));
+        conn.reply()
+    };
+    let (own, port) = (node.control.addr, node.control.addr.port());
+    for good in
+        [format!("host: {own}"), format!("host: localhost:{port}"), "host: localhost\r\norigin: http://localhost:8080".into()]
+    {
+        send(&format!("{good}\r\n")).ok();
+    }
+    for bad in [
+        "host: evil.example",
+        "host: localhost.evil.example",
+        "host: localhost\r\norigin: http://evil.example",
+        "host: localhost\r\norigin: null",
+    ] {
+        send(&format!("{bad}\r\n")).problem(403, "forbidden");
+    }
+    // Functions are for everybody, under any name.
+    let mut conn = node.data.connect();
+    conn.send("GET /a HTTP/1.1\r\nhost: shop.example\r\norigin: http://evil.example\r\n\r\n");
+    conn.reply().ok();
+}
+
+#[test]
+fn the_metrics() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &says("a"), "");
+    node.deploy_wat("traps", &does("unreachable"), "");
+    for _ in 0..3 {
+        node.data.get("/a").ok();
+    }
+    node.data.get("/traps").problem(502, "guest-trap");
+    let reply = node.control.get("/metrics").ok();
+    assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+    let text = reply.text();
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert_eq!(node.metric("hob_starts_total{kind=\"resident\"}"), 3);
+    assert_eq!((node.metric("hob_functions"), node.metric("hob_templates")), (2, 2));
+    assert_eq!((node.metric("hob_deploys_total"), node.metric("hob_builds_total")), (2, 2));
+    assert_eq!((node.faults("guest-trap"), node.faults("internal")), (1, 0));
+    for phase in ["queue", "load", "instantiate", "run"] {
+        assert_eq!(node.metric(&format!("hob_phase_seconds_count{{kind=\"{phase}\"}}")), 3);
+    }
+    let usage = &node.inspect("a")["usage"];
+    assert_eq!((&usage["starts"]["resident"], &usage["memory_bytes_max"]), (&3.into(), &65_536.into()));
+}
+
+#[test]
+fn the_description_lists_every_route() {
+    let node = Node::start(&[]);
+    let reply = node.control.get("/openapi.json").ok();
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    let description = reply.json();
+    let paths = description["paths"].as_object().unwrap();
+    let expected = [
+        ("/v1/functions", &["get"][..]),
+        ("/v1/functions/{name}", &["delete", "get", "put"]),
+        ("/v1/functions/{name}/revisions", &["get"]),
+        ("/v1/functions/{name}/rollback", &["post"]),
+        ("/v1/functions/{name}/logs", &["get"]),
+        ("/v1/functions/{name}/invoke/{path}", &["post"]),
+        ("/livez", &["get"]),
+        ("/readyz", &["get"]),
+        ("/metrics", &["get"]),
+    ];
+    for (path, methods) in expected {
+        let have: Vec<_> = paths[path].as_object().unwrap().keys().map(String::as_str).collect();
+        assert!(methods.iter().all(|method| have.contains(method)), "{path}: {have:?}");
+    }
+    assert_eq!(paths.len(), expected.len(), "{:?}", paths.keys());
+    // What is described is there: no route answers that it does not exist.
+    node.deploy_wat("a", &says("a"), "");
+    for (path, _) in expected {
+        let target = path.replace("{name}", "a").replace("{path}", "x");
+        assert!(node.control.get(&target).status() != 404, "{target}");
+    }
+    for schema in ["FunctionInfo", "FunctionDetail", "Problem", "LogList", "RevisionList"] {
+        assert!(description["components"]["schemas"][schema].is_object(), "{schema}");
+    }
+}

@@ -1,0 +1,460 @@
+//! What is taken as a function, and what is refused: every kind of bytes that are none, each with the right answer.
+
+use std::sync::Barrier;
+
+use serde_json::json;
+
+use crate::harness::wat::{self, component, handler, handler_with, says, wasm};
+use crate::harness::{Dice, Node, eventually, multipart};
+
+/// A handler with something in every section, so that a flipped bit can hit any of them.
+fn rich() -> Vec<u8> {
+    wasm(&handler(
+        r#"
+        (type $unary (func (param i32) (result i32)))
+        (table $t 8 funcref)
+        (global $g (mut i32) (i32.const 7))
+        (elem (i32.const 1) $double $twice)
+        (data (i32.const 0) "some data of a guest")
+        (func $double (param i32) (result i32) (i32.mul (local.get 0) (i32.const 2)))
+        (func $twice (param i32) (result i32)
+          (call_indirect (type $unary) (call_indirect (type $unary) (local.get 0) (i32.const 1)) (i32.const 1)))
+        (func $sum (result i32) (local $at i32) (local $sum i32)
+          (loop $more
+            (local.set $sum (i32.add (local.get $sum) (i32.load8_u (local.get $at))))
+            (local.set $at (i32.add (local.get $at) (i32.const 1)))
+            (br_if $more (i32.lt_u (local.get $at) (i32.const 20))))
+          (local.get $sum))
+        (func (export "hob_handle")
+          (global.set $g (call $twice (global.get $g)))
+          (if (i32.eq (call $sum) (i32.const 0)) (then unreachable))
+          (call $number (global.get $g)))"#,
+    ))
+}
+
+/// Limits under which whatever a damaged module does is over soon.
+const SOON: &str = "[limits]\ncpu = \"50ms\"\nwall = \"1s\"\nmemory = \"4MiB\"\n";
+
+/// Damaged bytes are refused, or they are a function, and that answers: never a bug of Hob (the node looks for those itself).
+#[track_caller]
+fn check_damaged(node: &Node, name: &str, bytes: &[u8]) {
+    let reply = node.deploy(name, bytes, SOON);
+    match reply.status() {
+        422 => {
+            let code = reply.header("hob-error").unwrap().to_owned();
+            assert!(["not-deployable", "module-over-cap", "build-over-limit"].contains(&code.as_str()), "{code}");
+            reply.problem(422, &code);
+        }
+        200 | 201 => {
+            let answer = node.data.post(&format!("/{name}"), b"input");
+            assert!(matches!(answer.status(), 200..=599), "{}", answer.status());
+            assert!(answer.status() != 500, "{:?} {}", answer.head, answer.text());
+        }
+        _ => panic!("{} {:?} {}", reply.status(), reply.head, reply.text()),
+    }
+}
+
+/// Runs `check` for every number below `count`, on as many connections as builds run at once.
+fn for_each(count: usize, check: impl Fn(usize) + Sync) {
+    const THREADS: usize = 3;
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let check = &check;
+            scope.spawn(move || (thread..count).step_by(THREADS).for_each(check));
+        }
+    });
+}
+
+#[test]
+fn truncated_modules() {
+    let node = Node::start(&[]);
+    let whole = rich();
+    assert_eq!(node.deploy("whole", &whole, "").status(), 201);
+    assert_eq!(node.data.get("/whole").good(), 28i32.to_le_bytes());
+    for_each(whole.len() / 9, |step| check_damaged(&node, &format!("cut-{step}"), &whole[..step * 9]));
+    let component = wasm(&component(""));
+    for_each(component.len() / 9, |step| check_damaged(&node, &format!("component-{step}"), &component[..step * 9]));
+}
+
+#[test]
+fn bit_flipped_modules() {
+    let node = Node::start(&[]);
+    let (handler, component) = (rich(), wasm(&component("")));
+    for_each(320, |seed| {
+        let mut dice = Dice::new(seed as u64 + 1);
+        let mut bytes = if seed % 4 == 0 { component.clone() } else { handler.clone() };
+        for _ in 0..=dice.below(3) {
+            let at = 8 + dice.below(bytes.len() - 8);
+            bytes[at] ^= 1 << dice.below(8);
+        }
+        check_damaged(&node, &format!("flip-{}", seed % 40), &bytes);
+    });
+    node.control.get("/livez").ok();
+}
+
+#[test]
+fn random_bytes() {
+    let node = Node::start(&[]);
+    for_each(48, |seed| {
+        let mut dice = Dice::new(seed as u64 + 1000);
+        let mut bytes: Vec<u8> = (0..dice.below(4000)).map(|_| dice.next() as u8).collect();
+        let magic: &[u8] = match seed % 3 {
+            0 => b"",
+            1 => b"\0asm\x01\0\0\0",
+            _ => b"\0asm\x0d\0\x01\0",
+        };
+        bytes.splice(..0, magic.iter().copied());
+        let reply = node.deploy("random", &bytes, "");
+        // Eight bytes are a module too, but one without exports.
+        reply.problem(422, "not-deployable");
+    });
+}
+
+#[test]
+fn other_files_are_named_and_refused() {
+    let node = Node::start(&[]);
+    node.deploy_wat("good", &says("good"), "");
+    let native = std::fs::read(&node.files("artifacts")[0]).unwrap();
+    let elf = std::fs::read(env!("CARGO_BIN_EXE_hob")).unwrap()[..65_536].to_vec();
+    let text = says("good").into_bytes();
+    let cases: [(&[u8], &str); 8] = [
+        (&native, "native code"),
+        (&elf, "native code"),
+        (&text, "WebAssembly text"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", "compressed"),
+        (b"\x28\xb5\x2f\xfd\0\0\0\0\0\0", "compressed"),
+        (b"#!/bin/sh\necho hello\n", "no Wasm binary"),
+        (b"\0asm\x02\0\0\0", "unknown version"),
+        (b"", "0 bytes"),
+    ];
+    for (bytes, word) in cases {
+        for manifest in ["", "args = []\n"] {
+            let problem = node.deploy("bad", bytes, manifest).problem(422, "not-deployable");
+            assert!(problem["detail"].as_str().unwrap().contains(word), "{word}: {problem}");
+            assert!(problem["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{problem}");
+        }
+    }
+    node.control.get("/v1/functions/bad").problem(404, "not-found");
+    assert!(node.files("staging").is_empty());
+}
+
+#[test]
+fn content_codings_and_types() {
+    let node = Node::start(&[]);
+    let good = wasm(&says("good"));
+    let put = |headers: &[(&str, &str)]| node.control.request("PUT", "/v1/functions/a", headers, &good);
+    put(&[("content-type", "application/wasm"), ("content-encoding", "gzip")]).problem(415, "unsupported-media");
+    put(&[("content-type", "application/json")]).problem(415, "unsupported-media");
+    put(&[("content-type", "multipart/form-data")]).problem(400, "bad-request");
+    assert_eq!(put(&[("content-type", "application/octet-stream")]).status(), 201);
+    assert_eq!(put(&[]).status(), 200);
+}
+
+#[test]
+fn multipart_forms() {
+    let node = Node::start(&[]);
+    let good = wasm(&says("good"));
+    let put = |parts: &[(&str, &[u8])]| {
+        let (kind, body) = multipart(parts);
+        node.control.request("PUT", "/v1/functions/a", &[("content-type", &kind)], &body)
+    };
+    put(&[("manifest", b"")]).problem(400, "bad-request");
+    put(&[("wasm", &good), ("wasm", &good)]).problem(400, "bad-request");
+    put(&[("wasm", &good), ("readme", b"x")]).problem(400, "bad-request");
+    put(&[("manifest", b"\xff\xfe"), ("wasm", &good)]).problem(400, "bad-manifest");
+    put(&[("manifest", &vec![b'#'; 1 << 20]), ("wasm", &good)]).problem(400, "bad-manifest");
+    assert_eq!(put(&[("wasm", &good), ("manifest", b"args = ['x']")]).status(), 201);
+    assert_eq!(node.inspect("a")["args"], json!(["x"]));
+}
+
+#[test]
+fn manifests_that_cannot_be_used() {
+    let node = Node::start(&[]);
+    let good = wasm(&says("good"));
+    for (manifest, word) in [
+        ("nmae = 'a'", "did you mean 'name'"),
+        ("[limits]\nmemroy = '1MiB'", "did you mean 'memory'"),
+        ("[limits]\nmemory = '1MiBs'", "bytes"),
+        ("[limits]\nmemory = '5GiB'", "4GiB"),
+        ("[limits]\nconcurrency = 0", "concurrency"),
+        ("name = 'other'", "other"),
+        ("name = 'A'", "name"),
+        ("route = 'shop'", "route"),
+        ("route = '/a/../b'", "route"),
+        ("route = [", "TOML"),
+        ("env = 3", "env"),
+    ] {
+        let problem = node.deploy("a", &good, manifest).problem(400, "bad-manifest");
+        assert!(problem["detail"].as_str().unwrap().contains(word), "{manifest}: {problem}");
+    }
+}
+
+#[test]
+fn names() {
+    let node = Node::start(&[]);
+    let good = wasm(&says("good"));
+    let long = "a".repeat(64);
+    for bad in ["A", "a_b", "-a", "a-", "a.b", "%61%2f", "%20", long.as_str()] {
+        node.deploy(bad, &good, "").problem(400, "bad-request");
+        node.control.get(&format!("/v1/functions/{bad}")).problem(400, "bad-request");
+        node.data.get(&format!("/{bad}")).problem(400, "bad-request");
+    }
+    for name in ["a", "0", "a-b", "a--b", &long[1..]] {
+        assert_eq!(node.deploy(name, &good, "").status(), 201, "{name}");
+        assert_eq!(node.data.get(&format!("/{name}")).good(), b"good");
+    }
+    node.data.get("/unknown").problem(404, "not-found");
+    node.data.get("/").problem(404, "not-found");
+    for target in ["", "/revisions", "/logs", "/invoke", "/invoke/x"] {
+        node.control.get(&format!("/v1/functions/unknown{target}")).problem(404, "not-found");
+    }
+    node.control.request("DELETE", "/v1/functions/unknown", &[], b"").problem(404, "not-found");
+    node.control.post("/v1/functions/unknown/rollback", b"").problem(404, "not-found");
+}
+
+#[test]
+fn modules_that_are_no_function_are_told_what_to_do() {
+    let node = Node::start(&[]);
+    let memory = "(memory (export \"memory\") 1)";
+    let entry = "(func (export \"hob_handle\"))";
+    for (text, words) in [
+        ("(module)".to_owned(), &["exports nothing"][..]),
+        ("(module (func (export \"run\")))".into(), &["'run'", "hob_handle"]),
+        (format!("(module {entry})"), &["memory"]),
+        (format!("(module {memory} (func (export \"hob_handle\") (param i32)))"), &["without parameters"]),
+        (format!("(module {memory} (global (export \"hob_handle\") i32 (i32.const 1)))"), &["hob_handle"]),
+        (format!("(module (import \"hob2\" \"respond\" (func (param i32 i32))) {memory} {entry})"), &["'hob2'", "'hob1'"]),
+        (format!("(module (import \"hob99\" \"x\" (func)) {memory} {entry})"), &["'hob99'", "'hob1'"]),
+        (format!("(module (import \"hob1\" \"reply\" (func)) {memory} {entry})"), &["'reply'", "'hob1'"]),
+        (format!("(module (import \"hob1\" \"respond\" (func)) {memory} {entry})"), &["another type"]),
+        (format!("(module (import \"acme\" \"db\" (func)) {memory} {entry})"), &["'db'", "'acme'"]),
+        (format!("(module (import \"env\" \"memory\" (memory 1)) {memory} {entry})"), &["'memory'", "'env'"]),
+        (format!("(module (import \"wbg\" \"x\" (func)) {memory} {entry})"), &["wasm-bindgen"]),
+        (format!("(module (memory i64 1) {memory} {entry})"), &["not valid here"]),
+        (format!("(module (memory 1 1 shared) {memory} {entry})"), &["not valid here"]),
+    ] {
+        let problem = node.deploy("bad", &wasm(&text), "").problem(422, "not-deployable");
+        for word in words {
+            assert!(problem["detail"].as_str().unwrap().contains(word), "{text}: {problem}");
+        }
+        assert!(problem["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{problem}");
+    }
+}
+
+#[test]
+fn components_that_are_no_function_are_told_what_to_do() {
+    let node = Node::start(&[]);
+    assert_eq!(node.deploy("good", &wasm(&component("")), "").status(), 201);
+    assert_eq!(node.data.get("/good").good(), b"");
+    let unknown =
+        component("").replace("(component\n", "(component (import \"acme:db/query@1.0.0\" (instance (export \"q\" (func))))\n");
+    let empty = |name: &str| format!("(component (instance $i) (export \"{name}\" (instance $i)))");
+    for (text, words) in [
+        (unknown, &["acme:db/query"][..]),
+        ("(component)".into(), &["exports nothing"]),
+        (empty("acme:db/query@1.0.0"), &["acme:db/query"]),
+        (empty("wasi:http/incoming-handler@0.1.0"), &["0.1.0"]),
+        // The right names with nothing behind them.
+        (empty("wasi:cli/run@0.2.0"), &["run"]),
+        (empty("wasi:cli/run@0.3.0"), &["run"]),
+        (empty("wasi:http/incoming-handler@0.2.0"), &["handle"]),
+        (empty("wasi:http/handler@0.3.0"), &["handle"]),
+    ] {
+        let problem = node.deploy("bad", &wasm(&text), "").problem(422, "not-deployable");
+        for word in words {
+            assert!(problem["detail"].as_str().unwrap().contains(word), "{text}: {problem}");
+        }
+        assert!(problem["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{problem}");
+    }
+    // The right names with another type are found when they are called.
+    node.deploy_wat("typed", &component("").replace("(result (result))", "(result s32)"), "");
+    node.data.get("/typed").problem(502, "guest-trap");
+}
+
+#[test]
+fn initial_memory_past_the_limit_is_refused_at_deploy() {
+    let node = Node::start(&[]);
+    let of = |first: u32, second: u32| {
+        let memories = format!("(memory (export \"memory\") {first}) (memory {second})");
+        wasm(&handler_with(&memories, "(func (export \"hob_handle\") (call $number (memory.size)))"))
+    };
+    let limit = "[limits]\nmemory = \"1MiB\"\n";
+    let problem = node.deploy("a", &of(8, 9), limit).problem(422, "not-deployable");
+    assert!(problem["hint"].as_str().unwrap().contains("memory"), "{problem}");
+    assert_eq!(node.deploy("a", &of(8, 8), limit).status(), 201);
+    assert_eq!(node.data.get("/a").good(), 8i32.to_le_bytes());
+    node.deploy("b", &of(65_536, 1), "[limits]\nmemory = \"4GiB\"\n").problem(422, "not-deployable");
+    assert_eq!(node.deploy("b", &of(65_535, 1), "[limits]\nmemory = \"4GiB\"\n").status(), 201);
+    assert_eq!(node.data.get("/b").good(), 65_535i32.to_le_bytes());
+}
+
+#[test]
+fn a_deploy_is_published_with_its_number_and_tag() {
+    let node = Node::start(&[]);
+    let first = node.deploy_wat("a", &says("one"), "env = { A = '1' }\n");
+    assert_eq!(first.status(), 201);
+    let info = first.json();
+    assert_eq!((&info["name"], &info["revision"], &info["kind"]), (&"a".into(), &1.into(), &"handler".into()));
+    assert_eq!(first.header("etag"), info["etag"].as_str());
+    let second = node.deploy_wat("a", &says("two"), "");
+    assert_eq!((second.status(), &second.json()["revision"]), (200, &2.into()));
+    assert_eq!(node.data.get("/a").good(), b"two");
+    let listed = node.control.get("/v1/functions").ok().json();
+    assert_eq!(listed["items"].as_array().unwrap().len(), 1);
+    assert_eq!(listed["items"][0]["digest"], second.json()["digest"]);
+    let detail = node.inspect("a");
+    assert_eq!(
+        (&detail["tenant"], &detail["limits"]["memory"], &detail["resident"]),
+        (&"default".into(), &"128MiB".into(), &true.into())
+    );
+}
+
+#[test]
+fn lists_come_in_pages() {
+    let node = Node::start(&[]);
+    let wasm = wasm(&says("x"));
+    for name in ["c", "a", "b"] {
+        assert_eq!(node.deploy(name, &wasm, "").status(), 201);
+    }
+    let page = |query: &str| {
+        let page = node.control.get(&format!("/v1/functions{query}")).ok().json();
+        let names: Vec<_> = page["items"].as_array().unwrap().iter().map(|i| i["name"].as_str().unwrap().to_owned()).collect();
+        (names, page["next"].as_str().map(ToOwned::to_owned))
+    };
+    assert_eq!(page(""), (vec!["a".into(), "b".into(), "c".into()], None));
+    assert_eq!(page("?limit=2"), (vec!["a".into(), "b".into()], Some("b".into())));
+    assert_eq!(page("?limit=2&cursor=b"), (vec!["c".into()], None));
+    node.control.get("/v1/functions?cursor=A").problem(400, "bad-request");
+    node.control.get("/v1/functions?limit=many").problem(400, "bad-request");
+}
+
+#[test]
+fn racing_deploys_of_one_tag() {
+    let node = Node::start(&[]);
+    let tag = node.deploy_wat("a", &says("start"), "").header("etag").unwrap().to_owned();
+    let race = |name: &str, condition: (&str, &str), win: u16| {
+        const RACERS: usize = 6;
+        let barrier = Barrier::new(RACERS);
+        let run = |racer: usize| {
+            let wasm = wasm(&says(&format!("racer {racer}")));
+            barrier.wait();
+            node.deploy_if(name, &wasm, "", &[condition])
+        };
+        let replies: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..RACERS).map(|racer| scope.spawn(move || run(racer))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let winners: Vec<_> = replies.iter().enumerate().filter(|(_, reply)| reply.status() == win).collect();
+        assert_eq!(winners.len(), 1, "{replies:?}");
+        for loser in replies.iter().filter(|reply| reply.status() != win) {
+            loser.problem(412, "precondition-failed");
+        }
+        let (winner, reply) = winners[0];
+        assert_eq!(node.data.get(&format!("/{name}")).good(), format!("racer {winner}").as_bytes());
+        assert_eq!(node.inspect(name)["etag"].as_str(), reply.header("etag"));
+    };
+    race("a", ("if-match", &tag), 200);
+    race("b", ("if-none-match", "*"), 201);
+    node.deploy_if("c", &wasm(&says("x")), "", &[("if-match", &tag)]).problem(412, "precondition-failed");
+    node.deploy_if("c", &wasm(&says("x")), "", &[("if-none-match", &tag)]).problem(400, "bad-request");
+    node.control.request("DELETE", "/v1/functions/a", &[("if-match", &tag)], b"").problem(412, "precondition-failed");
+    node.control.request("POST", "/v1/functions/a/rollback", &[("if-match", &tag)], b"").problem(412, "precondition-failed");
+}
+
+#[test]
+fn a_route_has_one_owner() {
+    let node = Node::start(&[]);
+    let shop = wasm(&says("shop"));
+    assert_eq!(node.deploy("shop", &shop, "route = '/shop/*'").status(), 201);
+    let problem = node.deploy("other", &shop, "route = ['/other', '/shop/*']").problem(409, "conflict");
+    assert!(problem["detail"].as_str().unwrap().contains("shop"), "{problem}");
+    node.control.get("/v1/functions/other").problem(404, "not-found");
+    node.data.get("/other").problem(404, "not-found");
+    // The owner may deploy it again, and gives it up by leaving it out.
+    assert_eq!(node.deploy("shop", &shop, "route = '/shop/*'").status(), 200);
+    assert_eq!(node.deploy("shop", &shop, "").status(), 200);
+    assert_eq!(node.deploy("other", &shop, "route = '/shop/*'").status(), 201);
+    // A rollback to a revision that had it would take it back.
+    node.control.post("/v1/functions/shop/rollback", b"{\"to\": 1}").problem(409, "conflict");
+    assert_eq!(node.control.request("DELETE", "/v1/functions/other", &[], b"").status(), 204);
+    node.control.post("/v1/functions/shop/rollback", b"{\"to\": 1}").ok();
+    assert_eq!(node.data.get("/shop/x").good(), b"shop");
+}
+
+#[test]
+fn a_deploy_that_passes_the_builds_walls() {
+    // Many functions with work for the compiler, and one second of processor time for all of them.
+    let node = Node::start(&["build.cpu=1s"]);
+    let adds = "(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const 7)) (i32.load (local.get 0))))".repeat(400);
+    let functions = format!("(func (param i32) (result i32) {adds} (local.get 0))").repeat(900);
+    let text = handler(&format!("{functions} (func (export \"hob_handle\") (call $number (i32.const 1)))"));
+    let problem = node.deploy("slow", &wasm(&text), "").problem(422, "build-over-limit");
+    assert!(problem["detail"].as_str().unwrap().contains("1s of processor time"), "{problem}");
+    assert_eq!(node.deploy("fast", &wasm(&says("fast")), "").status(), 201);
+    eventually("the killed build left nothing", || node.files("staging").is_empty());
+}
+
+#[test]
+fn builds_past_their_queue_are_told_to_come_back() {
+    let node = Node::start(&["build.concurrency=1", "build.queue=0"]);
+    // A build of a second or so, so that the other deploy finds it there.
+    let adds = "(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const 7)) (i32.load (local.get 0))))".repeat(400);
+    let functions = format!("(func (param i32) (result i32) {adds} (local.get 0))").repeat(60);
+    let long = wasm(&handler(&format!("{functions} (func (export \"hob_handle\") (call $number (i32.const 1)))")));
+    let short = wasm(&says("short"));
+    std::thread::scope(|scope| {
+        let building = scope.spawn(|| node.deploy("long", &long, ""));
+        let mut refused = None;
+        while refused.is_none() && !building.is_finished() {
+            let reply = node.deploy("short", &short, "");
+            refused = (reply.status() == 503).then_some(reply);
+        }
+        if let Some(refused) = refused {
+            refused.problem(503, "overloaded");
+            assert!(refused.header("retry-after").is_some());
+            assert_eq!(building.join().unwrap().status(), 201);
+        } else {
+            // The long one came second and was refused itself.
+            building.join().unwrap().problem(503, "overloaded");
+        }
+    });
+}
+
+#[test]
+fn storage_that_is_full() {
+    let node = Node::start(&["data.bytes_max=100KiB"]);
+    let large = |seed: u64| {
+        let mut dice = Dice::new(seed);
+        let data: String = (0..30_000).map(|_| char::from(b'a' + dice.below(26) as u8)).collect();
+        wasm(&handler(&format!("(data (i32.const 0) \"{data}\") (func (export \"hob_handle\") (call $number (i32.const 1)))")))
+    };
+    let mut deployed = 0;
+    let refused = loop {
+        let reply = node.deploy(&format!("f{deployed}"), &large(deployed + 1), "");
+        match reply.status() {
+            201 => deployed += 1,
+            _ => break reply,
+        }
+        assert!(deployed < 4, "100 KiB hold no {deployed} modules of 30 KiB");
+    };
+    assert!(deployed > 0);
+    refused.problem(507, "storage-full");
+    assert!(node.metric("hob_data_bytes") <= 100 << 10);
+    // What is there still answers, and room that is given back can be used again.
+    node.data.get("/f0").ok();
+    for name in 0..deployed {
+        assert_eq!(node.control.request("DELETE", &format!("/v1/functions/f{name}"), &[], b"").status(), 204);
+    }
+    eventually("the files of removed functions are gone", || node.metric("hob_data_bytes") == 0);
+    assert_eq!(node.deploy("again", &large(99), "").status(), 201);
+}
+
+#[test]
+fn functions_at_most() {
+    let node = Node::start(&["data.functions_max=2"]);
+    let good = wasm(&wat::says("x"));
+    assert_eq!(node.deploy("a", &good, "").status(), 201);
+    assert_eq!(node.deploy("b", &good, "").status(), 201);
+    node.deploy("c", &good, "").problem(507, "storage-full");
+    assert_eq!(node.deploy("b", &good, "").status(), 200);
+}

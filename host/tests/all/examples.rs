@@ -1,0 +1,159 @@
+//! Every example, built, deployed with its own manifest, and given real input.
+
+use std::collections::HashMap;
+
+use crate::harness::{Dice, Node};
+
+#[test]
+fn hello() {
+    let node = Node::start(&[]);
+    let info = node.deploy_example("hello").json();
+    assert_eq!(info["kind"], "handler");
+    assert_eq!(node.data.get("/hello").ok().text(), "Hello, world!\n");
+    assert_eq!(node.data.get("/hello/?name=Jos%C3%A9+M.").ok().text(), "Hello, José M.!\n");
+    let body = vec![b'x'; 1 << 20];
+    let reply = node.data.request("POST", "/hello", &[("content-type", "text/x")], &body).ok();
+    assert!(reply.header("content-type") == Some("text/x") && reply.body == body);
+    assert!(node.logs("hello").contains(&("log".into(), "info".into(), "1048576 bytes come back".into())));
+    let reply = node.data.request("DELETE", "/hello", &[], b"");
+    assert_eq!((reply.status(), reply.header("allow")), (405, Some("GET, HEAD, POST, PUT")));
+    assert_eq!(reply.header("hob-error"), None);
+}
+
+/// What `examples/wordcount` promises, counted here.
+fn count(text: &str) -> String {
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for word in text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
+        *counts.entry(word.to_lowercase()).or_default() += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by(|(a, a_count), (b, b_count)| b_count.cmp(a_count).then_with(|| a.cmp(b)));
+    let (lines, words) = (text.matches('\n').count(), text.split_whitespace().count());
+    let top: String = counts.iter().take(10).map(|(word, count)| format!("{word} {count}\n")).collect();
+    format!("{lines} lines, {words} words, {} bytes\n{top}", text.len())
+}
+
+#[test]
+fn wordcount() {
+    let node = Node::start(&[]);
+    assert_eq!(node.deploy_example("wordcount").json()["kind"], "command");
+    // A book: 120,000 words, the small ones often.
+    let vocabulary: Vec<String> = (0..2000).map(|n| format!("{}{}", ["wort", "größe", "Café", "naïve", "x"][n % 5], n)).collect();
+    let mut dice = Dice::new(1);
+    let mut book = String::new();
+    for n in 0..120_000 {
+        let at = dice.below(2000).min(dice.below(2000)).min(dice.below(2000));
+        book.push_str(&vocabulary[at]);
+        book.push_str(if n % 12 == 11 { ".\n" } else { " " });
+    }
+    let reply = node.data.post("/wordcount", book.as_bytes()).ok();
+    assert_eq!(reply.text(), count(&book));
+    assert_eq!(reply.header("content-type"), Some("text/plain; charset=utf-8"));
+    for text in ["", "one", "a b\na"] {
+        assert_eq!(node.data.post("/wordcount", text.as_bytes()).ok().text(), count(text));
+    }
+}
+
+/// A picture of this size as PNG, uncompressed.
+fn png(width: u32, height: u32) -> Vec<u8> {
+    fn crc(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!0, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xEDB8_8320 } else { crc >> 1 })
+        })
+    }
+    fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+        let body = [kind, data].concat();
+        [&u32::try_from(data.len()).unwrap().to_be_bytes()[..], &body, &crc(&body).to_be_bytes()].concat()
+    }
+    // One byte of filter, then three for each pixel, a gradient.
+    let line =
+        |y: u32| std::iter::once(0).chain((0..width).flat_map(move |x| [(x * 255 / width) as u8, (y * 255 / height) as u8, 128]));
+    let raw: Vec<u8> = (0..height).flat_map(line).collect();
+    let mut zlib = vec![0x78, 1];
+    let mut blocks = raw.chunks(65_535).peekable();
+    while let Some(block) = blocks.next() {
+        let len = u16::try_from(block.len()).unwrap();
+        zlib.push(u8::from(blocks.peek().is_none()));
+        zlib.extend([len.to_le_bytes(), (!len).to_le_bytes()].concat());
+        zlib.extend(block);
+    }
+    let (a, b) = raw.iter().fold((1u32, 0u32), |(a, b), byte| {
+        let a = (a + u32::from(*byte)) % 65_521;
+        (a, (a + b) % 65_521)
+    });
+    zlib.extend((b << 16 | a).to_be_bytes());
+    let head = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
+    [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &head), &chunk(b"IDAT", &zlib), &chunk(b"IEND", b"")].concat()
+}
+
+/// Width and height of a PNG.
+fn size(png: &[u8]) -> (u32, u32) {
+    assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
+    let number = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+    (number(16), number(20))
+}
+
+#[test]
+fn thumbnail() {
+    let node = Node::start(&[]);
+    assert_eq!(node.deploy_example("thumbnail").json()["kind"], "handler");
+    let photo = png(1600, 1200);
+    assert!(photo.len() > 5 << 20);
+    let reply = node.data.post("/thumbnail", &photo).ok();
+    assert_eq!((size(&reply.body), reply.header("content-type")), ((256, 192), Some("image/png")));
+    assert!(reply.body.len() < photo.len() / 10);
+    assert_eq!(size(&node.data.post("/thumbnail?size=100", &photo).good()), (100, 75));
+    let small = png(20, 10);
+    assert_eq!(node.data.post("/thumbnail", &small).good(), small);
+    for (query, body, status) in [("", &b"no picture"[..], 415), ("", &small[..40], 400), ("?size=0", &small, 400)] {
+        let reply = node.data.post(&format!("/thumbnail{query}"), body);
+        assert_eq!((reply.status(), reply.header("hob-error")), (status, None), "{}", reply.text());
+    }
+}
+
+#[test]
+fn hello_http() {
+    for (name, kind) in [("hello-http", "http-0.2"), ("hello-http3", "http-0.3")] {
+        let node = Node::start(&[]);
+        assert_eq!(node.deploy_example(name).json()["kind"], kind);
+        for _ in 0..5 {
+            let reply = node.data.get(&format!("/{name}")).ok();
+            assert_eq!(
+                (reply.text().as_str(), reply.header("content-type")),
+                ("Hello, world!\n", Some("text/plain; charset=utf-8"))
+            );
+        }
+        let reply = node.control.post(&format!("/v1/functions/{name}/invoke/x"), b"body").ok();
+        assert_eq!(reply.text(), "Hello, world!\n");
+        let mut conn = node.data.connect();
+        conn.request("HEAD", &format!("/{name}"), &[], b"");
+        assert_eq!(conn.reply_to("HEAD").status(), 200);
+    }
+}
+
+#[test]
+fn damaged_examples() {
+    let node = Node::start(&[]);
+    let mut dice = Dice::new(7);
+    for name in ["hello", "hello-http", "hello-http3"] {
+        let good = crate::harness::examples::example(name).wasm;
+        for turn in 0..12 {
+            let mut bytes = good.clone();
+            if turn % 3 == 0 {
+                bytes.truncate(dice.below(good.len()));
+            } else {
+                let at = dice.below(good.len());
+                bytes[at] ^= 1 << dice.below(8);
+            }
+            let reply = node.deploy("damaged", &bytes, "[limits]\ncpu = \"50ms\"\nwall = \"1s\"\n");
+            match reply.status() {
+                200 | 201 => {
+                    let answer = node.data.get("/damaged");
+                    assert!(answer.header("hob-error") != Some("internal"), "{answer:?}");
+                }
+                422 => {}
+                other => panic!("{other} {}", reply.text()),
+            }
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! Limits of one invocation: each is reached exactly, then passed, and answers with its own status; neighbours go on.
+
+use crate::harness::http::Conn;
+use crate::harness::wat::{self, SPINS, command, does, handler, handler_with, says, waits};
+use crate::harness::{Node, eventually};
+
+const MIB: usize = 1 << 20;
+
+fn number(body: &[u8]) -> i32 {
+    i32::from_le_bytes(body.try_into().unwrap())
+}
+
+/// A request whose body has begun and is never finished by itself.
+fn hold(node: &Node, target: &str) -> Conn {
+    let mut conn = node.data.connect();
+    conn.begin_chunked("POST", target);
+    conn.chunk(b"x").unwrap();
+    conn
+}
+
+#[test]
+fn processor_time() {
+    let node = Node::start(&[]);
+    let limit = "[limits]\ncpu = \"50ms\"\n";
+    node.deploy_wat("handler", &does(SPINS), limit);
+    node.deploy_wat("start", &handler(&format!("(func $start {SPINS}) (start $start) (func (export \"hob_handle\"))")), limit);
+    node.deploy_wat("init", &handler(&format!("(func (export \"_initialize\") {SPINS}) (func (export \"hob_handle\"))")), limit);
+    node.deploy_wat("command", &command(&format!("(func (export \"_start\") {SPINS})")), limit);
+    let component = wat::component("").replace("(result i32) i32.const 0", &format!("(result i32) {SPINS} i32.const 0"));
+    node.deploy_wat("component", &component, limit);
+    for name in ["handler", "start", "init", "command", "component"] {
+        let reply = node.data.get(&format!("/{name}"));
+        reply.problem(504, "cpu-deadline");
+        assert_eq!(reply.header("hob-executed"), Some("1"), "{name}");
+        assert!(node.logs(name).iter().any(|(source, _, text)| source == "host" && text.contains("cpu-deadline")), "{name}");
+    }
+    assert_eq!(node.faults("cpu-deadline"), 5);
+    eventually("no instance is left", || node.metric("hob_instances") == 0);
+}
+
+#[test]
+fn neighbours_answer_while_guests_spin() {
+    let node = Node::start(&[]);
+    node.deploy_wat("spins", &does(SPINS), "[limits]\ncpu = \"1h\"\nwall = \"1h\"\n");
+    node.deploy_wat("good", &says("good"), "");
+    let spinning: Vec<_> = (0..8)
+        .map(|_| {
+            let mut conn = node.data.connect();
+            conn.request("GET", "/spins", &[], b"");
+            conn
+        })
+        .collect();
+    eventually("all of them spin", || node.occupancy("spins") == (8, 0));
+    for _ in 0..16 {
+        assert_eq!(node.data.get("/good").good(), b"good");
+    }
+    node.control.get("/readyz").ok();
+    assert_eq!(node.control.get("/v1/functions/good/invoke").good(), b"good");
+    assert_eq!(node.occupancy("spins"), (8, 0));
+    // A client that leaves stops its guest, even one that never looks up.
+    drop(spinning);
+    eventually("their clients left, and they stopped", || node.occupancy("spins") == (0, 0));
+    eventually("no instance is left", || node.metric("hob_instances") == 0);
+}
+
+#[test]
+fn recursion_without_end() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &handler("(func $f (param i64) (result i64) (i64.add (call $f (local.get 0)) (i64.const 1))) (func (export \"hob_handle\") (drop (call $f (i64.const 1))))"), "");
+    let problem = node.data.get("/a").problem(502, "guest-trap");
+    assert!(problem["detail"].as_str().unwrap().contains("stack"), "{problem}");
+}
+
+#[test]
+fn memory_is_a_sum_over_two_memories() {
+    let node = Node::start(&[]);
+    // One page each, 16 in all: +7, +7, then one more in either is refused; the last number holds all four results.
+    let memories = "(memory (export \"memory\") 1) (memory $second 1)";
+    let grow = "(local.set $sum (i32.add (i32.mul (local.get $sum) (i32.const 100)) (i32.add (i32.const 1)";
+    let code = format!(
+        "(local $sum i32)
+         {grow} (memory.grow (i32.const 7)))))
+         {grow} (memory.grow $second (i32.const 7)))))
+         {grow} (memory.grow (i32.const 1)))))
+         {grow} (memory.grow $second (i32.const 1)))))"
+    );
+    let text = |end: &str| handler_with(memories, &format!("(func (export \"hob_handle\") {code} {end})"));
+    let limit = "[limits]\nmemory = \"1MiB\"\n";
+    node.deploy_wat("a", &text("(call $number (local.get $sum))"), limit);
+    // Sizes before were 1 and 1, so 2 and 2; then -1 and -1, so 0 and 0.
+    assert_eq!(number(&node.data.get("/a").good()), 2_02_00_00);
+    node.deploy_wat("b", &text("unreachable"), limit);
+    let reply = node.data.get("/b");
+    let problem = reply.problem(502, "guest-memory");
+    assert!(problem["hint"].as_str().unwrap().contains("memory"), "{problem}");
+    // One page more and all of it fits.
+    node.deploy_wat("c", &text("(call $number (local.get $sum))"), "[limits]\nmemory = \"1088KiB\"\n");
+    assert_eq!(number(&node.data.get("/c").good()), 2_02_09_00);
+    assert_eq!(node.inspect("c")["usage"]["memory_bytes_max"], 17 << 16);
+}
+
+#[test]
+fn the_whole_default_memory_can_be_used() {
+    let node = Node::start(&[]);
+    let code = "(local $at i32)
+        (if (i32.ne (memory.grow (i32.const 2047)) (i32.const 1)) (then unreachable))
+        (if (i32.ne (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable))
+        (loop $more
+          (i32.store (local.get $at) (i32.const 1))
+          (local.set $at (i32.add (local.get $at) (i32.const 65536)))
+          (br_if $more (i32.lt_u (local.get $at) (i32.const 134217728))))
+        (call $number (memory.size))";
+    node.deploy_wat("a", &does(code), "");
+    assert_eq!(number(&node.data.get("/a").good()), 2048);
+}
+
+#[test]
+fn tables_count_as_memory() {
+    let node = Node::start(&[]);
+    // 64 KiB are the memory's; of the rest each element takes 8 bytes.
+    let text = handler(
+        "(table $t 0 funcref)
+         (func (export \"hob_handle\")
+           (if (i32.ne (table.grow $t (ref.null func) (i32.const 8192)) (i32.const 0)) (then unreachable))
+           (call $number (table.grow $t (ref.null func) (i32.const 1))))",
+    );
+    node.deploy_wat("a", &text, "[limits]\nmemory = \"128KiB\"\n");
+    assert_eq!(number(&node.data.get("/a").good()), -1);
+    node.deploy_wat("b", &text, "[limits]\nmemory = \"131080\"\n");
+    assert_eq!(number(&node.data.get("/b").good()), 8192);
+    // A table that is refused before the guest begins.
+    let large = handler("(table 100000 funcref) (func (export \"hob_handle\") (call $number (i32.const 1)))");
+    node.deploy_wat("c", &large, "[limits]\nmemory = \"128KiB\"\n");
+    node.data.get("/c").problem(502, "guest-memory");
+    // The node's own bound on one table, whatever the memory.
+    node.deploy_wat("d", &text.replace("(i32.const 8192)", "(i32.const 100000)"), "[limits]\nmemory = \"1GiB\"\n");
+    assert_eq!(number(&node.data.get("/d").good()), -1);
+}
+
+#[test]
+fn traps() {
+    let node = Node::start(&[]);
+    for (name, code) in [
+        ("unreachable", "unreachable"),
+        ("divide", "(call $number (i32.div_s (i32.const 1) (i32.load (i32.const 0))))"),
+        ("outside", "(call $number (i32.load (i32.const 65533)))"),
+        ("null", "(call_indirect $t (i32.const 0))"),
+    ] {
+        node.deploy_wat(name, &handler(&format!("(table $t 1 funcref) (func (export \"hob_handle\") {code})")), "");
+        let reply = node.data.get(&format!("/{name}"));
+        reply.problem(502, "guest-trap");
+        assert_eq!(reply.header("hob-executed"), Some("1"));
+        let logs = node.logs(name);
+        assert!(
+            logs.iter().any(
+                |(source, level, text)| (source.as_str(), level.as_str()) == ("host", "error") && text.contains("guest-trap")
+            ),
+            "{logs:?}"
+        );
+    }
+    node.deploy_wat("start", &handler("(func $start unreachable) (start $start) (func (export \"hob_handle\"))"), "");
+    node.data.get("/start").problem(502, "guest-trap");
+    assert_eq!(node.faults("guest-trap"), 5);
+}
+
+#[test]
+fn exit_codes_of_commands() {
+    let node = Node::start(&[]);
+    let exits = |code: u32| {
+        command(&format!(
+            "(data (i32.const 0) \"out\\n\") (data (i32.const 16) \"went wrong\\n\")
+             (func (export \"_start\")
+               (call $write (i32.const 1) (i32.const 0) (i32.const 4))
+               (call $write (i32.const 2) (i32.const 16) (i32.const 11))
+               (call $proc_exit (i32.const {code})) unreachable)"
+        ))
+    };
+    node.deploy_wat("good", &exits(0), "");
+    assert_eq!(node.data.get("/good").good(), b"out\n");
+    node.deploy_wat("three", &exits(3), "");
+    let reply = node.data.get("/three");
+    let problem = reply.problem(502, "guest-exit");
+    assert!(problem["detail"].as_str().unwrap().contains("code 3"), "{problem}");
+    assert!(!reply.text().contains("went wrong"), "the guest's words stay out of the answer: {}", reply.text());
+    let logs = node.logs("three");
+    assert!(logs.contains(&("stderr".into(), "warn".into(), "went wrong".into())), "{logs:?}");
+    assert_eq!((node.faults("guest-exit"), node.inspect("three")["usage"]["faults"]["guest-exit"].as_u64()), (1, Some(1)));
+}
+
+#[test]
+fn a_command_that_fails_after_its_head_was_sent() {
+    let node = Node::start(&[]);
+    let writes = |end: &str| {
+        command(&format!("(func (export \"_start\") (call $write (i32.const 1) (i32.const 0) (i32.const 80000)) {end})"))
+    };
+    for (name, end, code) in [
+        ("traps", "unreachable", "guest-trap"),
+        ("exits", "(call $proc_exit (i32.const 3))", "guest-exit"),
+        ("spins", SPINS, "cpu-deadline"),
+    ] {
+        node.deploy_wat(name, &writes(end), "[limits]\ncpu = \"200ms\"\n");
+        let reply = node.data.get(&format!("/{name}"));
+        assert_eq!((reply.status(), reply.header("transfer-encoding")), (200, Some("chunked")), "{name}");
+        assert!(!reply.whole && reply.body.len() <= 80_000, "{name}: {} bytes", reply.body.len());
+        eventually("it is counted under its code", || node.faults(code) == 1);
+        let logs = node.logs(name);
+        assert!(logs.iter().any(|(source, _, text)| source == "host" && text.contains(code)), "{logs:?}");
+    }
+    node.deploy_wat("good", &writes(""), "");
+    assert_eq!(node.data.get("/good").good().len(), 80_000);
+    // Below 64 KiB nothing was sent yet, so the status can still tell.
+    node.deploy_wat("early", &writes("unreachable").replace("80000", "65000"), "");
+    node.data.get("/early").problem(502, "guest-trap");
+}
+
+#[test]
+fn a_handler_that_fails_after_its_head_was_sent() {
+    let node = Node::start(&[]);
+    let limit = "[limits]\ncpu = \"200ms\"\nwall = \"500ms\"\nresponse_body = \"100KiB\"\n";
+    // What comes in one go with the head can still become a status; so the head goes first, and the rest waits for the client.
+    let write = "(call $stream) (drop (call $body_write (i32.const 0) (i32.const 5))) (drop (call $drain))";
+    let much = "(loop $more (br_if $more (i32.eqz (call $body_write (i32.const 0) (i32.const 30000)))))";
+    for (name, end, code) in [
+        ("traps", "unreachable", "guest-trap"),
+        ("spins", SPINS, "cpu-deadline"),
+        ("waits", "", "wall-deadline"),
+        ("answers", "(call $answer (i32.const 200) (i32.const 0) (i32.const 0))", "guest-bad-call"),
+        ("outside", "(drop (call $body_write (i32.const 65535) (i32.const 2)))", "guest-bad-call"),
+        ("much", much, "response-too-large"),
+    ] {
+        node.deploy_wat(name, &does(&format!("{write} {end}")), limit);
+        let mut conn = hold(&node, &format!("/{name}"));
+        let head = conn.head();
+        assert_eq!((head.status, head.header("transfer-encoding")), (200, Some("chunked")), "{name}");
+        if name != "waits" {
+            conn.end_chunks();
+        }
+        let mut len = 0;
+        assert!(!conn.body(&head, |piece| len += piece.len()), "{name}: it ends as a whole response");
+        assert!(if name == "much" { len <= 100 << 10 } else { len == 5 }, "{name}: {len} bytes came");
+        eventually(&format!("{name} is counted under {code}"), || node.inspect(name)["usage"]["faults"][code] == 1);
+        let logs = node.logs(name);
+        assert!(logs.iter().any(|(source, _, text)| source == "host" && text.contains(code)), "{name}: {logs:?}");
+    }
+    node.deploy_wat("at-once", &does("(call $stream) (drop (call $body_write (i32.const 0) (i32.const 5))) unreachable"), "");
+    let reply = node.data.get("/at-once");
+    assert!(reply.header("hob-error") == Some("guest-trap") || !reply.whole, "{reply:?}");
+    eventually("no instance is left", || node.metric("hob_instances") == 0);
+}
+
+#[test]
+fn response_bodies() {
+    let node = Node::start(&[]);
+    let answers = |len: usize| does(&format!("(call $answer (i32.const 200) (i32.const 0) (i32.const {len}))"));
+    let limit = "[limits]\nresponse_body = \"1000\"\n";
+    node.deploy_wat("at", &answers(1000), limit);
+    assert_eq!(node.data.get("/at").good().len(), 1000);
+    node.deploy_wat("past", &answers(1001), limit);
+    node.data.get("/past").problem(502, "response-too-large");
+    let writes =
+        |len: usize| command(&format!("(func (export \"_start\") (call $write (i32.const 1) (i32.const 0) (i32.const {len})))"));
+    node.deploy_wat("command", &writes(1001), limit);
+    node.data.get("/command").problem(502, "response-too-large");
+}
+
+#[test]
+fn the_wall_deadline_of_a_guest_that_waits() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &waits(), "[limits]\nwall = \"200ms\"\n");
+    let reply = hold(&node, "/a").reply();
+    let problem = reply.problem(504, "wall-deadline");
+    assert!(problem["hint"].as_str().unwrap().contains("wall"), "{problem}");
+    assert_eq!(node.faults("wall-deadline"), 1);
+    eventually("no instance is left", || node.metric("hob_instances") == 0);
+}
+
+#[test]
+fn concurrency_and_its_queue() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &waits(), "[limits]\nconcurrency = 2\nqueue = 2\nqueue_wait = \"60s\"\nwall = \"1h\"\n");
+    let mut running = [hold(&node, "/a"), hold(&node, "/a")];
+    eventually("two run", || node.occupancy("a") == (2, 0));
+    let mut waiting = hold(&node, "/a");
+    let mut leaving = node.data.connect();
+    leaving.request("GET", "/a", &[], b"");
+    eventually("two wait", || node.occupancy("a") == (2, 2));
+    for reply in [node.data.get("/a"), node.data.post("/a", b"x"), node.control.post("/v1/functions/a/invoke", b"x")] {
+        reply.problem(429, "concurrency");
+        assert_eq!((reply.header("hob-executed"), reply.header("retry-after")), (Some("0"), Some("1")));
+    }
+    // A client that leaves the queue makes room in it.
+    drop(leaving);
+    eventually("one waits", || node.occupancy("a") == (2, 1));
+    for conn in &mut running {
+        conn.end_chunks();
+        assert_eq!(number(&conn.reply().good()), 1);
+    }
+    eventually("the other had its turn", || node.occupancy("a") == (1, 0));
+    waiting.end_chunks();
+    assert_eq!(number(&waiting.reply().good()), 1);
+    assert_eq!(node.faults("concurrency"), 3);
+}
+
+#[test]
+fn waiting_in_the_queue_has_an_end() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &waits(), "[limits]\nconcurrency = 1\nqueue_wait = \"50ms\"\nwall = \"1h\"\n");
+    let mut conn = hold(&node, "/a");
+    eventually("it runs", || node.occupancy("a") == (1, 0));
+    let reply = node.data.get("/a");
+    reply.problem(429, "concurrency");
+    assert!(reply.header("retry-after").is_some());
+    conn.end_chunks();
+    conn.reply().ok();
+}
+
+#[test]
+fn instances_of_the_node() {
+    let node = Node::start(&["engine.instances_max=2", "engine.instance_wait=50ms"]);
+    node.deploy_wat("a", &waits(), "[limits]\nwall = \"1h\"\n");
+    let mut held = [hold(&node, "/a"), hold(&node, "/a")];
+    eventually("both run", || node.metric("hob_instances") == 2);
+    let reply = node.data.get("/a");
+    reply.problem(503, "overloaded");
+    assert!(reply.header("retry-after").is_some() && reply.header("hob-executed") == Some("0"));
+    for conn in &mut held {
+        conn.end_chunks();
+        conn.reply().ok();
+    }
+    eventually("no instance is left", || node.metric("hob_instances") == 0);
+    node.data.get("/a").ok();
+}
+
+#[test]
+fn log_bytes() {
+    let node = Node::start(&[]);
+    let text = does(
+        "(local $i i32) (loop $more
+        (call $log (i32.const 1) (i32.const 0) (i32.const 100))
+        (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        (br_if $more (i32.lt_u (local.get $i) (i32.const 50))))
+      (call $number (i32.const 0))",
+    );
+    node.deploy_wat("a", &text, "[limits]\nlog = \"1000\"\n");
+    node.data.get("/a").ok();
+    let logs = node.logs("a");
+    assert_eq!(logs.iter().filter(|(source, _, _)| source == "log").count(), 10);
+    let notice = logs.iter().find(|(source, _, _)| source == "host").unwrap();
+    assert!(notice.2.contains("4000"), "it says how much was dropped: {notice:?}");
+}
+
+#[test]
+fn a_large_answer_stays_out_of_the_daemons_memory() {
+    const GIB: usize = 1 << 30;
+    let node = Node::start(&[]);
+    let code = "(local $left i32) (call $stream) (local.set $left (i32.const 16384))
+        (loop $more
+          (if (call $body_write (i32.const 0) (i32.const 65536)) (then unreachable))
+          (br_if $more (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))";
+    // 1 GiB is what a response may have; only the time is raised, for slow machines.
+    node.deploy_wat("a", &does(code), "[limits]\ncpu = \"10m\"\nwall = \"10m\"\n");
+    let mut conn = node.data.connect();
+    conn.request("GET", "/a", &[], b"");
+    let head = conn.head();
+    let mut len = 0;
+    assert!(conn.body(&head, |piece| len += piece.len()), "{len} bytes came");
+    assert_eq!((head.status, len), (200, GIB));
+    let peak = node.peak_memory() as usize;
+    assert!(peak < 200 * MIB, "{} MiB", peak / MIB);
+}
+
+#[test]
+fn a_reader_that_stops_holds_its_guest_back() {
+    let node = Node::start(&[]);
+    // Logs once for each MiB that was taken from it.
+    let code = "(local $left i32)
+        (i32.store8 (i32.const 65530) (i32.const 109))
+        (call $stream)
+        (local.set $left (i32.const 16384))
+        (loop $more
+          (if (call $body_write (i32.const 0) (i32.const 65536)) (then unreachable))
+          (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+          (if (i32.eqz (i32.rem_u (local.get $left) (i32.const 16))) (then (call $log (i32.const 2) (i32.const 65530) (i32.const 1))))
+          (br_if $more (local.get $left)))";
+    node.deploy_wat("a", &does(code), "[limits]\ncpu = \"1h\"\nwall = \"3s\"\nlog = \"1MiB\"\n");
+    let mut conn = node.data.connect();
+    conn.request("GET", "/a", &[], b"");
+    assert_eq!(conn.head().status, 200);
+    // The client reads nothing more: the guest gets as far as the sockets' buffers, and waits until its time is over.
+    eventually("its time is over", || node.faults("wall-deadline") == 1);
+    let taken = node.logs("a").iter().filter(|(source, _, _)| source == "log").count();
+    assert!(taken < 64, "{taken} MiB were taken though nobody read");
+    assert!((node.peak_memory() as usize) < 200 * MIB);
+}
+
+#[test]
+fn a_client_that_leaves_stops_its_guest() {
+    let node = Node::start(&[]);
+    let limit = "[limits]\ncpu = \"1h\"\nwall = \"1h\"\n";
+    let writes = "(call $stream) (loop $more (br_if $more (i32.eqz (call $body_write (i32.const 0) (i32.const 30000)))))";
+    node.deploy_wat("reads", &waits(), limit);
+    node.deploy_wat("writes", &does(writes), limit);
+    node.deploy_wat("spins", &does(&format!("(call $stream) {SPINS}")), limit);
+    node.deploy_wat("command", &command(&format!("(func (export \"_start\") {SPINS})")), limit);
+    for name in ["reads", "writes", "spins", "command"] {
+        let mut conn = match name {
+            "reads" => hold(&node, "/reads"),
+            _ => node.data.connect(),
+        };
+        if name != "reads" {
+            conn.request("GET", &format!("/{name}"), &[], b"");
+        }
+        eventually("it runs", || node.occupancy(name) == (1, 0));
+        drop(conn);
+        eventually(&format!("{name} is stopped"), || node.occupancy(name) == (0, 0) && node.metric("hob_instances") == 0);
+    }
+}
+
+#[test]
+fn a_client_that_leaves_with_a_body_that_nobody_reads() {
+    let node = Node::start(&[]);
+    let limit = "[limits]\ncpu = \"1h\"\nwall = \"1h\"\nconcurrency = 1\nqueue_wait = \"60s\"\n";
+    node.deploy_wat("silent", &does(SPINS), limit);
+    node.deploy_wat("streams", &does(&format!("(call $stream) {SPINS}")), limit);
+    for name in ["silent", "streams"] {
+        let running = hold(&node, &format!("/{name}"));
+        eventually("it runs", || node.occupancy(name) == (1, 0));
+        let waiting = hold(&node, &format!("/{name}"));
+        eventually("another waits", || node.occupancy(name) == (1, 1));
+        drop(waiting);
+        eventually("it left the queue", || node.occupancy(name) == (1, 0));
+        drop(running);
+        eventually(&format!("{name} is stopped"), || node.occupancy(name) == (0, 0) && node.metric("hob_instances") == 0);
+    }
+}
+
+#[test]
+fn request_bodies() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &waits(), "[limits]\nrequest_body = \"100KiB\"\n");
+    let at = vec![b'x'; 100 << 10];
+    assert_eq!(number(&node.data.post("/a", &at).good()), 100 << 10);
+    let past = vec![b'x'; (100 << 10) + 1];
+    let reply = node.data.post("/a", &past);
+    let problem = reply.problem(413, "body-too-large");
+    assert!(problem["hint"].as_str().unwrap().contains("request_body"), "{problem}");
+    assert_eq!((reply.header("hob-executed"), reply.header("connection")), (Some("0"), Some("close")));
+    // Without announcement it is found when it passes, by whoever reads: a handler, or a command from its standard input.
+    let reads = command(
+        "(func (export \"_start\")
+           (i32.store (i32.const 130000) (i32.const 0))
+           (i32.store (i32.const 130004) (i32.const 60000))
+           (loop $more
+             (if (call $fd_read (i32.const 0) (i32.const 130000) (i32.const 1) (i32.const 130008)) (then (call $proc_exit (i32.const 7))))
+             (br_if $more (i32.load (i32.const 130008)))))",
+    );
+    node.deploy_wat("command", &reads, "[limits]\nrequest_body = \"100KiB\"\n");
+    for name in ["/a", "/command"] {
+        let mut conn = node.data.connect();
+        conn.begin_chunked("POST", name);
+        conn.chunk(&at).unwrap();
+        conn.chunk(b"x").unwrap();
+        conn.reply().problem(413, "body-too-large");
+        let mut conn = node.data.connect();
+        conn.begin_chunked("POST", name);
+        conn.chunk(&at).unwrap();
+        conn.end_chunks();
+        conn.reply().ok();
+    }
+    // A small body is read whole before it is known for whom it is, and counts all the same.
+    node.deploy_wat("none", &waits(), "[limits]\nrequest_body = 0\n");
+    node.data.post("/none", b"x").problem(413, "body-too-large");
+    node.data.post("/none", b"").ok();
+}
