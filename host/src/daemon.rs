@@ -25,7 +25,7 @@ use crate::dispatch::Dispatcher;
 use crate::dispatch::templates::Templates;
 use crate::engine::build::Builder;
 use crate::engine::{Engine, UnknownKind};
-use crate::fault::Fault;
+use crate::fault::{Code, Fault};
 use crate::front::Front;
 use crate::grants::Grants;
 use crate::id::{FunctionName, TenantId};
@@ -104,7 +104,10 @@ pub struct Node {
     /// Keeps the lock on the directory; dropped last.
     dir: DataDir,
     drain: Drain,
+    /// Lets the data threads go, once the control port has no invocation on them any more.
+    release: Drain,
     threads: Vec<JoinHandle<usize>>,
+    control_thread: JoinHandle<usize>,
     deployer: Deployer,
     dispatcher: Dispatcher,
     data_plane: Arc<DataPlane>,
@@ -148,20 +151,34 @@ impl Node {
         let deployer = Deployer::new(artifacts, registry, builder, engine, dispatcher.clone(), config.data.clone());
         let (drain, stop) = Drain::new();
         let options = Options::new(&config.net, config.net.connections_max);
-        let (mut threads, data_plane) = start_data_threads(listeners, &options, &dispatcher, &stop)?;
+        let (release, released) = Drain::new();
+        let (threads, data_plane) = start_data_threads(listeners, &options, &dispatcher, &stop, &released)?;
         let service = Control {
             deployer: deployer.clone(),
             dispatcher: dispatcher.clone(),
             invoke: data_plane.clone(),
             metrics: metrics.clone(),
             stop: stop.clone(),
+            uploads: Control::upload_places(),
             data_addr: addr,
             tenant: TenantId::default(),
         };
         let options = Options::new(&config.net, config.net.control_connections_max);
-        let (thread, control) = start_control_thread(control_listeners, options, service, stop)?;
-        threads.push(thread);
-        Ok(Self { addr, control_addr, dir, drain, threads, deployer, dispatcher, data_plane, control, metrics })
+        let (control_thread, control) = start_control_thread(control_listeners, options, service, stop)?;
+        Ok(Self {
+            addr,
+            control_addr,
+            dir,
+            drain,
+            release,
+            threads,
+            control_thread,
+            deployer,
+            dispatcher,
+            data_plane,
+            control,
+            metrics,
+        })
     }
 
     /// Where functions are reached.
@@ -210,11 +227,9 @@ impl Node {
     /// Blocks until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
     ///
     /// # Errors
-    /// When signals cannot be waited for.
-    pub fn run_until_signal(self) -> std::io::Result<()> {
-        let runtime = current_thread()?;
-        let mut signals = runtime
-            .block_on(async { std::io::Result::Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)) })?;
+    /// When a thread cannot be started.
+    pub fn run_until_signal(self, signals: Signals) -> std::io::Result<()> {
+        let Signals { runtime, mut signals } = signals;
         runtime.block_on(async {
             tokio::select! {
                 _ = signals.0.recv() => (),
@@ -240,12 +255,34 @@ impl Node {
     /// had to be cut.
     pub fn stop(self) -> usize {
         self.drain.stop();
-        let cut = self.threads.into_iter().map(|thread| thread.join().unwrap_or_default()).sum();
+        let mut cut = self.control_thread.join().unwrap_or_default();
+        self.release.stop();
+        cut += self.threads.into_iter().map(|thread| thread.join().unwrap_or_default()).sum::<usize>();
         if cut > 0 {
             self.metrics.cut.inc_by(cut as u64);
             tracing::warn!(cut, "connections were cut: they did not finish in time");
         }
         cut
+    }
+}
+
+/// SIGTERM and SIGINT, caught from when this is made: before anybody is told that the node is ready.
+#[derive(Debug)]
+pub struct Signals {
+    runtime: Runtime,
+    signals: (tokio::signal::unix::Signal, tokio::signal::unix::Signal),
+}
+
+impl Signals {
+    /// Catches both.
+    ///
+    /// # Errors
+    /// When signals cannot be waited for.
+    pub fn catch() -> std::io::Result<Self> {
+        let runtime = current_thread()?;
+        let both = async { std::io::Result::Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)) };
+        let signals = runtime.block_on(both)?;
+        Ok(Self { runtime, signals })
     }
 }
 
@@ -302,12 +339,18 @@ fn start_data_threads(
     options: &Options,
     dispatcher: &Dispatcher,
     stop: &Stop,
+    released: &Stop,
 ) -> std::io::Result<DataThreads> {
     let (mut threads, mut handles) = (Vec::new(), Vec::new());
     for (number, listener) in listeners.into_iter().enumerate() {
         let front = Front::new(Arc::new(dispatcher.clone()));
-        let (options, stop) = (options.clone(), stop.clone());
-        let serve = move || serve::serve(listener, options, move |request| front.handle(request), stop);
+        let (options, stop, released) = (options.clone(), stop.clone(), released.clone());
+        let serve = move || async move {
+            let cut = serve::serve(listener, options, move |request| front.handle(request), stop).await;
+            // Invocations that came by the control port run here too.
+            released.stopped().await;
+            cut
+        };
         let (thread, handle) = start_thread(format!("hob-data-{number}"), serve)?;
         threads.push(thread);
         handles.push(handle);
@@ -357,6 +400,9 @@ impl Invoke for DataPlane {
             let mut task = task;
             match (&mut task.0).await {
                 Ok(invoked) => invoked,
+                Err(error) if error.is_cancelled() => {
+                    Invoked { id, result: Err(Fault::new(Code::Draining, "the node is shutting down")) }
+                }
                 Err(error) => Invoked { id, result: Err(Fault::internal(error)) },
             }
         }

@@ -107,7 +107,11 @@ impl Deployer {
             let artifact_bytes = inner.artifacts.put_artifact(&tenant, key, staged).map_err(|error| error.fault())?;
             // The first request need not wait for the disk, and whatever cannot be loaded here must not become live.
             let artifact = inner.artifacts.verify_artifact(&tenant, key).map_err(|error| error.fault())?;
-            let template = inner.engine.load(shape, &artifact).map_err(Fault::internal)?;
+            let template = inner.engine.load(shape, &artifact).map_err(|error| {
+                // What the build process cannot see: whether the node's pool takes the whole of a component.
+                tracing::warn!(%error, "a module that was built cannot be loaded");
+                Fault::new(Code::ModuleOverCap, "the component has more instances, memories or tables than one function may have")
+            })?;
             let new = NewRevision {
                 wasm,
                 wasm_bytes,

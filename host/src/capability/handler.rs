@@ -45,6 +45,8 @@ pub struct Exchange {
     body: Option<StreamBody>,
     rest: Bytes,
     responded: bool,
+    /// Longest body of a response, in bytes.
+    response_limit: u64,
     sender: Option<mpsc::Sender<Bytes>>,
 }
 
@@ -64,14 +66,15 @@ impl std::fmt::Debug for Exchange {
 }
 
 impl Exchange {
-    /// The exchange for one request. `prefix_len`: bytes of the path that the guest does not see.
+    /// The exchange for one request. `prefix_len`: bytes of the path that the guest does not see. `response_limit`: longest body of
+    /// a response, in bytes.
     #[must_use]
-    pub fn new(parts: Parts, prefix_len: usize, body: Payload) -> Self {
+    pub fn new(parts: Parts, prefix_len: usize, body: Payload, response_limit: u64) -> Self {
         let (inline, body) = match body {
             Payload::Whole(bytes) => (bytes, None),
             Payload::Stream(stream) => (Bytes::new(), Some(stream)),
         };
-        Self { request: Some(Request { parts, prefix_len, inline }), body, ..Self::default() }
+        Self { request: Some(Request { parts, prefix_len, inline }), body, response_limit, ..Self::default() }
     }
 
     /// Whether the handler has answered.
@@ -228,7 +231,7 @@ fn respond(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<()> {
     if std::mem::replace(&mut host.exchange.responded, true) {
         return Err(Refusal::bad_call("the function responded twice").into());
     }
-    let (flags, response) = decode_response(record)?;
+    let (flags, response) = decode_response(record, host.exchange.response_limit)?;
     let response = match flags {
         FAILED => {
             host.log.guest(Source::Log, Level::Error, response.body());
@@ -254,8 +257,8 @@ fn respond(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<()> {
     Ok(())
 }
 
-/// Reads a response record: its flags, and the response with the body that the record holds.
-fn decode_response(record: &[u8]) -> Result<(u32, Response<Bytes>), Refusal> {
+/// Reads a response record: its flags, and the response with the body that the record holds, of at most `limit` bytes.
+fn decode_response(record: &[u8], limit: u64) -> Result<(u32, Response<Bytes>), Refusal> {
     let mut input = record;
     if input.len() < RESPONSE_HEAD {
         return Err(Refusal::bad_call(format!(
@@ -297,6 +300,11 @@ fn decode_response(record: &[u8]) -> Result<(u32, Response<Bytes>), Refusal> {
             "the body of a response record has {body_len} bytes by its head, but {} follow",
             input.len()
         )));
+    }
+    // Before it is copied: a guest's memory may be far larger than what it may answer.
+    if u64::from(body_len) > limit {
+        let detail = format!("the response body has {body_len} bytes, the function's limit is {limit}");
+        return Err(Refusal { code: Code::ResponseTooLarge, detail });
     }
     *response.body_mut() = Bytes::copy_from_slice(input);
     Ok((flags, response))
@@ -369,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_whole_response_is_decoded() {
-        let (flags, response) = decode_response(&record(0, 201, &[("x-a", "1"), ("x-a", "2")], 2, b"hi")).unwrap();
+        let (flags, response) = decode_response(&record(0, 201, &[("x-a", "1"), ("x-a", "2")], 2, b"hi"), 2).unwrap();
         assert_eq!((flags, response.status().as_u16(), response.headers().get_all("x-a").iter().count()), (0, 201, 2));
         assert_eq!(&response.body()[..], b"hi");
     }
@@ -389,17 +397,24 @@ mod tests {
             (record(0, 200, &[("a", &long)], 0, b""), Code::GuestBadResponse),
             (vec![0; RESPONSE_HEAD - 1], Code::GuestBadCall),
         ] {
-            assert_eq!(decode_response(&bad).unwrap_err().code, code);
+            assert_eq!(decode_response(&bad, 1 << 20).unwrap_err().code, code);
         }
-        decode_response(&record(0, 200, &many[1..], 0, b"")).unwrap();
-        decode_response(&record(0, 200, &[("a", &long[1..])], 0, b"")).unwrap();
+        decode_response(&record(0, 200, &many[1..], 0, b""), 0).unwrap();
+        decode_response(&record(0, 200, &[("a", &long[1..])], 0, b""), 0).unwrap();
+    }
+
+    #[test]
+    fn the_body_s_limit_on_both_sides() {
+        let whole = record(0, 200, &[], 5, b"hello");
+        decode_response(&whole, 5).unwrap();
+        assert_eq!(decode_response(&whole, 4).unwrap_err().code, Code::ResponseTooLarge);
     }
 
     #[test]
     fn every_truncation_of_a_record_is_refused() {
         let whole = record(0, 200, &[("content-type", "text/plain")], 5, b"hello");
         for len in 0..whole.len() {
-            assert!(decode_response(&whole[..len]).is_err(), "{len}");
+            assert!(decode_response(&whole[..len], 1 << 20).is_err(), "{len}");
         }
     }
 

@@ -94,6 +94,9 @@ pub fn request(
         let uri = format!("{slash}{rest}").parse();
         parts.uri = uri.map_err(|_| Fault::new(Code::BadRequest, "the path of the request is malformed"))?;
     }
+    if parts.headers.get(http::header::HOST).is_some_and(|host| host.to_str().is_err()) {
+        return Err(Fault::new(Code::BadRequest, "the 'host' of the request is no text"));
+    }
     if parts.uri.authority().is_none() && !parts.headers.contains_key(http::header::HOST) {
         parts.headers.insert(http::header::HOST, http::HeaderValue::from_static("localhost"));
     }

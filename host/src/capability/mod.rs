@@ -29,6 +29,11 @@ use http::Hooks;
 use reply::Reply;
 use stdio::Stdio;
 
+/// Most handles to resources of the host that one guest may hold.
+const HANDLES_MAX: usize = 2048;
+/// Longest set of HTTP headers that a guest may build, in bytes of the host's memory.
+const FIELDS_BYTES_MAX: usize = 64 << 10;
+
 /// Why the host ended a guest from inside a host call. Travels as a wasmtime error; `engine/trap.rs` turns it into a fault.
 #[derive(Debug, thiserror::Error)]
 #[error("{detail}")]
@@ -85,6 +90,11 @@ impl Host {
     #[must_use]
     pub fn new(memory: MemoryBudget, reply: Arc<Reply>, log: Arc<LogSink>, environment: Arc<Environment>, stdio: Stdio) -> Self {
         let hooks = Hooks::new(environment.grants.net);
+        // What the host keeps for a guest is not in the guest's memory: both bounds together are 128 MiB.
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES_MAX);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELDS_BYTES_MAX);
         Self {
             memory,
             reply,
@@ -93,10 +103,10 @@ impl Host {
             environment,
             stdio,
             exit_code: None,
-            table: ResourceTable::new(),
+            table,
             wasi: None,
             preview1: None,
-            http: WasiHttpCtx::new(),
+            http,
             hooks,
         }
     }

@@ -49,7 +49,7 @@ fn builder(environment: &Environment, stdio: &Stdio) -> WasiCtxBuilder {
     builder.args(&environment.args).envs(&environment.env);
     stdio.attach(&mut builder);
     if environment.grants.net {
-        builder.inherit_network().allow_ip_name_lookup(true);
+        builder.inherit_network().allow_tcp(true).allow_udp(true).allow_ip_name_lookup(true);
     }
     for dir in &environment.grants.dirs {
         // The folder was opened once, when the command line was checked. If it has gone since, the guest sees no folder.

@@ -25,7 +25,7 @@ use super::{Ctx, Failure, output, serve};
 use crate::artifacts::{Artifacts, DataDir};
 use crate::capability::Environment;
 use crate::config::{self, Config};
-use crate::daemon::{Node, Ports, Setup};
+use crate::daemon::{Node, Ports, Setup, Signals};
 use crate::deploy::Deployer;
 use crate::dispatch::Dispatcher;
 use crate::dispatch::templates::Templates;
@@ -118,12 +118,13 @@ impl Run {
         let file = self.file_and_args[0].display().to_string();
         let node = Node::start(Setup { config, key_file: None, grants: self.grants(), ports: Ports::DataOnly })
             .map_err(|error| serve::start_failure(error, &format!("hob run --addr 127.0.0.1:0 {file}")))?;
+        let signals = Signals::catch().context("cannot wait for signals")?;
         output::note(format!("serving http://{}", node.addr()));
         if format == Format::Json {
             // Whoever started it without reading its output does not need to know.
             let _ = output::json_line(&serde_json::json!({ "addr": node.addr().to_string() }));
         }
-        node.run_until_signal().context("cannot wait for signals")?;
+        node.run_until_signal(signals).context("cannot wait for signals")?;
         Ok(())
     }
 

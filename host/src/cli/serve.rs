@@ -13,7 +13,7 @@ use super::failure::{Exit, next};
 use super::output::{self, Format};
 use super::{Ctx, Failure, environment};
 use crate::config::Config;
-use crate::daemon::{Node, Ports, Setup, StartError};
+use crate::daemon::{Node, Ports, Setup, Signals, StartError};
 use crate::grants::Grants;
 
 /// Arguments of `hob serve`. A flag wins over `--set`, that over the file, and the file over the default.
@@ -49,8 +49,10 @@ impl Serve {
         }
         let node = Node::start(Setup { config, key_file, grants: Grants::default(), ports: Ports::Both })
             .map_err(|error| start_failure(error, "hob serve --addr 127.0.0.1:0 --control 127.0.0.1:0"))?;
+        // Before anybody knows the address: whoever does may send a signal.
+        let signals = Signals::catch().context("cannot wait for signals")?;
         announce(ctx.format, &node);
-        node.run_until_signal().context("cannot wait for signals")?;
+        node.run_until_signal(signals).context("cannot wait for signals")?;
         Ok(())
     }
 

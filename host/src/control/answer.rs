@@ -6,6 +6,7 @@ use axum::extract::{FromRequestParts, Path};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, Method, Uri, header};
+use http_body_util::LengthLimitError;
 
 use crate::fault::{Code, Fault};
 use crate::id::FunctionName;
@@ -79,6 +80,9 @@ pub(super) fn precondition(headers: &HeaderMap) -> Result<Precondition, Fault> {
 pub(super) fn body_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
     let mut cause = Some(error);
     while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return Fault::new(Code::BodyTooLarge, "the request's body is larger than this route takes");
+        }
         match error.downcast_ref::<BodyError>() {
             Some(BodyError::Idle) => {
                 return Fault::new(Code::ClientTimeout, "the rest of the request's body did not come in time");

@@ -1,13 +1,14 @@
 //! Routes about functions: put, list, inspect, revisions, rollback, delete.
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 
 use super::Control;
-use super::answer::{Name, Refusal, precondition};
+use super::answer::{Name, Refusal, body_fault, precondition};
 use super::upload;
 use super::wire::{FunctionDetail, FunctionInfo, FunctionList, Problem, RevisionInfo, RevisionList, RollbackRequest, UsageInfo};
 use crate::fault::{Code, Fault};
@@ -17,6 +18,9 @@ use crate::telemetry::metrics::millis;
 
 /// Says where the deployed function answers.
 const DATA_ADDR: HeaderName = HeaderName::from_static("hob-data-addr");
+
+/// Longest body of a rollback, in bytes.
+const ROLLBACK_LEN_MAX: usize = 4 << 10;
 
 /// Functions on one page, when the request is silent and at most.
 const PAGE: usize = 1000;
@@ -150,9 +154,10 @@ pub(super) async fn rollback(
     State(control): State<Control>,
     Name(name): Name,
     headers: HeaderMap,
-    body: bytes::Bytes,
+    body: Body,
 ) -> Result<Response, Refusal> {
     let precondition = precondition(&headers)?;
+    let body = axum::body::to_bytes(body, ROLLBACK_LEN_MAX).await.map_err(|error| body_fault(&error))?;
     let request: RollbackRequest = match body.as_ref() {
         b"" => RollbackRequest::default(),
         text => serde_json::from_slice(text)

@@ -19,6 +19,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::response::IntoResponse as _;
 use http::{Request, Response};
+use tokio::sync::Semaphore;
 use tower_service::Service as _;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -45,6 +46,8 @@ pub struct Control {
     pub metrics: Arc<Metrics>,
     /// Ends those who follow a log when the node stops.
     pub stop: Stop,
+    /// Places for uploads.
+    pub uploads: Arc<Semaphore>,
     /// Where functions are reached, told to whoever deploys one.
     pub data_addr: SocketAddr,
     /// Whose functions: one tenant until there are tokens that say which.
@@ -62,6 +65,12 @@ pub struct Control {
 struct Description;
 
 impl Control {
+    /// Places for uploads, for a new [`Control`].
+    #[must_use]
+    pub fn upload_places() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(upload::UPLOADS_MAX))
+    }
+
     /// All routes, and their description.
     fn router(self) -> (Router, utoipa::openapi::OpenApi) {
         let (router, description) = OpenApiRouter::with_openapi(Description::openapi())

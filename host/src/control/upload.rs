@@ -7,7 +7,7 @@ use axum::extract::multipart::{Field, Multipart};
 use axum::extract::{FromRequest, Request};
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Limited};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -19,6 +19,8 @@ use crate::engine::build::check_magic;
 use crate::fault::{Code, Fault};
 use crate::manifest::{MANIFEST_LEN_MAX, Manifest};
 
+/// Uploads at once. Each holds a thread while it lasts, and other routes need threads too.
+pub(super) const UPLOADS_MAX: usize = 16;
 /// Pieces that wait between network and disk.
 const PIECES: usize = 4;
 /// Room for the framing of a multipart body around a module of the largest size, in bytes.
@@ -29,6 +31,10 @@ const MULTIPART_SLACK: u64 = 128 << 10;
 /// # Errors
 /// 400, 408, 413 or 415 about the body; 422 when its first bytes are no Wasm.
 pub(super) async fn receive(control: &Control, request: Request) -> Result<(Uploaded, Manifest), Fault> {
+    let Ok(_place) = control.uploads.try_acquire() else {
+        let fault = Fault::new(Code::Overloaded, format!("{UPLOADS_MAX} uploads are under way"));
+        return Err(fault.retry_after(std::time::Duration::from_secs(1)).hint("try again"));
+    };
     let headers = request.headers();
     if headers.contains_key(CONTENT_ENCODING) {
         let fault = Fault::new(Code::UnsupportedMedia, "the body has a content coding, and nothing is unpacked here");
@@ -42,6 +48,9 @@ pub(super) async fn receive(control: &Control, request: Request) -> Result<(Uplo
     if announced.is_some_and(|len| len > max + slack) {
         return Err(too_large(max));
     }
+    // Bounds what has no announced length, and what a multipart body has around its parts.
+    let limit = usize::try_from(max + slack).unwrap_or(usize::MAX);
+    let request = request.map(|body| axum::body::Body::new(Limited::new(body, limit)));
     match kind.as_str() {
         "application/wasm" | "application/octet-stream" => {
             raw(control, request).await.map(|uploaded| (uploaded, Manifest::default()))

@@ -137,7 +137,11 @@ impl Dispatcher {
                 None => function.admission.admit().await.map_err(|error| no_place(&function, error))?,
             };
             let admitted = Instant::now();
-            let (template, start) = self.0.templates.get(&function).await?;
+            let (template, start) = match self.0.templates.get(&function).await {
+                // Its files go when it is deleted, which may have happened while this waited its turn.
+                Err(_) if !self.is_live(&function) => return Err(no_such_function(&function.name)),
+                got => got?,
+            };
             let load = if start == Start::Resident { Duration::ZERO } else { admitted.elapsed() };
             let call = Call {
                 id,
@@ -167,6 +171,11 @@ impl Dispatcher {
             self.0.engine.metrics().faulted(fault.code);
         }
         outcome
+    }
+
+    /// Whether any revision of a function is still deployed.
+    fn is_live(&self, function: &Function) -> bool {
+        self.0.catalog.load().get(&function.tenant, &function.name).is_some()
     }
 
     fn resolve(&self, tenant: &TenantId, target: &Target, head: &http::request::Parts) -> Result<Resolved, Fault> {
@@ -207,7 +216,7 @@ fn limit_body(body: Payload, limit: u64) -> Result<Payload, Fault> {
         return Err(Fault::new(Code::BodyTooLarge, detail).hint("raise 'request_body' in [limits] of hob.toml"));
     }
     Ok(match body {
-        Payload::Stream(stream) => Payload::Stream(Box::pin(Limited { stream, left: limit, limit })),
+        Payload::Stream(stream) => Payload::Stream(Box::pin(Limited { stream, left: limit, limit, passed: false })),
         whole => whole,
     })
 }
@@ -217,6 +226,8 @@ struct Limited {
     stream: StreamBody,
     left: u64,
     limit: u64,
+    /// Whether the limit was passed: nothing follows then.
+    passed: bool,
 }
 
 impl Body for Limited {
@@ -224,6 +235,9 @@ impl Body for Limited {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.passed {
+            return Poll::Ready(Some(Err(BodyError::TooLarge { limit: self.limit })));
+        }
         let frame = ready!(self.stream.as_mut().poll_frame(cx));
         let len = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, |data| data.len() as u64);
         match self.left.checked_sub(len) {
@@ -231,7 +245,10 @@ impl Body for Limited {
                 self.left = left;
                 Poll::Ready(frame)
             }
-            None => Poll::Ready(Some(Err(BodyError::TooLarge { limit: self.limit }))),
+            None => {
+                self.passed = true;
+                Poll::Ready(Some(Err(BodyError::TooLarge { limit: self.limit })))
+            }
         }
     }
 

@@ -131,14 +131,18 @@ impl Templates {
         }
         let (this, function, entry) = (self.clone(), function.clone(), key.clone());
         let task = tokio::spawn(async move {
+            let _under_way = UnderWay(&this, &entry);
             let loaded = this.load(&function).await;
             if let Ok((template, _)) = &loaded {
                 this.insert(&entry.0, entry.1, template.clone());
             }
-            lock(&this.0.loading).remove(&entry);
             loaded
         });
-        let shared = async move { task.await.unwrap_or_else(|error| Err(Fault::internal(error))) }.boxed().shared();
+        let ended = |error: tokio::task::JoinError| match error.is_cancelled() {
+            true => Fault::new(Code::Draining, "the node is shutting down"),
+            false => Fault::internal(error),
+        };
+        let shared = async move { task.await.unwrap_or_else(|error| Err(ended(error))) }.boxed().shared();
         loading.insert(key, shared.clone());
         shared
     }
@@ -146,23 +150,23 @@ impl Templates {
     async fn load(&self, function: &Arc<Function>) -> Result<Loaded, Fault> {
         let revision = &function.revision;
         let key = self.artifact_key(&function.tenant, &revision.wasm, &revision.manifest);
-        if key == revision.artifact {
-            let (this, of) = (self.clone(), function.clone());
-            let stored = blocking_if(revision.artifact_bytes > INLINE_LOAD_BYTES, move || this.load_stored(&of)).await?;
-            match stored {
-                Ok(template) => return Ok((template, Start::Stored)),
-                Err(error) => {
-                    self.0.metrics.artifacts_corrupt.inc();
-                    tracing::warn!(function = %function.name, %error, "an artifact cannot be used; compiling it again");
-                }
+        let (this, of) = (self.clone(), function.clone());
+        let stored = blocking_if(revision.artifact_bytes > INLINE_LOAD_BYTES, move || this.load_stored(&of, key)).await?;
+        match stored {
+            Ok(template) => return Ok((template, Start::Stored)),
+            // Another engine made the last one: nothing is wrong.
+            Err(LoadError::Artifact(ArtifactError::Missing { .. })) if key != revision.artifact => {}
+            Err(error) => {
+                self.0.metrics.artifacts_corrupt.inc();
+                tracing::warn!(function = %function.name, %error, "an artifact cannot be used; compiling it again");
             }
         }
         self.compile(function, key).await.map(|template| (template, Start::Compiled))
     }
 
     /// Maps the artifact from disk.
-    fn load_stored(&self, function: &Function) -> Result<Arc<Template>, LoadError> {
-        let artifact = self.0.artifacts.verify_artifact(&function.tenant, function.revision.artifact)?;
+    fn load_stored(&self, function: &Function, key: Digest) -> Result<Arc<Template>, LoadError> {
+        let artifact = self.0.artifacts.verify_artifact(&function.tenant, key)?;
         Ok(Arc::new(self.0.engine.load(function.shape, &artifact)?))
     }
 
@@ -172,7 +176,14 @@ impl Templates {
         let pin = artifacts.pin([FileId::wasm(&tenant, wasm), FileId::artifact(&tenant, key)]);
         let module = blocking(move || artifacts.open_wasm(&tenant, wasm)).await?.map_err(|error| lost(&error))?;
         let staged = self.0.artifacts.staging_path();
-        self.0.builder.build(module, staged.path()).await?;
+        self.0.builder.build(module, staged.path()).await.map_err(|fault| match fault.code {
+            Code::Overloaded => fault,
+            // It was built once: what ails it now is this node's, not that of whoever calls the function.
+            _ => {
+                tracing::error!(%fault, function = %function.name, "a function cannot be compiled again");
+                Fault::new(Code::Damaged, "the function's native code is lost, and cannot be made again").hint("deploy it again")
+            }
+        })?;
         self.0.metrics.builds.inc();
         let (this, function) = (self.clone(), function.clone());
         blocking(move || {
@@ -188,6 +199,15 @@ impl Templates {
             Ok(Arc::new(inner.engine.load(function.shape, &artifact).map_err(Fault::internal)?))
         })
         .await?
+    }
+}
+
+/// A load under way; forgotten however it ends, or nobody could try again.
+struct UnderWay<'a>(&'a Templates, &'a Key);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.0.loading).remove(self.1);
     }
 }
 

@@ -162,7 +162,7 @@ impl Running {
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
         let (parts, body) = call.request.into_parts();
         match kind {
-            Kind::Handler => exchange = Exchange::new(parts, call.prefix_len, body),
+            Kind::Handler => exchange = Exchange::new(parts, call.prefix_len, body, call.limits.get(Limit::ResponseBody)),
             Kind::Http02 | Kind::Http03 => request = Some(wasi_http::request(parts, call.prefix_len, body, reply.clone())?),
             Kind::Command | Kind::Command02 | Kind::Command03 => {
                 environment = Arc::new(super::cgi::environment(&environment, &parts, call.prefix_len, &body));
@@ -256,8 +256,8 @@ impl Running {
                 running.fail(fault);
             }
         });
-        let guard = AbortGuest { task: task.abort_handle(), reply };
-        response.map(|payload| Payload::Stream(Box::pin(Attached { payload, _guard: guard })))
+        let guard = AbortGuest { task: task.abort_handle(), reply, finished: false };
+        response.map(|payload| Payload::Stream(Box::pin(Attached { payload, guard })))
     }
 }
 
@@ -270,7 +270,10 @@ enum Stopped {
 impl Drop for Running {
     fn drop(&mut self) {
         self.books.metrics.instances.dec();
-        if self.guest.take().is_some() {
+        if self.guest.is_some() {
+            // Before its store goes, so that whoever still sends what it wrote does not take the end for a whole answer.
+            self.reply.cut(Code::Draining);
+            self.guest = None;
             // Given up by the client, or by a node that stops.
             self.account(0);
         }
@@ -281,12 +284,14 @@ impl Drop for Running {
 struct AbortGuest {
     task: AbortHandle,
     reply: Arc<Reply>,
+    /// Whether the response was read to its end.
+    finished: bool,
 }
 
 /// A response body with the guest that still writes it.
 struct Attached {
     payload: Payload,
-    _guard: AbortGuest,
+    guard: AbortGuest,
 }
 
 impl Body for Attached {
@@ -294,7 +299,10 @@ impl Body for Attached {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.payload).poll_frame(cx)
+        let frame = std::task::ready!(Pin::new(&mut self.payload).poll_frame(cx));
+        // A guest that has said all may still work; its deadlines end it, not the client that got its answer.
+        self.guard.finished |= frame.is_none();
+        Poll::Ready(frame)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -304,8 +312,10 @@ impl Body for Attached {
 
 impl Drop for AbortGuest {
     fn drop(&mut self) {
-        self.task.abort();
-        self.reply.cut(Code::ClientTimeout);
+        if !self.finished {
+            self.task.abort();
+            self.reply.cut(Code::ClientTimeout);
+        }
     }
 }
 

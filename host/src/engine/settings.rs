@@ -21,6 +21,11 @@ const TABLE_ELEMENTS: usize = 100_000;
 /// Wasmtime's own bookkeeping for one instance, in bytes.
 const INSTANCE_BYTES: usize = 32 << 20;
 
+/// Core instances, memories and tables of one component; the largest measured (an interpreter) has 14, 1 and few.
+const CORE_INSTANCES: u32 = 64;
+const MEMORIES: u32 = 8;
+const TABLES: u32 = 64;
+
 fn common(lane: Lane) -> Result<Config> {
     let mut config = Config::new();
     config
@@ -71,6 +76,10 @@ pub(super) fn serving(lane: Lane, instances: u32) -> Result<Engine> {
         .max_memory_size(4 << 30)
         .max_memories_per_module(2)
         .max_tables_per_module(4)
+        // One component must not take the node's share of all.
+        .max_core_instances_per_component(CORE_INSTANCES)
+        .max_memories_per_component(MEMORIES)
+        .max_tables_per_component(TABLES)
         // Only a check, instances are allocated by need: room for what the caps at deploy allow.
         .max_core_instance_size(INSTANCE_BYTES)
         .max_component_instance_size(INSTANCE_BYTES)

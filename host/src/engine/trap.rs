@@ -29,7 +29,8 @@ pub(super) fn classify(error: &Error, memory: &MemoryBudget) -> Exit {
         return Exit::Fault(Fault::executed(refusal.code, refusal.detail.clone()));
     }
     if error.downcast_ref::<PoolConcurrencyLimitError>().is_some() {
-        let fault = Fault::new(Code::Overloaded, "no room for another instance on this node");
+        // Start functions of a component's first instances may have run.
+        let fault = Fault::executed(Code::Overloaded, "no room for another instance on this node");
         return Exit::Fault(fault.retry_after(std::time::Duration::from_secs(1)));
     }
     let Some(trap) = error.downcast_ref::<Trap>() else {

@@ -1,7 +1,9 @@
-//! The stream of a connection: cut when its client takes nothing for too long, closed by its owner alone.
+//! The stream of a connection: cut when its client takes nothing for too long, or has left; closed by its owner alone.
 //!
-//! Owns the time that a write may stand still. Knows nothing about HTTP except that what hyper writes while no response is under
-//! way ([`Phase::is_silent`]) is its own bare answer to a broken head: that is swallowed, and `connection` writes a better one.
+//! Owns the time that a write may stand still, and the look for a client that left behind a body nobody reads: hyper reads only
+//! what is asked for, and would not meet the end of the stream behind it. Knows nothing about HTTP except that what hyper writes
+//! while no response is under way ([`Phase::is_silent`]) is its own bare answer to a broken head: that is swallowed, and
+//! `connection` writes a better one.
 //! Invariant: only [`Io::into_inner`] closes the stream, so the owner can still answer when hyper is done.
 
 use std::io;
@@ -10,23 +12,28 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::idle::Idle;
 use super::phase::Phase;
 
+/// How often a connection whose request's body waits to be read is asked whether its client is still there.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 pub(super) struct Io {
     stream: TcpStream,
     phase: Arc<Phase>,
     idle: Idle,
+    look: Idle,
     swallowed: bool,
 }
 
 impl Io {
     pub(super) fn new(stream: TcpStream, phase: Arc<Phase>, write_idle_timeout: Duration) -> Self {
-        Self { stream, phase, idle: Idle::new(write_idle_timeout), swallowed: false }
+        Self { stream, phase, idle: Idle::new(write_idle_timeout), look: Idle::new(LOOK_INTERVAL), swallowed: false }
     }
 
     /// The stream, and whether an answer of hyper's was swallowed and is owed.
@@ -40,6 +47,24 @@ impl Io {
             self.swallowed = true;
             len
         })
+    }
+
+    /// Whether the client has ended its side while input of its is left unread. Asked now and then: input that waits keeps the
+    /// stream readable, so its end is no event of its own.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.phase.leaves_input() {
+            self.look.progress();
+            return Poll::Pending;
+        }
+        while self.look.poll_silence(cx).is_ready() {
+            self.look.progress();
+            let mut asked = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+            let now = Timespec::default();
+            if poll(&mut asked, Some(&now)).is_ok_and(|ready| ready > 0) {
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
     }
 
     fn watch(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -82,11 +107,14 @@ impl AsyncWrite for Io {
     }
 
     /// hyper asks for this once its buffers are empty, and only then. A TCP stream has nothing to flush.
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.phase.flushed() {
             cx.waker().wake_by_ref();
         }
-        Poll::Ready(Ok(()))
+        match self.poll_gone(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, "the client left"))),
+            Poll::Pending => Poll::Ready(Ok(())),
+        }
     }
 
     /// Left to the owner.

@@ -86,6 +86,12 @@ impl Phase {
         self.has(UNREAD)
     }
 
+    /// Whether a response is under way and some of the request's body may be left unread.
+    pub(super) fn leaves_input(&self) -> bool {
+        let bits = self.bits.load(Relaxed);
+        bits & ANSWERING != 0 && bits & (BODY_HELD | UNREAD) != 0
+    }
+
     /// Whether the connection waits for a head.
     pub(super) fn is_waiting(&self) -> bool {
         !self.has(ANSWERING | BODY_HELD | UNFLUSHED)

@@ -16,6 +16,8 @@ use crate::id::{InvocationId, RevisionNumber};
 pub const ENTRY_LEN_MAX: usize = 8 << 10;
 /// Entries that a slow follower may lag behind before it loses some (and is told how many).
 const FEED_LEN: usize = 256;
+/// What each function may keep even when the space for all is full, in bytes.
+const FLOOR_BYTES: usize = 8 << 10;
 /// What an entry costs beside its text, in bytes: an estimate of its other fields and the ring's slot.
 const ENTRY_OVERHEAD: usize = 128;
 
@@ -156,8 +158,10 @@ impl FunctionLog {
         self.space.used.fetch_add(entry.cost(), Ordering::Relaxed);
         let entry = Arc::new(entry);
         ring.entries.push_back(entry.clone());
-        // Whoever writes when the space is full gives up its own oldest entries, never another function's.
-        while (ring.bytes > self.space.function_bytes || self.space.used.load(Ordering::Relaxed) > self.space.total_bytes)
+        // Whoever writes when the space is full gives up its own oldest entries, never another function's, down to the few that
+        // every function may have.
+        let is_full = || self.space.used.load(Ordering::Relaxed) > self.space.total_bytes;
+        while (ring.bytes > self.space.function_bytes || ring.bytes > FLOOR_BYTES && is_full())
             && let Some(oldest) = ring.entries.pop_front()
         {
             ring.bytes -= oldest.cost();
@@ -201,8 +205,16 @@ impl LogSink {
 
     /// Writes what the guest said. Lines past the limit are dropped and counted; see [`LogSink::finish`].
     pub fn guest(&self, source: Source, level: Level, text: &[u8]) {
+        let mut rest = text.len();
         for line in text.split(|b| *b == b'\n') {
-            for piece in line.chunks(ENTRY_LEN_MAX) {
+            if self.left.load(Ordering::Relaxed) == 0 {
+                // A guest may write all of its memory at once; what is dropped anyway is not looked at.
+                self.dropped.fetch_add(rest as u64, Ordering::Relaxed);
+                return;
+            }
+            rest = rest.saturating_sub(line.len() + 1);
+            self.guest_line(source, level, &line[..line.len().min(ENTRY_LEN_MAX)]);
+            for piece in line.get(ENTRY_LEN_MAX..).unwrap_or_default().chunks(ENTRY_LEN_MAX) {
                 self.guest_line(source, level, piece);
             }
         }
@@ -301,15 +313,19 @@ mod tests {
 
     #[test]
     fn the_space_is_shared_and_given_back() {
-        let space = LogSpace::new(10 * (ENTRY_OVERHEAD + 1), 1 << 20);
+        let fits = 2 * FLOOR_BYTES / (ENTRY_OVERHEAD + 1);
+        let space = LogSpace::new(2 * FLOOR_BYTES, 1 << 20);
         let (first, second) = (Arc::new(FunctionLog::new(space.clone())), Arc::new(FunctionLog::new(space.clone())));
-        for _ in 0..20 {
+        for _ in 0..2 * fits {
             sink(&first, 100).guest(Source::Log, Level::Info, b"a");
         }
-        sink(&second, 100).guest(Source::Log, Level::Info, b"b");
-        assert_eq!((texts(&first).len(), texts(&second).len()), (10, 0), "the full space takes nothing from a neighbour");
+        assert_eq!(texts(&first).len(), fits);
+        for _ in 0..2 * fits {
+            sink(&second, 100).guest(Source::Log, Level::Info, b"b");
+        }
+        let floor = FLOOR_BYTES / (ENTRY_OVERHEAD + 1);
+        assert_eq!((texts(&first).len(), texts(&second).len()), (fits, floor), "the full space takes nothing from a neighbour");
         drop(first);
-        sink(&second, 100).guest(Source::Log, Level::Info, b"b");
-        assert_eq!((texts(&second).len(), space.used.load(Ordering::Relaxed)), (1, ENTRY_OVERHEAD + 1));
+        assert_eq!(space.used.load(Ordering::Relaxed), floor * (ENTRY_OVERHEAD + 1));
     }
 }

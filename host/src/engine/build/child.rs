@@ -4,7 +4,7 @@
 //! first byte is read. It has no network, no data and no environment: one file to read, one to write, one line to say.
 //! (Initialisation and its snapshot belong between linking and compilation; they will run the guest here.)
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -94,7 +94,12 @@ fn work(output: &Path) -> anyhow::Result<Report> {
         Ok(native) => native,
         Err(refused) => return Ok(Report::Refused(refused)),
     };
-    std::fs::File::create_new(output)?.write_all(&native)?;
+    match std::fs::File::create_new(output).and_then(|mut file| file.write_all(&native)) {
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge) => {
+            return Ok(Report::NoSpace);
+        }
+        written => written?,
+    }
     Ok(Report::Built(Built { shape: found.shape.to_string(), memory_bytes_min: found.memory_bytes_min }))
 }
 
@@ -130,6 +135,10 @@ fn first_lines(error: &wasmtime::Error) -> String {
 fn check_module(engine: &Engine, kind: Kind, module: &Module) -> Result<(), Refused> {
     let entry = if kind == Kind::Handler { ENTRY } else { "_start" };
     let is_entry = |ty: ExternType| ty.func().is_some_and(|ty| ty.params().len() == 0 && ty.results().len() == 0);
+    let is_bad = |name: &str| module.get_export(name).is_some_and(|ty| !is_entry(ty));
+    if kind == Kind::Handler && is_bad("_initialize") {
+        return Err(Refused::unfit("'_initialize' must be a function without parameters and results", "see guest-sdk/abi.md"));
+    }
     if !module.get_export(entry).is_some_and(is_entry) {
         return Err(Refused::unfit(
             format!("'{entry}' must be a function without parameters and results"),

@@ -34,6 +34,8 @@ pub enum Report {
     Built(Built),
     /// It is not.
     Refused(Refused),
+    /// There was no room to write the native code.
+    NoSpace,
 }
 
 /// A function that was compiled.
@@ -151,6 +153,8 @@ impl Builder {
             return match serde_json::from_slice(report) {
                 Ok(Report::Built(built)) => Ok(built),
                 Ok(Report::Refused(refused)) => Err(refused.into_fault()),
+                Ok(Report::NoSpace) => Err(Fault::new(Code::StorageFull, "there is no room for the native code")
+                    .hint("remove functions that are not needed")),
                 Err(error) => Err(Fault::internal(format!("the build's report cannot be read: {error}"))),
             };
         }
