@@ -77,7 +77,7 @@ pub(crate) fn start(report: &Report, quick: bool) -> anyhow::Result<()> {
         // The lock on the directory is free when the process has let go of it.
         std::thread::sleep(Duration::from_millis(1));
     }
-    figures(report, "node-start", "1,000 functions", &mut times)
+    figures(report, "node-start", &format!("{functions} functions"), &mut times)
 }
 
 fn figures(report: &Report, scenario: &str, system: &str, times: &mut [f64]) -> anyhow::Result<()> {
