@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -41,6 +41,50 @@ pub enum BodyError {
 
 /// A body that arrives piece by piece.
 pub type StreamBody = Pin<Box<dyn Body<Data = Bytes, Error = BodyError> + Send>>;
+
+/// `stream` with an end: when more than `limit` bytes of data have come, `passed` says why nothing follows. It is asked once; the
+/// error is given at every later look.
+pub fn bounded(stream: StreamBody, limit: u64, passed: impl FnOnce() -> BodyError + Send + 'static) -> StreamBody {
+    Box::pin(Bounded { stream, left: limit, passed: Some(passed), error: None })
+}
+
+struct Bounded<F> {
+    stream: StreamBody,
+    left: u64,
+    passed: Option<F>,
+    error: Option<BodyError>,
+}
+
+// The closure is never pinned, and the stream is already.
+impl<F> Unpin for Bounded<F> {}
+
+impl<F: FnOnce() -> BodyError> Body for Bounded<F> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        if let Some(error) = &this.error {
+            return Poll::Ready(Some(Err(error.clone())));
+        }
+        let frame = ready!(this.stream.as_mut().poll_frame(cx));
+        let len = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, |data| data.len() as u64);
+        let Some(left) = this.left.checked_sub(len) else {
+            this.error = this.passed.take().map(|passed| passed());
+            return Poll::Ready(this.error.clone().map(Err));
+        };
+        this.left = left;
+        Poll::Ready(frame)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.stream.size_hint()
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.error.is_none() && self.stream.is_end_stream()
+    }
+}
 
 /// The body of a request or a response.
 pub enum Payload {
@@ -196,4 +240,28 @@ pub trait Invoke: Send + Sync + fmt::Debug {
     /// # Cancellation
     /// Dropping the future stops the guest and frees its instance; so does dropping the body of the response.
     fn invoke(&self, invocation: Invocation) -> BoxFuture<'static, Invoked>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(body: &mut StreamBody) -> Option<Result<Bytes, BodyError>> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match body.as_mut().poll_frame(&mut cx) {
+            Poll::Ready(frame) => frame.map(|frame| frame.map(|frame| frame.into_data().unwrap())),
+            Poll::Pending => panic!("all of it is there"),
+        }
+    }
+
+    #[test]
+    fn a_bounded_body_on_both_sides_of_its_limit() {
+        let of = |limit| bounded(Box::pin(Payload::Whole("abc".into())), limit, move || BodyError::TooLarge { limit });
+        let mut exact = of(3);
+        assert_eq!((next(&mut exact), next(&mut exact)), (Some(Ok("abc".into())), None));
+        let mut over = of(2);
+        for _ in 0..2 {
+            assert_eq!(next(&mut over), Some(Err(BodyError::TooLarge { limit: 2 })));
+        }
+    }
 }

@@ -6,18 +6,15 @@
 pub mod catalog;
 pub mod templates;
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::HeaderName;
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body as _;
 
 use catalog::{Base, Catalog, Function, Resolved};
 use templates::Templates;
@@ -26,7 +23,7 @@ use crate::engine::{Call, Engine, UnknownKind};
 use crate::fault::{Code, Fault};
 use crate::grants::Grants;
 use crate::id::{FunctionName, InvocationId, TenantId};
-use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload, Phases, Start, StreamBody, Target};
+use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload, Phases, Start, Target, bounded};
 use crate::limits::Limit;
 use crate::meter::AdmissionError;
 use crate::registry::FunctionRecord;
@@ -216,49 +213,9 @@ fn limit_body(body: Payload, limit: u64) -> Result<Payload, Fault> {
         return Err(Fault::new(Code::BodyTooLarge, detail).hint("raise 'request_body' in [limits] of hob.toml"));
     }
     Ok(match body {
-        Payload::Stream(stream) => Payload::Stream(Box::pin(Limited { stream, left: limit, limit, passed: false })),
+        Payload::Stream(stream) => Payload::Stream(bounded(stream, limit, move || BodyError::TooLarge { limit })),
         whole => whole,
     })
-}
-
-/// A request body that ends with an error when it passes its limit.
-struct Limited {
-    stream: StreamBody,
-    left: u64,
-    limit: u64,
-    /// Whether the limit was passed: nothing follows then.
-    passed: bool,
-}
-
-impl Body for Limited {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.passed {
-            return Poll::Ready(Some(Err(BodyError::TooLarge { limit: self.limit })));
-        }
-        let frame = ready!(self.stream.as_mut().poll_frame(cx));
-        let len = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, |data| data.len() as u64);
-        match self.left.checked_sub(len) {
-            Some(left) => {
-                self.left = left;
-                Poll::Ready(frame)
-            }
-            None => {
-                self.passed = true;
-                Poll::Ready(Some(Err(BodyError::TooLarge { limit: self.limit })))
-            }
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.stream.size_hint()
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
-    }
 }
 
 impl Invoke for Dispatcher {

@@ -23,7 +23,7 @@ use crate::capability::reply::Reply;
 use crate::capability::{Environment, http as wasi_http};
 use crate::fault::{Code, Fault};
 use crate::id::{InvocationId, RevisionNumber};
-use crate::invocation::{BodyError, Payload, StreamBody};
+use crate::invocation::{BodyError, Payload, bounded};
 use crate::limits::{Limit, Limits};
 use crate::meter::{FunctionMeter, Permit, Usage};
 use crate::net::afterwards;
@@ -326,7 +326,15 @@ fn bound(response: Response<Payload>, limit: u64, books: &Books) -> Result<Respo
         Payload::Whole(bytes) if bytes.len() as u64 > limit => {
             return Err(too_large(format!("the response body has {} bytes, the function's limit is {limit}", bytes.len())));
         }
-        Payload::Stream(stream) => Payload::Stream(Box::pin(Bounded { stream, left: limit, limit, books: books.clone() })),
+        Payload::Stream(stream) => {
+            let books = books.clone();
+            // The status is out by then, and the guest may have ended already: this is the place that knows.
+            let passed = move || {
+                let fault = too_large(format!("the response body passed the function's limit of {limit} bytes"));
+                BodyError::Cut(books.fail(fault).code)
+            };
+            Payload::Stream(bounded(stream, limit, passed))
+        }
         whole => whole,
     };
     Ok(Response::from_parts(parts, payload))
@@ -334,37 +342,4 @@ fn bound(response: Response<Payload>, limit: u64, books: &Books) -> Result<Respo
 
 fn too_large(detail: String) -> Fault {
     Fault::executed(Code::ResponseTooLarge, detail).hint("raise 'response_body' in [limits] of hob.toml")
-}
-
-/// A body that is cut when it passes its limit.
-struct Bounded {
-    stream: StreamBody,
-    left: u64,
-    limit: u64,
-    books: Books,
-}
-
-impl Body for Bounded {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = std::task::ready!(self.stream.as_mut().poll_frame(cx));
-        let len = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, |data| data.len() as u64);
-        match self.left.checked_sub(len) {
-            Some(left) => {
-                self.left = left;
-                Poll::Ready(frame)
-            }
-            None => {
-                // The status is out, and the guest may have ended already: this is the place that knows.
-                let fault = too_large(format!("the response body passed the function's limit of {} bytes", self.limit));
-                Poll::Ready(Some(Err(BodyError::Cut(self.books.fail(fault).code))))
-            }
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.stream.size_hint()
-    }
 }
