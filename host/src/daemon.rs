@@ -110,7 +110,6 @@ pub struct Node {
     control_thread: JoinHandle<usize>,
     deployer: Deployer,
     dispatcher: Dispatcher,
-    data_plane: Arc<DataPlane>,
     control: Handle,
     metrics: Arc<Metrics>,
 }
@@ -156,7 +155,7 @@ impl Node {
         let service = Control {
             deployer: deployer.clone(),
             dispatcher: dispatcher.clone(),
-            invoke: data_plane.clone(),
+            invoke: data_plane,
             metrics: metrics.clone(),
             stop: stop.clone(),
             uploads: Control::upload_places(),
@@ -165,20 +164,7 @@ impl Node {
         };
         let options = Options::new(&config.net, config.net.control_connections_max);
         let (control_thread, control) = start_control_thread(control_listeners, options, service, stop)?;
-        Ok(Self {
-            addr,
-            control_addr,
-            dir,
-            drain,
-            release,
-            threads,
-            control_thread,
-            deployer,
-            dispatcher,
-            data_plane,
-            control,
-            metrics,
-        })
+        Ok(Self { addr, control_addr, dir, drain, release, threads, control_thread, deployer, dispatcher, control, metrics })
     }
 
     /// Where functions are reached.
@@ -203,12 +189,6 @@ impl Node {
     #[must_use]
     pub fn dispatcher(&self) -> &Dispatcher {
         &self.dispatcher
-    }
-
-    /// What runs invocations on the data threads.
-    #[must_use]
-    pub fn data_plane(&self) -> Arc<dyn Invoke> {
-        self.data_plane.clone()
     }
 
     /// Deploys a file without the control port. Blocks; not to be called from a runtime.

@@ -5,7 +5,6 @@
 //! guest passes can make the host allocate more than the guest itself owns.
 
 use std::pin::Pin;
-use std::task::Poll;
 
 use bytes::{Buf, Bytes};
 use http::header::{HeaderName, HeaderValue};
@@ -347,12 +346,6 @@ fn log(mut caller: Caller<'_, Host>, level: u32, ptr: u32, len: u32) -> Result<(
     let (text, host) = span(&mut caller, ptr, len)?;
     host.log.guest(Source::Log, Level::from_abi(level), text);
     Ok(())
-}
-
-/// Whether a body has ended, without waiting: used to answer at once when a guest has already written all of it.
-pub(crate) fn poll_now<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Poll<Option<Result<http_body::Frame<Bytes>, B::Error>>> {
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    Pin::new(body).poll_frame(&mut cx)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 
 use super::Host;
-use super::handler::{poll_now, target};
+use super::handler::target;
 use super::reply::{GuestBody, PIECE_LEN_MAX, Reply};
 use crate::fault::{Code, Fault};
 use crate::invocation::{BodyError, Payload};
@@ -180,6 +180,11 @@ pub fn settle(response: http::Response<Payload>, done: bool) -> http::Response<P
         payload => payload,
     };
     http::Response::from_parts(parts, payload)
+}
+
+/// The next frame if it is there, without waiting.
+fn poll_now(body: &mut crate::invocation::StreamBody) -> Poll<OneFrame> {
+    body.as_mut().poll_frame(&mut Context::from_waker(std::task::Waker::noop()))
 }
 
 type OneFrame = Option<Result<Frame<Bytes>, BodyError>>;

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
 use clap::Args;
 use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -76,9 +78,13 @@ impl Run {
     pub(super) fn run(self, ctx: &Ctx) -> Result<u8, Failure> {
         serve::start_tracing(ctx.format, "warn");
         let path = PathBuf::from(&self.file_and_args[0]);
-        if let Some(missing) = self.dir.iter().find(|dir| !dir.host.is_dir()) {
-            let sentence = format!("there is no folder '{}' to show to the guest as '{}'", missing.host.display(), missing.guest);
-            return Err(Failure::new(Exit::Failure, sentence).next(format!("mkdir -p {}", missing.host.display())));
+        for dir in &self.dir {
+            // As a guest's folder is opened later: what cannot be opened so cannot be granted.
+            if let Err(error) = Dir::open_ambient_dir(&dir.host, ambient_authority()) {
+                let sentence =
+                    format!("the folder '{}' cannot be shown to the guest as '{}': {error}", dir.host.display(), dir.guest);
+                return Err(Failure::new(Exit::Failure, sentence).next(format!("ls -ld {}", dir.host.display())));
+            }
         }
         let file = open(&path)?;
         // Which of the two applies is known only once the file was built.

@@ -71,8 +71,8 @@ impl Control {
         Arc::new(Semaphore::new(upload::UPLOADS_MAX))
     }
 
-    /// All routes, and their description.
-    fn router(self) -> (Router, utoipa::openapi::OpenApi) {
+    /// All routes, among them the one that describes them.
+    fn router(self) -> Router {
         let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
             .routes(routes!(functions::list))
             .routes(routes!(functions::put, functions::get, functions::delete))
@@ -84,7 +84,7 @@ impl Control {
             .routes(routes!(node::metrics))
             .split_for_parts();
         let text = description.to_pretty_json().unwrap_or_default();
-        let router = router
+        router
             .route("/v1/functions/{name}/invoke", axum::routing::any(invoke::invoke))
             .route("/v1/functions/{name}/invoke/", axum::routing::any(invoke::invoke))
             .route("/v1/functions/{name}/invoke/{*path}", axum::routing::any(invoke::invoke))
@@ -93,19 +93,12 @@ impl Control {
             .fallback(answer::no_route)
             .method_not_allowed_fallback(answer::no_method)
             .layer(DefaultBodyLimit::disable())
-            .with_state(self);
-        (router, description)
-    }
-
-    /// The description of the API.
-    #[must_use]
-    pub fn description(self) -> utoipa::openapi::OpenApi {
-        self.router().1
+            .with_state(self)
     }
 
     /// The service of the control port, for [`crate::net::serve::serve`].
     pub fn service(self) -> impl Fn(Request<IncomingBody>) -> BoxResponse + Clone + Send + Sync + 'static {
-        let (router, _) = self.router();
+        let router = self.router();
         move |request| {
             let mut router = router.clone();
             Box::pin(async move {
