@@ -42,6 +42,7 @@ pub(super) struct Shared<S> {
     pub(super) options: Options,
     pub(super) http: http1::Builder,
     pub(super) service: S,
+    pub(super) stop: Stop,
 }
 
 /// hyper's settings for `options`.
@@ -74,7 +75,7 @@ enum End {
 }
 
 /// Serves one connection until it ends.
-pub(super) async fn run<S, F, B>(stream: TcpStream, shared: Arc<Shared<S>>, stop: Stop)
+pub(super) async fn run<S, F, B>(stream: TcpStream, shared: Arc<Shared<S>>)
 where
     S: Fn(Request<IncomingBody>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send,
@@ -94,12 +95,12 @@ where
     let mut hyper = shared.http.serve_connection(io, service);
     let mut head_timer = HeadTimer { idle: Idle::new(options.header_timeout), requests: 0 };
 
-    let mut stopped = pin!(stop.stopped());
+    let mut stopped = pin!(shared.stop.stopped());
     // Polled here once, which leaves this task's waker with it. After that the order is asked for by one atomic load.
     let mut stopping = poll_fn(|cx| Poll::Ready(stopped.as_mut().poll(cx).is_ready())).await;
     let end = poll_fn(|cx| match afterwards::turn(|| Pin::new(&mut hyper).poll(cx)) {
         Poll::Ready(result) => Poll::Ready(End::Finished(result)),
-        Poll::Pending if stopping || stop.is_stopped() => Poll::Ready(End::Stopped),
+        Poll::Pending if stopping || shared.stop.is_stopped() => Poll::Ready(End::Stopped),
         Poll::Pending => head_timer.poll(cx, &phase),
     });
     let mut end = end.await;
@@ -168,7 +169,7 @@ where
     // own answer to a panic, and the future itself is not used again.
     match AssertUnwindSafe(async { (shared.service)(request).await }).catch_unwind().await {
         Ok(mut response) => {
-            if phase.is_unread() {
+            if phase.is_unread() || shared.stop.is_stopped() {
                 // hyper will not read on to find the next request, but says so only when it knew before the head was written.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

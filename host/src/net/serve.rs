@@ -144,7 +144,6 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 /// All connections of one listener.
 struct Door<S> {
     shared: Arc<Shared<S>>,
-    stop: Stop,
     connections: JoinSet<()>,
     refused: JoinSet<()>,
     /// What a connection too many is told.
@@ -164,8 +163,7 @@ where
             .hint("try again, and reuse connections")
             .retry_after(Duration::from_secs(1));
         Self {
-            shared: Arc::new(Shared { http: connection::builder(&options), options, service }),
-            stop,
+            shared: Arc::new(Shared { http: connection::builder(&options), options, service, stop }),
             connections: JoinSet::new(),
             refused: JoinSet::new(),
             full: refuse::raw(status::problem(&full, None)),
@@ -181,9 +179,9 @@ where
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "could not set TCP_NODELAY");
         }
-        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
+        let shared = Arc::clone(&self.shared);
         self.connections.spawn(async move {
-            connection::run(stream, shared, stop).await;
+            connection::run(stream, shared).await;
             drop(place);
         });
     }
