@@ -119,6 +119,7 @@ impl Deployer {
                 artifact_bytes,
                 kind: shape.to_string(),
                 manifest,
+                snapshot: None,
                 notes: Vec::new(),
             };
             let change = inner.dispatcher.begin_change();

@@ -163,6 +163,8 @@ pub struct Invocation {
 /// The rung of the start ladder that an invocation began on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Start {
+    /// The instance was already waiting.
+    Ready,
     /// The template was in memory.
     Resident,
     /// The artifact was on disk.
@@ -172,10 +174,14 @@ pub enum Start {
 }
 
 impl Start {
+    /// All rungs, the fastest first; `self as usize` is the position.
+    pub const ALL: [Self; 4] = [Self::Ready, Self::Resident, Self::Stored, Self::Compiled];
+
     /// Value of the header `hob-start`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Ready => "ready",
             Self::Resident => "resident",
             Self::Stored => "stored",
             Self::Compiled => "compiled",

@@ -261,6 +261,7 @@ mod tests {
             kind: "handler".into(),
             manifest,
             created_ms: 0,
+            snapshot: None,
             notes: vec![],
         };
         let record =

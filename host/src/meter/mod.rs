@@ -82,7 +82,7 @@ pub struct Usage {
 /// Totals of one function since the node started.
 #[derive(Debug, Default)]
 pub struct FunctionMeter {
-    starts: [AtomicU64; 3],
+    starts: [AtomicU64; Start::ALL.len()],
     faults: [AtomicU64; Code::ALL.len()],
     cpu_ns: AtomicU64,
     wall_ns: AtomicU64,
@@ -103,8 +103,6 @@ pub struct Totals {
     /// Most memory that one invocation had, in bytes.
     pub memory_bytes_max: u64,
 }
-
-const STARTS: [Start; 3] = [Start::Resident, Start::Stored, Start::Compiled];
 
 impl FunctionMeter {
     /// Counts an invocation that got an instance.
@@ -130,7 +128,7 @@ impl FunctionMeter {
     pub fn totals(&self) -> Totals {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Totals {
-            starts: STARTS.iter().map(|start| (*start, load(&self.starts[*start as usize]))).collect(),
+            starts: Start::ALL.iter().map(|start| (*start, load(&self.starts[*start as usize]))).collect(),
             faults: Code::ALL.iter().map(|code| (*code, load(&self.faults[*code as usize]))).filter(|(_, n)| *n > 0).collect(),
             cpu: Duration::from_nanos(load(&self.cpu_ns)),
             wall: Duration::from_nanos(load(&self.wall_ns)),
@@ -162,7 +160,7 @@ mod tests {
         let meter = FunctionMeter::default();
         meter.started(Start::Compiled);
         meter.faulted(Code::StorageFull);
-        assert_eq!(meter.totals().starts[2], (Start::Compiled, 1));
+        assert_eq!(meter.totals().starts[3], (Start::Compiled, 1));
         assert_eq!(meter.totals().faults, [(Code::StorageFull, 1)]);
     }
 }

@@ -179,9 +179,19 @@ impl Registry {
             let now = now_ms();
             let number = before.as_ref().map_or(RevisionNumber::FIRST, |(row, _)| row.last.next());
             let created_ms = before.as_ref().map_or(now, |(row, _)| row.created_ms);
-            let NewRevision { wasm, wasm_bytes, artifact, artifact_bytes, kind, manifest, notes } = new;
-            let live =
-                RevisionRecord { number, wasm, wasm_bytes, artifact, artifact_bytes, kind, manifest, created_ms: now, notes };
+            let NewRevision { wasm, wasm_bytes, artifact, artifact_bytes, kind, manifest, snapshot, notes } = new;
+            let live = RevisionRecord {
+                number,
+                wasm,
+                wasm_bytes,
+                artifact,
+                artifact_bytes,
+                kind,
+                manifest,
+                created_ms: now,
+                snapshot,
+                notes,
+            };
             let old_routes = before.as_ref().map_or(&[][..], |(_, live)| &live.manifest.route);
             tables.swap_routes(tenant, name, old_routes, &live.manifest.route)?;
             tables.put_revision(tenant, name, &live)?;

@@ -37,7 +37,7 @@ use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
 
 pub use self::change::Precondition;
 pub use self::error::{PublishError, RegistryError};
-pub use self::record::{FunctionRecord, NewRevision, RevisionRecord};
+pub use self::record::{FunctionRecord, NewRevision, RevisionRecord, SnapshotRecord};
 
 const FUNCTIONS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("functions");
 const REVISIONS: TableDefinition<'_, (&str, &str, u64), &[u8]> = TableDefinition::new("revisions");

@@ -40,9 +40,23 @@ pub struct RevisionRecord {
     pub manifest: Manifest,
     /// When it was published: Unix time in milliseconds.
     pub created_ms: u64,
+    /// The module as it was after its initialisation, if a snapshot was taken: what another engine compiles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotRecord>,
     /// What the deploy told its author: warnings, hints.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// A snapshotted module on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    /// Key of its file.
+    pub key: Digest,
+    /// Length of its file in bytes: it is compressed.
+    pub bytes: u64,
+    /// Bytes of guest memory that it restores.
+    pub memory_bytes: u64,
 }
 
 impl RevisionRecord {
@@ -68,6 +82,8 @@ pub struct NewRevision {
     pub kind: String,
     /// As it was deployed.
     pub manifest: Manifest,
+    /// The module as it was after its initialisation.
+    pub snapshot: Option<SnapshotRecord>,
     /// What the deploy tells its author.
     pub notes: Vec<String>,
 }

@@ -26,7 +26,7 @@ struct Label {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    starts: [Counter; 3],
+    starts: [Counter; Start::ALL.len()],
     faults: Vec<Counter>,
     phases: [Histogram; 5],
     /// Invocations whose guest is alive.
@@ -74,7 +74,7 @@ impl Metrics {
         registry.register_with_unit("phase", "Where the time to the head of a response goes", Unit::Seconds, phases.clone());
         let of = |family: &Family<Label, Counter>, kind| family.get_or_create(&Label { kind }).clone();
         let mut metrics = Self {
-            starts: [Start::Resident, Start::Stored, Start::Compiled].map(|start| of(&starts, start.as_str())),
+            starts: Start::ALL.map(|start| of(&starts, start.as_str())),
             faults: Code::ALL.iter().map(|code| of(&faults, code.as_str())).collect(),
             phases: ["queue", "load", "instantiate", "enter", "run"].map(|kind| phases.get_or_create(&Label { kind }).clone()),
             registry,

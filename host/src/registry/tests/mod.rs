@@ -34,6 +34,7 @@ fn new(wasm: &str, routes: &[&str]) -> NewRevision {
         artifact_bytes: 7,
         kind: "handler".into(),
         manifest: Manifest::parse(&format!("route = [{list}]\n[env]\nWASM = '{wasm}'")).unwrap(),
+        snapshot: None,
         notes: vec!["a note".into()],
     }
 }

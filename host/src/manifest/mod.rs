@@ -4,6 +4,10 @@
 //! Invariant: a [`Manifest`] holds only values that are legal on their own; what depends on other functions (a route that is
 //! taken) is checked where they are known.
 
+mod snapshot;
+
+pub use snapshot::{Randomness, Snapshot, SnapshotMode, WARMUPS_MAX, WarmupRequest};
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -25,7 +29,7 @@ pub const ENV_LEN_MAX: usize = 32 << 10;
 /// Name of the file, beside the source of the function.
 pub const FILE_NAME: &str = "hob.toml";
 
-const KEYS: [&str; 7] = ["name", "wasm", "build", "route", "args", "env", "limits"];
+const KEYS: [&str; 8] = ["name", "wasm", "build", "route", "args", "env", "limits", "snapshot"];
 const ROUTE_KEYS: [&str; 3] = ["path", "host", "method"];
 
 /// One function as its author describes it. The default is an empty manifest.
@@ -52,6 +56,8 @@ pub struct Manifest {
     pub env: BTreeMap<String, String>,
     /// Ceilings of each invocation.
     pub limits: Limits,
+    /// What is run at deploy.
+    pub snapshot: Snapshot,
 }
 
 /// A manifest that cannot be used.
@@ -108,6 +114,7 @@ impl Manifest {
                 "args" => manifest.args = strings(&key, value)?,
                 "env" => manifest.env = env(value)?,
                 "limits" => manifest.limits = limits(value)?,
+                "snapshot" => manifest.snapshot = snapshot::snapshot(value)?,
                 _ => return Err(unknown(key, "hob.toml", &KEYS)),
             }
         }
@@ -129,11 +136,14 @@ impl Manifest {
     }
 
     /// The parts that decide what is compiled and how it starts, as bytes for a digest. Routes, limits and the build command
-    /// are not among them: a change of those makes a new revision of the same artifact.
+    /// are not among them: a change of those makes a new revision of the same artifact. What a guest may read before its
+    /// snapshot is frozen in it, so a change of that takes a new one.
     #[must_use]
     pub fn artifact_inputs(&self) -> Vec<u8> {
-        // Nothing yet: initialisation and its snapshot will read `env` and the warm-up requests here.
-        Vec::new()
+        if self.snapshot.mode == SnapshotMode::Off {
+            return Vec::new();
+        }
+        serde_json::to_vec(&(&self.snapshot, &self.env, &self.args)).expect("text, numbers and lists are JSON")
     }
 }
 

@@ -1,0 +1,212 @@
+//! `snapshot` of a manifest: what is run at deploy, before the function's memory is kept.
+//!
+//! Owns the modes, the warm-up requests and their spelling. Knows nothing about how a snapshot is taken (`engine/build`).
+//! Invariant: a warm-up request here is a legal request.
+
+use http::{HeaderName, HeaderValue, Method, Uri};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use super::{ManifestError, problem, string, unknown};
+
+/// Most warm-up requests of one function.
+pub const WARMUPS_MAX: usize = 64;
+
+const KEYS: [&str; 3] = ["mode", "warmup", "randomness"];
+const WARMUP_KEYS: [&str; 4] = ["method", "path", "headers", "body"];
+
+/// What is to be done at deploy so that invocations need not do it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Snapshot {
+    /// Whether a snapshot is taken.
+    pub mode: SnapshotMode,
+    /// Requests that run the function before its memory is kept, in this order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warmup: Vec<WarmupRequest>,
+    /// What happens when random numbers are drawn before the memory is kept.
+    pub randomness: Randomness,
+}
+
+/// Whether a snapshot is taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotMode {
+    /// If there is something to run and it works; else the function starts without one, and the deploy says why.
+    #[default]
+    Auto,
+    /// Or the deploy fails.
+    Required,
+    /// Never.
+    Off,
+}
+
+/// What drawing random numbers before a snapshot means: all instances would draw the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Randomness {
+    /// The deploy says so.
+    #[default]
+    Warn,
+    /// The deploy fails.
+    Refuse,
+}
+
+/// One request that is made of a function at deploy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmupRequest {
+    /// Method, such as `GET`.
+    pub method: String,
+    /// Path and query, as the function sees them.
+    pub path: String,
+    /// Headers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<(String, String)>,
+    /// Body.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub body: String,
+}
+
+impl WarmupRequest {
+    /// As a request, its body apart.
+    ///
+    /// # Errors
+    /// Never for one that this module made.
+    pub fn head(&self) -> http::Result<http::request::Parts> {
+        let mut request = http::Request::builder().method(self.method.as_str()).uri(&self.path);
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        Ok(request.body(())?.into_parts().0)
+    }
+}
+
+/// `"auto"`, or a table with `mode`, `warmup` and `randomness`.
+pub(super) fn snapshot(value: Value) -> Result<Snapshot, ManifestError> {
+    let table = match value {
+        Value::Table(table) => table,
+        Value::String(_) => return Ok(Snapshot { mode: word("snapshot", value)?, ..Snapshot::default() }),
+        other => return Err(problem("snapshot", format!("expected a mode in quotes or a table, found {}", other.type_str()))),
+    };
+    let mut snapshot = Snapshot::default();
+    for (key, value) in table {
+        match key.as_str() {
+            "mode" => snapshot.mode = word("snapshot.mode", value)?,
+            "warmup" => snapshot.warmup = warmups(value)?,
+            "randomness" => snapshot.randomness = word("snapshot.randomness", value)?,
+            _ => return Err(unknown(key, "[snapshot]", &KEYS)),
+        }
+    }
+    Ok(snapshot)
+}
+
+/// One of a few words.
+fn word<T: for<'de> Deserialize<'de>>(key: &str, value: Value) -> Result<T, ManifestError> {
+    T::deserialize(value).map_err(|error| problem(key, error.message()))
+}
+
+fn warmups(value: Value) -> Result<Vec<WarmupRequest>, ManifestError> {
+    let items = match value {
+        Value::Array(items) => items,
+        one => vec![one],
+    };
+    if items.len() > WARMUPS_MAX {
+        return Err(problem("snapshot.warmup", format!("{} requests, expected at most {WARMUPS_MAX}", items.len())));
+    }
+    items.into_iter().map(warmup).collect()
+}
+
+/// `"GET /path"`, or a table with `method`, `path`, `headers` and `body`.
+fn warmup(value: Value) -> Result<WarmupRequest, ManifestError> {
+    let key = "snapshot.warmup";
+    let request = match value {
+        Value::Table(table) => warmup_table(table)?,
+        other => {
+            let text = string(key, other)?;
+            let (method, path) = text
+                .split_once(' ')
+                .ok_or_else(|| problem(key, format!("expected a method and a path such as 'GET /', found '{text}'")))?;
+            WarmupRequest { method: method.into(), path: path.trim_start().into(), headers: Vec::new(), body: String::new() }
+        }
+    };
+    let WarmupRequest { method, path, .. } = &request;
+    if Method::from_bytes(method.as_bytes()).is_err() {
+        return Err(problem(key, format!("'{method}' is no method; expected one such as GET")));
+    }
+    if !path.starts_with('/') || path.parse::<Uri>().is_err() {
+        return Err(problem(key, format!("'{path}' is no path; expected one such as /index?q=1")));
+    }
+    for (name, value) in &request.headers {
+        if HeaderName::try_from(name).is_err() || HeaderValue::try_from(value).is_err() {
+            return Err(problem(key, format!("'{name}' with this value is no header")));
+        }
+    }
+    Ok(request)
+}
+
+fn warmup_table(mut table: Table) -> Result<WarmupRequest, ManifestError> {
+    if let Some(key) = table.keys().find(|key| !WARMUP_KEYS.contains(&key.as_str())) {
+        return Err(unknown(key.clone(), "a warm-up request", &WARMUP_KEYS));
+    }
+    let headers = match table.remove("headers") {
+        None => Vec::new(),
+        Some(Value::Table(headers)) => headers
+            .into_iter()
+            .map(|(name, value)| Ok((name.clone(), string(&format!("snapshot.warmup.headers.{name}"), value)?)))
+            .collect::<Result<_, ManifestError>>()?,
+        Some(other) => {
+            return Err(problem("snapshot.warmup.headers", format!("expected a table, found {}", other.type_str())));
+        }
+    };
+    let mut take = |key: &str| table.remove(key).map(|value| string(&format!("snapshot.warmup.{key}"), value)).transpose();
+    let path = take("path")?.ok_or_else(|| problem("snapshot.warmup", "expected a 'path'"))?;
+    Ok(WarmupRequest {
+        method: take("method")?.unwrap_or_else(|| "GET".into()),
+        path,
+        headers,
+        body: take("body")?.unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Manifest;
+    use super::*;
+
+    fn read(text: &str) -> Result<Snapshot, String> {
+        Manifest::parse(text).map(|manifest| manifest.snapshot).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn both_spellings_are_read() {
+        assert_eq!(read("").unwrap(), Snapshot::default());
+        assert_eq!(read("snapshot = 'required'").unwrap().mode, SnapshotMode::Required);
+        let text = "[snapshot]\nmode = 'off'\nrandomness = 'refuse'\n\
+                    warmup = ['GET /a?b', { method = 'POST', path = '/x', body = 'y', headers = { accept = '*/*' } }, { path = '/' }]";
+        let snapshot = read(text).unwrap();
+        assert_eq!((snapshot.mode, snapshot.randomness, snapshot.warmup.len()), (SnapshotMode::Off, Randomness::Refuse, 3));
+        let head = snapshot.warmup[1].head().unwrap();
+        assert_eq!((head.method.as_str(), head.uri.path(), head.headers.len()), ("POST", "/x", 1));
+        assert_eq!(snapshot.warmup[2].method, "GET");
+    }
+
+    #[test]
+    fn wrong_values_say_what_was_expected() {
+        for (text, word) in [
+            ("snapshot = 'always'", "auto"),
+            ("snapshot = 3", "expected a mode"),
+            ("[snapshot]\nwarmups = []", "did you mean 'warmup'?"),
+            ("[snapshot]\nwarmup = ['/']", "such as 'GET /'"),
+            ("[snapshot]\nwarmup = ['GET index']", "is no path"),
+            ("[snapshot]\nwarmup = ['G=T /']", "is no method"),
+            ("[snapshot]\nwarmup = [{ method = 'GET' }]", "expected a 'path'"),
+            ("[snapshot]\nwarmup = [{ path = '/', hedaers = {} }]", "did you mean 'headers'?"),
+            ("[snapshot]\nwarmup = [{ path = '/', headers = { 'a b' = 'c' } }]", "is no header"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+        let many = |count: usize| format!("[snapshot]\nwarmup = [{}]", vec!["'GET /'"; count].join(","));
+        assert!(read(&many(WARMUPS_MAX)).is_ok() && read(&many(WARMUPS_MAX + 1)).is_err());
+    }
+}
