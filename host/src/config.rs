@@ -117,11 +117,26 @@ pub struct Engine {
     pub instance_wait: Time,
     /// Most templates in memory. Default 1,000.
     pub templates_max: usize,
+    /// Most instances at once of guests that use much of a large memory, such as interpreters; each keeps up to 16 MiB. 0: they run
+    /// among the others. Default 64.
+    pub large_instances_max: u32,
+    /// Most instances of one function that wait on one thread for a request. 0: none. Default 4.
+    pub ready_max: usize,
+    /// Guest memory of all instances that wait for a request. Default 256 MiB.
+    pub ready_bytes_max: Bytes,
 }
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { threads: 0, instances_max: 1000, instance_wait: Time(Duration::from_secs(1)), templates_max: 1000 }
+        Self {
+            threads: 0,
+            instances_max: 1000,
+            instance_wait: Time(Duration::from_secs(1)),
+            templates_max: 1000,
+            large_instances_max: 64,
+            ready_max: 4,
+            ready_bytes_max: Bytes(256 << 20),
+        }
     }
 }
 
@@ -129,8 +144,15 @@ impl Default for Engine {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Build {
-    /// Data memory of one build (`RLIMIT_DATA`). Default 1 GiB.
+    /// Data memory of one build (`RLIMIT_DATA`) beside five times the function's memory limit. Default 1 GiB.
     pub memory: Bytes,
+    /// Most data memory of one build, whatever the function's memory limit. Default: half the machine's.
+    pub memory_max: Option<Bytes>,
+    /// Time that the initialisation of a function may take, and each of its warm-up requests, on the clock and on the processor.
+    /// Default 30 s.
+    pub init: Time,
+    /// Largest memory of a guest that is kept as a snapshot. Default 2 GiB.
+    pub snapshot_bytes_max: Bytes,
     /// Processor time of one build, in whole seconds. Default 60 s.
     pub cpu: Time,
     /// Time of one build. Default 120 s.
@@ -145,6 +167,9 @@ impl Default for Build {
     fn default() -> Self {
         Self {
             memory: Bytes(1 << 30),
+            memory_max: None,
+            init: Time(Duration::from_secs(30)),
+            snapshot_bytes_max: Bytes(2 << 30),
             cpu: Time(Duration::from_secs(60)),
             wall: Time(Duration::from_secs(120)),
             concurrency: 0,

@@ -13,7 +13,7 @@ use crate::config;
 use crate::crash;
 use crate::dispatch::templates::blocking;
 use crate::dispatch::{Dispatcher, no_such_function};
-use crate::engine::build::{Builder, Built};
+use crate::engine::build::{Builder, Built, Job, Outputs};
 use crate::engine::{Engine, Shape};
 use crate::fault::{Code, Fault};
 use crate::id::{FunctionName, RevisionNumber, TenantId};
@@ -94,9 +94,10 @@ impl Deployer {
         }
         let key = inner.dispatcher.templates().artifact_key(&tenant, &uploaded.digest(), &manifest);
         let pin = inner.artifacts.pin([FileId::wasm(&tenant, uploaded.digest()), FileId::artifact(&tenant, key)]);
-        let staged = inner.artifacts.staging_path();
+        let (staged, snapshot) = (inner.artifacts.staging_path(), inner.artifacts.staging_path());
+        let outputs = Outputs { native: staged.path().into(), snapshot: snapshot.path().into() };
         let wasm = std::fs::File::open(uploaded.path()).map_err(Fault::internal)?;
-        let built = inner.builder.build(wasm, staged.path()).await?;
+        let built = inner.builder.build(wasm, Job::deploy(&name, &manifest), &outputs).await?;
         inner.engine.metrics().builds.inc();
         crash::point("build-done");
         let shape = check(&built, &manifest)?;
@@ -120,7 +121,7 @@ impl Deployer {
                 kind: shape.to_string(),
                 manifest,
                 snapshot: None,
-                notes: Vec::new(),
+                notes: built.notes,
             };
             let change = inner.dispatcher.begin_change();
             let (keep, functions_max) = (inner.config.revisions_max, inner.config.functions_max);

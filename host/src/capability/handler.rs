@@ -26,6 +26,12 @@ pub const MODULE: &str = "hob1";
 pub const MODULE_STEM: &str = "hob";
 /// The export that answers a request.
 pub const ENTRY: &str = "hob_handle";
+/// The export that runs once, at deploy, before the memory is kept; without a snapshot at each start.
+pub const INIT: &str = "hob_init";
+/// The export that runs at each start, before [`ENTRY`].
+pub const RESTORED: &str = "hob_restored";
+/// The convention of other tools for what [`INIT`] is here.
+pub const WIZER_INIT: &str = "wizer-initialize";
 
 const REQUEST_HEAD: usize = 16;
 const RESPONSE_HEAD: usize = 12;

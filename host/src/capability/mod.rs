@@ -78,6 +78,8 @@ pub struct Host {
     pub stdio: Stdio,
     /// What a command exited with.
     pub exit_code: Option<i32>,
+    /// Counts random numbers; only in the build.
+    pub drawn: Option<wasi::Drawn>,
     table: ResourceTable,
     wasi: Option<WasiCtx>,
     preview1: Option<WasiP1Ctx>,
@@ -103,12 +105,28 @@ impl Host {
             environment,
             stdio,
             exit_code: None,
+            drawn: None,
             table,
             wasi: None,
             preview1: None,
             http,
             hooks,
         }
+    }
+}
+
+impl Host {
+    /// Whether the guest holds a handle to a resource of the host. Such a guest cannot be snapshotted: a handle that it remembers is
+    /// dead in an instance made of the snapshot, or names another resource.
+    #[must_use]
+    pub fn holds_handles(&self) -> bool {
+        !self.table.is_empty()
+    }
+
+    /// Whether the guest has asked for anything of WASI: its clocks have a base then, its generator a seed, its streams a place.
+    #[must_use]
+    pub fn has_touched_wasi(&self) -> bool {
+        self.wasi.is_some() || self.preview1.is_some()
     }
 }
 

@@ -2,11 +2,18 @@
 //!
 //! Owns when WASI's state is made (at the guest's first call, because most handlers never make one) and what is in it.
 //! Without a grant there are no folders and no sockets: each call answers with the interface's own refusal.
+//! Invariant: all monotonic clocks count from one epoch, so that a clock that a snapshot remembers is never ahead of a later one.
 
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use rand_core::TryRng;
 use wasmtime::component::Linker as ComponentLinker;
-use wasmtime::{Linker as ModuleLinker, Result};
+use wasmtime::{Linker as ModuleLinker, Result, StoreContextMut};
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{FsPerms, HostMonotonicClock, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::{Environment, Host};
 use crate::capability::stdio::Stdio;
@@ -33,20 +40,24 @@ pub fn link_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> 
 
 impl Host {
     fn preview1(&mut self) -> &mut WasiP1Ctx {
-        self.preview1.get_or_insert_with(|| builder(&self.environment, &self.stdio).build_p1())
+        self.preview1.get_or_insert_with(|| builder(&self.environment, &self.stdio, self.drawn.as_ref()).build_p1())
     }
 }
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let ctx: &mut WasiCtx = self.wasi.get_or_insert_with(|| builder(&self.environment, &self.stdio).build());
+        let ctx: &mut WasiCtx =
+            self.wasi.get_or_insert_with(|| builder(&self.environment, &self.stdio, self.drawn.as_ref()).build());
         WasiCtxView { ctx, table: &mut self.table }
     }
 }
 
-fn builder(environment: &Environment, stdio: &Stdio) -> WasiCtxBuilder {
+fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>) -> WasiCtxBuilder {
     let mut builder = WasiCtxBuilder::new();
-    builder.args(&environment.args).envs(&environment.env);
+    builder.args(&environment.args).envs(&environment.env).monotonic_clock(SharedEpoch);
+    if let Some(drawn) = drawn {
+        builder.secure_random(Counted(drawn.clone())).insecure_random(Counted(drawn.clone()));
+    }
     stdio.attach(&mut builder);
     if environment.grants.net {
         builder.inherit_network().allow_tcp(true).allow_udp(true).allow_ip_name_lookup(true);
@@ -58,4 +69,84 @@ fn builder(environment: &Environment, stdio: &Stdio) -> WasiCtxBuilder {
         }
     }
     builder
+}
+
+/// The monotonic clock of every guest: Unix time when this process began, and what has passed since. A guest that was restored from
+/// a snapshot finds it later than it left it, in whatever process. (Unless the system's clock was set back in between.)
+struct SharedEpoch;
+
+static EPOCH: LazyLock<(Instant, u64)> = LazyLock::new(|| {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (Instant::now(), u64::try_from(since_1970.as_nanos()).unwrap_or_default())
+});
+
+impl HostMonotonicClock for SharedEpoch {
+    fn resolution(&self) -> u64 {
+        1
+    }
+
+    fn now(&self) -> u64 {
+        let (began, unix_ns) = *EPOCH;
+        unix_ns.saturating_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+/// How often a guest drew random numbers. Counted only in the build, where what is drawn would be the same in every instance.
+#[derive(Debug, Clone, Default)]
+pub struct Drawn(Arc<AtomicU64>);
+
+impl Drawn {
+    /// Draws so far.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The system's random numbers, counted.
+struct Counted(Drawn);
+
+impl TryRng for Counted {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> std::result::Result<u32, Infallible> {
+        self.0.add();
+        wasmtime_wasi::random::thread_rng().try_next_u32()
+    }
+
+    fn try_next_u64(&mut self) -> std::result::Result<u64, Infallible> {
+        self.0.add();
+        wasmtime_wasi::random::thread_rng().try_next_u64()
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> std::result::Result<(), Infallible> {
+        self.0.add();
+        wasmtime_wasi::random::thread_rng().try_fill_bytes(bytes)
+    }
+}
+
+/// Counts the one kind of randomness that comes from no generator: the seed of `wasi:random/insecure-seed`, with which programs
+/// seed their hash tables. `linker` must allow shadowing.
+///
+/// # Errors
+/// Only if wasmtime names its interfaces differently: a bug of ours, found by the test of this function.
+pub fn count_seeds(linker: &mut ComponentLinker<Host>, concurrent: bool) -> Result<()> {
+    let seed = |mut store: StoreContextMut<'_, Host>, (): ()| {
+        let host = store.data_mut();
+        if let Some(drawn) = &host.drawn {
+            drawn.add();
+        }
+        let mut rng = wasmtime_wasi::random::thread_rng();
+        let (Ok(a), Ok(b)) = (rng.try_next_u64(), rng.try_next_u64());
+        Ok(((a, b),))
+    };
+    linker.instance("wasi:random/insecure-seed@0.2.12")?.func_wrap("insecure-seed", seed)?;
+    if concurrent {
+        linker.instance("wasi:random/insecure-seed@0.3.0")?.func_wrap("get-insecure-seed", seed)?;
+    }
+    Ok(())
 }

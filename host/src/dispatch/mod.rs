@@ -151,8 +151,10 @@ impl Dispatcher {
                 meter: function.meter.clone(),
                 permit: Some(permit),
                 admitted,
+                may_be_ready: true,
             };
             let began = self.0.engine.run(&template, call).await?;
+            let start = if began.ready { Start::Ready } else { start };
             let phases =
                 Phases { queue: admitted - received, load, instantiate: began.instantiate, enter: began.enter, run: began.run };
             function.meter.started(start);

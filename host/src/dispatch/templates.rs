@@ -14,7 +14,7 @@ use lru::LruCache;
 
 use super::catalog::Function;
 use crate::artifacts::{ArtifactError, Artifacts, FileId};
-use crate::engine::build::Builder;
+use crate::engine::build::{Builder, Job, Outputs};
 use crate::engine::{Engine, Template};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, TenantId};
@@ -175,8 +175,10 @@ impl Templates {
         let (artifacts, tenant, wasm) = (self.0.artifacts.clone(), function.tenant.clone(), function.revision.wasm);
         let pin = artifacts.pin([FileId::wasm(&tenant, wasm), FileId::artifact(&tenant, key)]);
         let module = blocking(move || artifacts.open_wasm(&tenant, wasm)).await?.map_err(|error| lost(&error))?;
-        let staged = self.0.artifacts.staging_path();
-        self.0.builder.build(module, staged.path()).await.map_err(|fault| match fault.code {
+        let (staged, snapshot) = (self.0.artifacts.staging_path(), self.0.artifacts.staging_path());
+        let outputs = Outputs { native: staged.path().into(), snapshot: snapshot.path().into() };
+        let job = Job::recompile(&function.name, &function.revision.manifest);
+        self.0.builder.build(module, job, &outputs).await.map_err(|fault| match fault.code {
             Code::Overloaded => fault,
             // It was built once: what ails it now is this node's, not that of whoever calls the function.
             _ => {

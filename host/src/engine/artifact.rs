@@ -4,6 +4,7 @@
 //! it takes the proof that they were.
 
 use std::fmt;
+use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use wasmtime::component::Component;
@@ -34,18 +35,45 @@ impl Code {
         (range.end as usize).saturating_sub(range.start as usize)
     }
 
+    /// Guest memory at its start, in bytes; 0 when the code does not say.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let needed = match self {
+            Self::Module(module) => Some(module.resources_required()),
+            Self::Component(component) => component.resources_required(),
+        };
+        needed.and_then(|needed| needed.max_initial_memory_size).map_or(0, |pages| pages.saturating_mul(64 << 10))
+    }
+
     /// Maps a verified artifact. Cost: one mapping and its relocation, no copy.
     ///
     /// # Errors
     /// When it was compiled for other settings or by another version of the engine.
     #[expect(unsafe_code, reason = "wasmtime cannot check native code; VerifiedArtifact is the proof that we made it")]
     pub(super) fn load(engine: &Engine, kind: Kind, artifact: &VerifiedArtifact) -> Result<Self> {
-        // The very file that was verified, whatever its path now leads to.
-        let path = format!("/proc/self/fd/{}", artifact.file.as_raw_fd());
-        // SAFETY: `deserialize_file` wants native code that this version of wasmtime produced, and a file that does not change
-        // while it is mapped. `VerifiedArtifact` is only made after the MAC over all bytes matched under the key of this data
-        // directory, which only a build of this host writes with; the file lies in a folder of mode 0700 and is never
-        // written after its rename, only unlinked. wasmtime itself checks its version and all settings that matter.
+        // SAFETY: `VerifiedArtifact` is only made after the MAC over all bytes matched under the key of this data directory, which
+        // only a build of this host writes with; the file lies in a folder of mode 0700 and is never written after its rename, only
+        // unlinked.
+        unsafe { Self::map(engine, kind, &artifact.file) }
+    }
+
+    /// Maps what this very process has just compiled and written.
+    ///
+    /// # Errors
+    /// As [`Code::load`].
+    #[expect(unsafe_code, reason = "wasmtime cannot check native code; this process has made it")]
+    pub(super) fn load_own(engine: &Engine, kind: Kind, file: &File) -> Result<Self> {
+        // SAFETY: only the build process calls this, with the file that it created new and wrote what wasmtime gave it to; nobody
+        // else knows its name while it is staged.
+        unsafe { Self::map(engine, kind, file) }
+    }
+
+    /// # Safety
+    /// `file` must hold native code that this version of wasmtime produced, and not change while it is mapped.
+    #[expect(unsafe_code, reason = "wasmtime cannot check native code; the callers say who made it")]
+    unsafe fn map(engine: &Engine, kind: Kind, file: &File) -> Result<Self> {
+        // The very file that was opened, whatever its path now leads to.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        // SAFETY: as the caller promises. wasmtime itself checks its version and all settings that matter.
         unsafe {
             match kind {
                 Kind::Handler | Kind::Command => Module::deserialize_file(engine, path).map(Self::Module),

@@ -11,11 +11,13 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
-use wasmtime::{Error, Result, Store};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime::{Error, ModuleExport, Result, Store};
+use wasmtime_wasi::p2::bindings::Command as Command02;
+use wasmtime_wasi::p3::bindings::Command as Command03;
+use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p3::Request as Request03;
-use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::p3::bindings::Service;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView};
 
 use super::template::{Entry, Template};
@@ -46,14 +48,75 @@ pub(super) struct Input {
     pub(super) reply: Arc<Reply>,
 }
 
-/// Starts a guest. Nothing runs before the first poll.
-pub(super) fn start(template: Arc<Template>, store: Store<Host>, input: Input) -> Guest {
-    match template.shape.kind {
-        super::Kind::Handler => Box::pin(end(store, async move |store| handler(&template, store).await)),
-        super::Kind::Http02 => Box::pin(end(store, async move |store| http02(&template, store, input).await)),
-        super::Kind::Http03 => Box::pin(end(store, async move |store| http03(&template, store, input).await)),
-        _ => Box::pin(end(store, async move |store| command(&template, store, input).await)),
+/// An instance in which nothing ran but its own start.
+pub(super) enum Live {
+    Module(wasmtime::Instance),
+    Command02(Command02),
+    Command03(Command03),
+    Http02(Proxy),
+    Http03(Service),
+}
+
+/// Starts a guest in a fresh store, or in an instance that waited. Nothing runs before the first poll.
+pub(super) fn start(template: Arc<Template>, store: Store<Host>, live: Option<Live>, input: Input) -> Guest {
+    let call = async move |store: &mut Store<Host>| {
+        let entry = &template.resolved().entry;
+        let live = match live {
+            Some(live) => live,
+            None => instantiate(entry, store).await?,
+        };
+        serve(entry, store, &live, input).await
+    };
+    Box::pin(end(store, call))
+}
+
+/// Makes an instance and runs what it runs at its start.
+pub(super) async fn instantiate(entry: &Entry, store: &mut Store<Host>) -> Result<Live> {
+    let live = match entry {
+        Entry::Handler { pre, .. } | Entry::Command { pre, .. } => Live::Module(pre.instantiate_async(&mut *store).await?),
+        Entry::Command02(pre) => Live::Command02(pre.instantiate_async(&mut *store).await?),
+        Entry::Command03(pre) => Live::Command03(pre.instantiate_async(&mut *store).await?),
+        Entry::Http02(pre) => Live::Http02(pre.instantiate_async(&mut *store).await?),
+        Entry::Http03(pre) => Live::Http03(pre.instantiate_async(&mut *store).await?),
+    };
+    store.data().reply.mark_instantiated();
+    if let (Live::Module(instance), Entry::Handler { prelude, .. } | Entry::Command { prelude, .. }) = (&live, entry) {
+        for export in prelude {
+            call_export(store, *instance, export).await?;
+        }
     }
+    Ok(live)
+}
+
+/// Asks an instance what its kind is asked.
+pub(super) async fn serve(entry: &Entry, store: &mut Store<Host>, live: &Live, input: Input) -> Result<Result<(), Fault>> {
+    match (live, entry) {
+        (Live::Module(instance), Entry::Handler { handle, restored, .. }) => {
+            handler(store, *instance, handle, restored.as_ref()).await
+        }
+        (Live::Http02(proxy), _) => http02(store, proxy, input).await,
+        (Live::Http03(service), _) => http03(store, service, input).await,
+        (Live::Module(instance), Entry::Command { start, .. }) => {
+            let ended = call_export(store, *instance, start).await.map(Ok);
+            command(store, ended, input)
+        }
+        (Live::Command02(guest), _) => {
+            let ended = guest.wasi_cli_run().call_run(&mut *store).await;
+            command(store, ended, input)
+        }
+        (Live::Command03(guest), _) => {
+            let ran = store.run_concurrent(async |accessor| guest.wasi_cli_run().call_run(accessor).await).await;
+            command(store, ran.and_then(|inner| inner), input)
+        }
+        (Live::Module(_), _) => Err(wasmtime::format_err!("a core module was started with the entry of a component")),
+    }
+}
+
+/// Calls an export without parameters and results.
+async fn call_export(store: &mut Store<Host>, instance: wasmtime::Instance, export: &ModuleExport) -> Result<()> {
+    let function = instance.get_module_export(&mut *store, export).and_then(wasmtime::Extern::into_func);
+    let function = function.ok_or_else(|| wasmtime::format_err!("the instance is of another module than its template"))?;
+    function.typed::<(), ()>(&*store)?.call_async(&mut *store, ()).await
 }
 
 /// Runs `call` and turns its error into a fault.
@@ -65,7 +128,7 @@ async fn end(mut store: Store<Host>, call: impl AsyncFnOnce(&mut Store<Host>) ->
     Ended { result, store }
 }
 
-fn fault(error: &Error, store: &Store<Host>) -> Fault {
+pub(super) fn fault(error: &Error, store: &Store<Host>) -> Fault {
     match classify(error, &store.data().memory) {
         Exit::Fault(fault) => {
             if fault.code == Code::GuestTrap {
@@ -82,19 +145,14 @@ fn exited(code: i32) -> Fault {
         .hint("what it wrote to standard error is in its log: hob logs NAME")
 }
 
-fn mismatch(what: &str) -> Error {
-    wasmtime::format_err!("the template of another kind was called as {what}")
-}
-
-async fn handler(template: &Template, store: &mut Store<Host>) -> Result<Result<(), Fault>> {
-    let Entry::Handler { pre, handle, initialize } = &template.entry else { return Err(mismatch("a handler")) };
-    let instance = pre.instantiate_async(&mut *store).await?;
-    store.data().reply.mark_instantiated();
-    for export in initialize.iter().chain([handle]) {
-        let Some(function) = instance.get_module_export(&mut *store, export).and_then(wasmtime::Extern::into_func) else {
-            return Err(mismatch("a handler without its entry"));
-        };
-        function.typed::<(), ()>(&*store)?.call_async(&mut *store, ()).await?;
+async fn handler(
+    store: &mut Store<Host>,
+    instance: wasmtime::Instance,
+    handle: &ModuleExport,
+    restored: Option<&ModuleExport>,
+) -> Result<Result<(), Fault>> {
+    for export in restored.into_iter().chain([handle]) {
+        call_export(store, instance, export).await?;
     }
     if store.data().exchange.has_responded() {
         return Ok(Ok(()));
@@ -102,29 +160,8 @@ async fn handler(template: &Template, store: &mut Store<Host>) -> Result<Result<
     Ok(Err(Fault::executed(Code::GuestNoResponse, "the function returned without calling 'respond'")))
 }
 
-async fn command(template: &Template, store: &mut Store<Host>, input: Input) -> Result<Result<(), Fault>> {
-    let ended = match &template.entry {
-        Entry::Command { pre, start } => {
-            let instance = pre.instantiate_async(&mut *store).await?;
-            store.data().reply.mark_instantiated();
-            let Some(function) = instance.get_module_export(&mut *store, start).and_then(wasmtime::Extern::into_func) else {
-                return Err(mismatch("a command without '_start'"));
-            };
-            function.typed::<(), ()>(&*store)?.call_async(&mut *store, ()).await.map(Ok)
-        }
-        Entry::Command02(pre) => {
-            let command = pre.instantiate_async(&mut *store).await?;
-            store.data().reply.mark_instantiated();
-            command.wasi_cli_run().call_run(&mut *store).await
-        }
-        Entry::Command03(pre) => {
-            let command = pre.instantiate_async(&mut *store).await?;
-            store.data().reply.mark_instantiated();
-            let ran = store.run_concurrent(async |accessor| command.wasi_cli_run().call_run(accessor).await).await;
-            ran.and_then(|inner| inner)
-        }
-        _ => return Err(mismatch("a command")),
-    };
+/// What the end of a command means.
+fn command(store: &mut Store<Host>, ended: Result<Result<(), ()>>, input: Input) -> Result<Result<(), Fault>> {
     let code = match ended {
         Ok(Ok(())) => 0,
         Ok(Err(())) => 1,
@@ -143,12 +180,8 @@ async fn command(template: &Template, store: &mut Store<Host>, input: Input) -> 
     Ok(Ok(()))
 }
 
-async fn http02(template: &Template, store: &mut Store<Host>, input: Input) -> Result<Result<(), Fault>> {
-    let Entry::Http02(pre) = &template.entry else { return Err(mismatch("a 0.2 component")) };
-    let pre: &ProxyPre<Host> = pre;
-    let Some(request) = input.request else { return Err(mismatch("a component without a request")) };
-    let proxy = pre.instantiate_async(&mut *store).await?;
-    store.data().reply.mark_instantiated();
+async fn http02(store: &mut Store<Host>, proxy: &Proxy, input: Input) -> Result<Result<(), Fault>> {
+    let Some(request) = input.request else { return Err(without_request()) };
     let mut host = store.data_mut().http();
     let request = host.new_incoming_request(Scheme::Http, request)?;
     let reply = input.reply.clone();
@@ -160,12 +193,12 @@ async fn http02(template: &Template, store: &mut Store<Host>, input: Input) -> R
     Ok(Err(Fault::executed(Code::GuestNoResponse, "the function returned without setting a response")))
 }
 
-async fn http03(template: &Template, store: &mut Store<Host>, input: Input) -> Result<Result<(), Fault>> {
-    let Entry::Http03(pre) = &template.entry else { return Err(mismatch("a 0.3 component")) };
-    let pre: &ServicePre<Host> = pre;
-    let Some(request) = input.request else { return Err(mismatch("a component without a request")) };
-    let service = pre.instantiate_async(&mut *store).await?;
-    store.data().reply.mark_instantiated();
+fn without_request() -> Error {
+    wasmtime::format_err!("a component was called without a request")
+}
+
+async fn http03(store: &mut Store<Host>, service: &Service, input: Input) -> Result<Result<(), Fault>> {
+    let Some(request) = input.request else { return Err(without_request()) };
     // What the guest makes of the request's body is its own affair: the future only tells how that went.
     let (request, _processed) = Request03::from_http(store.data_mut().http().hooks, request);
     let reply = input.reply;

@@ -30,6 +30,8 @@ use crate::net::afterwards;
 use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
 
+use super::large::Trial;
+use super::ready::{Recipe, Waiting};
 use super::template::Template;
 
 /// One call of a template.
@@ -55,6 +57,8 @@ pub struct Call {
     pub permit: Option<Permit>,
     /// When it was admitted: its wall deadline counts from here.
     pub admitted: Instant,
+    /// Whether an instance that waits may serve it.
+    pub may_be_ready: bool,
 }
 
 /// A response that has begun.
@@ -62,6 +66,8 @@ pub struct Call {
 pub struct Began {
     /// Head and body; the body streams as the guest writes it.
     pub response: Response<Payload>,
+    /// Whether the instance had waited for it.
+    pub ready: bool,
     /// From `Store::new` to a live instance.
     pub instantiate: Duration,
     /// From there to the guest's first host call; nothing for kinds that are not watched so closely.
@@ -78,9 +84,14 @@ impl Engine {
     /// # Cancellation
     /// Dropping the future ends the guest, as does dropping the body of the response.
     pub async fn run(&self, template: &Arc<Template>, call: Call) -> Result<Began, Fault> {
-        let place = self.admit().await?;
+        let waiting = if call.may_be_ready { template.ready.take() } else { None };
+        let vessel = match waiting {
+            Some(waiting) => Vessel::Waiting(waiting),
+            None => Vessel::Fresh(self.place(template.resolved().place).admit().await?),
+        };
         let began = Instant::now();
-        let mut running = Running::start(self, template, call, place, began)?;
+        let mut running = Running::start(self, template, call, vessel, began)?;
+        let ready = running.ready;
         let reply = running.reply.clone();
         let mut now = Some(began);
         let first = std::future::poll_fn(|cx| match running.poll_slice(cx, now.take().unwrap_or_else(Instant::now)) {
@@ -92,6 +103,9 @@ impl Engine {
         });
         let (ended, head) = first.await;
         let instantiated = reply.instantiated().unwrap_or(began);
+        if !ready {
+            template.ready.measured(instantiated - began);
+        }
         let done = ended.is_some();
         let ended_at = running.looked;
         let fault = ended.and_then(|ended| running.finish(ended));
@@ -109,11 +123,20 @@ impl Engine {
         let entered = reply.entered().unwrap_or(instantiated);
         Ok(Began {
             response,
+            ready,
             instantiate: instantiated - began,
             enter: entered - instantiated,
             run: ended_at.saturating_duration_since(entered),
         })
     }
+}
+
+/// Where an invocation runs.
+enum Vessel {
+    /// In an instance to be made, whose place this is.
+    Fresh(Permit),
+    /// In one that waited.
+    Waiting(Waiting),
 }
 
 /// A guest that is being driven.
@@ -131,6 +154,13 @@ struct Running {
     timer: Option<Pin<Box<Sleep>>>,
     response_limit: u64,
     books: Books,
+    ready: bool,
+    /// For the instance that the next invocation may find waiting.
+    engine: Engine,
+    template: Arc<Template>,
+    recipe: Recipe,
+    /// Page faults of this thread before the guest ran, while its template is on trial.
+    faults: Option<u64>,
     /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first. A store that outlives its
     /// guest takes them along.
     places: Option<(Permit, Option<Permit>)>,
@@ -155,10 +185,12 @@ impl Books {
 }
 
 impl Running {
-    fn start(engine: &Engine, template: &Arc<Template>, call: Call, place: Permit, began: Instant) -> Result<Self, Fault> {
+    fn start(engine: &Engine, template: &Arc<Template>, call: Call, vessel: Vessel, began: Instant) -> Result<Self, Fault> {
         let kind = template.shape.kind;
+        let faults = template.trial.as_ref().and_then(Trial::begin);
         let reply = Arc::new(Reply::default());
         let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
+        let recipe = Recipe { limits: call.limits.clone(), environment: call.environment.clone(), log: log.clone() };
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
         let (parts, body) = call.request.into_parts();
         match kind {
@@ -178,8 +210,18 @@ impl Running {
             streams: Streams::Served { input },
             exchange,
         };
-        let (store, output) = store::build(engine.lane(template.shape.lane), blueprint);
-        let guest = call::start(template.clone(), store, Input { request, output, reply: reply.clone() });
+        let ready = matches!(vessel, Vessel::Waiting(_));
+        let (store, output, live, place) = match vessel {
+            Vessel::Fresh(place) => {
+                let (store, output) = store::build(&engine.place(template.resolved().place).engine, blueprint);
+                (store, output, None, place)
+            }
+            Vessel::Waiting(Waiting { live, mut store, place, .. }) => {
+                let output = store::dedicate(&mut store, blueprint);
+                (store, output, Some(live), place)
+            }
+        };
+        let guest = call::start(template.clone(), store, live, Input { request, output, reply: reply.clone() });
         engine.metrics().instances.inc();
         let wall = call.limits.duration(Limit::Wall);
         Ok(Self {
@@ -193,6 +235,11 @@ impl Running {
             timer: None,
             response_limit: call.limits.get(Limit::ResponseBody),
             books: Books { log, meter: call.meter, metrics: engine.metrics().clone() },
+            ready,
+            engine: engine.clone(),
+            template: template.clone(),
+            recipe,
+            faults,
             places: Some((place, call.permit)),
         })
     }
@@ -223,6 +270,7 @@ impl Running {
                     self.reply.cut(fault.code);
                 }
                 afterwards::put_off((store, self.places.take()));
+                self.learn();
                 result.err()
             }
             Stopped::Deadline => {
@@ -233,6 +281,16 @@ impl Running {
                 Some(Fault::executed(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml, or do less"))
             }
         }
+    }
+
+    /// What this invocation means for how the next ones begin.
+    fn learn(&self) {
+        if let (Some(trial), Some(before)) = (&self.template.trial, self.faults)
+            && trial.end(before)
+        {
+            self.engine.enlarge(&self.template);
+        }
+        self.engine.keep_ready(&self.template, || self.recipe.clone());
     }
 
     fn account(&self, memory_bytes: u64) {

@@ -11,7 +11,9 @@ use super::kind::Lane;
 pub const ENGINE_VERSION: &str = "wasmtime-48.0.8/hob-1";
 
 /// Memory and table bytes of a slot that stay resident between two instances: reset by copying instead of by the kernel.
-const KEEP_RESIDENT: usize = 128 << 10;
+pub(super) const KEEP_RESIDENT: usize = 128 << 10;
+/// The same in the pool for large guests (`large.rs`).
+pub(super) const LARGE_KEEP_RESIDENT: usize = 16 << 20;
 /// Stack of a guest and of the fiber it runs on, in bytes; the difference is left to host calls.
 const WASM_STACK: usize = 512 << 10;
 const FIBER_STACK: usize = 2 << 20;
@@ -32,7 +34,7 @@ fn common(lane: Lane) -> Result<Config> {
         .epoch_interruption(true)
         .memory_init_cow(true)
         // Otherwise a large sparse snapshot is copied at each start instead of mapped.
-        .memory_guaranteed_dense_image_size(1 << 30)
+        .memory_guaranteed_dense_image_size(4 << 30)
         .max_wasm_stack(WASM_STACK)
         .async_stack_size(FIBER_STACK)
         .concurrency_support(lane == Lane::Concurrent)
@@ -51,7 +53,8 @@ fn common(lane: Lane) -> Result<Config> {
     Ok(config)
 }
 
-/// The engine of the build process: it compiles and never instantiates more than once, so it has no pool.
+/// The engine of the build process: it compiles, and runs what has to be run before a function is deployed. It has no pool, whose
+/// tables alone would pass the child's memory limit.
 ///
 /// # Errors
 /// When wasmtime refuses the settings: a bug of ours.
@@ -59,11 +62,11 @@ pub(super) fn compiling(lane: Lane) -> Result<Engine> {
     Engine::new(&common(lane)?)
 }
 
-/// The engine of the daemon, with a pool for `instances` instances at once.
+/// An engine of the daemon, with a pool for `instances` instances at once, `keep_resident` bytes of each kept resident.
 ///
 /// # Errors
 /// When the address space for the pool cannot be reserved.
-pub(super) fn serving(lane: Lane, instances: u32) -> Result<Engine> {
+pub(super) fn serving(lane: Lane, instances: u32, keep_resident: usize) -> Result<Engine> {
     let mut pool = PoolingAllocationConfig::new();
     // A component has several core instances (its adapters), and may have more than one memory. Each memory reserves 4 GiB of
     // addresses, 47 bits of which are there: 25,000 for both lanes together at the most instances a node may have.
@@ -85,11 +88,19 @@ pub(super) fn serving(lane: Lane, instances: u32) -> Result<Engine> {
         .max_component_instance_size(INSTANCE_BYTES)
         .table_elements(TABLE_ELEMENTS)
         .max_unused_warm_slots(memories)
-        .linear_memory_keep_resident(KEEP_RESIDENT)
+        .linear_memory_keep_resident(keep_resident)
         .table_keep_resident(KEEP_RESIDENT)
         // Wasmtime 48 can hand a swapped-out dirty page of one instance to the next if this is on (fixed upstream in 50).
         .pagemap_scan(Enabled::No);
     let mut config = common(lane)?;
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool)).parallel_compilation(false);
     Engine::new(&config)
+}
+
+/// The engine of the build process for what runs there once and is thrown away: compiled fast, not well.
+///
+/// # Errors
+/// As [`compiling`].
+pub(super) fn initialising(lane: Lane) -> Result<Engine> {
+    Engine::new(common(lane)?.cranelift_opt_level(OptLevel::None))
 }

@@ -3,6 +3,7 @@
 //! Owns what is looked up once so that no invocation looks it up again. Knows nothing about which function a template is of.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use wasmtime::component::InstancePre as ComponentPre;
 use wasmtime::error::Context as _;
@@ -14,20 +15,34 @@ use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use super::artifact::Code;
 use super::kind::{Kind, Shape};
+use super::large::Trial;
+use super::ready::Ready;
 use crate::capability::Host;
-use crate::capability::handler::ENTRY;
+use crate::capability::handler::{ENTRY, INIT, RESTORED, WIZER_INIT};
 
 /// A function that can be instantiated now. Dropping it frees its code once the last instance is gone.
 pub struct Template {
     pub(super) shape: Shape,
-    pub(super) entry: Entry,
+    pub(super) code: Resolved,
+    /// The same code once more, in the pool for large guests, once it was found to be worth it.
+    large: OnceLock<Resolved>,
+    /// Whether it is; `None` when the guest is of a size for which it never is.
+    pub(super) trial: Option<Trial>,
+    pub(super) ready: Ready,
     image_bytes: usize,
+}
+
+/// Code with everything resolved, on one engine.
+pub(super) struct Resolved {
+    pub(super) entry: Entry,
+    /// Which of the node's engines.
+    pub(super) place: usize,
 }
 
 /// Where to call in.
 pub(super) enum Entry {
-    Handler { pre: InstancePre<Host>, handle: ModuleExport, initialize: Option<ModuleExport> },
-    Command { pre: InstancePre<Host>, start: ModuleExport },
+    Handler { pre: InstancePre<Host>, handle: ModuleExport, prelude: Vec<ModuleExport>, restored: Option<ModuleExport> },
+    Command { pre: InstancePre<Host>, start: ModuleExport, prelude: Vec<ModuleExport> },
     Command02(CommandPre<Host>),
     Command03(Command03Pre<Host>),
     Http02(ProxyPre<Host>),
@@ -35,6 +50,41 @@ pub(super) enum Entry {
 }
 
 impl Entry {
+    /// Resolves loaded code.
+    ///
+    /// # Errors
+    /// When an import is missing or of another type, or the entry is not what the kind promises. The build checks both, so this
+    /// means that artifact and daemon do not belong together.
+    pub(super) fn new(
+        kind: Kind,
+        code: &Code,
+        modules: Option<&wasmtime::Linker<Host>>,
+        components: &wasmtime::component::Linker<Host>,
+    ) -> Result<Self> {
+        match code {
+            Code::Module(module) => Self::of_module(kind, module, modules.context("core modules run on the plain lane")?),
+            Code::Component(component) => Self::of_component(kind, components.instantiate_pre(component)?),
+        }
+    }
+
+    fn of_module(kind: Kind, module: &Module, linker: &wasmtime::Linker<Host>) -> Result<Self> {
+        let pre = linker.instantiate_pre(module)?;
+        let export = |name: &str| module.get_export_index(name).with_context(|| format!("the module exports no '{name}'"));
+        // A snapshot took these away when it had run them.
+        let prelude = |names: &[&str]| names.iter().filter_map(|name| module.get_export_index(name)).collect();
+        match kind {
+            Kind::Handler => Ok(Self::Handler {
+                pre,
+                handle: export(ENTRY)?,
+                prelude: prelude(&["_initialize", WIZER_INIT, INIT]),
+                restored: module.get_export_index(RESTORED),
+            }),
+            // What a command has for constructors it runs itself.
+            Kind::Command => Ok(Self::Command { pre, start: export("_start")?, prelude: prelude(&[WIZER_INIT]) }),
+            other => wasmtime::bail!("a {} is no core module", other.as_str()),
+        }
+    }
+
     /// The entry of a component, whose imports are resolved.
     ///
     /// # Errors
@@ -57,35 +107,31 @@ impl fmt::Debug for Template {
 }
 
 impl Template {
-    /// Resolves loaded code.
-    ///
-    /// # Errors
-    /// When an import is missing or of another type, or the entry is not what the kind promises. The build checks both, so this
-    /// means that artifact and daemon do not belong together.
-    pub(super) fn new(
-        shape: Shape,
-        code: Code,
-        modules: &wasmtime::Linker<Host>,
-        components: &wasmtime::component::Linker<Host>,
-    ) -> Result<Self> {
-        let image_bytes = code.image_bytes();
-        let entry = match code {
-            Code::Module(module) => Self::module_entry(shape.kind, &module, modules)?,
-            Code::Component(component) => Entry::of_component(shape.kind, components.instantiate_pre(&component)?)?,
-        };
-        Ok(Self { shape, entry, image_bytes })
+    /// A template of resolved code that maps `image_bytes`.
+    pub(super) fn new(shape: Shape, code: Resolved, trial: Option<Trial>, image_bytes: usize) -> Self {
+        Self { shape, code, large: OnceLock::new(), trial, ready: Ready::default(), image_bytes }
     }
 
-    fn module_entry(kind: Kind, module: &Module, linker: &wasmtime::Linker<Host>) -> Result<Entry> {
-        let pre = linker.instantiate_pre(module)?;
-        let export = |name: &str| module.get_export_index(name).with_context(|| format!("the module exports no '{name}'"));
-        match kind {
-            Kind::Handler => {
-                Ok(Entry::Handler { pre, handle: export(ENTRY)?, initialize: module.get_export_index("_initialize") })
-            }
-            Kind::Command => Ok(Entry::Command { pre, start: export("_start")? }),
-            other => wasmtime::bail!("a {} is no core module", other.as_str()),
-        }
+    /// The code to instantiate now.
+    pub(super) fn resolved(&self) -> &Resolved {
+        self.large.get().unwrap_or(&self.code)
+    }
+
+    /// From now on instances come from the pool for large guests.
+    pub(super) fn move_to(&self, large: Resolved) {
+        // The first move counts.
+        let _second = self.large.set(large);
+    }
+
+    /// Drops the instances that wait, and lets no more wait: the function has another revision.
+    pub fn retire(&self) {
+        self.ready.retire();
+    }
+
+    /// Instances that wait for an invocation.
+    #[must_use]
+    pub fn ready_instances(&self) -> usize {
+        self.ready.len()
     }
 
     /// What kind of function it is.

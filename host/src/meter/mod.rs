@@ -49,6 +49,11 @@ impl MemoryBudget {
         self.used = self.used.saturating_sub(bytes);
     }
 
+    /// Takes over what `earlier` has used, when an instance passes from one budget to another.
+    pub fn inherit(&mut self, earlier: &Self) {
+        (self.used, self.peak) = (earlier.used, earlier.peak);
+    }
+
     /// Whether any growth was refused: a trap after that is "out of memory" to its author.
     #[must_use]
     pub fn was_refused(&self) -> bool {

@@ -1,22 +1,33 @@
 //! The child process of a build.
 //!
-//! Owns what happens to a tenant's bytes: caps, kind, validation, linking, compilation. Invariant: the walls stand before the
-//! first byte is read. It has no network, no data and no environment: one file to read, one to write, one line to say.
-//! (Initialisation and its snapshot belong between linking and compilation; they will run the guest here.)
+//! Owns what happens to a tenant's bytes: caps, kind, initialisation and snapshot, validation, linking, compilation, and the trial
+//! of what came out. Invariant: the walls stand before the first byte is read, and nothing is reported as built that was not
+//! started. It has no network, no data and no environment: bytes to read, two files to write, one line to say.
 
-use std::io::{ErrorKind, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{ErrorKind, Write};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
 
 use super::detect::{Found, detect};
-use super::{Built, CHILD_COMMAND, Refused, Report};
-use crate::capability::handler::{ENTRY, MODULE};
+use super::job::Job;
+use super::rehearsal::{Rehearsal, Stage, Times};
+use super::snapshot::{self, Snapshot, Taken, Unfit};
+use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, native};
+use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
 use crate::capability::{self, Host, INTERFACES};
-use crate::engine::template::Entry;
+use crate::engine::artifact::Code;
+use crate::engine::template::Entry as CodeEntry;
 use crate::engine::{Kind, settings};
+use crate::fault::{Code as FaultCode, Fault};
+use crate::telemetry::logs::Entry;
+
+/// Lines of the log of initialisation and warm-up that are kept.
+const LOG_ENTRIES_MAX: usize = 200;
 
 /// Resource limits that the child sets on itself.
 #[derive(Debug, Clone, Copy)]
@@ -27,8 +38,8 @@ pub struct Walls {
     pub cpu_seconds: u64,
 }
 
-/// Largest native file a build may write, in bytes.
-const OUTPUT_BYTES_MAX: u64 = 2 << 30;
+/// Largest file a build may write, in bytes: a memory image can have 4 GiB, most of it holes.
+const OUTPUT_BYTES_MAX: u64 = 6 << 30;
 /// Files a build may have open.
 const FILES_MAX: u64 = 64;
 
@@ -39,9 +50,10 @@ impl Walls {
         [self.memory_bytes.to_string(), self.cpu_seconds.to_string()]
     }
 
-    fn from_args(args: &[String]) -> Option<(Self, PathBuf)> {
-        let [memory, cpu, output] = args else { return None };
-        Some((Self { memory_bytes: memory.parse().ok()?, cpu_seconds: cpu.parse().ok()? }, output.into()))
+    fn from_args(args: &[String]) -> Option<(Self, Outputs)> {
+        let [memory, cpu, native, snapshot] = args else { return None };
+        let outputs = Outputs { native: native.into(), snapshot: snapshot.into() };
+        Some((Self { memory_bytes: memory.parse().ok()?, cpu_seconds: cpu.parse().ok()? }, outputs))
     }
 
     /// Stands the walls up around this process.
@@ -66,11 +78,11 @@ pub fn run_if_child() {
 }
 
 fn run(args: &[String]) -> i32 {
-    let Some((walls, output)) = Walls::from_args(args) else {
-        let _ = writeln!(std::io::stderr(), "{CHILD_COMMAND} is started by hob itself: expected memory, seconds and a file");
+    let Some((walls, outputs)) = Walls::from_args(args) else {
+        let _ = writeln!(std::io::stderr(), "{CHILD_COMMAND} is started by hob itself: expected memory, seconds and two files");
         return 2;
     };
-    let done = walls.stand().map_err(Into::into).and_then(|()| work(&output));
+    let done = walls.stand().map_err(Into::into).and_then(|()| work(&outputs));
     let said = done.and_then(|report| Ok(serde_json::to_writer(std::io::stdout(), &report)?));
     match said {
         Ok(()) => 0,
@@ -81,29 +93,152 @@ fn run(args: &[String]) -> i32 {
     }
 }
 
-/// Reads the module from standard input and writes its native code.
-fn work(output: &Path) -> anyhow::Result<Report> {
-    let mut wasm = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut wasm)?;
-    let found = match detect(&wasm) {
-        Ok(found) => found,
-        Err(refused) => return Ok(Report::Refused(refused)),
-    };
-    let engine = settings::compiling(found.shape.lane)?;
-    let native = match compile(&engine, &found, &wasm) {
-        Ok(native) => native,
-        Err(refused) => return Ok(Report::Refused(refused)),
-    };
-    match std::fs::File::create_new(output).and_then(|mut file| file.write_all(&native)) {
-        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge) => {
-            return Ok(Report::NoSpace);
-        }
-        written => written?,
+/// Reads job and module from standard input, and writes native code and snapshot.
+fn work(outputs: &Outputs) -> anyhow::Result<Report> {
+    let (job, mut wasm) = Job::read(&mut std::io::stdin().lock())?;
+    if job.restored {
+        wasm = native::decompress(wasm)?;
     }
-    Ok(Report::Built(Built { shape: found.shape.to_string(), memory_bytes_min: found.memory_bytes_min }))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    match runtime.block_on(make(&job, wasm, outputs)) {
+        Ok(built) => Ok(Report::Built(built)),
+        Err(Failure::Refused(refused)) => Ok(Report::Refused(refused)),
+        Err(Failure::Io(error)) => match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Ok(Report::NoSpace),
+            _ => Err(error.into()),
+        },
+    }
 }
 
-fn compile(engine: &Engine, found: &Found, wasm: &[u8]) -> Result<Vec<u8>, Refused> {
+/// Why nothing was built.
+enum Failure {
+    Refused(Refused),
+    Io(std::io::Error),
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Failure> {
+    let found = detect(&wasm)?;
+    let stage = Stage::new(job, found.shape);
+    let mut notes = Vec::new();
+    if !job.only_compiles() {
+        let unfit = match snapshot::take(&stage, &found, &wasm).await? {
+            Taken::Snapshot(snapshot) => match keep(&stage, &found, *snapshot, outputs).await? {
+                Ok(built) => return Ok(built),
+                Err(unfit) => Some(unfit),
+            },
+            Taken::Nothing if snapshot::is_required(job.snapshot.mode) => Some(Unfit::new(
+                "there is nothing to run before the memory is kept",
+                "declare a warm-up request in [snapshot], or an initialisation (guest-sdk: #[hob_sdk::init])",
+            )),
+            Taken::Nothing => None,
+            Taken::Unfit(unfit) => Some(unfit),
+        };
+        if let Some(unfit) = unfit {
+            if snapshot::is_required(job.snapshot.mode) {
+                let detail = format!("no snapshot could be taken, and the manifest requires one: {}", unfit.reason);
+                return Err(Refused::unfit(detail, unfit.hint).into());
+            }
+            notes.push(format!("no snapshot: {}; {}", unfit.reason, unfit.hint));
+        }
+    }
+    let native = compile(&found, &wasm)?;
+    drop(wasm);
+    let image = native::write(&outputs.native, &native)?;
+    drop(native);
+    if !job.only_compiles() {
+        bare_start(&stage, &outputs.native, &notes).await?;
+    }
+    Ok(Built { notes, ..built(&stage, &found, image) })
+}
+
+/// Compiles a snapshot, and tries it before it is kept.
+async fn keep(stage: &Stage<'_>, found: &Found, snapshot: Snapshot, outputs: &Outputs) -> Result<Result<Built, Unfit>, Failure> {
+    let Snapshot { wasm, memory_bytes, statuses, notes } = snapshot;
+    let native = match compile(found, &wasm) {
+        Ok(native) => native,
+        Err(refused) => {
+            return Ok(Err(Unfit::new(
+                format!("what was kept does not compile: {}", refused.detail),
+                "keep less memory, or say snapshot = \"off\" in hob.toml",
+            )));
+        }
+    };
+    let image = native::write(&outputs.native, &native)?;
+    drop(native);
+    if let Err(fault) = verify(stage, &outputs.native, &statuses).await {
+        std::fs::remove_file(&outputs.native)?;
+        return Ok(Err(Unfit::new(
+            format!("an instance made of the snapshot failed: {}", fault.detail),
+            "the function keeps something that does not survive: a handle, a time, a number that must be new",
+        )));
+    }
+    native::compress(&outputs.snapshot, &wasm)?;
+    let snapshot = Some(Kept { memory_bytes });
+    Ok(Ok(Built { snapshot, notes, ..built(stage, found, image) }))
+}
+
+fn built(stage: &Stage<'_>, found: &Found, image: Range<u64>) -> Built {
+    let (entries, _) = stage.log.read(LOG_ENTRIES_MAX);
+    let said = |entry: &Arc<Entry>| Said { source: entry.source.as_str().into(), text: entry.text.clone() };
+    Built {
+        shape: found.shape.to_string(),
+        memory_bytes_min: found.memory_bytes_min,
+        image,
+        snapshot: None,
+        notes: Vec::new(),
+        log: entries.iter().map(said).collect(),
+    }
+}
+
+/// Makes two instances of what is to be published and repeats on each what was asked in warm-up.
+async fn verify(stage: &Stage<'_>, native: &Path, statuses: &[u16]) -> Result<(), Fault> {
+    let times = Times::of(&stage.job.limits);
+    for _ in 0..2 {
+        let (engine, code) = load(stage, native).map_err(Fault::internal)?;
+        let mut rehearsal = Rehearsal::start(stage, &engine, &code, times).await?;
+        let again = rehearsal.ask_all(&stage.job.snapshot.warmup).await?;
+        if again != statuses {
+            let detail = format!("the warm-up requests were answered with {statuses:?}, and by the snapshot with {again:?}");
+            return Err(Fault::executed(FaultCode::GuestBadResponse, detail));
+        }
+    }
+    Ok(())
+}
+
+/// Starts what is to be published once. What cannot start would answer no request.
+async fn bare_start(stage: &Stage<'_>, native: &Path, notes: &[String]) -> Result<(), Refused> {
+    let started = match load(stage, native) {
+        Ok((engine, code)) => Rehearsal::start(stage, &engine, &code, Times::of(&stage.job.limits)).await.map(drop),
+        Err(error) => Err(Fault::internal(format!("{error:#}"))),
+    };
+    started.map_err(|fault| {
+        let before = notes.first().map(|note| format!("; {note}")).unwrap_or_default();
+        let detail = format!("the function does not start: {}{before}", fault.detail);
+        Refused::unfit(detail, "correct its start, or say snapshot = \"off\" in hob.toml to deploy it untried")
+    })
+}
+
+fn load(stage: &Stage<'_>, native: &Path) -> wasmtime::Result<(crate::engine::Engine, Code)> {
+    let engine = settings::compiling(stage.shape.lane)?;
+    let file = std::fs::File::open(native)?;
+    let code = Code::load_own(&engine, stage.shape.kind, &file)?;
+    Ok((crate::engine::Engine::for_build(stage.shape.lane, engine)?, code))
+}
+
+fn compile(found: &Found, wasm: &[u8]) -> Result<Vec<u8>, Refused> {
+    let engine = &settings::compiling(found.shape.lane).map_err(|error| invalid(&error))?;
     match found.shape.kind {
         kind @ (Kind::Handler | Kind::Command) => {
             let module = Module::from_binary(engine, wasm).map_err(|error| invalid(&error))?;
@@ -136,8 +271,10 @@ fn check_module(engine: &Engine, kind: Kind, module: &Module) -> Result<(), Refu
     let entry = if kind == Kind::Handler { ENTRY } else { "_start" };
     let is_entry = |ty: ExternType| ty.func().is_some_and(|ty| ty.params().len() == 0 && ty.results().len() == 0);
     let is_bad = |name: &str| module.get_export(name).is_some_and(|ty| !is_entry(ty));
-    if kind == Kind::Handler && is_bad("_initialize") {
-        return Err(Refused::unfit("'_initialize' must be a function without parameters and results", "see guest-sdk/abi.md"));
+    let called: &[&str] = if kind == Kind::Handler { &["_initialize", INIT, WIZER_INIT, RESTORED] } else { &[WIZER_INIT] };
+    if let Some(name) = called.iter().find(|name| is_bad(name)) {
+        let detail = format!("'{name}' must be a function without parameters and results");
+        return Err(Refused::unfit(detail, "see guest-sdk/abi.md"));
     }
     if !module.get_export(entry).is_some_and(is_entry) {
         return Err(Refused::unfit(
@@ -170,7 +307,7 @@ fn check_component(engine: &Engine, found: &Found, component: &Component) -> Res
             format!("this host offers {}; rebuild against those, or leave the import out", INTERFACES.join(", ")),
         )
     })?;
-    Entry::of_component(found.shape.kind, pre).map(drop).map_err(|error| {
+    CodeEntry::of_component(found.shape.kind, pre).map(drop).map_err(|error| {
         let detail = format!("the component's entry is not what its name promises: {}", first_lines(&error));
         Refused::unfit(detail, "rebuild it with a current toolchain")
     })

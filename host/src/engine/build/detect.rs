@@ -7,7 +7,7 @@ use wasmparser::{ComponentExternalKind, Encoding, ExternalKind, Parser, Payload}
 
 use super::Refused;
 use super::caps::{Counts, MODULES, Malformed};
-use crate::capability::handler::{ENTRY, MODULE, MODULE_STEM};
+use crate::capability::handler::{ENTRY, INIT, MODULE, MODULE_STEM, WIZER_INIT};
 use crate::engine::{Kind, Lane, Shape};
 
 /// What the pass found.
@@ -15,6 +15,10 @@ use crate::engine::{Kind, Lane, Shape};
 pub(super) struct Found {
     pub(super) shape: Shape,
     pub(super) memory_bytes_min: u64,
+    /// The export that initialises it.
+    pub(super) init: Option<&'static str>,
+    /// Whether a core module runs something by itself when it is instantiated.
+    pub(super) has_start: bool,
 }
 
 const HINT_TARGET: &str =
@@ -49,6 +53,9 @@ struct Surface {
     component: bool,
     imports: Vec<String>,
     exports: Vec<String>,
+    /// Functions that a component exports by themselves, outside of any interface.
+    functions: Vec<String>,
+    has_start: bool,
 }
 
 /// Looks at all of a binary: caps, kind, lane.
@@ -65,7 +72,17 @@ pub(super) fn detect(bytes: &[u8]) -> Result<Found, Refused> {
         ),
     })?;
     let shape = if surface.component { component(&surface)? } else { module(&surface)? };
-    Ok(Found { shape, memory_bytes_min })
+    let has = |name: &str| surface.exports.iter().chain(&surface.functions).any(|export| export == name);
+    let init = match (has(INIT), has(WIZER_INIT)) {
+        (true, true) => {
+            let detail = format!("the module exports both '{INIT}' and '{WIZER_INIT}', and only one can be its initialisation");
+            return Err(Refused::unfit(detail, "keep one of them, and let it call the other"));
+        }
+        (true, false) => Some(INIT),
+        (false, true) => Some(WIZER_INIT),
+        (false, false) => None,
+    };
+    Ok(Found { shape, memory_bytes_min, init, has_start: surface.has_start })
 }
 
 fn scan(bytes: &[u8]) -> Result<(Surface, u64), Malformed> {
@@ -101,6 +118,7 @@ fn scan(bytes: &[u8]) -> Result<(Surface, u64), Malformed> {
                     }
                 }
             }
+            Payload::StartSection { .. } if outermost => surface.has_start = true,
             Payload::ComponentImportSection(section) if outermost => {
                 for import in section.clone() {
                     surface.imports.push(import?.name.name.into());
@@ -109,8 +127,10 @@ fn scan(bytes: &[u8]) -> Result<(Surface, u64), Malformed> {
             Payload::ComponentExportSection(section) if outermost => {
                 for export in section.clone() {
                     let export = export?;
-                    if export.kind == ComponentExternalKind::Instance {
-                        surface.exports.push(export.name.name.into());
+                    match export.kind {
+                        ComponentExternalKind::Instance => surface.exports.push(export.name.name.into()),
+                        ComponentExternalKind::Func => surface.functions.push(export.name.name.into()),
+                        _ => {}
                     }
                 }
             }

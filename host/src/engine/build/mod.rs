@@ -1,4 +1,4 @@
-//! Builds: a child process that checks and compiles what a tenant uploaded.
+//! Builds: a child process that checks, initialises and compiles what a tenant uploaded.
 //!
 //! Owns the child's life: its walls, its time, and what its end means. The node that serves never compiles or parses deep
 //! structure of tenant bytes itself. Invariant: whatever the child does, this side gets a report or a fault in bounded time.
@@ -6,22 +6,31 @@
 mod caps;
 pub mod child;
 mod detect;
+mod job;
+mod native;
+mod rehearsal;
+mod snapshot;
 
 pub use caps::{CAPS, Cap};
 pub use detect::check_magic;
+pub use job::Job;
 
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::config;
 use crate::fault::{Code, Fault};
+use crate::limits::Limit;
+use crate::manifest::SnapshotMode;
 use crate::meter::Admission;
 
 use super::Shape;
@@ -45,6 +54,39 @@ pub struct Built {
     pub shape: String,
     /// What its memories have at the start, in bytes.
     pub memory_bytes_min: u64,
+    /// Where in the native code its memory image lies.
+    pub image: Range<u64>,
+    /// The snapshot that was taken; its module is in the other output file.
+    pub snapshot: Option<Kept>,
+    /// What its author should know: why there is no snapshot, what is odd about it.
+    pub notes: Vec<String>,
+    /// What it said during initialisation and warm-up.
+    pub log: Vec<Said>,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Bytes of guest memory that it restores.
+    pub memory_bytes: u64,
+}
+
+/// A line that a guest wrote in the build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// Where: `stdout`, `stderr` or `log`.
+    pub source: String,
+    /// What.
+    pub text: String,
+}
+
+/// Where a build writes. Neither file may exist.
+#[derive(Debug, Clone)]
+pub struct Outputs {
+    /// Native code.
+    pub native: PathBuf,
+    /// The module that a snapshot became, compressed; only if one was taken.
+    pub snapshot: PathBuf,
 }
 
 impl Built {
@@ -107,27 +149,75 @@ impl Builder {
         Self { program, config, admission }
     }
 
-    /// Checks and compiles `wasm` into `output`, which must not exist.
+    /// Makes of `wasm` what `job` says, into `outputs`.
     ///
     /// # Errors
     /// `not-deployable` and `module-over-cap` with what the child found, `build-over-limit` when it passed its time or memory,
     /// `overloaded` when the queue is full.
     /// # Cancellation
-    /// Dropping the future kills the child. `output` may be left behind half-written.
-    pub async fn build(&self, wasm: File, output: &Path) -> Result<Built, Fault> {
+    /// Dropping the future kills the child. The outputs may be left behind half-written.
+    pub async fn build(&self, mut wasm: File, job: Job, outputs: &Outputs) -> Result<Built, Fault> {
         let _place = self.admission.admit().await.map_err(|_| {
             let fault = Fault::new(Code::Overloaded, "too many builds are waiting").retry_after(Duration::from_secs(5));
             fault.hint("try again, or raise build.queue")
         })?;
-        let walls = child::Walls { memory_bytes: self.config.memory.0, cpu_seconds: self.config.cpu.0.as_secs() };
+        let job = Job { init: self.config.init.0, snapshot_bytes_max: self.config.snapshot_bytes_max.0, ..job };
+        match self.run(&wasm, &job, outputs).await {
+            // What passed the walls of the process may have been the guest's initialisation, which can be left to each start.
+            Err(fault) if fault.code == Code::BuildOverLimit && job.snapshot.mode == SnapshotMode::Auto && !job.restored => {
+                for output in [&outputs.native, &outputs.snapshot] {
+                    if let Err(error) = std::fs::remove_file(output)
+                        && error.kind() != std::io::ErrorKind::NotFound
+                    {
+                        return Err(Fault::internal(error));
+                    }
+                }
+                wasm.seek(SeekFrom::Start(0)).map_err(Fault::internal)?;
+                let mut plain = job;
+                plain.snapshot.mode = SnapshotMode::Off;
+                // The first end is the one to tell of, if this one is no better.
+                let mut built = self.run(&wasm, &plain, outputs).await.map_err(|_| fault.clone())?;
+                built.notes.push(format!("no snapshot: {}", fault.detail));
+                Ok(built)
+            }
+            done => done,
+        }
+    }
+
+    /// Data memory of a build: what the compiler needs, and five times what the function may have, for a snapshot exists in up to
+    /// five copies on its way (`docs/decisions/0010-snapshots.md`).
+    fn memory_bytes(&self, job: &Job) -> Memory {
+        let wanted = self.config.memory.0.saturating_add(job.limits.get(Limit::Memory).saturating_mul(5));
+        let max = self.config.memory_max.map_or_else(half_the_machine, |max| max.0).max(self.config.memory.0);
+        Memory { wanted, granted: wanted.min(max) }
+    }
+
+    async fn run(&self, wasm: &File, job: &Job, outputs: &Outputs) -> Result<Built, Fault> {
+        let memory = self.memory_bytes(job);
+        let walls = child::Walls { memory_bytes: memory.granted, cpu_seconds: self.config.cpu.0.as_secs() };
         let mut command = Command::new(&self.program);
-        command.arg(CHILD_COMMAND).args(walls.to_args()).arg(output).env_clear().current_dir("/");
+        command.arg(CHILD_COMMAND).args(walls.to_args()).arg(&outputs.native).arg(&outputs.snapshot).env_clear().current_dir("/");
         // The allocator would else reserve more at once than the walls allow; the number is KiB.
         command.env("MIMALLOC_ARENA_RESERVE", "32768");
-        command.stdin(Stdio::from(wasm)).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(Fault::internal)?;
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (head, module) = (job.to_bytes().map_err(Fault::internal)?, wasm.try_clone().map_err(Fault::internal)?);
         let talk = async {
+            let write = async {
+                let Some(mut pipe) = stdin else { return Ok(()) };
+                let mut module = tokio::fs::File::from_std(module);
+                let written = async {
+                    pipe.write_all(&head).await?;
+                    tokio::io::copy(&mut module, &mut pipe).await?;
+                    pipe.shutdown().await
+                };
+                match written.await {
+                    // It has ended before it read all: its report or its status says why.
+                    Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+                    written => written,
+                }
+            };
             let read = async |pipe: Option<&mut (dyn tokio::io::AsyncRead + Unpin + Send)>| {
                 let mut text = Vec::new();
                 if let Some(pipe) = pipe {
@@ -136,19 +226,22 @@ impl Builder {
                 std::io::Result::Ok(text)
             };
             let (mut stdout, mut stderr) = (stdout, stderr);
-            let (report, errors) =
-                tokio::try_join!(read(stdout.as_mut().map(|pipe| pipe as _)), read(stderr.as_mut().map(|pipe| pipe as _)))?;
+            let ((), report, errors) = tokio::try_join!(
+                write,
+                read(stdout.as_mut().map(|pipe| pipe as _)),
+                read(stderr.as_mut().map(|pipe| pipe as _))
+            )?;
             std::io::Result::Ok((report, errors, child.wait().await?))
         };
         match tokio::time::timeout(self.config.wall.0, talk).await {
-            Ok(Ok((report, errors, status))) => self.conclude(&report, &errors, status),
+            Ok(Ok((report, errors, status))) => self.conclude(&report, &errors, status, memory),
             Ok(Err(error)) => Err(Fault::internal(error)),
             Err(_) => Err(over_limit(format!("it took longer than {:?}", self.config.wall.0))),
         }
     }
 
     /// What a child's end means.
-    fn conclude(&self, report: &[u8], errors: &[u8], status: ExitStatus) -> Result<Built, Fault> {
+    fn conclude(&self, report: &[u8], errors: &[u8], status: ExitStatus, memory: Memory) -> Result<Built, Fault> {
         if status.success() {
             return match serde_json::from_slice(report) {
                 Ok(Report::Built(built)) => Ok(built),
@@ -164,9 +257,7 @@ impl Builder {
             Some(rustix::process::Signal::XCPU | rustix::process::Signal::KILL) => {
                 Err(over_limit(format!("it used more than {:?} of processor time", self.config.cpu.0)))
             }
-            Some(rustix::process::Signal::ABORT) if errors.contains("memory allocation") => {
-                Err(over_limit(format!("it needed more than {} bytes of memory", self.config.memory.0)))
-            }
+            Some(rustix::process::Signal::ABORT) if errors.contains("memory allocation") => Err(over_limit(memory.passed())),
             _ => {
                 // The compiler met its end in the child, as it may. Its last words are for the operator.
                 tracing::warn!(%status, errors = %errors.trim_end(), "a build ended unexpectedly");
@@ -175,6 +266,33 @@ impl Builder {
             }
         }
     }
+}
+
+/// Data memory of one build, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Memory {
+    wanted: u64,
+    granted: u64,
+}
+
+impl Memory {
+    fn passed(self) -> String {
+        let Self { wanted, granted } = self;
+        if wanted > granted {
+            format!(
+                "it needed more than {granted} bytes of memory; with the function's memory limit it would have had {wanted}, but \
+                 build.memory_max of this node allows no more"
+            )
+        } else {
+            format!("it needed more than {granted} bytes of memory")
+        }
+    }
+}
+
+/// Half of the machine's memory, in bytes.
+fn half_the_machine() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::try_from(info.totalram).unwrap_or(u64::MAX).saturating_mul(u64::from(info.mem_unit)) / 2
 }
 
 fn over_limit(detail: String) -> Fault {

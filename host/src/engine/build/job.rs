@@ -1,0 +1,113 @@
+//! Jobs: what the node tells the child beside the module.
+//!
+//! Owns the bytes on the child's standard input. Knows nothing about what is done with them.
+//!
+//! ```text
+//! offset   bytes
+//! 0            8   length of the job, little-endian
+//! 8          ...   the job, JSON
+//! ...        ...   the module, to the end
+//! ```
+
+use std::io::{self, Read};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::FunctionName;
+use crate::limits::Limits;
+use crate::manifest::{Manifest, Snapshot, SnapshotMode};
+
+/// Longest job, in bytes: a manifest is far smaller.
+const JOB_LEN_MAX: u64 = 1 << 20;
+
+/// What to make of a module.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Job {
+    /// What is run before the memory is kept.
+    pub snapshot: Snapshot,
+    /// Arguments, its name first.
+    pub args: Vec<String>,
+    /// Variables.
+    pub env: Vec<(String, String)>,
+    /// Ceilings of each invocation, and of each that the build tries.
+    pub limits: Limits,
+    /// Whether the module is a snapshot already, to be compiled as it is.
+    pub restored: bool,
+    /// Processor time and time on the clock that initialisation may take, and each warm-up request.
+    pub init: Duration,
+    /// Largest memory that is kept, in bytes.
+    pub snapshot_bytes_max: u64,
+}
+
+impl Job {
+    /// The job of deploying `manifest` under `name`. The node fills in its own limits.
+    #[must_use]
+    pub fn deploy(name: &FunctionName, manifest: &Manifest) -> Self {
+        let mut args = vec![name.as_str().to_owned()];
+        args.extend(manifest.args.iter().cloned());
+        Self {
+            snapshot: manifest.snapshot.clone(),
+            args,
+            env: manifest.env.clone().into_iter().collect(),
+            limits: manifest.limits.clone(),
+            restored: false,
+            init: Duration::ZERO,
+            snapshot_bytes_max: 0,
+        }
+    }
+
+    /// The job of compiling a module again that was a snapshot when it was deployed.
+    #[must_use]
+    pub fn recompile(name: &FunctionName, manifest: &Manifest) -> Self {
+        Self { restored: true, ..Self::deploy(name, manifest) }
+    }
+
+    /// Whether the module is only compiled: it is not even started once.
+    #[must_use]
+    pub(super) fn only_compiles(&self) -> bool {
+        self.restored || self.snapshot.mode == SnapshotMode::Off
+    }
+
+    /// Everything before the module.
+    pub(super) fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
+        let json = serde_json::to_vec(self)?;
+        Ok([&(json.len() as u64).to_le_bytes(), &json[..]].concat())
+    }
+
+    /// Reads a job and the module behind it.
+    pub(super) fn read(input: &mut impl Read) -> io::Result<(Self, Vec<u8>)> {
+        let mut len = [0; 8];
+        input.read_exact(&mut len)?;
+        let len = u64::from_le_bytes(len);
+        if len > JOB_LEN_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a job of {len} bytes")));
+        }
+        let job = serde_json::from_reader(input.by_ref().take(len))?;
+        let mut wasm = Vec::new();
+        input.read_to_end(&mut wasm)?;
+        Ok((job, wasm))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_round_trip() {
+        let manifest = Manifest::parse("args = ['-v']\n[env]\nA = '1'\n[snapshot]\nwarmup = ['GET /']").unwrap();
+        let job = Job::deploy(&"a".parse().unwrap(), &manifest);
+        let bytes = [&job.to_bytes().unwrap()[..], b"\0asm"].concat();
+        let (read, wasm) = Job::read(&mut &bytes[..]).unwrap();
+        assert_eq!(
+            (read.args, read.env, &wasm[..]),
+            (vec!["a".into(), "-v".into()], vec![("A".into(), "1".into())], &b"\0asm"[..])
+        );
+        assert_eq!(read.snapshot, manifest.snapshot);
+        for len in 0..bytes.len() - 4 {
+            assert!(Job::read(&mut &bytes[..len]).is_err(), "{len}");
+        }
+        assert!(Job::read(&mut &u64::MAX.to_le_bytes()[..]).is_err());
+    }
+}

@@ -1,0 +1,227 @@
+//! Rehearsals: a function run in the build, before anybody else may call it.
+//!
+//! Owns a guest on the child's own engine and the requests made of it. The store is the one that serves requests, the grants are
+//! none: no network, no folders, no data. Knows nothing about snapshots. Invariant: whatever the guest does, a rehearsal ends
+//! within its time.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use http_body::Body as _;
+use wasmtime::component::Instance as ComponentInstance;
+use wasmtime::error::Context as _;
+use wasmtime::{Result, Store};
+use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::p3::bindings::Service;
+
+use super::job::Job;
+use crate::capability::handler::{Exchange, WIZER_INIT};
+use crate::capability::reply::Reply;
+use crate::capability::wasi::Drawn;
+use crate::capability::{Environment, Host, http as wasi_http};
+use crate::engine::artifact::Code;
+use crate::engine::call::{self, Input, Live};
+use crate::engine::store::{self, Blueprint, Streams};
+use crate::engine::template::Entry;
+use crate::engine::{Engine, Kind, Shape, deadline};
+use crate::fault::{Code as FaultCode, Fault};
+use crate::id::{InvocationId, RevisionNumber};
+use crate::invocation::Payload;
+use crate::limits::{Limit, Limits};
+use crate::manifest::WarmupRequest;
+use crate::telemetry::logs::{FunctionLog, LogSink, LogSpace};
+
+/// Bytes that all rehearsals of one build may log.
+const LOG_BYTES_MAX: usize = 64 << 10;
+
+/// What all rehearsals of one build have in common.
+pub(super) struct Stage<'a> {
+    pub(super) job: &'a Job,
+    pub(super) shape: Shape,
+    pub(super) log: Arc<FunctionLog>,
+}
+
+impl<'a> Stage<'a> {
+    pub(super) fn new(job: &'a Job, shape: Shape) -> Self {
+        Self { job, shape, log: Arc::new(FunctionLog::new(LogSpace::new(LOG_BYTES_MAX, LOG_BYTES_MAX))) }
+    }
+}
+
+/// Times of one rehearsal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) cpu: Duration,
+    pub(super) wall: Duration,
+}
+
+impl Times {
+    /// Those of an invocation.
+    pub(super) fn of(limits: &Limits) -> Self {
+        Self { cpu: limits.duration(Limit::Cpu), wall: limits.duration(Limit::Wall) }
+    }
+}
+
+/// A guest that has started.
+pub(super) struct Rehearsal {
+    pub(super) store: Store<Host>,
+    pub(super) instance: Instance,
+    pub(super) drawn: Drawn,
+    entry: Entry,
+    live: Live,
+    kind: Kind,
+    times: Times,
+}
+
+/// The instance as the engine has it.
+#[derive(Clone, Copy)]
+pub(super) enum Instance {
+    Module(wasmtime::Instance),
+    Component(ComponentInstance),
+}
+
+impl Rehearsal {
+    /// Makes an instance of `code` and runs what it runs at its start.
+    ///
+    /// # Errors
+    /// A fault of the guest, as an invocation would have it.
+    pub(super) async fn start(stage: &Stage<'_>, engine: &Engine, code: &Code, times: Times) -> Result<Self, Fault> {
+        let (_, lane) = engine.usual_place(stage.shape.lane).map_err(Fault::internal)?;
+        let kind = stage.shape.kind;
+        let entry = Entry::new(kind, code, lane.modules.as_ref(), &lane.components).map_err(Fault::internal)?;
+        let log = LogSink::new(stage.log.clone(), InvocationId::new(0, 0), RevisionNumber::FIRST, LOG_BYTES_MAX as u64);
+        let environment =
+            Environment { args: stage.job.args.clone(), env: stage.job.env.clone(), grants: crate::grants::Grants::default() };
+        let blueprint = Blueprint {
+            kind,
+            limits: &stage.job.limits,
+            environment: Arc::new(environment),
+            log: Arc::new(log),
+            reply: Arc::new(Reply::default()),
+            streams: Streams::Served { input: None },
+            exchange: Exchange::default(),
+        };
+        let (mut store, _output) = store::build(&lane.engine, blueprint);
+        let drawn = Drawn::default();
+        store.data_mut().drawn = Some(drawn.clone());
+        // A snapshot of a component is read through its own host calls, all of its memory in one.
+        store.set_hostcall_fuel(usize::MAX);
+        let started = within(times, &mut store, async |store: &mut Store<Host>| start(&entry, store, kind).await).await?;
+        let (instance, live) = match started {
+            Ok(started) => started,
+            Err(error) => return Err(call::fault(&error, &store)),
+        };
+        Ok(Self { store, instance, drawn, entry, live, kind, times })
+    }
+
+    /// Makes the requests in their order; the status of each.
+    ///
+    /// # Errors
+    /// The first fault, with the request it is of.
+    pub(super) async fn ask_all(&mut self, requests: &[WarmupRequest]) -> Result<Vec<u16>, Fault> {
+        let mut statuses = Vec::new();
+        for request in requests {
+            let status = self.ask(request).await.map_err(|fault| {
+                let detail = format!("the warm-up request {} {}: {}", request.method, request.path, fault.detail);
+                Fault { detail: detail.into(), ..fault }
+            })?;
+            statuses.push(status);
+        }
+        Ok(statuses)
+    }
+
+    async fn ask(&mut self, request: &WarmupRequest) -> Result<u16, Fault> {
+        let Self { store, entry, live, kind, times, .. } = self;
+        let parts = request.head().map_err(Fault::internal)?;
+        let body = Payload::Whole(request.body.clone().into());
+        let reply = Arc::new(Reply::default());
+        store.data_mut().reply = reply.clone();
+        let mut input = Input { request: None, output: None, reply: reply.clone() };
+        match kind {
+            Kind::Handler => store.data_mut().exchange = Exchange::new(parts, 0, body, u64::from(u32::MAX)),
+            _ => input.request = Some(wasi_http::request(parts, 0, body, reply.clone())?),
+        }
+        let (mut status, mut payload) = (None, None);
+        let ended = within(*times, store, async |store: &mut Store<Host>| {
+            let mut guest = std::pin::pin!(call::serve(entry, store, live, input));
+            let mut ended = None;
+            std::future::poll_fn(|cx| {
+                if ended.is_none()
+                    && let Poll::Ready(result) = guest.as_mut().poll(cx)
+                {
+                    ended = Some(result);
+                }
+                if let Some(head) = reply.take() {
+                    status = Some(head.map(|response| {
+                        let (parts, body) = response.into_parts();
+                        payload = Some(body);
+                        parts.status.as_u16()
+                    }));
+                }
+                // The guest may wait until its body is read.
+                while let Some(body) = &mut payload {
+                    match Pin::new(body).poll_frame(cx) {
+                        Poll::Ready(Some(Ok(_))) => {}
+                        Poll::Ready(Some(Err(_)) | None) => payload = None,
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+                match ended.take() {
+                    Some(result) => Poll::Ready(result),
+                    None => Poll::Pending,
+                }
+            })
+            .await
+        })
+        .await?;
+        match ended {
+            Ok(result) => result?,
+            Err(error) => return Err(call::fault(&error, store)),
+        }
+        status.unwrap_or_else(|| Err(Fault::executed(FaultCode::GuestNoResponse, "the function ended without a response")))
+    }
+}
+
+async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind) -> Result<(Instance, Live)> {
+    let pre = match entry {
+        Entry::Handler { .. } | Entry::Command { .. } => {
+            let live = call::instantiate(entry, store).await?;
+            let Live::Module(instance) = &live else { wasmtime::bail!("a {} is no core module", kind.as_str()) };
+            return Ok((Instance::Module(*instance), live));
+        }
+        Entry::Http02(pre) => pre.instance_pre(),
+        Entry::Http03(pre) => pre.instance_pre(),
+        Entry::Command02(pre) => pre.instance_pre(),
+        Entry::Command03(pre) => pre.instance_pre(),
+    };
+    let instance = pre.instantiate_async(&mut *store).await?;
+    if let Some(init) = instance.get_func(&mut *store, WIZER_INIT) {
+        init.typed::<(), ()>(&*store)
+            .with_context(|| format!("'{WIZER_INIT}' must have no parameters and no result"))?
+            .call_async(&mut *store, ())
+            .await?;
+    }
+    let live = match entry {
+        Entry::Http02(_) => Live::Http02(Proxy::new(&mut *store, &instance)?),
+        Entry::Http03(_) => Live::Http03(Service::new(&mut *store, &instance)?),
+        Entry::Command02(_) => Live::Command02(wasmtime_wasi::p2::bindings::Command::new(&mut *store, &instance)?),
+        Entry::Command03(_) => Live::Command03(wasmtime_wasi::p3::bindings::Command::new(&mut *store, &instance)?),
+        Entry::Handler { .. } | Entry::Command { .. } => wasmtime::bail!("a {} is no component", kind.as_str()),
+    };
+    Ok((Instance::Component(instance), live))
+}
+
+/// Runs `work` in slices, within `times`.
+///
+/// # Errors
+/// `wall-deadline` when the clock ran out. The processor's deadline comes from inside, as an error of the guest.
+async fn within<T>(times: Times, store: &mut Store<Host>, work: impl AsyncFnOnce(&mut Store<Host>) -> T) -> Result<T, Fault> {
+    deadline::arm(store, times.cpu);
+    let mut used = Duration::ZERO;
+    let mut work = std::pin::pin!(work(store));
+    let sliced = std::future::poll_fn(|cx| deadline::slice(&mut used, Instant::now(), || work.as_mut().poll(cx)).0);
+    tokio::time::timeout(times.wall, sliced)
+        .await
+        .map_err(|_| Fault::executed(FaultCode::WallDeadline, format!("it did not end within {:?}", times.wall)))
+}

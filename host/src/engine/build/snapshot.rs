@@ -1,0 +1,268 @@
+//! Snapshots: a module as it is after its initialisation.
+//!
+//! Owns what is run before the memory is kept, what makes a guest unfit for it, and the rewriting of the module, which is
+//! `wasmtime-wizer`'s. Knows nothing about files. Invariant: what comes out was initialised with no capability but its own
+//! memory, and holds nothing that lives outside of it.
+
+use wasmtime::component::{Component, Lift, WasmList};
+use wasmtime::{Module, Val};
+use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, ValType, Wizer};
+
+use super::Refused;
+use super::detect::Found;
+use super::rehearsal::{Instance, Rehearsal, Stage, Times};
+use crate::capability::Host;
+use crate::engine::artifact::Code;
+use crate::engine::{Engine, Kind, settings};
+use crate::manifest::{Randomness, SnapshotMode};
+
+/// A module with its memory.
+pub(super) struct Snapshot {
+    pub(super) wasm: Vec<u8>,
+    /// Bytes of memory that it restores.
+    pub(super) memory_bytes: u64,
+    /// What the warm-up requests were answered with.
+    pub(super) statuses: Vec<u16>,
+    /// What its author should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// Why there is none, and what to do about it.
+#[derive(Debug)]
+pub(super) struct Unfit {
+    pub(super) reason: String,
+    pub(super) hint: &'static str,
+}
+
+impl Unfit {
+    pub(super) fn new(reason: impl Into<String>, hint: &'static str) -> Self {
+        Self { reason: reason.into(), hint }
+    }
+}
+
+/// What became of it.
+pub(super) enum Taken {
+    Snapshot(Box<Snapshot>),
+    /// There is nothing to run that would be worth keeping.
+    Nothing,
+    Unfit(Unfit),
+}
+
+const HINT_INIT: &str = "correct it and deploy again, or say snapshot = \"off\" in hob.toml";
+const HINT_HANDLES: &str = "do not print, and keep no stream, connection or timer during warm-up; or build a core module, whose \
+                            standard streams survive a snapshot";
+
+/// Initialises `wasm` and takes its snapshot.
+///
+/// # Errors
+/// When the manifest says that such a function must not be deployed at all.
+pub(super) async fn take(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<Taken, Refused> {
+    let manifest = &stage.job.snapshot;
+    if manifest.warmup.is_empty() && found.init.is_none() && !found.has_start {
+        return Ok(Taken::Nothing);
+    }
+    if stage.shape.kind.is_command() && !manifest.warmup.is_empty() {
+        return Ok(Taken::Unfit(Unfit::new(
+            "a command runs to its end once, so it cannot be asked in advance",
+            "leave the warm-up requests out; what is to be kept goes into an exported function 'wizer-initialize'",
+        )));
+    }
+    let taken = match stage.shape.kind {
+        Kind::Handler | Kind::Command => of_module(stage, found, wasm).await,
+        _ => of_component(stage, wasm).await,
+    };
+    match taken {
+        Ok((snapshot, drawn)) => judge(manifest.randomness, snapshot, drawn),
+        Err(unfit) => Ok(Taken::Unfit(unfit)),
+    }
+}
+
+/// What the numbers that were drawn mean.
+fn judge(randomness: Randomness, mut snapshot: Snapshot, drawn: u64) -> Result<Taken, Refused> {
+    if drawn > 0 {
+        let detail = format!(
+            "initialisation and warm-up drew random numbers ({drawn} times): they are the same in every instance made of the snapshot"
+        );
+        if randomness == Randomness::Refuse {
+            let hint = "draw them when a request comes; in Rust, std's HashMap draws its keys when the first is made: \
+                        use hob_sdk::RandomState";
+            return Err(Refused::unfit(detail, hint));
+        }
+        snapshot.notes.push(format!("{detail}; draw secrets only when a request comes"));
+    }
+    Ok(Taken::Snapshot(Box::new(snapshot)))
+}
+
+/// Whether a guest that has warmed up may be kept.
+fn check(rehearsal: &Rehearsal, statuses: &[u16], stage: &Stage<'_>) -> Result<u64, Unfit> {
+    for (status, request) in statuses.iter().zip(&stage.job.snapshot.warmup) {
+        if *status >= 500 {
+            let reason = format!("the warm-up request {} {} was answered with {status}", request.method, request.path);
+            return Err(Unfit::new(reason, HINT_INIT));
+        }
+    }
+    let host: &Host = rehearsal.store.data();
+    if host.holds_handles() {
+        let reason = "the guest holds a handle to something outside of its memory (printing opens one), which would be dead, or another \
+                      thing's, in every instance made of the snapshot";
+        return Err(Unfit::new(reason, HINT_HANDLES));
+    }
+    let (bytes, max) = (host.memory.peak() as u64, stage.job.snapshot_bytes_max);
+    if bytes > max {
+        let reason = format!("the guest has {bytes} bytes of memory after its initialisation, and a snapshot has at most {max}");
+        return Err(Unfit::new(reason, "keep less, or raise build.snapshot_bytes_max of the node"));
+    }
+    Ok(bytes)
+}
+
+fn init_times(stage: &Stage<'_>) -> Times {
+    Times { cpu: stage.job.init, wall: stage.job.init }
+}
+
+async fn of_module(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(Snapshot, u64), Unfit> {
+    let mut wizer = Wizer::new();
+    if let Some(init) = found.init {
+        wizer.init_func(init);
+    }
+    let (context, instrumented) = wizer.instrument(wasm).map_err(|error| unsuited(&error))?;
+    let engine = settings::initialising(stage.shape.lane).map_err(|error| unsuited(&error))?;
+    let code = Code::Module(Module::from_binary(&engine, &instrumented).map_err(|error| unsuited(&error))?);
+    drop(instrumented);
+    let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
+    let Instance::Module(instance) = rehearsal.instance else { return Err(unsuited(&"a component came of a module")) };
+    let drawn = rehearsal.drawn.count();
+    let mut state = ModuleState { rehearsal: &mut rehearsal, instance, missing: None };
+    let wasm = wizer.snapshot(&context, &mut state).await.map_err(|error| unsuited(&error))?;
+    match state.missing {
+        Some(name) => Err(unsuited(&format!("'{name}' could not be read"))),
+        None => Ok((Snapshot { wasm, memory_bytes, statuses, notes: Vec::new() }, drawn)),
+    }
+}
+
+async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64), Unfit> {
+    let wizer = Wizer::new();
+    let (context, instrumented) = wizer.instrument_component(wasm).map_err(|error| unsuited(&error))?;
+    let engine = settings::initialising(stage.shape.lane).map_err(|error| unsuited(&error))?;
+    let code = Code::Component(Component::from_binary(&engine, &instrumented).map_err(|error| unsuited(&error))?);
+    drop(instrumented);
+    let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
+    let Instance::Component(instance) = rehearsal.instance else { return Err(unsuited(&"a module came of a component")) };
+    let drawn = rehearsal.drawn.count();
+    let mut state = ComponentState { rehearsal: &mut rehearsal, instance, failed: None };
+    let wasm = wizer.snapshot_component(&context, &mut state).await.map_err(|error| unsuited(&error))?;
+    match state.failed {
+        Some(error) => Err(unsuited(&error)),
+        None => Ok((Snapshot { wasm, memory_bytes, statuses, notes: Vec::new() }, drawn)),
+    }
+}
+
+/// Initialises and warms up.
+async fn rehearse(stage: &Stage<'_>, engine: wasmtime::Engine, code: &Code) -> Result<(Rehearsal, Vec<u16>, u64), Unfit> {
+    let engine = Engine::for_build(stage.shape.lane, engine).map_err(|error| unsuited(&error))?;
+    let mut rehearsal = Rehearsal::start(stage, &engine, code, init_times(stage))
+        .await
+        .map_err(|fault| Unfit::new(format!("initialisation failed: {}", fault.detail), HINT_INIT))?;
+    let statuses =
+        rehearsal.ask_all(&stage.job.snapshot.warmup).await.map_err(|fault| Unfit::new(fault.detail.into_owned(), HINT_INIT))?;
+    let bytes = check(&rehearsal, &statuses, stage)?;
+    Ok((rehearsal, statuses, bytes))
+}
+
+fn unsuited(error: &dyn std::fmt::Display) -> Unfit {
+    let text: String = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ").chars().take(400).collect();
+    Unfit::new(
+        format!("this module cannot be snapshotted: {text}"),
+        "say snapshot = \"off\" in hob.toml if it need not be, or rebuild it without what is named here",
+    )
+}
+
+struct ModuleState<'a> {
+    rehearsal: &'a mut Rehearsal,
+    instance: wasmtime::Instance,
+    missing: Option<String>,
+}
+
+impl InstanceState for ModuleState<'_> {
+    async fn global_get(&mut self, name: &str, _: ValType) -> SnapshotVal {
+        let store = &mut self.rehearsal.store;
+        match self.instance.get_global(&mut *store, name).map(|global| global.get(&mut *store)) {
+            Some(Val::I32(value)) => SnapshotVal::I32(value),
+            Some(Val::I64(value)) => SnapshotVal::I64(value),
+            Some(Val::F32(bits)) => SnapshotVal::F32(bits),
+            Some(Val::F64(bits)) => SnapshotVal::F64(bits),
+            Some(Val::V128(value)) => SnapshotVal::V128(value.as_u128()),
+            _ => {
+                self.missing.get_or_insert_with(|| name.into());
+                SnapshotVal::I32(0)
+            }
+        }
+    }
+
+    async fn memory_contents(&mut self, name: &str, contents: impl FnOnce(&[u8]) + Send) {
+        match self.instance.get_memory(&mut self.rehearsal.store, name) {
+            Some(memory) => contents(memory.data(&self.rehearsal.store)),
+            None => {
+                self.missing.get_or_insert_with(|| name.into());
+            }
+        }
+    }
+}
+
+struct ComponentState<'a> {
+    rehearsal: &'a mut Rehearsal,
+    instance: wasmtime::component::Instance,
+    failed: Option<wasmtime::Error>,
+}
+
+impl ComponentState<'_> {
+    async fn try_call<R: Lift + Send + Sync + 'static>(&mut self, instance: &str, name: &str) -> wasmtime::Result<R> {
+        let store = &mut self.rehearsal.store;
+        let found = self.instance.get_export_index(&mut *store, None, instance);
+        let found = found.and_then(|at| self.instance.get_export_index(&mut *store, Some(&at), name));
+        let found = found.ok_or_else(|| wasmtime::format_err!("'{instance}' has no '{name}'"))?;
+        let function = self.instance.get_typed_func::<(), (R,)>(&mut *store, found)?;
+        Ok(function.call_async(&mut *store, ()).await?.0)
+    }
+
+    async fn call<R: Lift + Default + Send + Sync + 'static>(&mut self, instance: &str, name: &str) -> R {
+        match self.try_call(instance, name).await {
+            Ok(value) => value,
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                R::default()
+            }
+        }
+    }
+}
+
+impl ComponentInstanceState for ComponentState<'_> {
+    async fn call_func_ret_list_u8(&mut self, instance: &str, func: &str, contents: impl FnOnce(&[u8]) + Send) {
+        match self.try_call::<WasmList<u8>>(instance, func).await {
+            Ok(list) => contents(list.as_le_slice(&self.rehearsal.store)),
+            Err(error) => {
+                self.failed.get_or_insert(error);
+            }
+        }
+    }
+
+    async fn call_func_ret_s32(&mut self, instance: &str, func: &str) -> i32 {
+        self.call(instance, func).await
+    }
+
+    async fn call_func_ret_s64(&mut self, instance: &str, func: &str) -> i64 {
+        self.call(instance, func).await
+    }
+
+    async fn call_func_ret_f32(&mut self, instance: &str, func: &str) -> u32 {
+        self.call::<f32>(instance, func).await.to_bits()
+    }
+
+    async fn call_func_ret_f64(&mut self, instance: &str, func: &str) -> u64 {
+        self.call::<f64>(instance, func).await.to_bits()
+    }
+}
+
+/// Whether the mode asks for a snapshot whatever it takes.
+pub(super) fn is_required(mode: SnapshotMode) -> bool {
+    mode == SnapshotMode::Required
+}
