@@ -1,7 +1,8 @@
 //! Dispatch: from a request to the function it is for, a place to run, a template, and the engine.
 //!
 //! Owns the catalog of live functions and the order of these steps. Knows no HTTP connection and no wasmtime. Invariant: an
-//! invocation holds its place among the function's `concurrency` from admission until its instance is gone.
+//! invocation holds its place among the function's `concurrency` from admission until its instance is gone, and until a client took
+//! a large response.
 
 pub mod catalog;
 pub mod templates;
