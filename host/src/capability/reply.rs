@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::Response;
+use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -40,10 +41,10 @@ impl Reply {
         self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts the head of the response there, or a fault in its place. The first counts.
+    /// Puts the head of the response there, or a fault in its place; a head that cannot be one is such a fault. The first counts.
     pub fn put(&self, head: Result<Response<Payload>, Fault>) {
         if !self.was_put.swap(true, Ordering::Relaxed) {
-            *self.head() = Some(head);
+            *self.head() = Some(head.and_then(sound));
         }
     }
 
@@ -107,6 +108,24 @@ impl Reply {
     #[must_use]
     pub fn cut_code(&self) -> Option<Code> {
         self.cut.get().copied()
+    }
+}
+
+/// Refuses a head that HTTP cannot carry: the connection would end, and the client see no answer at all.
+fn sound(response: Response<Payload>) -> Result<Response<Payload>, Fault> {
+    let status = response.status();
+    if status.is_informational() {
+        let detail = format!("the function answered {}, which is no final status", status.as_u16());
+        return Err(Fault::executed(Code::GuestBadResponse, detail).hint("answer with a status from 200 to 999"));
+    }
+    let mut lens = response.headers().get_all(CONTENT_LENGTH).iter().map(|value| {
+        let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        digits.and_then(|text| text.parse::<u64>().ok())
+    });
+    match (lens.next(), lens.next()) {
+        (None | Some(Some(_)), None) => Ok(response),
+        _ => Err(Fault::executed(Code::GuestBadResponse, "the function's content-length is not one number of bytes")
+            .hint("leave content-length out: Hob sets it")),
     }
 }
 
@@ -250,5 +269,38 @@ impl<P> Body for Kept<P> {
 impl<P> Drop for Kept<P> {
     fn drop(&mut self) {
         self.timer.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(response: http::response::Builder) -> Result<Response<Payload>, Fault> {
+        let reply = Reply::default();
+        reply.put(Ok(response.body(Payload::empty()).unwrap()));
+        reply.take().unwrap()
+    }
+
+    #[test]
+    fn heads_that_cannot_be_sent_are_faults() {
+        for status in [100, 101, 103, 199] {
+            assert_eq!(put(Response::builder().status(status)).unwrap_err().code, Code::GuestBadResponse, "{status}");
+        }
+        for status in [200, 204, 304, 404, 500, 599, 999] {
+            assert_eq!(put(Response::builder().status(status)).unwrap().status(), status);
+        }
+    }
+
+    #[test]
+    fn a_length_is_one_number() {
+        for bad in [&["1", "2"][..], &["1", "1"], &["lots"], &["-1"], &["+1"], &["1x"], &[""], &["99999999999999999999"]] {
+            let head = bad.iter().fold(Response::builder(), |head, len| head.header(CONTENT_LENGTH, *len));
+            let fault = put(head).unwrap_err();
+            assert_eq!((fault.code, fault.executed), (Code::GuestBadResponse, crate::fault::Executed::Yes), "{bad:?}");
+        }
+        for good in ["0", "5", "18446744073709551615"] {
+            put(Response::builder().header(CONTENT_LENGTH, good)).unwrap();
+        }
     }
 }
