@@ -32,7 +32,7 @@ use super::io::Io;
 use super::outgoing::{BoxError, Outgoing};
 use super::phase::Phase;
 use super::serve::Options;
-use super::status::{head_too_large, problem};
+use super::status::problem;
 use super::{head, refuse};
 use crate::fault::{Code, Fault};
 use crate::invocation::Payload;
@@ -223,11 +223,9 @@ fn broken_head(error: &hyper::Error, owed: bool, unparsed: &[u8], phase: &Phase,
     if error.is_parse_too_large() && owed {
         let line_len = unparsed.iter().position(|byte| *byte == b'\n').unwrap_or(unparsed.len());
         // A target so long that not even its line fits.
-        return Some(if line_len > options.uri_bytes_max {
-            problem(&head::uri_too_long(options), None)
-        } else {
-            head_too_large(&head::too_many_headers(options))
-        });
+        let is_target = line_len > options.uri_bytes_max;
+        let fault = if is_target { head::uri_too_long(options) } else { head::too_many_headers(options) };
+        return Some(problem(&fault, None));
     }
     let detail = if error.is_parse_version_h2() {
         "this port speaks HTTP/1.1, and the client began with HTTP/2".into()

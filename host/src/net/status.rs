@@ -38,6 +38,7 @@ pub fn status(code: Code) -> StatusCode {
         Code::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::UriTooLong => StatusCode::URI_TOO_LONG,
+        Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::UnsupportedMedia => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Code::NotDeployable | Code::ModuleOverCap | Code::BuildOverLimit => StatusCode::UNPROCESSABLE_ENTITY,
         Code::Concurrency => StatusCode::TOO_MANY_REQUESTS,
@@ -58,15 +59,7 @@ pub fn status(code: Code) -> StatusCode {
 /// The answer for a fault. `id`: the invocation's, when one was given out.
 #[must_use]
 pub fn problem(fault: &Fault, id: Option<InvocationId>) -> Response<Payload> {
-    problem_as(status(fault.code), fault, id)
-}
-
-/// [`problem`] for a head that is larger than its limits: RFC 6585 has a status of its own for this kind of bad request.
-pub(super) fn head_too_large(fault: &Fault) -> Response<Payload> {
-    problem_as(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, fault, None)
-}
-
-fn problem_as(status: StatusCode, fault: &Fault, id: Option<InvocationId>) -> Response<Payload> {
+    let status = status(fault.code);
     let code = fault.code.as_str();
     let mut body = serde_json::json!({
         "type": format!("/docs/errors#{code}"),
