@@ -124,7 +124,8 @@ impl Dispatcher {
     async fn run(&self, id: InvocationId, invocation: Invocation) -> Result<Outcome, Fault> {
         let Invocation { tenant, target, request, received } = invocation;
         let (mut head, body) = request.into_parts();
-        let Resolved { function, prefix_len } = self.resolve(&tenant, &target, &head)?;
+        let resolved = self.resolve(&tenant, &target, &head);
+        let Resolved { function, prefix_len } = resolved.inspect_err(|fault| self.0.engine.metrics().faulted(fault.code))?;
         let outcome = async {
             let body = limit_body(body, function.limits.get(Limit::RequestBody))?;
             if prefix_len > 0 {
