@@ -318,14 +318,25 @@ fn apply(table: &mut Table, setting: &str) -> Result<(), ConfigError> {
     let wrong = || ConfigError::Setting(setting.into());
     let (path, value) = setting.split_once('=').ok_or_else(wrong)?;
     let (section, key) = path.split_once('.').ok_or_else(wrong)?;
-    // What reads as a number or a boolean is one; everything else is text, quotes or not.
-    let value = match value.parse::<i64>() {
-        Ok(number) => Value::Integer(number),
-        Err(_) => value.parse::<bool>().map_or_else(|_| Value::String(value.trim_matches('"').into()), Value::Boolean),
-    };
+    let value = typed(section, key, value);
     let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
     section.as_table_mut().ok_or_else(wrong)?.insert(key.into(), value);
     Ok(())
+}
+
+/// The value of one setting in the type that its key takes: text if it does, quotes or not (a folder may be named `12`), else a
+/// number or a boolean.
+fn typed(section: &str, key: &str, value: &str) -> Value {
+    let text = Value::String(value.trim_matches('"').into());
+    let table = |key: &str, value| Table::from_iter([(key.to_owned(), value)]);
+    let alone = table(section, Value::Table(table(key, text.clone())));
+    if Config::deserialize(alone).is_ok() {
+        return text;
+    }
+    match value.parse::<i64>() {
+        Ok(number) => Value::Integer(number),
+        Err(_) => value.parse::<bool>().map_or(text, Value::Boolean),
+    }
 }
 
 #[cfg(test)]
@@ -408,6 +419,19 @@ mod tests {
             "net.control=0.0.0.0:3900",
         ] {
             assert!(matches!(set(bad), Err(ConfigError::Range { .. })), "{bad}: {:?}", set(bad));
+        }
+    }
+
+    #[test]
+    fn a_setting_has_the_type_of_its_key() {
+        for text in ["12", "true", "\"12\"", "./a b"] {
+            let config = set(&format!("data.dir={text}")).unwrap();
+            assert_eq!(config.data.dir.unwrap().to_str(), Some(text.trim_matches('"')));
+        }
+        assert_eq!(set("data.bytes_max=4096").unwrap().data.bytes_max.0, 4096);
+        assert_eq!(set("engine.threads=3").unwrap().engine.threads, 3);
+        for bad in ["engine.threads=true", "engine.threads=many", "data.bytes_max=-1", "net.addr=3000"] {
+            assert!(matches!(set(bad), Err(ConfigError::Syntax(_))), "{bad}");
         }
     }
 
