@@ -163,6 +163,8 @@ pub struct Data {
     pub bytes_max: Bytes,
     /// Largest Wasm file of a deploy. Default 64 MiB.
     pub upload_bytes_max: Bytes,
+    /// Longest time from the head of a deploy to the end of its body, however steadily it comes. Default 5 min.
+    pub upload_timeout: Time,
     /// Revisions kept of each function, the live one among them. Default 10.
     pub revisions_max: usize,
     /// Most functions of one tenant. Default 100,000.
@@ -175,6 +177,7 @@ impl Default for Data {
             dir: None,
             bytes_max: Bytes(64 << 30),
             upload_bytes_max: Bytes(64 << 20),
+            upload_timeout: Time(Duration::from_secs(300)),
             revisions_max: 10,
             functions_max: 100_000,
         }
@@ -267,6 +270,7 @@ impl Config {
             ("net.header_timeout", net.header_timeout),
             ("net.body_idle_timeout", net.body_idle_timeout),
             ("net.write_idle_timeout", net.write_idle_timeout),
+            ("data.upload_timeout", self.data.upload_timeout),
         ] {
             range(!time.0.is_zero(), key, "0".into(), "more than no time")?;
         }
@@ -383,6 +387,7 @@ mod tests {
             "data.revisions_max=1000",
             "data.upload_bytes_max=1KiB",
             "data.upload_bytes_max=1GiB",
+            "data.upload_timeout=1ns",
             "net.uri_bytes_max=1",
             "net.uri_bytes_max=32KiB",
             "net.connections_max=1",
@@ -409,6 +414,7 @@ mod tests {
             "data.revisions_max=1001",
             "data.upload_bytes_max=1023",
             "data.upload_bytes_max=1073741825",
+            "data.upload_timeout=0s",
             "net.uri_bytes_max=0",
             "net.uri_bytes_max=32769",
             "net.connections_max=0",

@@ -293,6 +293,35 @@ fn a_trap_leaves_the_connection_usable() {
 }
 
 #[test]
+fn uploads_that_trickle_have_an_end() {
+    let node = Node::start(&["data.upload_timeout=2s"]);
+    let begin = || {
+        let mut conn = node.control.connect();
+        conn.send("PUT /v1/functions/slow HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n\0asm\x01\0\0\0");
+        conn
+    };
+    // As many as there are places. One of them is never silent.
+    let mut steady = begin();
+    let others: Vec<_> = (1..16).map(|_| begin()).collect();
+    steady.stream().set_nonblocking(true).unwrap();
+    eventually("it is answered", || {
+        // After the answer the other side closes, and takes no more.
+        let _taken = steady.try_send(b"x");
+        steady.stream().peek(&mut [0]).is_ok()
+    });
+    steady.stream().set_nonblocking(false).unwrap();
+    for mut conn in others.into_iter().chain([steady]) {
+        let reply = conn.reply();
+        let problem = reply.problem(408, "client-timeout");
+        assert!(problem["hint"].as_str().unwrap().contains("data.upload_timeout"), "{problem}");
+        assert_eq!(reply.header("connection"), Some("close"));
+    }
+    node.deploy_wat("a", &says("a"), "");
+    assert_eq!(node.data.get("/a").good(), b"a");
+    eventually("no file is left", || node.files("staging").is_empty());
+}
+
+#[test]
 fn connections_at_most() {
     let node = Node::start(&["net.connections_max=2", "net.control_connections_max=2"]);
     node.deploy_wat("a", &says("a"), "");
