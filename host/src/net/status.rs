@@ -22,6 +22,9 @@ pub static HOB_INVOCATION_ID: HeaderName = HeaderName::from_static("hob-invocati
 /// Rung of the start ladder.
 pub static HOB_START: HeaderName = HeaderName::from_static("hob-start");
 
+/// What the `type` of a problem begins with; the code follows. A name, not an address: it means the same on either port, behind any
+/// prefix and on paper, and no path of a function's can be taken for it.
+const TYPE_PREFIX: &str = "urn:hob:error:";
 /// Media type of the answers that Hob makes itself.
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
@@ -62,7 +65,7 @@ pub fn problem(fault: &Fault, id: Option<InvocationId>) -> Response<Payload> {
     let status = status(fault.code);
     let code = fault.code.as_str();
     let mut body = serde_json::json!({
-        "type": format!("/docs/errors#{code}"),
+        "type": format!("{TYPE_PREFIX}{code}"),
         "title": fault.code.title(),
         "status": status.as_u16(),
         "code": code,
@@ -138,7 +141,7 @@ mod tests {
         assert!(!response.headers().contains_key("retry-after"));
         let body = body(response);
         for (key, value) in [
-            ("type", "/docs/errors#guest-trap"),
+            ("type", "urn:hob:error:guest-trap"),
             ("title", Code::GuestTrap.title()),
             ("code", "guest-trap"),
             ("detail", "it \"trapped\""),
