@@ -60,7 +60,7 @@ pub struct Control {
         title = "Hob control API",
         description = "Deploy functions and look after them. Errors are application/problem+json (RFC 9457) with a stable `code`."
     ),
-    paths(invoke::describe)
+    paths(invoke::describe, invoke::describe_bare)
 )]
 struct Description;
 

@@ -235,6 +235,7 @@ fn the_description_lists_every_route() {
         ("/v1/functions/{name}/revisions", &["get"]),
         ("/v1/functions/{name}/rollback", &["post"]),
         ("/v1/functions/{name}/logs", &["get"]),
+        ("/v1/functions/{name}/invoke", &["post"]),
         ("/v1/functions/{name}/invoke/{path}", &["post"]),
         ("/livez", &["get"]),
         ("/readyz", &["get"]),
