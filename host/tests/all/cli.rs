@@ -204,6 +204,113 @@ fn a_new_project_builds_and_deploys_outside_of_the_workspace() {
     }
 }
 
+/// A folder to be the whole `PATH`: a toolchain that writes down how it was called, and has no wasm target until its rustup adds it.
+struct Toolchain(TempDir);
+
+impl Toolchain {
+    /// `rustup`: what it does to add the target `$3`.
+    fn new(rustup: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().display();
+        let tools = [
+            // --print target-libdir --target TARGET
+            ("rustc", "echo \"$PWD/lib/$4\""),
+            ("cargo", "exit 7"),
+            ("rustup", rustup),
+            ("cc", ""),
+        ];
+        for (name, does) in tools {
+            let log = if name == "rustc" { String::new() } else { format!("echo \"{name} $*\" >> '{path}/log'") };
+            let text = format!("#!/bin/sh\ncd '{path}'\nif [ $1 = --version ]; then echo {name} 1; exit; fi\n{log}\n{does}\n");
+            // By another process: a file that this one had open for writing may be held open by a child that another test just
+            // forked, and could not be run then.
+            let mut write = Command::new("/bin/sh");
+            write.args(["-c", "cat > $0 && chmod 755 $0", name]).current_dir(&dir).stdin(Stdio::piped());
+            let mut write = write.spawn().unwrap();
+            write.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+            assert!(write.wait().unwrap().success());
+        }
+        std::os::unix::fs::symlink("/bin/sh", dir.path().join("sh")).unwrap();
+        Self(dir)
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        hob(args).env("PATH", self.0.path()).env("HOME", self.0.path()).output().unwrap()
+    }
+
+    /// How its programs were called, but to say their version.
+    fn calls(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.0.path().join("log")).unwrap_or_default();
+        log.lines().map(ToOwned::to_owned).collect()
+    }
+
+    /// What `hob doctor` says about each target.
+    fn doctor(&self, args: &[&str]) -> (Vec<String>, String) {
+        let output = self.run(&[&["doctor", "-o", "json"], args].concat());
+        let checks: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let is_target = |check: &&Value| check["check"].as_str().unwrap().starts_with("target wasm32-");
+        let states: Vec<_> = checks.iter().filter(is_target).map(|check| check["state"].as_str().unwrap().to_owned()).collect();
+        let failed = checks.iter().any(|check| check["state"] == "failed");
+        assert_eq!(output.status.code(), Some(i32::from(failed)), "{output:?}");
+        (states, String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+const ADDS: &str = "/bin/mkdir -p lib/$3";
+const ADDED: [&str; 2] = ["rustup target add wasm32-wasip1", "rustup target add wasm32-wasip2"];
+
+#[test]
+fn doctor_adds_missing_targets_when_it_is_told_to() {
+    let tools = Toolchain::new(ADDS);
+    let (states, stderr) = tools.doctor(&[]);
+    assert_eq!(states, ["failed", "failed"]);
+    assert!(stderr.contains("hob doctor --fix"), "{stderr}");
+    assert!(tools.calls().is_empty(), "nothing changes unasked");
+    let (states, stderr) = tools.doctor(&["--fix"]);
+    assert_eq!((states, tools.calls()), (vec!["ok".into(), "ok".into()], ADDED.map(String::from).to_vec()), "{stderr}");
+    assert!(ADDED.iter().all(|call| stderr.contains(call)), "{stderr}");
+    // What is there is not added again.
+    assert_eq!((tools.doctor(&["--fix"]).0, tools.calls().len()), (vec!["ok".into(), "ok".into()], 2));
+}
+
+#[test]
+fn doctor_says_what_could_not_be_added() {
+    for (rustup, why) in [("exit 1", "failed"), ("exit 0", "another toolchain")] {
+        let tools = Toolchain::new(rustup);
+        let (states, stderr) = tools.doctor(&["--fix"]);
+        assert_eq!(
+            (states, tools.calls()),
+            (vec!["failed".into(), "failed".into()], ADDED.map(String::from).to_vec()),
+            "{stderr}"
+        );
+        assert!(stderr.contains(why) && !stderr.contains("--fix"), "{stderr}");
+    }
+    let tools = Toolchain::new(ADDS);
+    std::fs::remove_file(tools.0.path().join("rustup")).unwrap();
+    let (states, stderr) = tools.doctor(&["--fix"]);
+    assert_eq!(states, ["failed", "failed"]);
+    assert!(stderr.contains("cannot run rustup") && stderr.contains("rustup.rs"), "{stderr}");
+    std::fs::remove_file(tools.0.path().join("rustc")).unwrap();
+    assert_eq!(tools.doctor(&["--fix"]).0.len(), 0, "without a compiler there is nothing to ask");
+}
+
+#[test]
+fn demo_adds_missing_targets_before_it_builds() {
+    // This cargo fails, which is where the demo ends.
+    let tools = Toolchain::new(ADDS);
+    let (stdout, stderr) = check(&tools.run(&["demo"]), 1);
+    let calls = tools.calls();
+    assert_eq!((&calls[..2], calls.len(), stdout.as_str()), (&ADDED.map(String::from)[..], 3, ""), "{stderr}");
+    assert!(calls[2].starts_with("cargo build "), "{calls:?}");
+    assert!(ADDED.iter().all(|call| stderr.contains(call)) && stderr.contains("exit status: 7"), "{stderr}");
+    for (rustup, why) in [("exit 1", "'rustup target add wasm32-wasip1' failed"), ("exit 0", "another toolchain")] {
+        let tools = Toolchain::new(rustup);
+        let (_, stderr) = check(&tools.run(&["demo"]), 1);
+        assert_eq!(tools.calls(), ADDED[..1], "it stops at once: {stderr}");
+        assert!(stderr.contains(why) && stderr.contains("next: hob doctor\n"), "{stderr}");
+    }
+}
+
 #[test]
 fn doctor_says_what_it_found_as_json_too() {
     let dir = tempfile::tempdir().unwrap();
