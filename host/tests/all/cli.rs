@@ -10,8 +10,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::examples::example;
-use crate::harness::wat::{SPINS, command, does, says, wasm};
-use crate::harness::{Node, eventually};
+use crate::harness::wat::{self, SPINS, command, does, says, wasm};
+use crate::harness::{Node, eventually, files};
 
 fn hob(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hob"));
@@ -77,24 +77,60 @@ fn run_tells_traps_deadlines_and_odd_files_apart() {
 }
 
 #[test]
-fn an_interrupt_ends_a_command_with_130() {
+fn run_passes_every_kind_of_exit_code() {
+    let exits = |code: i64| wasm(&command(&format!(r#"(func (export "_start") (call $proc_exit (i32.const {code})))"#)));
+    let component = |result: u32| wasm(&wat::component("").replace("i32.const 0", &format!("i32.const {result}")));
+    let codes = [0, 1, 125, 126, 255].map(|code| (exits(code), code as i32));
+    for (bytes, code) in codes.into_iter().chain([(exits(-1), 255), (exits(256), 1), (component(0), 0), (component(1), 1)]) {
+        let (_dir, path) = file("exits.wasm", &bytes);
+        let output = hob(&["run", path.to_str().unwrap()]).output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(code), &b""[..]), "{output:?}");
+    }
+}
+
+/// The signals that end a command, and with which code.
+const ENDINGS: [(Signal, i32); 2] = [(Signal::INT, 130), (Signal::TERM, 143)];
+
+#[test]
+fn a_signal_ends_a_command() {
     let looping = command(&format!(
         r#"(data (i32.const 0) "up\n") (func (export "_start") (call $write (i32.const 1) (i32.const 0) (i32.const 3)) {SPINS})"#
     ));
     let (_dir, path) = file("looping.wasm", &wasm(&looping));
-    let mut child = hob(&["run", path.to_str().unwrap()]).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "up\n");
-    signal(&child, Signal::INT);
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    for (ending, code) in ENDINGS {
+        let mut child = hob(&["run", path.to_str().unwrap()]).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "up\n");
+        signal(&child, ending);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+    }
 }
 
 #[test]
-fn run_serves_what_is_no_command_until_it_is_interrupted() {
+fn a_signal_ends_a_build_and_nothing_is_left() {
+    // Long to compile.
+    let body = "(i32.mul (i32.add (local.get 0) (i32.const 3)) (local.get 0)) (local.set 0)".repeat(200);
+    let functions = format!("(func (param i32) (result i32) {body} (local.get 0))").repeat(2000);
+    let (_dir, path) = file("large.wasm", &wasm(&command(&format!("{functions} (func (export \"_start\") {SPINS})"))));
+    for (ending, code) in ENDINGS {
+        let temp = tempfile::tempdir().unwrap();
+        let mut child = hob(&["run", path.to_str().unwrap()]).env("TMPDIR", temp.path()).spawn().unwrap();
+        let is_staging = |path: &PathBuf| path.parent().is_some_and(|folder| folder.ends_with("staging"));
+        eventually("it builds", || files(temp.path()).iter().any(is_staging));
+        signal(&child, ending);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn run_serves_what_is_no_command_until_a_signal() {
     let (_dir, handler) = file("handler.wasm", &wasm(&says("here")));
     let (_dir, component) = file("component.wasm", &example("hello-http").wasm);
-    for (path, expected) in [(&handler, "here"), (&component, "Hello, world!\n")] {
+    for (path, expected, ending) in
+        [(&handler, "here", Signal::INT), (&component, "Hello, world!\n", Signal::INT), (&handler, "here", Signal::TERM)]
+    {
         let mut child = hob(&["run", "--addr", "127.0.0.1:0", path.to_str().unwrap()]).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
@@ -105,7 +141,7 @@ fn run_serves_what_is_no_command_until_it_is_interrupted() {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.contains(expected) && answer.contains("hob-executed: 1"), "{answer}");
-        signal(&child, Signal::INT);
+        signal(&child, ending);
         assert_eq!(child.wait().unwrap().code(), Some(0));
     }
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
