@@ -12,6 +12,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -70,7 +71,7 @@ enum End {
     Finished(hyper::Result<()>),
     /// No head came in time.
     HeadTimeout,
-    /// The node drains.
+    /// The node drains, and no request is in hand.
     Stopped,
 }
 
@@ -113,6 +114,9 @@ where
                 return Poll::Ready(End::Finished(result));
             }
             if std::mem::take(&mut stopping) {
+                if phase.is_waiting() {
+                    return Poll::Ready(End::Stopped);
+                }
                 Pin::new(&mut hyper).graceful_shutdown();
                 // hyper notices only when it is polled.
                 cx.waker().wake_by_ref();
@@ -193,6 +197,8 @@ async fn close((stream, owed): (TcpStream, bool), unparsed: &[u8], end: End, pha
     let begun = unparsed.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
     let answer = match &end {
         End::HeadTimeout if begun && phase.is_silent() => Some(problem(&slow_head(options), None)),
+        // Its head had not come whole, so nobody has seen the request.
+        End::Stopped if begun => Some(problem(&draining(), None)),
         End::HeadTimeout | End::Stopped | End::Finished(Ok(())) => None,
         End::Finished(Err(error)) => {
             tracing::debug!(%error, "connection ended");
@@ -210,6 +216,12 @@ async fn close((stream, owed): (TcpStream, bool), unparsed: &[u8], end: End, pha
     } else if phase.is_unread() {
         refuse::linger(stream).await;
     }
+}
+
+fn draining() -> Fault {
+    Fault::new(Code::Draining, "the node is shutting down, and the head of the request had not ended")
+        .hint("send the request again on a new connection")
+        .retry_after(Duration::from_secs(1))
 }
 
 fn slow_head(options: &Options) -> Fault {
