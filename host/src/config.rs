@@ -188,6 +188,8 @@ pub struct Data {
     pub bytes_max: Bytes,
     /// Largest Wasm file of a deploy. Default 64 MiB.
     pub upload_bytes_max: Bytes,
+    /// Longest time from the head of a deploy to the end of its body, however steadily it comes. Default 5 min.
+    pub upload_timeout: Time,
     /// Revisions kept of each function, the live one among them. Default 10.
     pub revisions_max: usize,
     /// Most functions of one tenant. Default 100,000.
@@ -200,6 +202,7 @@ impl Default for Data {
             dir: None,
             bytes_max: Bytes(64 << 30),
             upload_bytes_max: Bytes(64 << 20),
+            upload_timeout: Time(Duration::from_secs(300)),
             revisions_max: 10,
             functions_max: 100_000,
         }
@@ -292,6 +295,7 @@ impl Config {
             ("net.header_timeout", net.header_timeout),
             ("net.body_idle_timeout", net.body_idle_timeout),
             ("net.write_idle_timeout", net.write_idle_timeout),
+            ("data.upload_timeout", self.data.upload_timeout),
         ] {
             range(!time.0.is_zero(), key, "0".into(), "more than no time")?;
         }
@@ -343,14 +347,25 @@ fn apply(table: &mut Table, setting: &str) -> Result<(), ConfigError> {
     let wrong = || ConfigError::Setting(setting.into());
     let (path, value) = setting.split_once('=').ok_or_else(wrong)?;
     let (section, key) = path.split_once('.').ok_or_else(wrong)?;
-    // What reads as a number or a boolean is one; everything else is text, quotes or not.
-    let value = match value.parse::<i64>() {
-        Ok(number) => Value::Integer(number),
-        Err(_) => value.parse::<bool>().map_or_else(|_| Value::String(value.trim_matches('"').into()), Value::Boolean),
-    };
+    let value = typed(section, key, value);
     let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
     section.as_table_mut().ok_or_else(wrong)?.insert(key.into(), value);
     Ok(())
+}
+
+/// The value of one setting in the type that its key takes: text if it does, quotes or not (a folder may be named `12`), else a
+/// number or a boolean.
+fn typed(section: &str, key: &str, value: &str) -> Value {
+    let text = Value::String(value.trim_matches('"').into());
+    let table = |key: &str, value| Table::from_iter([(key.to_owned(), value)]);
+    let alone = table(section, Value::Table(table(key, text.clone())));
+    if Config::deserialize(alone).is_ok() {
+        return text;
+    }
+    match value.parse::<i64>() {
+        Ok(number) => Value::Integer(number),
+        Err(_) => value.parse::<bool>().map_or(text, Value::Boolean),
+    }
 }
 
 #[cfg(test)]
@@ -397,6 +412,7 @@ mod tests {
             "data.revisions_max=1000",
             "data.upload_bytes_max=1KiB",
             "data.upload_bytes_max=1GiB",
+            "data.upload_timeout=1ns",
             "net.uri_bytes_max=1",
             "net.uri_bytes_max=32KiB",
             "net.connections_max=1",
@@ -423,6 +439,7 @@ mod tests {
             "data.revisions_max=1001",
             "data.upload_bytes_max=1023",
             "data.upload_bytes_max=1073741825",
+            "data.upload_timeout=0s",
             "net.uri_bytes_max=0",
             "net.uri_bytes_max=32769",
             "net.connections_max=0",
@@ -433,6 +450,19 @@ mod tests {
             "net.control=0.0.0.0:3900",
         ] {
             assert!(matches!(set(bad), Err(ConfigError::Range { .. })), "{bad}: {:?}", set(bad));
+        }
+    }
+
+    #[test]
+    fn a_setting_has_the_type_of_its_key() {
+        for text in ["12", "true", "\"12\"", "./a b"] {
+            let config = set(&format!("data.dir={text}")).unwrap();
+            assert_eq!(config.data.dir.unwrap().to_str(), Some(text.trim_matches('"')));
+        }
+        assert_eq!(set("data.bytes_max=4096").unwrap().data.bytes_max.0, 4096);
+        assert_eq!(set("engine.threads=3").unwrap().engine.threads, 3);
+        for bad in ["engine.threads=true", "engine.threads=many", "data.bytes_max=-1", "net.addr=3000"] {
+            assert!(matches!(set(bad), Err(ConfigError::Syntax(_))), "{bad}");
         }
     }
 

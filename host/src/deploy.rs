@@ -5,6 +5,7 @@
 //! acknowledged is there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -55,6 +56,12 @@ impl Deployer {
     #[must_use]
     pub fn upload_bytes_max(&self) -> u64 {
         self.0.config.upload_bytes_max.0
+    }
+
+    /// Longest time that an upload may take.
+    #[must_use]
+    pub fn upload_timeout(&self) -> Duration {
+        self.0.config.upload_timeout.0
     }
 
     /// A place to write an upload to. Writing to it and finishing it block.

@@ -30,6 +30,8 @@ pub enum Code {
     BodyTooLarge,
     /// The target is longer than its limit.
     UriTooLong,
+    /// The head is larger than its limit.
+    HeadersTooLarge,
     /// A content coding or type that this does not take.
     UnsupportedMedia,
     /// The bytes are not a function that this host can run.
@@ -72,7 +74,7 @@ pub enum Code {
 
 impl Code {
     /// All codes, for documentation and tests.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::BadRequest,
         Self::BadManifest,
         Self::Forbidden,
@@ -83,6 +85,7 @@ impl Code {
         Self::PreconditionFailed,
         Self::BodyTooLarge,
         Self::UriTooLong,
+        Self::HeadersTooLarge,
         Self::UnsupportedMedia,
         Self::NotDeployable,
         Self::ModuleOverCap,
@@ -118,6 +121,7 @@ impl Code {
             Self::PreconditionFailed => "precondition-failed",
             Self::BodyTooLarge => "body-too-large",
             Self::UriTooLong => "uri-too-long",
+            Self::HeadersTooLarge => "headers-too-large",
             Self::UnsupportedMedia => "unsupported-media",
             Self::NotDeployable => "not-deployable",
             Self::ModuleOverCap => "module-over-cap",
@@ -154,6 +158,7 @@ impl Code {
             Self::PreconditionFailed => "The precondition does not hold",
             Self::BodyTooLarge => "The request body is too large",
             Self::UriTooLong => "The target is too long",
+            Self::HeadersTooLarge => "The head of the request is too large",
             Self::UnsupportedMedia => "The content cannot be taken in this form",
             Self::NotDeployable => "These bytes cannot be deployed",
             Self::ModuleOverCap => "The module is too large in some respect",

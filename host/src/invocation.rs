@@ -207,7 +207,8 @@ pub struct Phases {
 /// A response that began, and how it came about.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What the guest answered, host's headers not yet added.
+    /// What the guest answered, host's headers not yet added. Its status is final, and its `content-length`, if there is one, is one
+    /// number.
     pub response: http::Response<Payload>,
     /// Which revision answered.
     pub revision: RevisionNumber,

@@ -1,18 +1,21 @@
 //! The reply: where a guest puts the head of its response, and whoever sends it looks.
 //!
 //! Owns the hand-over between a running guest and the sender of its response. Invariant: a guest that was ended after its head
-//! was taken is marked before its sender's channel closes, so a cut response never looks like a whole one.
+//! was taken is marked before its sender's channel closes, so a cut response never looks like a whole one; nor does a large one
+//! whose time is over.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::Response;
+use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use crate::fault::{Code, Fault};
 use crate::invocation::{BodyError, Payload};
@@ -38,10 +41,10 @@ impl Reply {
         self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts the head of the response there, or a fault in its place. The first counts.
+    /// Puts the head of the response there, or a fault in its place; a head that cannot be one is such a fault. The first counts.
     pub fn put(&self, head: Result<Response<Payload>, Fault>) {
         if !self.was_put.swap(true, Ordering::Relaxed) {
-            *self.head() = Some(head);
+            *self.head() = Some(head.and_then(sound));
         }
     }
 
@@ -108,6 +111,24 @@ impl Reply {
     }
 }
 
+/// Refuses a head that HTTP cannot carry: the connection would end, and the client see no answer at all.
+fn sound(response: Response<Payload>) -> Result<Response<Payload>, Fault> {
+    let status = response.status();
+    if status.is_informational() {
+        let detail = format!("the function answered {}, which is no final status", status.as_u16());
+        return Err(Fault::executed(Code::GuestBadResponse, detail).hint("answer with a status from 200 to 999"));
+    }
+    let mut lens = response.headers().get_all(CONTENT_LENGTH).iter().map(|value| {
+        let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        digits.and_then(|text| text.parse::<u64>().ok())
+    });
+    match (lens.next(), lens.next()) {
+        (None | Some(Some(_)), None) => Ok(response),
+        _ => Err(Fault::executed(Code::GuestBadResponse, "the function's content-length is not one number of bytes")
+            .hint("leave content-length out: Hob sets it")),
+    }
+}
+
 /// The receiving end of a streamed response body. Ends with [`BodyError::Cut`] if the guest was cut.
 pub struct GuestBody<B> {
     pieces: B,
@@ -169,4 +190,117 @@ impl Body for Pieces {
 pub fn stream(reply: Arc<Reply>) -> (mpsc::Sender<Bytes>, Payload) {
     let (sender, receiver) = mpsc::channel(PIECES);
     (sender, Payload::Stream(Box::pin(GuestBody::new(Pieces(receiver), reply))))
+}
+
+/// Whether a body is so large that a slow client could hold much of the node's memory with it: more than a piece of a stream.
+#[must_use]
+pub fn is_large(payload: &Payload) -> bool {
+    matches!(payload, Payload::Whole(bytes) if bytes.len() > PIECE_LEN_MAX)
+}
+
+/// `bytes` as a body that keeps `places` until the connection took its last piece or died, but no longer than until `deadline`:
+/// then the rest is dropped, and `passed` says why nothing follows.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+pub fn keep<P: Send + 'static>(
+    bytes: Bytes,
+    places: P,
+    deadline: tokio::time::Instant,
+    passed: impl FnOnce() -> BodyError + Send + 'static,
+) -> Payload {
+    let left = bytes.len() as u64;
+    let rest = Arc::new(Mutex::new(Ok((bytes, places))));
+    let timed = Arc::downgrade(&rest);
+    // A task, because nobody asks for the body while the client takes nothing.
+    let timer = tokio::spawn(async move {
+        tokio::time::sleep_until(deadline).await;
+        give_up(&timed, passed);
+    });
+    Payload::Stream(Box::pin(Kept { rest, left, timer: timer.abort_handle() }))
+}
+
+/// What a client has yet to take, with the places that it keeps; or why nothing follows.
+type Rest<P> = Mutex<Result<(Bytes, P), BodyError>>;
+
+fn give_up<P>(rest: &Weak<Rest<P>>, passed: impl FnOnce() -> BodyError) {
+    let Some(rest) = rest.upgrade() else { return };
+    let mut rest = rest.lock().unwrap_or_else(PoisonError::into_inner);
+    if matches!(&*rest, Ok((bytes, _)) if !bytes.is_empty()) {
+        *rest = Err(passed());
+    }
+}
+
+struct Kept<P> {
+    rest: Arc<Rest<P>>,
+    /// Bytes of it.
+    left: u64,
+    timer: AbortHandle,
+}
+
+impl<P> Body for Kept<P> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    /// Piece by piece: given all at once, the sender would hold all of it, and let the places go.
+    fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let mut rest = this.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        Poll::Ready(match &mut *rest {
+            Ok((bytes, _)) if bytes.is_empty() => None,
+            Ok((bytes, _)) => {
+                let piece = bytes.split_to(bytes.len().min(PIECE_LEN_MAX));
+                this.left = bytes.len() as u64;
+                Some(Ok(Frame::data(piece)))
+            }
+            Err(error) => Some(Err(error.clone())),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+impl<P> Drop for Kept<P> {
+    fn drop(&mut self) {
+        self.timer.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(response: http::response::Builder) -> Result<Response<Payload>, Fault> {
+        let reply = Reply::default();
+        reply.put(Ok(response.body(Payload::empty()).unwrap()));
+        reply.take().unwrap()
+    }
+
+    #[test]
+    fn heads_that_cannot_be_sent_are_faults() {
+        for status in [100, 101, 103, 199] {
+            assert_eq!(put(Response::builder().status(status)).unwrap_err().code, Code::GuestBadResponse, "{status}");
+        }
+        for status in [200, 204, 304, 404, 500, 599, 999] {
+            assert_eq!(put(Response::builder().status(status)).unwrap().status(), status);
+        }
+    }
+
+    #[test]
+    fn a_length_is_one_number() {
+        for bad in [&["1", "2"][..], &["1", "1"], &["lots"], &["-1"], &["+1"], &["1x"], &[""], &["99999999999999999999"]] {
+            let head = bad.iter().fold(Response::builder(), |head, len| head.header(CONTENT_LENGTH, *len));
+            let fault = put(head).unwrap_err();
+            assert_eq!((fault.code, fault.executed), (Code::GuestBadResponse, crate::fault::Executed::Yes), "{bad:?}");
+        }
+        for good in ["0", "5", "18446744073709551615"] {
+            put(Response::builder().header(CONTENT_LENGTH, good)).unwrap();
+        }
+    }
 }

@@ -13,7 +13,7 @@ use rand_core::TryRng;
 use wasmtime::component::Linker as ComponentLinker;
 use wasmtime::{Linker as ModuleLinker, Result, StoreContextMut};
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
-use wasmtime_wasi::{FsPerms, HostMonotonicClock, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{FsPerms, HostMonotonicClock, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::{Environment, Host};
 use crate::capability::stdio::Stdio;
@@ -23,7 +23,13 @@ use crate::capability::stdio::Stdio;
 /// # Errors
 /// Only if a name is defined twice: a bug of ours.
 pub fn link_preview1(linker: &mut ModuleLinker<Host>) -> Result<()> {
-    p1::add_to_linker_async(linker, Host::preview1)
+    p1::add_to_linker_async(linker, Host::preview1)?;
+    // wasmtime-wasi 48 turns codes from 126 up into an error without a code; programs have always exited with up to 255.
+    linker.allow_shadowing(true);
+    let exit = |code: u32| -> Result<()> { Err(I32Exit(code.cast_signed()).into()) };
+    linker.func_wrap("wasi_snapshot_preview1", "proc_exit", exit)?;
+    linker.allow_shadowing(false);
+    Ok(())
 }
 
 /// Links `wasi:cli`, `clocks`, `filesystem`, `io`, `random` and `sockets` of 0.2, and of 0.3 if `concurrent`.

@@ -1,11 +1,12 @@
 //! `hob deploy`.
 
 use std::fs::File;
-use std::io::{Cursor, Read, Seek};
+use std::io::{self, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use indicatif::ProgressBar;
 
 use super::client::{Client, Deployed, Upload};
 use super::failure::{Exit, next};
@@ -118,7 +119,7 @@ impl Package {
         &self.name
     }
 
-    /// Uploads, with a bar on a terminal.
+    /// Uploads, with a bar on a terminal, and waits for the build.
     pub(super) fn deploy(&self, client: &Client, if_match: Option<String>) -> Result<Deployed, Failure> {
         let shown = self.wasm.display();
         let mut file = File::open(&self.wasm).with_context(|| format!("cannot open '{shown}'"))?;
@@ -128,11 +129,32 @@ impl Package {
         let total = framing.head.len() as u64 + len + framing.tail.len() as u64;
         let bar = output::byte_bar(&format!("uploading {}", self.name), total);
         let body = Cursor::new(framing.head).chain(Exactly::new(file, len).take(len)).chain(Cursor::new(framing.tail));
-        let mut body = bar.wrap_read(body);
+        let mut body = Shown { body, left: total, bar: &bar, name: &self.name };
         let upload = Upload { content_type: framing.content_type, len: total, body: &mut body, if_match };
         let deployed = client.put(&self.name, upload);
         bar.finish_and_clear();
         deployed
+    }
+}
+
+/// A body whose way is shown: as a bar, and when the last byte is on its way, as what the daemon does then.
+struct Shown<'a, R> {
+    body: R,
+    left: u64,
+    bar: &'a ProgressBar,
+    name: &'a FunctionName,
+}
+
+impl<R: Read> Read for Shown<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.body.read(buf)?;
+        self.bar.inc(count as u64);
+        let before = self.left;
+        self.left = before.saturating_sub(count as u64);
+        if before > 0 && self.left == 0 {
+            output::go_on(self.bar, &format!("compiling {}", self.name));
+        }
+        Ok(count)
     }
 }
 
@@ -206,6 +228,18 @@ mod tests {
         let mut expected = Manifest::parse(text).unwrap();
         expected.name = Some("b".parse().unwrap());
         assert_eq!(renamed, expected);
+    }
+
+    #[test]
+    fn after_the_last_byte_the_daemon_compiles() {
+        let bar = ProgressBar::hidden();
+        bar.set_prefix("uploading a");
+        let mut body = Shown { body: &b"12345"[..], left: 5, bar: &bar, name: &"a".parse().unwrap() };
+        for (len, shown) in [(4, "uploading a"), (4, "compiling a"), (4, "compiling a")] {
+            let _count = body.read(&mut vec![0; len]).unwrap();
+            assert_eq!(bar.prefix(), shown);
+        }
+        assert_eq!(bar.position(), 5);
     }
 
     #[test]

@@ -138,7 +138,6 @@ fn targets(fix: bool) -> Vec<Check> {
     let Ok(mut missing) = toolchain::missing_targets(here) else { return Vec::new() };
     if fix {
         missing.retain(|target| {
-            output::note(format!("adding {target}: rustup target add {target}"));
             let added = toolchain::add_target(target, here);
             if let Err(error) = &added {
                 output::note(format!("{error:#}"));

@@ -4,12 +4,41 @@ use std::io;
 use std::time::Duration;
 
 use tokio::runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit code after SIGINT.
-pub(super) const INTERRUPTED: u8 = 130;
+const INTERRUPTED: u8 = 130;
 /// Exit code after SIGTERM.
 const TERMINATED: u8 = 143;
+
+/// SIGINT and SIGTERM, caught from when this is made.
+struct Signals(Signal, Signal);
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))
+    }
+
+    /// Waits for either. Returns the code to exit with.
+    async fn wait(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.0.recv() => INTERRUPTED,
+            _ = self.1.recv() => TERMINATED,
+        }
+    }
+}
+
+/// Runs work until it is done, or until a signal: then it is dropped, and there is the code to exit with in its place.
+///
+/// # Errors
+/// When signals cannot be waited for.
+pub(super) async fn or_signal<T>(work: impl Future<Output = T>) -> io::Result<Result<T, u8>> {
+    let mut signals = Signals::catch()?;
+    Ok(tokio::select! {
+        done = work => Ok(done),
+        code = signals.wait() => Err(code),
+    })
+}
 
 /// From now on SIGINT and SIGTERM call `cleanup` on a thread of its own and end the process with 130 or 143.
 ///
@@ -17,17 +46,12 @@ const TERMINATED: u8 = 143;
 /// When no thread or handler can be made.
 pub(super) fn on_signal(cleanup: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
-    let (mut interrupt, mut terminate) = {
+    let mut signals = {
         let _entered = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        Signals::catch()?
     };
     let wait = move || {
-        let code = runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => INTERRUPTED,
-                _ = terminate.recv() => TERMINATED,
-            }
-        });
+        let code = runtime.block_on(signals.wait());
         cleanup();
         std::process::exit(code.into());
     };

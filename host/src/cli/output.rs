@@ -89,14 +89,25 @@ pub(super) fn note(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// How a line looks that turns.
+const SPINNER: &str = "{spinner} {prefix} {elapsed} {msg}";
+/// How often it does.
+const TICK: Duration = Duration::from_millis(100);
+
 /// A line that turns while something happens whose length nobody knows. Invisible unless standard error is a terminal.
 pub(super) fn spinner(what: &str) -> ProgressBar {
     let bar = ProgressBar::new_spinner();
-    let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {msg}");
+    go_on(&bar, what);
+    bar
+}
+
+/// Turns a bar into a line as [`spinner`] makes it, for what comes after the bytes.
+pub(super) fn go_on(bar: &ProgressBar, what: &str) {
+    let style = ProgressStyle::with_template(SPINNER);
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
     bar.set_prefix(what.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(100));
-    bar
+    bar.reset_elapsed();
+    bar.enable_steady_tick(TICK);
 }
 
 /// A bar for a number of bytes. Invisible unless standard error is a terminal.

@@ -17,10 +17,9 @@ use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use clap::Args;
 use tokio::runtime::{self, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::failure::{Exit, next};
-use super::interrupt::INTERRUPTED;
+use super::interrupt::or_signal;
 use super::output::Format;
 use super::scratch::Scratch;
 use super::{Ctx, Failure, output, serve};
@@ -93,10 +92,9 @@ impl Run {
         let scratch = Scratch::new().context("cannot make a temporary folder")?;
         let data = scratch.path().join("data");
         let runtime = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
-        let built = runtime.block_on(interruptible(deploy(&data, file, manifest.clone())));
-        let Some((engine, template)) = built.map_err(|failure| failure.context(format!("cannot run '{}'", path.display())))?
-        else {
-            return Ok(INTERRUPTED);
+        let (engine, template) = match runtime.block_on(or_signal(deploy(&data, file, manifest.clone())))? {
+            Ok(built) => built.map_err(|failure| failure.context(format!("cannot run '{}'", path.display())))?,
+            Err(code) => return Ok(code),
         };
         if !template.shape().kind.is_command() {
             drop((runtime, template, engine));
@@ -122,9 +120,10 @@ impl Run {
         let instances = manifest.limits.get(Limit::Concurrency).min(SERVED_INSTANCES_MAX);
         config.engine.instances_max = u32::try_from(instances).unwrap_or(COMMAND_INSTANCES);
         let file = self.file_and_args[0].display().to_string();
+        // First: the signals that the build listened to end nothing any more.
+        let signals = Signals::catch().context("cannot wait for signals")?;
         let node = Node::start(Setup { config, key_file: None, grants: self.grants(), ports: Ports::DataOnly })
             .map_err(|error| serve::start_failure(error, &format!("hob run --addr 127.0.0.1:0 {file}")))?;
-        let signals = Signals::catch().context("cannot wait for signals")?;
         output::note(format!("serving http://{}", node.addr()));
         if format == Format::Json {
             // Whoever started it without reading its output does not need to know.
@@ -221,15 +220,6 @@ async fn deploy(data: &Path, file: File, manifest: Manifest) -> Result<(Engine, 
     Ok((engine, template))
 }
 
-/// Runs work until it is done, or until SIGINT: then `None`.
-async fn interruptible<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<Option<T>, Failure> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
-    tokio::select! {
-        done = work => done.map(Some),
-        _ = interrupt.recv() => Ok(None),
-    }
-}
-
 fn on_terminal(
     runtime: Runtime,
     engine: &Engine,
@@ -241,10 +231,13 @@ fn on_terminal(
         let ended = engine.run_on_terminal(template, environment, limits).await;
         ended.map_err(|fault| Failure::from_fault(&fault).next("hob run --help"))
     };
-    let ended = runtime.block_on(interruptible(run));
+    let ended = runtime.block_on(or_signal(run));
     // A thread may still wait for standard input, for ever.
     runtime.shutdown_background();
-    Ok(ended?.map_or(INTERRUPTED, exit_code))
+    match ended? {
+        Ok(ended) => ended.map(exit_code),
+        Err(code) => Ok(code),
+    }
 }
 
 /// A guest's exit code as the system has them. One that would become 0 by losing its upper bits is an error still.

@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
+use super::output;
+
 /// Targets that functions are built for.
 pub(super) const TARGETS: [&str; 2] = ["wasm32-wasip1", "wasm32-wasip2"];
 
@@ -34,16 +36,20 @@ pub(super) fn missing_targets(dir: &Path) -> anyhow::Result<Vec<&'static str>> {
     Ok(missing)
 }
 
-/// Adds a target with rustup, whose words go to standard error.
+/// Adds a target with rustup, whose words go to standard error, and asks the compiler whether it has it now. Says what it does.
 ///
 /// # Errors
-/// When rustup is not there or fails.
+/// When rustup is not there or fails, or when it is not the rustup of this compiler.
 pub(super) fn add_target(target: &str, dir: &Path) -> anyhow::Result<()> {
+    output::note(format!("the target {target} is missing; adding it: rustup target add {target}"));
     let mut command = Command::new("rustup");
     command.args(["target", "add", target]).current_dir(dir).stdin(Stdio::null()).stdout(std::io::stderr());
-    let status = command.status().context("cannot run rustup")?;
+    let status = command.status().context("cannot run rustup, which adds targets: install it from https://rustup.rs")?;
     if !status.success() {
-        bail!("'rustup target add {target}' failed");
+        bail!("'rustup target add {target}' failed, {status}");
+    }
+    if missing_targets(dir)?.contains(&target) {
+        bail!("rustup added {target}, but the rustc on the PATH does not have it: it belongs to another toolchain than rustup's");
     }
     Ok(())
 }

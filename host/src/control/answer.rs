@@ -24,6 +24,10 @@ impl From<Fault> for Refusal {
     }
 }
 
+/// Marks a response as a refusal that nobody has counted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refused(pub Code);
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = problem(&self.0, None).map(axum::body::Body::new);
@@ -31,6 +35,7 @@ impl IntoResponse for Refusal {
             // What is left of the request cannot be told from the next one without reading it all.
             response.headers_mut().insert(header::CONNECTION, http::HeaderValue::from_static("close"));
         }
+        response.extensions_mut().insert(Refused(self.0.code));
         response
     }
 }

@@ -60,7 +60,7 @@ pub struct Control {
         title = "Hob control API",
         description = "Deploy functions and look after them. Errors are application/problem+json (RFC 9457) with a stable `code`."
     ),
-    paths(invoke::describe)
+    paths(invoke::describe, invoke::describe_bare)
 )]
 struct Description;
 
@@ -98,17 +98,23 @@ impl Control {
 
     /// The service of the control port, for [`crate::net::serve::serve`].
     pub fn service(self) -> impl Fn(Request<IncomingBody>) -> BoxResponse + Clone + Send + Sync + 'static {
+        let metrics = self.metrics.clone();
         let router = self.router();
         move |request| {
-            let mut router = router.clone();
+            let (mut router, metrics) = (router.clone(), metrics.clone());
             Box::pin(async move {
-                if let Err(fault) = guard::check(request.headers()) {
-                    return answer::Refusal::from(fault).into_response();
+                let response = match guard::check(request.headers()) {
+                    Err(fault) => answer::Refusal::from(fault).into_response(),
+                    Ok(()) => match router.call(request.map(axum::body::Body::new)).await {
+                        Ok(response) => response,
+                        Err(never) => match never {},
+                    },
+                };
+                // Faults of invocations carry no mark: they were counted where they happened.
+                if let Some(answer::Refused(code)) = response.extensions().get() {
+                    metrics.faulted(*code);
                 }
-                match router.call(request.map(axum::body::Body::new)).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                }
+                response
             })
         }
     }

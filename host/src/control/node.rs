@@ -34,7 +34,7 @@ pub(super) async fn openapi(text: String) -> Response {
     ([(CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-/// What the `type` of a problem points to.
+/// What the codes of problems mean, in short.
 pub(super) async fn errors() -> Response {
     let mut page = String::from("<!doctype html><meta charset=utf-8><title>Errors of Hob</title><h1>Errors of Hob</h1><dl>\n");
     for code in Code::ALL {

@@ -3,6 +3,8 @@
 //! Owns the bounds on an upload while it streams. Writing blocks, so it happens on a thread of its own, four pieces behind the
 //! network at most. Invariant: whatever ends an upload early leaves no file.
 
+use std::time::Duration;
+
 use axum::extract::multipart::{Field, Multipart};
 use axum::extract::{FromRequest, Request};
 use bytes::Bytes;
@@ -10,6 +12,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt as _, Limited};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::Control;
 use super::answer::body_fault;
@@ -19,7 +22,7 @@ use crate::engine::build::check_magic;
 use crate::fault::{Code, Fault};
 use crate::manifest::{MANIFEST_LEN_MAX, Manifest};
 
-/// Uploads at once. Each holds a thread while it lasts, and other routes need threads too.
+/// Uploads at once. Each holds a thread while it lasts, and other routes need threads too; `data.upload_timeout` is how long.
 pub(super) const UPLOADS_MAX: usize = 16;
 /// Pieces that wait between network and disk.
 const PIECES: usize = 4;
@@ -33,8 +36,18 @@ const MULTIPART_SLACK: u64 = 128 << 10;
 pub(super) async fn receive(control: &Control, request: Request) -> Result<(Uploaded, Manifest), Fault> {
     let Ok(_place) = control.uploads.try_acquire() else {
         let fault = Fault::new(Code::Overloaded, format!("{UPLOADS_MAX} uploads are under way"));
-        return Err(fault.retry_after(std::time::Duration::from_secs(1)).hint("try again"));
+        return Err(fault.retry_after(Duration::from_secs(1)).hint("try again"));
     };
+    let time = control.deployer.upload_timeout();
+    // Giving up drops what was received, and the file with it.
+    timeout(time, whole(control, request)).await.unwrap_or_else(|_| {
+        let fault = Fault::new(Code::ClientTimeout, format!("the upload did not end within {time:?}"));
+        Err(fault.hint("send it from nearer by, or raise data.upload_timeout"))
+    })
+}
+
+/// [`receive`], however long it takes.
+async fn whole(control: &Control, request: Request) -> Result<(Uploaded, Manifest), Fault> {
     let headers = request.headers();
     if headers.contains_key(CONTENT_ENCODING) {
         let fault = Fault::new(Code::UnsupportedMedia, "the body has a content coding, and nothing is unpacked here");

@@ -151,7 +151,7 @@ pub struct LogList {
 /// An answer that Hob makes itself when something went wrong (RFC 9457).
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// Where the code is explained: `/docs/errors#CODE`.
+    /// The code as a name of its own: `urn:hob:error:CODE`.
     pub r#type: String,
     /// The code in words.
     pub title: String,

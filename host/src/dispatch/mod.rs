@@ -1,7 +1,8 @@
 //! Dispatch: from a request to the function it is for, a place to run, a template, and the engine.
 //!
 //! Owns the catalog of live functions and the order of these steps. Knows no HTTP connection and no wasmtime. Invariant: an
-//! invocation holds its place among the function's `concurrency` from admission until its instance is gone.
+//! invocation holds its place among the function's `concurrency` from admission until its instance is gone, and until a client took
+//! a large response.
 
 pub mod catalog;
 pub mod templates;
@@ -123,7 +124,8 @@ impl Dispatcher {
     async fn run(&self, id: InvocationId, invocation: Invocation) -> Result<Outcome, Fault> {
         let Invocation { tenant, target, request, received } = invocation;
         let (mut head, body) = request.into_parts();
-        let Resolved { function, prefix_len } = self.resolve(&tenant, &target, &head)?;
+        let resolved = self.resolve(&tenant, &target, &head);
+        let Resolved { function, prefix_len } = resolved.inspect_err(|fault| self.0.engine.metrics().faulted(fault.code))?;
         let outcome = async {
             let body = limit_body(body, function.limits.get(Limit::RequestBody))?;
             if prefix_len > 0 {

@@ -2,7 +2,8 @@
 //!
 //! Owns the driving of a guest in slices, its wall deadline, and what happens when it is done, cut or given up. A guest whose
 //! response is whole when it ends is driven by whoever asked, with no task and no timer; only one that goes on after its head
-//! was sent gets a task of its own. Invariant: the place an invocation takes is given back only after its instance is gone.
+//! was sent gets a task of its own. Invariant: the places an invocation takes are given back only after its instance is gone, and
+//! after a large response that was whole has left.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use super::call::{self, Ended, Guest, Input};
 use super::store::{self, Blueprint, Streams};
 use super::{Engine, Kind, deadline};
 use crate::capability::handler::Exchange;
-use crate::capability::reply::Reply;
+use crate::capability::reply::{self, Reply};
 use crate::capability::{Environment, http as wasi_http};
 use crate::fault::{Code, Fault};
 use crate::id::{InvocationId, RevisionNumber};
@@ -108,7 +109,11 @@ impl Engine {
         }
         let done = ended.is_some();
         let ended_at = running.looked;
-        let fault = ended.and_then(|ended| running.finish(ended));
+        let kept = match &head {
+            Some(Ok(response)) if done && reply::is_large(response.body()) => running.places.take().map(Arc::new),
+            _ => None,
+        };
+        let fault = ended.and_then(|ended| running.finish(ended, kept.clone()));
         let response = match (fault, head) {
             // The head is still ours, so the status can tell what went wrong.
             (_, Some(Err(fault))) | (Some(fault), _) => return Err(running.fail(fault)),
@@ -119,7 +124,11 @@ impl Engine {
         };
         let response = wasi_http::settle(response, done);
         let response = bound(response, running.response_limit, &running.books).map_err(|fault| running.fail(fault))?;
-        let response = if done { response } else { running.detach(response) };
+        let response = match kept {
+            Some(places) => running.keep(response, places),
+            None if done => response,
+            None => running.detach(response),
+        };
         let entered = reply.entered().unwrap_or(instantiated);
         Ok(Began {
             response,
@@ -163,8 +172,11 @@ struct Running {
     faults: Option<u64>,
     /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first. A store that outlives its
     /// guest takes them along.
-    places: Option<(Permit, Option<Permit>)>,
+    places: Option<Places>,
 }
+
+/// Places among the node's instances and among the function's `concurrency`.
+type Places = (Permit, Option<Permit>);
 
 /// Where what happens to an invocation is written down.
 #[derive(Clone)]
@@ -260,8 +272,9 @@ impl Running {
         Poll::Pending
     }
 
-    /// Takes leave of a guest that has ended: its store is dropped after the response has left, on this thread.
-    fn finish(&mut self, ended: Stopped) -> Option<Fault> {
+    /// Takes leave of a guest that has ended: its store is dropped after the response has left, on this thread. `kept`: its places,
+    /// when somebody else needs them even longer.
+    fn finish(&mut self, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
         match ended {
             Stopped::Ended(ended) => {
                 let Ended { result, store } = *ended;
@@ -269,7 +282,7 @@ impl Running {
                 if let Err(fault) = &result {
                     self.reply.cut(fault.code);
                 }
-                afterwards::put_off((store, self.places.take()));
+                afterwards::put_off((store, self.places.take(), kept));
                 self.learn();
                 result.err()
             }
@@ -303,13 +316,27 @@ impl Running {
         self.books.fail(fault)
     }
 
+    /// Lets a response keep its places until the client took it, within the time of the invocation.
+    fn keep(&self, response: Response<Payload>, places: Arc<Places>) -> Response<Payload> {
+        let (books, wall) = (self.books.clone(), self.wall);
+        let passed = move || {
+            let detail = format!("the client did not take the response within the function's time of {wall:?}");
+            let fault = Fault::executed(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml");
+            BodyError::Cut(books.fail(fault).code)
+        };
+        response.map(|payload| match payload {
+            Payload::Whole(bytes) => reply::keep(bytes, places, self.deadline, passed),
+            stream @ Payload::Stream(_) => stream,
+        })
+    }
+
     /// Lets the guest go on by itself while its response is sent.
     fn detach(self, response: Response<Payload>) -> Response<Payload> {
         let reply = self.reply.clone();
         let mut running = self;
         let task = tokio::spawn(async move {
             let ended = std::future::poll_fn(|cx| running.poll_slice(cx, Instant::now())).await;
-            if let Some(fault) = running.finish(ended) {
+            if let Some(fault) = running.finish(ended, None) {
                 // The status is out: what is left is to cut the connection, and to say why where it can be read.
                 running.fail(fault);
             }

@@ -12,6 +12,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -32,7 +33,7 @@ use super::io::Io;
 use super::outgoing::{BoxError, Outgoing};
 use super::phase::Phase;
 use super::serve::Options;
-use super::status::{head_too_large, problem};
+use super::status::problem;
 use super::{head, refuse};
 use crate::fault::{Code, Fault};
 use crate::invocation::Payload;
@@ -70,7 +71,7 @@ enum End {
     Finished(hyper::Result<()>),
     /// No head came in time.
     HeadTimeout,
-    /// The node drains.
+    /// The node drains, and no request is in hand.
     Stopped,
 }
 
@@ -113,6 +114,9 @@ where
                 return Poll::Ready(End::Finished(result));
             }
             if std::mem::take(&mut stopping) {
+                if phase.is_waiting() {
+                    return Poll::Ready(End::Stopped);
+                }
                 Pin::new(&mut hyper).graceful_shutdown();
                 // hyper notices only when it is polled.
                 cx.waker().wake_by_ref();
@@ -193,6 +197,8 @@ async fn close((stream, owed): (TcpStream, bool), unparsed: &[u8], end: End, pha
     let begun = unparsed.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
     let answer = match &end {
         End::HeadTimeout if begun && phase.is_silent() => Some(problem(&slow_head(options), None)),
+        // Its head had not come whole, so nobody has seen the request.
+        End::Stopped if begun => Some(problem(&draining(), None)),
         End::HeadTimeout | End::Stopped | End::Finished(Ok(())) => None,
         End::Finished(Err(error)) => {
             tracing::debug!(%error, "connection ended");
@@ -212,6 +218,12 @@ async fn close((stream, owed): (TcpStream, bool), unparsed: &[u8], end: End, pha
     }
 }
 
+fn draining() -> Fault {
+    Fault::new(Code::Draining, "the node is shutting down, and the head of the request had not ended")
+        .hint("send the request again on a new connection")
+        .retry_after(Duration::from_secs(1))
+}
+
 fn slow_head(options: &Options) -> Fault {
     let time = options.header_timeout;
     Fault::new(Code::ClientTimeout, format!("the head of the request did not end within {time:?}"))
@@ -223,11 +235,9 @@ fn broken_head(error: &hyper::Error, owed: bool, unparsed: &[u8], phase: &Phase,
     if error.is_parse_too_large() && owed {
         let line_len = unparsed.iter().position(|byte| *byte == b'\n').unwrap_or(unparsed.len());
         // A target so long that not even its line fits.
-        return Some(if line_len > options.uri_bytes_max {
-            problem(&head::uri_too_long(options), None)
-        } else {
-            head_too_large(&head::too_many_headers(options))
-        });
+        let is_target = line_len > options.uri_bytes_max;
+        let fault = if is_target { head::uri_too_long(options) } else { head::too_many_headers(options) };
+        return Some(problem(&fault, None));
     }
     let detail = if error.is_parse_version_h2() {
         "this port speaks HTTP/1.1, and the client began with HTTP/2".into()

@@ -84,10 +84,7 @@ pub fn answer(invoked: Invoked, method: &Method, timing: Timing) -> Response<Pay
         Err(fault) => return refuse(&fault, Some(id)),
     };
     let Outcome { response, start, phases, .. } = outcome;
-    let mut response = match frame(response, method) {
-        Ok(response) => response,
-        Err(fault) => return refuse(&fault, Some(id)),
-    };
+    let mut response = frame(response, method);
     let headers = response.headers_mut();
     headers.insert(&HOB_INVOCATION_ID, invocation_id(id));
     headers.insert(&HOB_START, HeaderValue::from_static(start.as_str()));
@@ -100,40 +97,19 @@ pub fn answer(invoked: Invoked, method: &Method, timing: Timing) -> Response<Pay
 }
 
 /// Takes the headers out of a guest's response that are not the guest's to set.
-fn frame(mut response: Response<Payload>, method: &Method) -> Result<Response<Payload>, Fault> {
-    let status = response.status();
-    if status.is_informational() {
-        let detail = format!("the function answered {}, which is no final status", status.as_u16());
-        return Err(Fault::executed(Code::GuestBadResponse, detail).hint("answer with a status from 200 to 999"));
-    }
+fn frame(mut response: Response<Payload>, method: &Method) -> Response<Payload> {
     headers::clean_response(response.headers_mut());
     if !response.headers().contains_key(CONTENT_LENGTH) {
-        return Ok(response);
+        return response;
     }
     if *method == Method::HEAD {
         // The length of what `GET` would give. There is no body to hold it against.
-        check_announced_len(response.headers())?;
         *response.body_mut() = Payload::empty();
-    } else if status == StatusCode::NO_CONTENT || response.body().size_hint().exact().is_some() {
+    } else if response.status() == StatusCode::NO_CONTENT || response.body().size_hint().exact().is_some() {
         // hyper knows the length and says it; 204 has none (RFC 9110, 8.6).
         response.headers_mut().remove(CONTENT_LENGTH);
-    } else {
-        check_announced_len(response.headers())?;
     }
-    Ok(response)
-}
-
-/// hyper gives up the connection over a length that is none, and the client would see no answer at all.
-fn check_announced_len(headers: &http::HeaderMap) -> Result<(), Fault> {
-    let mut lens = headers.get_all(CONTENT_LENGTH).iter().map(|value| {
-        let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-        digits.and_then(|text| text.parse::<u64>().ok())
-    });
-    match (lens.next(), lens.next()) {
-        (Some(Some(_)), None) => Ok(()),
-        _ => Err(Fault::executed(Code::GuestBadResponse, "the function's content-length is not one number of bytes")
-            .hint("leave content-length out: Hob sets it")),
-    }
+    response
 }
 
 /// The answer for a fault, on a connection that closes when the rest of the request cannot be told from the next one.

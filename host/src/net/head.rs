@@ -7,7 +7,7 @@ use http::header::{CONNECTION, HOST};
 use http::{HeaderValue, Method, Request, Response, Version};
 
 use super::serve::Options;
-use super::status::{head_too_large, problem};
+use super::status::problem;
 use crate::fault::{Code, Fault};
 use crate::invocation::Payload;
 
@@ -15,13 +15,14 @@ use crate::invocation::Payload;
 pub(super) fn refusal<B>(request: &Request<B>, options: &Options) -> Option<Response<Payload>> {
     let (headers, uri) = (request.headers(), request.uri());
     let target_len = uri.path_and_query().map_or(0, |path| path.as_str().len()) + uri.authority().map_or(0, |a| a.as_str().len());
-    let mut response = if target_len > options.uri_bytes_max {
-        problem(&uri_too_long(options), None)
+    let fault = if target_len > options.uri_bytes_max {
+        uri_too_long(options)
     } else if headers.len() > options.headers_max {
-        head_too_large(&too_many_headers(options))
+        too_many_headers(options)
     } else {
-        problem(&misdirected(request)?, None)
+        misdirected(request)?
     };
+    let mut response = problem(&fault, None);
     // The client and Hob may disagree about where this request ends, so nothing after it is believed.
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     Some(response)
@@ -34,7 +35,8 @@ pub(super) fn uri_too_long(options: &Options) -> Fault {
 
 pub(super) fn too_many_headers(options: &Options) -> Fault {
     let (bytes, count) = (options.head_bytes_max, options.headers_max);
-    Fault::new(Code::BadRequest, format!("the head of the request is larger than {bytes} bytes or has more than {count} headers"))
+    let detail = format!("the head of the request is larger than {bytes} bytes or has more than {count} headers");
+    Fault::new(Code::HeadersTooLarge, detail)
         .hint("send fewer or shorter headers, or raise net.head_bytes_max and net.headers_max")
 }
 

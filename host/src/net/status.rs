@@ -22,6 +22,9 @@ pub static HOB_INVOCATION_ID: HeaderName = HeaderName::from_static("hob-invocati
 /// Rung of the start ladder.
 pub static HOB_START: HeaderName = HeaderName::from_static("hob-start");
 
+/// What the `type` of a problem begins with; the code follows. A name, not an address: it means the same on either port, behind any
+/// prefix and on paper, and no path of a function's can be taken for it.
+const TYPE_PREFIX: &str = "urn:hob:error:";
 /// Media type of the answers that Hob makes itself.
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
@@ -38,6 +41,7 @@ pub fn status(code: Code) -> StatusCode {
         Code::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::UriTooLong => StatusCode::URI_TOO_LONG,
+        Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::UnsupportedMedia => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Code::NotDeployable | Code::ModuleOverCap | Code::BuildOverLimit => StatusCode::UNPROCESSABLE_ENTITY,
         Code::Concurrency => StatusCode::TOO_MANY_REQUESTS,
@@ -58,18 +62,10 @@ pub fn status(code: Code) -> StatusCode {
 /// The answer for a fault. `id`: the invocation's, when one was given out.
 #[must_use]
 pub fn problem(fault: &Fault, id: Option<InvocationId>) -> Response<Payload> {
-    problem_as(status(fault.code), fault, id)
-}
-
-/// [`problem`] for a head that is larger than its limits: RFC 6585 has a status of its own for this kind of bad request.
-pub(super) fn head_too_large(fault: &Fault) -> Response<Payload> {
-    problem_as(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, fault, None)
-}
-
-fn problem_as(status: StatusCode, fault: &Fault, id: Option<InvocationId>) -> Response<Payload> {
+    let status = status(fault.code);
     let code = fault.code.as_str();
     let mut body = serde_json::json!({
-        "type": format!("/docs/errors#{code}"),
+        "type": format!("{TYPE_PREFIX}{code}"),
         "title": fault.code.title(),
         "status": status.as_u16(),
         "code": code,
@@ -145,7 +141,7 @@ mod tests {
         assert!(!response.headers().contains_key("retry-after"));
         let body = body(response);
         for (key, value) in [
-            ("type", "/docs/errors#guest-trap"),
+            ("type", "urn:hob:error:guest-trap"),
             ("title", Code::GuestTrap.title()),
             ("code", "guest-trap"),
             ("detail", "it \"trapped\""),

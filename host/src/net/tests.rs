@@ -208,7 +208,7 @@ fn heads_on_both_sides_of_their_limits() {
     head(&uri(10_000), 0, 0).check_problem(414, "uri-too-long");
     head(&uri(100_000), 0, 0).check_problem(414, "uri-too-long");
     for (headers, len) in [(8, 10), (99, 10), (10_000, 10), (1, 17_000), (1, 1 << 20), (7, 5000)] {
-        head("/", headers, len).check_problem(431, "bad-request");
+        head("/", headers, len).check_problem(431, "headers-too-large");
     }
 }
 

@@ -70,7 +70,7 @@ impl Metrics {
         let faults = Family::<Label, Counter>::default();
         let phases = Family::<Label, Histogram>::new_with_constructor(|| Histogram::new(bounds()));
         registry.register("starts", "Invocations by the rung of the start ladder they began on", starts.clone());
-        registry.register("faults", "Faults by code", faults.clone());
+        registry.register("faults", "Faults of invocations and refusals of the control port by code", faults.clone());
         registry.register_with_unit("phase", "Where the time to the head of a response goes", Unit::Seconds, phases.clone());
         let of = |family: &Family<Label, Counter>, kind| family.get_or_create(&Label { kind }).clone();
         let mut metrics = Self {

@@ -10,8 +10,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::examples::example;
-use crate::harness::wat::{SPINS, command, does, says, wasm};
-use crate::harness::{Node, eventually};
+use crate::harness::wat::{self, SPINS, command, does, says, wasm};
+use crate::harness::{Node, eventually, files};
 
 fn hob(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hob"));
@@ -77,24 +77,60 @@ fn run_tells_traps_deadlines_and_odd_files_apart() {
 }
 
 #[test]
-fn an_interrupt_ends_a_command_with_130() {
+fn run_passes_every_kind_of_exit_code() {
+    let exits = |code: i64| wasm(&command(&format!(r#"(func (export "_start") (call $proc_exit (i32.const {code})))"#)));
+    let component = |result: u32| wasm(&wat::component("").replace("i32.const 0", &format!("i32.const {result}")));
+    let codes = [0, 1, 125, 126, 255].map(|code| (exits(code), code as i32));
+    for (bytes, code) in codes.into_iter().chain([(exits(-1), 255), (exits(256), 1), (component(0), 0), (component(1), 1)]) {
+        let (_dir, path) = file("exits.wasm", &bytes);
+        let output = hob(&["run", path.to_str().unwrap()]).output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(code), &b""[..]), "{output:?}");
+    }
+}
+
+/// The signals that end a command, and with which code.
+const ENDINGS: [(Signal, i32); 2] = [(Signal::INT, 130), (Signal::TERM, 143)];
+
+#[test]
+fn a_signal_ends_a_command() {
     let looping = command(&format!(
         r#"(data (i32.const 0) "up\n") (func (export "_start") (call $write (i32.const 1) (i32.const 0) (i32.const 3)) {SPINS})"#
     ));
     let (_dir, path) = file("looping.wasm", &wasm(&looping));
-    let mut child = hob(&["run", path.to_str().unwrap()]).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "up\n");
-    signal(&child, Signal::INT);
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    for (ending, code) in ENDINGS {
+        let mut child = hob(&["run", path.to_str().unwrap()]).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "up\n");
+        signal(&child, ending);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+    }
 }
 
 #[test]
-fn run_serves_what_is_no_command_until_it_is_interrupted() {
+fn a_signal_ends_a_build_and_nothing_is_left() {
+    // Long to compile.
+    let body = "(i32.mul (i32.add (local.get 0) (i32.const 3)) (local.get 0)) (local.set 0)".repeat(200);
+    let functions = format!("(func (param i32) (result i32) {body} (local.get 0))").repeat(2000);
+    let (_dir, path) = file("large.wasm", &wasm(&command(&format!("{functions} (func (export \"_start\") {SPINS})"))));
+    for (ending, code) in ENDINGS {
+        let temp = tempfile::tempdir().unwrap();
+        let mut child = hob(&["run", path.to_str().unwrap()]).env("TMPDIR", temp.path()).spawn().unwrap();
+        let is_staging = |path: &PathBuf| path.parent().is_some_and(|folder| folder.ends_with("staging"));
+        eventually("it builds", || files(temp.path()).iter().any(is_staging));
+        signal(&child, ending);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn run_serves_what_is_no_command_until_a_signal() {
     let (_dir, handler) = file("handler.wasm", &wasm(&says("here")));
     let (_dir, component) = file("component.wasm", &example("hello-http").wasm);
-    for (path, expected) in [(&handler, "here"), (&component, "Hello, world!\n")] {
+    for (path, expected, ending) in
+        [(&handler, "here", Signal::INT), (&component, "Hello, world!\n", Signal::INT), (&handler, "here", Signal::TERM)]
+    {
         let mut child = hob(&["run", "--addr", "127.0.0.1:0", path.to_str().unwrap()]).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
@@ -105,7 +141,7 @@ fn run_serves_what_is_no_command_until_it_is_interrupted() {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.contains(expected) && answer.contains("hob-executed: 1"), "{answer}");
-        signal(&child, Signal::INT);
+        signal(&child, ending);
         assert_eq!(child.wait().unwrap().code(), Some(0));
     }
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -201,6 +237,113 @@ fn a_new_project_builds_and_deploys_outside_of_the_workspace() {
             0,
         );
         assert_eq!(check(&at(&node, &["invoke", &name, "-X", method, "--path", "/a", "-d", body]), 0).0, expected, "{template}");
+    }
+}
+
+/// A folder to be the whole `PATH`: a toolchain that writes down how it was called, and has no wasm target until its rustup adds it.
+struct Toolchain(TempDir);
+
+impl Toolchain {
+    /// `rustup`: what it does to add the target `$3`.
+    fn new(rustup: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().display();
+        let tools = [
+            // --print target-libdir --target TARGET
+            ("rustc", "echo \"$PWD/lib/$4\""),
+            ("cargo", "exit 7"),
+            ("rustup", rustup),
+            ("cc", ""),
+        ];
+        for (name, does) in tools {
+            let log = if name == "rustc" { String::new() } else { format!("echo \"{name} $*\" >> '{path}/log'") };
+            let text = format!("#!/bin/sh\ncd '{path}'\nif [ $1 = --version ]; then echo {name} 1; exit; fi\n{log}\n{does}\n");
+            // By another process: a file that this one had open for writing may be held open by a child that another test just
+            // forked, and could not be run then.
+            let mut write = Command::new("/bin/sh");
+            write.args(["-c", "cat > $0 && chmod 755 $0", name]).current_dir(&dir).stdin(Stdio::piped());
+            let mut write = write.spawn().unwrap();
+            write.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+            assert!(write.wait().unwrap().success());
+        }
+        std::os::unix::fs::symlink("/bin/sh", dir.path().join("sh")).unwrap();
+        Self(dir)
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        hob(args).env("PATH", self.0.path()).env("HOME", self.0.path()).output().unwrap()
+    }
+
+    /// How its programs were called, but to say their version.
+    fn calls(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.0.path().join("log")).unwrap_or_default();
+        log.lines().map(ToOwned::to_owned).collect()
+    }
+
+    /// What `hob doctor` says about each target.
+    fn doctor(&self, args: &[&str]) -> (Vec<String>, String) {
+        let output = self.run(&[&["doctor", "-o", "json"], args].concat());
+        let checks: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let is_target = |check: &&Value| check["check"].as_str().unwrap().starts_with("target wasm32-");
+        let states: Vec<_> = checks.iter().filter(is_target).map(|check| check["state"].as_str().unwrap().to_owned()).collect();
+        let failed = checks.iter().any(|check| check["state"] == "failed");
+        assert_eq!(output.status.code(), Some(i32::from(failed)), "{output:?}");
+        (states, String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+const ADDS: &str = "/bin/mkdir -p lib/$3";
+const ADDED: [&str; 2] = ["rustup target add wasm32-wasip1", "rustup target add wasm32-wasip2"];
+
+#[test]
+fn doctor_adds_missing_targets_when_it_is_told_to() {
+    let tools = Toolchain::new(ADDS);
+    let (states, stderr) = tools.doctor(&[]);
+    assert_eq!(states, ["failed", "failed"]);
+    assert!(stderr.contains("hob doctor --fix"), "{stderr}");
+    assert!(tools.calls().is_empty(), "nothing changes unasked");
+    let (states, stderr) = tools.doctor(&["--fix"]);
+    assert_eq!((states, tools.calls()), (vec!["ok".into(), "ok".into()], ADDED.map(String::from).to_vec()), "{stderr}");
+    assert!(ADDED.iter().all(|call| stderr.contains(call)), "{stderr}");
+    // What is there is not added again.
+    assert_eq!((tools.doctor(&["--fix"]).0, tools.calls().len()), (vec!["ok".into(), "ok".into()], 2));
+}
+
+#[test]
+fn doctor_says_what_could_not_be_added() {
+    for (rustup, why) in [("exit 1", "failed"), ("exit 0", "another toolchain")] {
+        let tools = Toolchain::new(rustup);
+        let (states, stderr) = tools.doctor(&["--fix"]);
+        assert_eq!(
+            (states, tools.calls()),
+            (vec!["failed".into(), "failed".into()], ADDED.map(String::from).to_vec()),
+            "{stderr}"
+        );
+        assert!(stderr.contains(why) && !stderr.contains("--fix"), "{stderr}");
+    }
+    let tools = Toolchain::new(ADDS);
+    std::fs::remove_file(tools.0.path().join("rustup")).unwrap();
+    let (states, stderr) = tools.doctor(&["--fix"]);
+    assert_eq!(states, ["failed", "failed"]);
+    assert!(stderr.contains("cannot run rustup") && stderr.contains("rustup.rs"), "{stderr}");
+    std::fs::remove_file(tools.0.path().join("rustc")).unwrap();
+    assert_eq!(tools.doctor(&["--fix"]).0.len(), 0, "without a compiler there is nothing to ask");
+}
+
+#[test]
+fn demo_adds_missing_targets_before_it_builds() {
+    // This cargo fails, which is where the demo ends.
+    let tools = Toolchain::new(ADDS);
+    let (stdout, stderr) = check(&tools.run(&["demo"]), 1);
+    let calls = tools.calls();
+    assert_eq!((&calls[..2], calls.len(), stdout.as_str()), (&ADDED.map(String::from)[..], 3, ""), "{stderr}");
+    assert!(calls[2].starts_with("cargo build "), "{calls:?}");
+    assert!(ADDED.iter().all(|call| stderr.contains(call)) && stderr.contains("exit status: 7"), "{stderr}");
+    for (rustup, why) in [("exit 1", "'rustup target add wasm32-wasip1' failed"), ("exit 0", "another toolchain")] {
+        let tools = Toolchain::new(rustup);
+        let (_, stderr) = check(&tools.run(&["demo"]), 1);
+        assert_eq!(tools.calls(), ADDED[..1], "it stops at once: {stderr}");
+        assert!(stderr.contains(why) && stderr.contains("next: hob doctor\n"), "{stderr}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::http::Conn;
+use crate::harness::http::{Conn, Reply};
 use crate::harness::wat::{command, does, handler, says};
 use crate::harness::{Node, eventually};
 
@@ -195,6 +195,34 @@ fn the_metrics() {
 }
 
 #[test]
+fn every_refusal_is_counted_once_by_its_code() {
+    let node = Node::start(&[]);
+    node.deploy_wat("traps", &does("unreachable"), "");
+    let foreign = || {
+        let mut conn = node.control.connect();
+        conn.send("GET /livez HTTP/1.1\r\nhost: example.com\r\n\r\n");
+        conn.reply()
+    };
+    let get = |target: &str| node.control.get(target);
+    let cases: [(&str, u16, &dyn Fn() -> Reply); 9] = [
+        ("not-found", 404, &|| get("/v1/functions/none")),
+        ("not-found", 404, &|| get("/v1/nothing")),
+        ("not-found", 404, &|| get("/v1/functions/none/invoke")),
+        ("not-found", 404, &|| node.data.get("/none")),
+        ("bad-request", 400, &|| get("/v1/functions/NONE")),
+        ("method-not-allowed", 405, &|| node.control.post("/v1/functions", b"")),
+        ("forbidden", 403, &foreign),
+        ("not-deployable", 422, &|| node.deploy("a", b"no module at all", "")),
+        ("guest-trap", 502, &|| get("/v1/functions/traps/invoke")),
+    ];
+    for (code, status, ask) in cases {
+        let before = node.faults(code);
+        ask().problem(status, code);
+        assert_eq!(node.faults(code), before + 1, "{code}");
+    }
+}
+
+#[test]
 fn the_description_lists_every_route() {
     let node = Node::start(&[]);
     let reply = node.control.get("/openapi.json").ok();
@@ -207,6 +235,7 @@ fn the_description_lists_every_route() {
         ("/v1/functions/{name}/revisions", &["get"]),
         ("/v1/functions/{name}/rollback", &["post"]),
         ("/v1/functions/{name}/logs", &["get"]),
+        ("/v1/functions/{name}/invoke", &["post"]),
         ("/v1/functions/{name}/invoke/{path}", &["post"]),
         ("/livez", &["get"]),
         ("/readyz", &["get"]),

@@ -208,8 +208,8 @@ fn malformed_heads() {
             let reply = conn.reply();
             assert_eq!((reply.status(), reply.header("hob-error")), (400, Some("bad-request")), "{bad:?}");
         }
-        check(port, get(&format!("host: localhost\r\n{}", "x-a: b\r\n".repeat(64))), 431, "bad-request");
-        check(port, get(&format!("host: localhost\r\nx-a: {}\r\n", "b".repeat(40_000))), 431, "bad-request");
+        check(port, get(&format!("host: localhost\r\n{}", "x-a: b\r\n".repeat(64))), 431, "headers-too-large");
+        check(port, get(&format!("host: localhost\r\nx-a: {}\r\n", "b".repeat(40_000))), 431, "headers-too-large");
         check(port, format!("GET {target}?{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "q".repeat(8192)), 414, "uri-too-long");
         check(port, format!("GET {target}?{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "q".repeat(40_000)), 414, "uri-too-long");
         // At the limits all is well.
@@ -290,6 +290,35 @@ fn a_trap_leaves_the_connection_usable() {
         conn.request("GET", "/good", &[], b"");
         assert_eq!(conn.reply().good(), b"good");
     }
+}
+
+#[test]
+fn uploads_that_trickle_have_an_end() {
+    let node = Node::start(&["data.upload_timeout=2s"]);
+    let begin = || {
+        let mut conn = node.control.connect();
+        conn.send("PUT /v1/functions/slow HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n\0asm\x01\0\0\0");
+        conn
+    };
+    // As many as there are places. One of them is never silent.
+    let mut steady = begin();
+    let others: Vec<_> = (1..16).map(|_| begin()).collect();
+    steady.stream().set_nonblocking(true).unwrap();
+    eventually("it is answered", || {
+        // After the answer the other side closes, and takes no more.
+        let _taken = steady.try_send(b"x");
+        steady.stream().peek(&mut [0]).is_ok()
+    });
+    steady.stream().set_nonblocking(false).unwrap();
+    for mut conn in others.into_iter().chain([steady]) {
+        let reply = conn.reply();
+        let problem = reply.problem(408, "client-timeout");
+        assert!(problem["hint"].as_str().unwrap().contains("data.upload_timeout"), "{problem}");
+        assert_eq!(reply.header("connection"), Some("close"));
+    }
+    node.deploy_wat("a", &says("a"), "");
+    assert_eq!(node.data.get("/a").good(), b"a");
+    eventually("no file is left", || node.files("staging").is_empty());
 }
 
 #[test]

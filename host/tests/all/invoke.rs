@@ -298,10 +298,19 @@ fn malformed_response_records() {
         (record(0, 200, &[("a", "b\r\nhob-error: x")], b""), "guest-bad-response"),
         (record(0, 200, &[("a", "b\0")], b""), "guest-bad-response"),
         (record(0, 200, &many, b""), "guest-bad-response"),
+        (record(0, 200, &[("content-length", "4"), ("content-length", "4")], b"body"), "guest-bad-response"),
+        (record(0, 200, &[("content-length", "four")], b"body"), "guest-bad-response"),
+        // Of a body that follows the record.
+        (record(1, 200, &[("content-length", "-1")], b""), "guest-bad-response"),
     ] {
+        let count = || (node.faults(code), node.inspect("a")["usage"]["faults"][code].as_u64().unwrap_or(0));
+        let before = count();
         let reply = node.data.post("/a", &record);
         reply.problem(502, code);
         assert_eq!(reply.header("hob-executed"), Some("1"));
+        assert_eq!(count(), (before.0 + 1, before.1 + 1), "counted once, for the node and for the function");
+        let (source, level, text) = node.logs("a").pop().unwrap();
+        assert!((source.as_str(), level.as_str()) == ("host", "error") && text.starts_with(code), "{source} {level} {text}");
     }
     node.data.post("/a", &good).ok();
 }

@@ -393,6 +393,65 @@ fn a_reader_that_stops_holds_its_guest_back() {
     assert!((node.peak_memory() as usize) < 200 * MIB);
 }
 
+/// More than the sockets between two processes hold.
+const LARGE: usize = 40 * MIB;
+
+/// A handler that answers with [`LARGE`] bytes at once.
+fn large() -> String {
+    let code = format!(
+        "(func (export \"hob_handle\")
+           (call $record (i32.const 0) (i32.const 200) (i32.const {LARGE}))
+           (call $respond (i32.const 32768) (i32.const {})))",
+        LARGE + 12
+    );
+    handler_with("(memory (export \"memory\") 700)", &code)
+}
+
+#[test]
+fn a_large_answer_keeps_its_place_until_it_was_taken() {
+    let node = Node::start(&["engine.instances_max=1", "engine.instance_wait=0s"]);
+    node.deploy_wat("a", &large(), "[limits]\nconcurrency = 1\nqueue = 0\nwall = \"1h\"\n");
+    node.deploy_wat("small", &says("small"), "");
+    for ends_well in [true, false] {
+        let mut conn = node.data.connect();
+        conn.request("GET", "/a", &[], b"");
+        let head = conn.head();
+        assert_eq!((head.status, head.header("content-length")), (200, Some(LARGE.to_string().as_str())));
+        assert_eq!(node.occupancy("a"), (1, 0));
+        node.data.get("/a").problem(429, "concurrency");
+        node.data.get("/small").problem(503, "overloaded");
+        if ends_well {
+            assert!(conn.body(&head, |_| ()), "all of it came");
+        } else {
+            drop(conn);
+        }
+        eventually("its place is free", || node.occupancy("a") == (0, 0));
+        node.data.get("/small").ok();
+    }
+    // By the control port too, and without a body.
+    assert_eq!(node.control.get("/v1/functions/a/invoke").good().len(), LARGE);
+    eventually("its place is free", || node.occupancy("a") == (0, 0));
+    node.data.request("HEAD", "/a", &[], b"").ok();
+    eventually("its place is free", || node.occupancy("a") == (0, 0));
+    assert_eq!(node.faults("wall-deadline"), 0);
+}
+
+#[test]
+fn a_large_answer_is_cut_when_its_time_is_over() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &large(), "[limits]\nconcurrency = 1\nwall = \"2s\"\n");
+    let mut conn = node.data.connect();
+    conn.request("GET", "/a", &[], b"");
+    let head = conn.head();
+    assert_eq!(head.status, 200);
+    eventually("its time is over", || node.faults("wall-deadline") == 1);
+    assert_eq!(node.occupancy("a"), (0, 0), "its place is free, though the client took nothing");
+    assert!(!conn.body(&head, |_| ()), "the rest never comes");
+    assert_eq!(node.inspect("a")["usage"]["faults"]["wall-deadline"], 1);
+    let logs = node.logs("a");
+    assert!(logs.iter().any(|(source, _, text)| source == "host" && text.contains("did not take")), "{logs:?}");
+}
+
 #[test]
 fn a_client_that_leaves_stops_its_guest() {
     let node = Node::start(&[]);

@@ -321,6 +321,22 @@ fn the_first_sigint_drains() {
 }
 
 #[test]
+fn a_second_signal_ends_the_daemon_at_once() {
+    for (second, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let mut node = Node::start(&["net.drain_timeout=1h"]);
+        node.deploy_wat("a", &waits(), "[limits]\nwall = \"1h\"\n");
+        let mut conn = node.data.connect();
+        conn.begin_chunked("POST", "/a");
+        conn.chunk(b"x").unwrap();
+        eventually("it runs", || node.occupancy("a") == (1, 0));
+        node.signal(Signal::TERM);
+        eventually("it drains", || node.data.try_connect().is_err());
+        node.signal(second);
+        assert_eq!(node.wait().code(), Some(code), "{}", node.stderr());
+    }
+}
+
+#[test]
 fn draining_has_an_end() {
     let mut node = Node::start(&["net.drain_timeout=200ms"]);
     node.deploy_wat("a", &waits(), "[limits]\nwall = \"1h\"\n");

@@ -129,7 +129,6 @@ fn find_examples() -> Result<PathBuf, Failure> {
 fn add_targets(examples: &Path) -> Result<(), Failure> {
     let missing = toolchain::missing_targets(examples).map_err(super::failure::next("hob doctor"))?;
     for target in missing {
-        output::note(format!("the target {target} is missing; adding it: rustup target add {target}"));
         toolchain::add_target(target, examples).map_err(super::failure::next("hob doctor"))?;
     }
     Ok(())

@@ -65,22 +65,35 @@ fn draining_closes_connections_between_two_requests() {
     assert_eq!(server.join(), 0);
 }
 
-#[test]
-fn draining_serves_the_backlog() {
+/// Lets clients send this to a server that is told to stop before it accepts the first of them.
+fn in_the_backlog(sent: &str, check: impl Fn(Client)) {
     let (addr, mut listeners) = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
     let mut clients: Vec<_> = (0..20).map(|_| Client::connect(addr)).collect();
     for client in &mut clients {
-        client.send(GET);
+        client.send(sent);
     }
-    // The order comes before the first accept.
     let (drain, stop) = Drain::new();
     drain.stop();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let cut = runtime.block_on(serve(listeners.remove(0), Options::new(&slow(), 100), echo, stop)).unwrap();
-    assert_eq!(cut, 0);
-    for client in &mut clients {
-        assert_eq!(client.response().text(), "GET /x 0");
-    }
+    let server = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(serve(listeners.remove(0), Options::new(&slow(), 100), echo, stop)).unwrap()
+    });
+    clients.into_iter().for_each(check);
+    assert_eq!(server.join().unwrap(), 0);
+}
+
+#[test]
+fn draining_serves_the_backlog() {
+    in_the_backlog(GET, |mut client| assert_eq!(client.response().text(), "GET /x 0"));
+}
+
+#[test]
+fn draining_answers_a_head_that_has_begun() {
+    in_the_backlog("GET /x HTTP/1.1\r\nho", |mut client| {
+        let response = client.response();
+        response.check_problem(503, "draining");
+        assert_eq!((response.header("hob-executed"), response.header("connection")), (Some("0"), Some("close")));
+    });
 }
 
 #[test]

@@ -129,7 +129,7 @@ impl Reply {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{all}");
         let problem = self.json();
         assert_eq!((&problem["code"], &problem["status"]), (&code.into(), &status.into()), "{all}");
-        assert_eq!(problem["type"], format!("/docs/errors#{code}"), "{all}");
+        assert_eq!(problem["type"], format!("urn:hob:error:{code}"), "{all}");
         assert!(problem["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{all}");
         let executed = self.header("hob-executed");
         let ran = matches!(status, 502 | 504) || matches!(code, "client-timeout" | "body-too-large");
