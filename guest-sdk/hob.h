@@ -2,7 +2,7 @@
  * The handler ABI of Hob, version 1, for C and C++. abi.md beside this file is the contract; here it is for a compiler.
  *
  * A handler is a WebAssembly module for wasm32-wasip1 that exports `memory` and `hob_handle`. Hob calls `hob_handle` once, in
- * a fresh instance, and the response is complete when it returns:
+ * a fresh instance, and the response is complete when it returns. What may run before it is at the end of this file.
  *
  *     #include "hob.h"
  *
@@ -19,7 +19,7 @@
  *     clang --target=wasm32-wasi -mexec-model=reactor -O2 -o hello.wasm hello.c                      # with a WASI sysroot
  *     clang --target=wasm32 -nostdlib -Wl,--no-entry -O2 -o hello.wasm hello.c                       # without a C library
  *
- * With HOB_EXPORT the linker exports the function under its own name; `memory` is exported by default.
+ * With HOB_EXPORT the linker exports the function as `hob_handle`; `memory` is exported by default.
  * Integers are little-endian. A pointer or length that leaves the memory, or a record that breaks the rules, ends the invocation
  * with 502 and the code `guest-bad-call`.
  */
@@ -35,11 +35,14 @@ extern "C" {
 
 #ifdef __wasm__
 #define HOB_IMPORT(name) __attribute__((import_module("hob1"), import_name(name)))
-#define HOB_EXPORT __attribute__((visibility("default"), export_name("hob_handle")))
+#define HOB_EXPORT_AS(name) __attribute__((visibility("default"), export_name(name)))
 #else /* Lets other compilers read this header, for tests that bring their own host. */
 #define HOB_IMPORT(name)
-#define HOB_EXPORT
+#define HOB_EXPORT_AS(name)
 #endif
+#define HOB_EXPORT HOB_EXPORT_AS("hob_handle")
+#define HOB_EXPORT_INIT HOB_EXPORT_AS("hob_init")
+#define HOB_EXPORT_RESTORED HOB_EXPORT_AS("hob_restored")
 
 /* ---- Records ------------------------------------------------------------------------------------------------------------- */
 
@@ -120,8 +123,20 @@ HOB_IMPORT("log") void hob_log(uint32_t level, const char *text, size_t len);
 
 /* ---- What the guest defines ---------------------------------------------------------------------------------------------- */
 
-/* Answers one request. */
+/* Answers one request. Defined with HOB_EXPORT. */
 void hob_handle(void);
+
+/*
+ * May be defined, with HOB_EXPORT_INIT. Runs once, at deploy, before the memory is kept that every instance begins with. Without
+ * a snapshot it runs at each start. There is no request to read or to answer.
+ */
+void hob_init(void);
+
+/*
+ * May be defined, with HOB_EXPORT_RESTORED. Runs in every instance before hob_handle; at deploy too, before warm-up requests, so it
+ * must do its work again, not once. It is the place to seed a generator of random numbers. It leaves the request alone.
+ */
+void hob_restored(void);
 
 #ifdef __cplusplus
 }

@@ -14,11 +14,38 @@
 //! once, in a fresh instance: nothing it leaves in a `static` is seen by the next request. It is not `async`; where it waits
 //! (a long request body, a slow client) the host runs other functions meanwhile.
 //!
+//! What every instance should begin with is made once, at deploy, by [`init`](macro@init):
+//!
+//! ```
+//! use std::sync::OnceLock;
+//!
+//! static PRIMES: OnceLock<Vec<u32>> = OnceLock::new();
+//!
+//! #[hob_sdk::init]
+//! fn init() {
+//!     PRIMES.get_or_init(|| (2..100_000).filter(|n| (2..*n).take_while(|d| d * d <= *n).all(|d| n % d != 0)).collect());
+//! }
+//! ```
+//!
 //! - [`Request`] is read where it lies; [`Body`] is an [`io::Read`](std::io::Read).
 //! - [`Response`] has a body of bytes, or [streams](Response::stream) one; [`IntoResponse`] lists what else a handler may return.
 //! - [`Error`] is anything that failed: the client sees a 500, the log sees why.
-//! - [`info!`] and its kin write to the function's log, as do `println!` and `eprintln!`. Environment, clocks, random numbers
-//!   and granted files come from `std`.
+//! - [`info!`] and its kin write to the function's log, as do `println!` and `eprintln!`. Environment, clocks and granted files
+//!   come from `std`.
+//! - [`random`] has numbers that differ in every instance, and [`RandomState`] a hasher with keys from there.
+//!
+//! # What a snapshot freezes
+//! After [`init`](macro@init), or after the warm-up requests of `hob.toml`, the function's memory is kept, and every instance
+//! begins with it. So whatever was read or drawn by then is the same in all of them:
+//!
+//! - Random numbers in `static`s; the state of generators such as `rand::rng()`; and **the keys of std's `HashMap`** once one
+//!   was made. A client who learns the keys can choose keys that collide, in every instance. A map that holds what clients send
+//!   takes [`RandomState`], and is made by the handler.
+//! - Environment and arguments. A change of `[env]` or `args` is a new deploy, with a snapshot of its own.
+//! - Times. A saved `SystemTime` is that of the deploy. A saved [`Instant`](std::time::Instant) is never later than one that is
+//!   taken after a restore.
+//!
+//! What must run at each start goes under [`restored`](macro@restored). [`random`] needs nothing of it.
 //!
 //! # Testing
 //! A handler is a function, so a test calls it; no host is needed:
@@ -41,27 +68,24 @@
 mod abi;
 mod error;
 pub mod log;
+pub mod random;
 mod record;
 mod request;
 mod response;
+mod start;
 
 pub use error::Error;
-pub use hob_sdk_macros::function;
+pub use hob_sdk_macros::{function, init, restored};
 pub use http;
 pub use http::StatusCode;
 pub use log::Level;
+pub use random::RandomState;
 pub use record::Headers;
 pub use request::{Body, Request};
 pub use response::{BodyWriter, IntoResponse, Response};
 
-/// What the attribute [`function`] calls. Not for other callers: it may change with any version.
+/// What the attributes call. Not for other callers: it may change with any version.
 #[doc(hidden)]
 pub mod __private {
-    use crate::{IntoResponse, Request, abi, response};
-
-    /// Answers the request of this invocation with what `handler` returns for it.
-    pub fn run<R: IntoResponse>(handler: impl FnOnce(Request) -> R) {
-        let request = Request::from_record(abi::request_record());
-        response::send(request.and_then(|request| handler(request).into_response()));
-    }
+    pub use crate::start::{function, init, restored};
 }

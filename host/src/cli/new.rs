@@ -71,9 +71,11 @@ const SDK: &[Source] = sdk!(
     "src/error.rs",
     "src/lib.rs",
     "src/log.rs",
+    "src/random.rs",
     "src/record.rs",
     "src/request.rs",
     "src/response.rs",
+    "src/start.rs",
     "macros/Cargo.toml",
     "macros/src/lib.rs"
 );

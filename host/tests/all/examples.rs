@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::harness::examples::example;
 use crate::harness::{Dice, Node};
 
 #[test]
@@ -156,4 +157,24 @@ fn damaged_examples() {
             }
         }
     }
+}
+
+/// Exported functions of a core module that are Hob's.
+fn hob_exports(wasm: &[u8]) -> Vec<String> {
+    let payloads = wasmparser::Parser::new(0).parse_all(wasm).map(Result::unwrap);
+    let exports = payloads.filter_map(|payload| match payload {
+        wasmparser::Payload::ExportSection(exports) => Some(exports.into_iter().map(Result::unwrap)),
+        _ => None,
+    });
+    let names = exports.flatten().map(|export| export.name.to_owned());
+    let mut names: Vec<_> = names.filter(|name| name.starts_with("hob_")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_attributes_of_the_sdk_make_the_exports() {
+    assert_eq!(hob_exports(&example("hello").wasm), ["hob_handle"]);
+    assert_eq!(hob_exports(&example("geoip").wasm), ["hob_handle", "hob_init"]);
+    assert_eq!(hob_exports(&example("frozen").wasm), ["hob_handle", "hob_init", "hob_restored"]);
 }

@@ -1,5 +1,6 @@
 use hob_sdk::{Error, Request, Response};
 
+// What every request needs is made once, at deploy: `#[hob_sdk::init] fn init() { … }` fills a `static`.
 #[hob_sdk::function]
 fn handle(req: Request) -> Result<Response, Error> {
     Ok(format!("Hello from {}\n", req.path()).into())

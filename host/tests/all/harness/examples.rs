@@ -12,8 +12,10 @@ pub(crate) struct Example {
     pub(crate) manifest: String,
 }
 
-const TARGETS: [(&str, &[&str]); 2] =
-    [("wasm32-wasip1", &["hello", "wordcount", "thumbnail"]), ("wasm32-wasip2", &["hello-http", "hello-http3"])];
+const TARGETS: [(&str, &[&str]); 2] = [
+    ("wasm32-wasip1", &["hello", "wordcount", "thumbnail", "geoip", "frozen"]),
+    ("wasm32-wasip2", &["hello-http", "hello-http3"]),
+];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
