@@ -1,7 +1,8 @@
 //! The child process of a build.
 //!
-//! Owns what happens to a tenant's bytes: caps, kind, validation, linking, compilation. Invariant: the walls stand before the
-//! first byte is read. It has no network, no data and no environment: one file to read, one to write, one line to say.
+//! Owns what happens to a tenant's bytes: caps, kind, wrapping into a component, validation, linking, compilation. Invariant: the
+//! walls stand before the first byte is read. It has no network, no data and no environment: one file to read, one to write, one
+//! line to say.
 //! (Initialisation and its snapshot belong between linking and compilation; they will run the guest here.)
 
 use std::io::{ErrorKind, Read, Write};
@@ -11,8 +12,9 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
 
-use super::detect::{Found, detect};
-use super::{Built, CHILD_COMMAND, Refused, Report};
+use super::componentize::componentize;
+use super::detect::{Found, Surface};
+use super::{Built, CHILD_COMMAND, Refused, Report, sentence};
 use crate::capability::handler::{ENTRY, MODULE};
 use crate::capability::{self, Host, INTERFACES};
 use crate::engine::template::Entry;
@@ -85,8 +87,8 @@ fn run(args: &[String]) -> i32 {
 fn work(output: &Path) -> anyhow::Result<Report> {
     let mut wasm = Vec::new();
     std::io::stdin().lock().read_to_end(&mut wasm)?;
-    let found = match detect(&wasm) {
-        Ok(found) => found,
+    let (found, wasm) = match detect(wasm) {
+        Ok(function) => function,
         Err(refused) => return Ok(Report::Refused(refused)),
     };
     let engine = settings::compiling(found.shape.lane)?;
@@ -101,6 +103,14 @@ fn work(output: &Path) -> anyhow::Result<Report> {
         written => written?,
     }
     Ok(Report::Built(Built { shape: found.shape.to_string(), memory_bytes_min: found.memory_bytes_min }))
+}
+
+/// What the bytes are, and the bytes to compile: a module that is to become a component is made one first.
+fn detect(wasm: Vec<u8>) -> Result<(Found, Vec<u8>), Refused> {
+    let surface = Surface::of(&wasm)?;
+    let Some(model) = surface.unfinished() else { return Ok((surface.found()?, wasm)) };
+    let component = componentize(&wasm, model)?;
+    Ok((Surface::of(&component)?.found()?, component))
 }
 
 fn compile(engine: &Engine, found: &Found, wasm: &[u8]) -> Result<Vec<u8>, Refused> {
@@ -120,16 +130,11 @@ fn compile(engine: &Engine, found: &Found, wasm: &[u8]) -> Result<Vec<u8>, Refus
 
 /// Validation failed, or the module needs a proposal that is off.
 fn invalid(error: &wasmtime::Error) -> Refused {
-    let detail = format!("the module is not valid here: {}", first_lines(error));
+    let detail = format!("the module is not valid here: {}", sentence(format_args!("{error:#}")));
     Refused::unfit(
         detail,
         "build it without threads, memory64, GC, exceptions and custom page sizes, which this host does not run",
     )
-}
-
-fn first_lines(error: &wasmtime::Error) -> String {
-    let text = format!("{error:#}");
-    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(600).collect()
 }
 
 fn check_module(engine: &Engine, kind: Kind, module: &Module) -> Result<(), Refused> {
@@ -153,7 +158,7 @@ fn check_module(engine: &Engine, kind: Kind, module: &Module) -> Result<(), Refu
             format!("core modules may import 'wasi_snapshot_preview1' and '{MODULE}'; build for wasm32-wasip1"),
         ),
         None => Refused::unfit(
-            format!("an import has another type here: {}", first_lines(&error)),
+            format!("an import has another type here: {}", sentence(format_args!("{error:#}"))),
             "build for wasm32-wasip1 with a current toolchain",
         ),
     })
@@ -164,14 +169,14 @@ fn check_component(engine: &Engine, found: &Found, component: &Component) -> Res
     let concurrent = found.shape.lane == crate::engine::Lane::Concurrent;
     capability::link_components(&mut linker, concurrent).map_err(|error| invalid(&error))?;
     let pre = linker.instantiate_pre(component).map_err(|error| {
-        let detail = format!("the component imports what this host does not have: {}", first_lines(&error));
+        let detail = format!("the component imports what this host does not have: {}", sentence(format_args!("{error:#}")));
         Refused::unfit(
             detail,
             format!("this host offers {}; rebuild against those, or leave the import out", INTERFACES.join(", ")),
         )
     })?;
     Entry::of_component(found.shape.kind, pre).map(drop).map_err(|error| {
-        let detail = format!("the component's entry is not what its name promises: {}", first_lines(&error));
+        let detail = format!("the component's entry is not what its name promises: {}", sentence(format_args!("{error:#}")));
         Refused::unfit(detail, "rebuild it with a current toolchain")
     })
 }
