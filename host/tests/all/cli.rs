@@ -9,11 +9,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::examples::example;
+use crate::harness::examples::{example, guest};
 use crate::harness::wat::{SPINS, command, does, says, wasm};
 use crate::harness::{Node, eventually};
 
-fn hob(args: &[&str]) -> Command {
+/// The program with these arguments, all its streams held by the test or empty.
+pub(crate) fn hob(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hob"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.env_remove("HOB_SERVER").env("NO_COLOR", "1");
@@ -94,7 +95,7 @@ fn an_interrupt_ends_a_command_with_130() {
 fn run_serves_what_is_no_command_until_it_is_interrupted() {
     let (_dir, handler) = file("handler.wasm", &wasm(&says("here")));
     let (_dir, component) = file("component.wasm", &example("hello-http").wasm);
-    for (path, expected) in [(&handler, "here"), (&component, "Hello, world!\n")] {
+    for (path, expected) in [(&handler, "here"), (&component, "Hello, world!\n"), (&guest("spin5"), "GET /any: ")] {
         let mut child = hob(&["run", "--addr", "127.0.0.1:0", path.to_str().unwrap()]).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();

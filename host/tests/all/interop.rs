@@ -1,5 +1,9 @@
 //! Artifacts as other people build them, for other runtimes: they run here unmodified.
 
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::cli::hob;
 use crate::harness::examples::guest;
 use crate::harness::wat::wasm;
 use crate::harness::{Dice, Node};
@@ -73,4 +77,38 @@ fn damaged_modules_of_spin() {
         let reply = node.deploy("damaged", &bytes, "[limits]\ncpu = \"50ms\"\nwall = \"1s\"\n");
         assert!(matches!(reply.status(), 200 | 201 | 422), "byte {at}: {} {}", reply.status(), reply.text());
     }
+}
+
+#[test]
+fn a_function_of_spin_for_http_03() {
+    let node = Node::start(&[]);
+    assert_eq!(deploy(&node, "spin7"), "http-0.3");
+    assert_eq!(node.data.post("/spin7/a/b", b"body").ok().text(), "POST /a/b");
+}
+
+/// A command that answers with its arguments and its input in capitals, and fails when that is `fail`.
+#[track_caller]
+fn check_command(name: &str, kind: &str) {
+    let node = Node::start(&[]);
+    assert_eq!(deploy(&node, name), kind);
+    assert_eq!(node.data.post(&format!("/{name}"), b"body").ok().text(), "[] BODY\n");
+    node.data.post(&format!("/{name}"), b"fail").problem(502, "guest-exit");
+    for (input, stdout, code) in [("text", "[\"a\", \"b c\"] TEXT\n", 0), ("fail", "[\"a\", \"b c\"] FAIL\n", 1)] {
+        let path = guest(name);
+        let mut child = hob(&["run", path.to_str().unwrap(), "a", "b c"]).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), stdout, "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code));
+    }
+}
+
+#[test]
+fn a_program_that_calls_02_is_made_a_component() {
+    check_command("cli2", "command-0.2");
+}
+
+#[test]
+fn a_command_of_03() {
+    check_command("cli3", "command-0.3");
 }

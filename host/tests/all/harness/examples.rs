@@ -27,8 +27,11 @@ static EXAMPLES: Workspace = Workspace {
     built: OnceLock::new(),
 };
 
-static GUESTS: Workspace =
-    Workspace { folder: "tests/guests", targets: &[("wasm32-wasip1", &["spin5"])], built: OnceLock::new() };
+static GUESTS: Workspace = Workspace {
+    folder: "tests/guests",
+    targets: &[("wasm32-wasip1", &["cli2", "spin5"]), ("wasm32-wasip2", &["cli3", "spin7"])],
+    built: OnceLock::new(),
+};
 
 /// The example of this name.
 pub(crate) fn example(name: &str) -> Example {
