@@ -14,7 +14,7 @@ use wasmtime::{Engine, ExternType, Linker as ModuleLinker, Module, UnknownImport
 
 use super::componentize::componentize;
 use super::detect::{Found, Surface};
-use super::{Built, CHILD_COMMAND, Refused, Report, sentence};
+use super::{Built, CHILD_COMMAND, Refused, Report, sentence, signature};
 use crate::capability::handler::{ENTRY, MODULE};
 use crate::capability::{self, Host, INTERFACES};
 use crate::engine::template::Entry;
@@ -175,7 +175,8 @@ fn check_component(engine: &Engine, found: &Found, component: &Component) -> Res
             format!("this host offers {}; rebuild against those, or leave the import out", INTERFACES.join(", ")),
         )
     })?;
-    Entry::of_component(found.shape.kind, pre).map(drop).map_err(|error| {
+    let kind = found.shape.kind;
+    signature::check(kind, &pre).and_then(|()| Entry::of_component(kind, pre).map(drop)).map_err(|error| {
         let detail = format!("the component's entry is not what its name promises: {}", sentence(format_args!("{error:#}")));
         Refused::unfit(detail, "rebuild it with a current toolchain")
     })

@@ -7,6 +7,7 @@ mod caps;
 pub mod child;
 mod componentize;
 mod detect;
+mod signature;
 
 pub use caps::{CAPS, Cap};
 pub use detect::check_magic;
