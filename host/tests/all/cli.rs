@@ -9,11 +9,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::examples::example;
+use crate::harness::examples::{example, guest};
 use crate::harness::wat::{self, SPINS, command, does, says, wasm};
 use crate::harness::{Node, eventually, files};
 
-fn hob(args: &[&str]) -> Command {
+/// The program with these arguments, all its streams held by the test or empty.
+pub(crate) fn hob(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hob"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.env_remove("HOB_SERVER").env("NO_COLOR", "1");
@@ -128,9 +129,12 @@ fn a_signal_ends_a_build_and_nothing_is_left() {
 fn run_serves_what_is_no_command_until_a_signal() {
     let (_dir, handler) = file("handler.wasm", &wasm(&says("here")));
     let (_dir, component) = file("component.wasm", &example("hello-http").wasm);
-    for (path, expected, ending) in
-        [(&handler, "here", Signal::INT), (&component, "Hello, world!\n", Signal::INT), (&handler, "here", Signal::TERM)]
-    {
+    for (path, expected, ending) in [
+        (&handler, "here", Signal::INT),
+        (&guest("spin5"), "GET /any: ", Signal::INT),
+        (&component, "Hello, world!\n", Signal::INT),
+        (&handler, "here", Signal::TERM),
+    ] {
         let mut child = hob(&["run", "--addr", "127.0.0.1:0", path.to_str().unwrap()]).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();

@@ -217,6 +217,7 @@ fn modules_that_are_no_function_are_told_what_to_do() {
     let node = Node::start(&[]);
     let memory = "(memory (export \"memory\") 1)";
     let entry = "(func (export \"hob_handle\"))";
+    let (preview1, start) = ("\"wasi_snapshot_preview1\"", "(func (export \"_start\"))");
     for (text, words) in [
         ("(module)".to_owned(), &["exports nothing"][..]),
         ("(module (func (export \"run\")))".into(), &["'run'", "hob_handle"]),
@@ -230,6 +231,16 @@ fn modules_that_are_no_function_are_told_what_to_do() {
         (format!("(module (import \"acme\" \"db\" (func)) {memory} {entry})"), &["'db'", "'acme'"]),
         (format!("(module (import \"env\" \"memory\" (memory 1)) {memory} {entry})"), &["'memory'", "'env'"]),
         (format!("(module (import \"wbg\" \"x\" (func)) {memory} {entry})"), &["wasm-bindgen"]),
+        (
+            format!("(module {memory} {entry} (func (export \"_initialize\") (result i32) i32.const 0))"),
+            &["'_initialize'", "without"],
+        ),
+        ("(module (func (export \"_start\") (param i32)))".into(), &["'_start'", "without parameters"]),
+        ("(module (func (export \"_start\") (result i32) i32.const 0))".into(), &["'_start'", "without parameters"]),
+        ("(module (memory (export \"_start\") 1))".into(), &["'_start'", "without parameters"]),
+        (format!("(module (import {preview1} \"proc_exit\" (func (param i64))) {start})"), &["another type", "proc_exit"]),
+        (format!("(module (import {preview1} \"proc_exit\" (memory 1)) {start})"), &["another type", "proc_exit"]),
+        (format!("(module (import {preview1} \"fork\" (func)) {start})"), &["'fork'", "'wasi_snapshot_preview1'"]),
         (format!("(module (memory i64 1) {memory} {entry})"), &["not valid here"]),
         (format!("(module (memory 1 1 shared) {memory} {entry})"), &["not valid here"]),
     ] {
@@ -266,9 +277,76 @@ fn components_that_are_no_function_are_told_what_to_do() {
         }
         assert!(problem["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{problem}");
     }
-    // The right names with another type are found when they are called.
-    node.deploy_wat("typed", &component("").replace("(result (result))", "(result s32)"), "");
-    node.data.get("/typed").problem(502, "guest-trap");
+}
+
+/// Text of a component that exports `interface`, whose only function `name` has the signature `ty` and is never to run.
+fn typed(types: &str, interface: &str, name: &str, ty: &str) -> String {
+    // Every signature here is lowered to at most two numbers in and one out.
+    let params = "i32 ".repeat(ty.matches("(param").count());
+    let result = if ty.contains("(result") { "(result i32)" } else { "" };
+    format!(
+        r#"(component
+  {types}
+  (core module $m (func (export "f") (param {params}) {result} unreachable))
+  (core instance $i (instantiate $m))
+  (func $f {ty} (canon lift (core func $i "f")))
+  (instance $e (export "{name}" (func $f)))
+  (export "{interface}" (instance $e)))"#
+    )
+}
+
+#[test]
+fn entries_of_another_type_are_refused() {
+    let node = Node::start(&[]);
+    const HTTP02: &str = r#"(import "wasi:http/types@0.2.0" (instance $types
+        (export "incoming-request" (type (sub resource))) (export "response-outparam" (type (sub resource)))))
+      (alias export $types "incoming-request" (type $request)) (alias export $types "response-outparam" (type $out))"#;
+    const HTTP03: &str = r#"(import "wasi:http/types@0.3.0" (instance $types
+        (export "request" (type (sub resource))) (export "response" (type (sub resource)))))
+      (alias export $types "request" (type $request)) (alias export $types "response" (type $response))"#;
+    let good = "(param \"request\" (own $request)) (param \"response-out\" (own $out))";
+    node.deploy_wat("good", &typed(HTTP02, "wasi:http/incoming-handler@0.2.0", "handle", good), "");
+    node.data.get("/good").problem(502, "guest-trap");
+    for (types, interface, name, ty) in [
+        ("", "wasi:cli/run@0.2.0", "run", "(result s32)"),
+        ("", "wasi:cli/run@0.2.99", "run", ""),
+        ("", "wasi:cli/run@0.2.0", "run", "(param \"a\" s32) (result (result))"),
+        ("", "wasi:cli/run@0.3.0", "run", "(result s32)"),
+        ("", "wasi:cli/run@0.3.7", "run", ""),
+        ("", "wasi:http/incoming-handler@0.2.0", "handle", ""),
+        ("", "wasi:http/incoming-handler@0.2.4", "handle", "(param \"a\" s32) (param \"b\" s32)"),
+        (HTTP02, "wasi:http/incoming-handler@0.2.0", "handle", "(param \"request\" (own $request))"),
+        // Request and response the other way round.
+        (HTTP02, "wasi:http/incoming-handler@0.2.0", "handle", "(param \"a\" (own $out)) (param \"b\" (own $request))"),
+        ("", "wasi:http/handler@0.3.0", "handle", "(param \"a\" s32) (result s32)"),
+        (HTTP03, "wasi:http/handler@0.3.0", "handle", "(param \"a\" (own $request)) (result (own $response))"),
+    ] {
+        let problem = node.deploy("bad", &wasm(&typed(types, interface, name, ty)), "").problem(422, "not-deployable");
+        let detail = problem["detail"].as_str().unwrap();
+        let stem = interface.split('@').next().unwrap();
+        assert!(detail.contains(&format!("'{name}' has another type")) && detail.contains(stem), "{interface} {ty}: {problem}");
+        assert!(problem["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{problem}");
+    }
+}
+
+#[test]
+fn imports_that_cannot_be_linked_are_told_by_their_interface() {
+    let node = Node::start(&[]);
+    for (interface, item) in [
+        ("acme:db/query@1.0.0", "(export \"q\" (func))"),
+        ("fermyon:spin/key-value@2.0.0", "(export \"open\" (func))"),
+        // A known interface with a function of another type, or one that it does not have.
+        ("wasi:random/random@0.2.0", "(export \"get-random-u64\" (func (result u32)))"),
+        ("wasi:random/random@0.2.0", "(export \"get-luck\" (func))"),
+        ("wasi:http/types@0.2.0", "(export \"cookie\" (type (sub resource)))"),
+        ("wasi:keyvalue/store@0.2.0", "(export \"open\" (func))"),
+        ("wasi:random/random@0.3.0", "(export \"get-random-u64\" (func (result u32)))"),
+    ] {
+        let text = component("").replace("(component\n", &format!("(component (import \"{interface}\" (instance {item}))\n"));
+        let problem = node.deploy("bad", &wasm(&text), "").problem(422, "not-deployable");
+        assert!(problem["detail"].as_str().unwrap().contains(interface), "{problem}");
+        assert!(problem["hint"].as_str().unwrap().contains("wasi:http 0.2 and 0.3"), "{problem}");
+    }
 }
 
 #[test]

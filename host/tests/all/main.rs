@@ -1,6 +1,7 @@
 //! Integration tests: the real binary, started as a process for each test, spoken to over its two ports.
 //!
-//! One module for each promise. Guests are WebAssembly text in the test that needs them, or the examples.
+//! One module for each promise. Guests are WebAssembly text in the test that needs them, the examples, or what `tests/guests`
+//! has of other runtimes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::cast_possible_truncation, reason = "numbers of a test are small")]
@@ -13,6 +14,7 @@ mod deploy;
 mod examples;
 mod harness;
 mod http;
+mod interop;
 mod invoke;
 mod isolation;
 mod limits;

@@ -1,6 +1,6 @@
 //! The child process of a build.
 //!
-//! Owns what happens to a tenant's bytes: caps, kind, initialisation and snapshot, validation, linking, compilation, and the trial
+//! Owns what happens to a tenant's bytes: caps, kind, wrapping into a component, initialisation and snapshot, validation, linking, compilation, and the trial
 //! of what came out. Invariant: the walls stand before the first byte is read, and nothing is reported as built that was not
 //! started. It has no network, no data and no environment: bytes to read, two files to write, one line to say.
 
@@ -13,11 +13,12 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
 
-use super::detect::{Found, detect};
+use super::componentize::componentize;
+use super::detect::{Found, Surface};
 use super::job::Job;
 use super::rehearsal::{Rehearsal, Stage, Times};
 use super::snapshot::{self, Snapshot, Taken, Unfit};
-use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, native};
+use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, native, sentence, signature};
 use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
 use crate::capability::{self, Host, INTERFACES};
 use crate::engine::artifact::Code;
@@ -129,7 +130,7 @@ impl From<std::io::Error> for Failure {
 }
 
 async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Failure> {
-    let found = detect(&wasm)?;
+    let (found, wasm) = detect(wasm)?;
     let stage = Stage::new(job, found.shape);
     let mut notes = Vec::new();
     if !job.only_compiles() {
@@ -237,6 +238,14 @@ fn load(stage: &Stage<'_>, native: &Path) -> wasmtime::Result<(crate::engine::En
     Ok((crate::engine::Engine::for_build(stage.shape.lane, engine)?, code))
 }
 
+/// What the bytes are, and the bytes to compile: a module that is to become a component is made one first.
+fn detect(wasm: Vec<u8>) -> Result<(Found, Vec<u8>), Refused> {
+    let surface = Surface::of(&wasm)?;
+    let Some(model) = surface.unfinished() else { return Ok((surface.found()?, wasm)) };
+    let component = componentize(&wasm, model)?;
+    Ok((Surface::of(&component)?.found()?, component))
+}
+
 fn compile(found: &Found, wasm: &[u8]) -> Result<Vec<u8>, Refused> {
     let engine = &settings::compiling(found.shape.lane).map_err(|error| invalid(&error))?;
     match found.shape.kind {
@@ -255,16 +264,11 @@ fn compile(found: &Found, wasm: &[u8]) -> Result<Vec<u8>, Refused> {
 
 /// Validation failed, or the module needs a proposal that is off.
 fn invalid(error: &wasmtime::Error) -> Refused {
-    let detail = format!("the module is not valid here: {}", first_lines(error));
+    let detail = format!("the module is not valid here: {}", sentence(format_args!("{error:#}")));
     Refused::unfit(
         detail,
         "build it without threads, memory64, GC, exceptions and custom page sizes, which this host does not run",
     )
-}
-
-fn first_lines(error: &wasmtime::Error) -> String {
-    let text = format!("{error:#}");
-    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(600).collect()
 }
 
 fn check_module(engine: &Engine, kind: Kind, module: &Module) -> Result<(), Refused> {
@@ -290,7 +294,7 @@ fn check_module(engine: &Engine, kind: Kind, module: &Module) -> Result<(), Refu
             format!("core modules may import 'wasi_snapshot_preview1' and '{MODULE}'; build for wasm32-wasip1"),
         ),
         None => Refused::unfit(
-            format!("an import has another type here: {}", first_lines(&error)),
+            format!("an import has another type here: {}", sentence(format_args!("{error:#}"))),
             "build for wasm32-wasip1 with a current toolchain",
         ),
     })
@@ -301,14 +305,15 @@ fn check_component(engine: &Engine, found: &Found, component: &Component) -> Res
     let concurrent = found.shape.lane == crate::engine::Lane::Concurrent;
     capability::link_components(&mut linker, concurrent).map_err(|error| invalid(&error))?;
     let pre = linker.instantiate_pre(component).map_err(|error| {
-        let detail = format!("the component imports what this host does not have: {}", first_lines(&error));
+        let detail = format!("the component imports what this host does not have: {}", sentence(format_args!("{error:#}")));
         Refused::unfit(
             detail,
             format!("this host offers {}; rebuild against those, or leave the import out", INTERFACES.join(", ")),
         )
     })?;
-    CodeEntry::of_component(found.shape.kind, pre).map(drop).map_err(|error| {
-        let detail = format!("the component's entry is not what its name promises: {}", first_lines(&error));
+    let kind = found.shape.kind;
+    signature::check(kind, &pre).and_then(|()| CodeEntry::of_component(kind, pre).map(drop)).map_err(|error| {
+        let detail = format!("the component's entry is not what its name promises: {}", sentence(format_args!("{error:#}")));
         Refused::unfit(detail, "rebuild it with a current toolchain")
     })
 }

@@ -1,12 +1,13 @@
 //! Detection: what kind of function some bytes are, decided by looking at them.
 //!
 //! Owns the one pass over a binary before it is compiled, and the sentences for what is no function. Runs only in the build
-//! process. Invariant: whatever passes has a kind, and is within every cap.
+//! process. Invariant: whatever has a [`Surface`] is within every cap, and whatever passes has a kind.
 
 use wasmparser::{ComponentExternalKind, Encoding, ExternalKind, Parser, Payload};
 
 use super::Refused;
 use super::caps::{Counts, MODULES, Malformed};
+use super::componentize::{Model, SECTION_STEM};
 use crate::capability::handler::{ENTRY, INIT, MODULE, MODULE_STEM, WIZER_INIT};
 use crate::engine::{Kind, Lane, Shape};
 
@@ -47,49 +48,77 @@ pub fn check_magic(bytes: &[u8]) -> Result<(), Refused> {
     }
 }
 
-/// What an import or export of the outermost level is called.
+/// What a binary looks like from outside.
 #[derive(Debug, Default)]
-struct Surface {
+pub(super) struct Surface {
     component: bool,
+    /// Whether it is a core module with the type of a component in it.
+    typed: bool,
+    /// What imports and exports of the outermost level are called.
     imports: Vec<String>,
     exports: Vec<String>,
     /// Functions that a component exports by themselves, outside of any interface.
     functions: Vec<String>,
     has_start: bool,
+    memory_bytes_min: u64,
 }
 
-/// Looks at all of a binary: caps, kind, lane.
-///
-/// # Errors
-/// [`Refused`] with what was found, what this host takes, and what to rebuild with.
-pub(super) fn detect(bytes: &[u8]) -> Result<Found, Refused> {
-    check_magic(bytes)?;
-    let (surface, memory_bytes_min) = scan(bytes).map_err(|stopped| match stopped {
-        Malformed::Refused(refused) => refused,
-        Malformed::Parse(error) => Refused::unfit(
-            format!("the Wasm binary is malformed: {} (at byte {})", error.message(), error.offset()),
-            "the file may be damaged or cut short: build it again",
-        ),
-    })?;
-    let shape = if surface.component { component(&surface)? } else { module(&surface)? };
-    let has = |name: &str| surface.exports.iter().chain(&surface.functions).any(|export| export == name);
-    let init = match (has(INIT), has(WIZER_INIT)) {
-        (true, true) => {
-            let detail = format!("the module exports both '{INIT}' and '{WIZER_INIT}', and only one can be its initialisation");
-            return Err(Refused::unfit(detail, "keep one of them, and let it call the other"));
+impl Surface {
+    /// Looks at all of a binary, and checks every cap.
+    ///
+    /// # Errors
+    /// [`Refused`] when a cap is passed or the bytes are no Wasm.
+    pub(super) fn of(bytes: &[u8]) -> Result<Self, Refused> {
+        check_magic(bytes)?;
+        scan(bytes).map_err(|stopped| match stopped {
+            Malformed::Refused(refused) => refused,
+            Malformed::Parse(error) => Refused::unfit(
+                format!("the Wasm binary is malformed: {} (at byte {})", error.message(), error.offset()),
+                "the file may be damaged or cut short: build it again",
+            ),
+        })
+    }
+
+    /// How the binary is to be made a component, if it is a core module that was built to become one. A handler stays what it
+    /// is: no component could import its ABI.
+    pub(super) fn unfinished(&self) -> Option<Model> {
+        match self.typed && !self.component && !self.exports(ENTRY) {
+            true if self.exports("_start") => Some(Model::Command),
+            true => Some(Model::Reactor),
+            false => None,
         }
-        (true, false) => Some(INIT),
-        (false, true) => Some(WIZER_INIT),
-        (false, false) => None,
-    };
-    Ok(Found { shape, memory_bytes_min, init, has_start: surface.has_start })
+    }
+
+    /// Kind and lane.
+    ///
+    /// # Errors
+    /// [`Refused`] with what was found, what this host takes, and what to rebuild with.
+    pub(super) fn found(&self) -> Result<Found, Refused> {
+        let shape = if self.component { component(self)? } else { module(self)? };
+        let has = |name: &str| self.exports(name) || self.functions.iter().any(|function| function == name);
+        let init = match (has(INIT), has(WIZER_INIT)) {
+            (true, true) => {
+                let detail =
+                    format!("the module exports both '{INIT}' and '{WIZER_INIT}', and only one can be its initialisation");
+                return Err(Refused::unfit(detail, "keep one of them, and let it call the other"));
+            }
+            (true, false) => Some(INIT),
+            (false, true) => Some(WIZER_INIT),
+            (false, false) => None,
+        };
+        Ok(Found { shape, memory_bytes_min: self.memory_bytes_min, init, has_start: self.has_start })
+    }
+
+    fn exports(&self, name: &str) -> bool {
+        self.exports.iter().any(|export| export == name)
+    }
 }
 
-fn scan(bytes: &[u8]) -> Result<(Surface, u64), Malformed> {
+fn scan(bytes: &[u8]) -> Result<Surface, Malformed> {
     let mut surface = Surface::default();
     // One set of counts for each module that is open; an outer component has one too, which stays empty.
     let mut open = vec![Counts::default()];
-    let (mut modules, mut memory_bytes_min) = (0u64, 0u64);
+    let mut modules = 0u64;
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload?;
         let outermost = open.len() == 1;
@@ -102,9 +131,10 @@ fn scan(bytes: &[u8]) -> Result<(Surface, u64), Malformed> {
             Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => open.push(Counts::default()),
             Payload::End(_) => {
                 if let Some(counts) = open.pop() {
-                    memory_bytes_min = memory_bytes_min.saturating_add(counts.memory_bytes_min);
+                    surface.memory_bytes_min = surface.memory_bytes_min.saturating_add(counts.memory_bytes_min);
                 }
             }
+            Payload::CustomSection(section) if outermost => surface.typed |= section.name().starts_with(SECTION_STEM),
             Payload::ImportSection(section) if outermost => {
                 for import in section.clone().into_imports() {
                     surface.imports.push(import?.module.into());
@@ -140,7 +170,7 @@ fn scan(bytes: &[u8]) -> Result<(Surface, u64), Malformed> {
             counts.add(&payload)?;
         }
     }
-    Ok((surface, memory_bytes_min))
+    Ok(surface)
 }
 
 fn module(surface: &Surface) -> Result<Shape, Refused> {
@@ -158,9 +188,8 @@ fn module(surface: &Surface) -> Result<Shape, Refused> {
     if surface.imports.iter().any(|name| name.starts_with("__wbindgen") || name == "wbg") {
         return Err(Refused::unfit("the module was built with wasm-bindgen, for a JavaScript host", HINT_TARGET));
     }
-    let exports = |name: &str| surface.exports.iter().any(|export| export == name);
-    let kind = match (exports(ENTRY), exports("_start")) {
-        (true, _) if !exports("memory") => {
+    let kind = match (surface.exports(ENTRY), surface.exports("_start")) {
+        (true, _) if !surface.exports("memory") => {
             return Err(Refused::unfit(
                 format!("the module exports '{ENTRY}' but no memory named 'memory'"),
                 "export it: guest-sdk/abi.md",
@@ -238,8 +267,12 @@ fn list(names: &[String]) -> String {
 mod tests {
     use super::*;
 
+    fn found(bytes: &[u8]) -> Result<Found, Refused> {
+        Surface::of(bytes).and_then(|surface| surface.found())
+    }
+
     fn detect_text(text: &str) -> Result<Shape, Refused> {
-        detect(&wat::parse_str(text).unwrap()).map(|found| found.shape)
+        found(&wat::parse_str(text).unwrap()).map(|found| found.shape)
     }
 
     #[test]
@@ -289,14 +322,30 @@ mod tests {
             (b"hello", "no Wasm binary"),
             (b"\0asm\x02\0\0\0", "unknown version"),
         ] {
-            let refused = detect(bytes).unwrap_err();
+            let refused = found(bytes).unwrap_err();
             assert!(refused.detail.contains(word), "{refused:?}");
         }
     }
 
     #[test]
+    fn modules_that_are_to_become_components_are_told_by_their_section() {
+        let model = |text: &str| Surface::of(&wat::parse_str(text).unwrap()).unwrap().unfinished();
+        let section = "(@custom \"component-type:bindings\" \"\")";
+        assert_eq!(model(&format!("(module {section})")), Some(Model::Reactor));
+        assert_eq!(model(&format!("(module (func (export \"_start\")) {section})")), Some(Model::Command));
+        for text in [
+            "(module (func (export \"_start\")))".to_owned(),
+            format!("(module (memory (export \"memory\") 1) (func (export \"hob_handle\")) {section})"),
+            format!("(component {section})"),
+            format!("(component (core module {section}))"),
+        ] {
+            assert_eq!(model(&text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn initial_memories_are_summed() {
-        let found = detect(&wat::parse_str("(module (memory 2) (memory 3) (func (export \"_start\")))").unwrap()).unwrap();
+        let found = found(&wat::parse_str("(module (memory 2) (memory 3) (func (export \"_start\")))").unwrap()).unwrap();
         assert_eq!(found.memory_bytes_min, 5 << 16);
     }
 }

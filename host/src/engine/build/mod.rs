@@ -5,11 +5,13 @@
 
 mod caps;
 pub mod child;
+mod componentize;
 mod detect;
 mod job;
 mod native;
 mod rehearsal;
 mod snapshot;
+mod signature;
 
 pub use caps::{CAPS, Cap};
 pub use detect::check_magic;
@@ -121,6 +123,11 @@ impl Refused {
         let code = if self.over_cap { Code::ModuleOverCap } else { Code::NotDeployable };
         Fault { hint: self.hint.map(Into::into), ..Fault::new(code, self.detail) }
     }
+}
+
+/// An error of a library as part of a sentence: on one line, and not without end.
+fn sentence(error: std::fmt::Arguments<'_>) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ").chars().take(600).collect()
 }
 
 /// The name by which a program's `main` knows that it is to be the child; see [`child::run_if_child`].

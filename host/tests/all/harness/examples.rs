@@ -1,4 +1,4 @@
-//! The examples, built as a user would build them: once for all tests, whichever of them comes first.
+//! The examples, and guests of other runtimes, built as a user would build them: once for all tests, whichever comes first.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,50 +12,77 @@ pub(crate) struct Example {
     pub(crate) manifest: String,
 }
 
-const TARGETS: [(&str, &[&str]); 2] = [
-    ("wasm32-wasip1", &["hello", "wordcount", "thumbnail", "geoip", "frozen"]),
-    ("wasm32-wasip2", &["hello-http", "hello-http3"]),
-];
-
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
+/// A workspace of packages for Wasm.
+struct Workspace {
+    /// From the folder of the host's package.
+    folder: &'static str,
+    /// For which target each package is built.
+    targets: &'static [(&'static str, &'static [&'static str])],
+    built: OnceLock<()>,
 }
+
+static EXAMPLES: Workspace = Workspace {
+    folder: "../examples",
+    targets: &[
+        ("wasm32-wasip1", &["hello", "wordcount", "thumbnail", "geoip", "frozen"]),
+        ("wasm32-wasip2", &["hello-http", "hello-http3"]),
+    ],
+    built: OnceLock::new(),
+};
+
+static GUESTS: Workspace = Workspace {
+    folder: "tests/guests",
+    targets: &[("wasm32-wasip1", &["cli2", "spin5"]), ("wasm32-wasip2", &["cli3", "spin7"])],
+    built: OnceLock::new(),
+};
 
 /// The example of this name.
 pub(crate) fn example(name: &str) -> Example {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(build);
-    let target = TARGETS.iter().find(|(_, names)| names.contains(&name)).unwrap().0;
-    let wasm = folder().join(format!("target/{target}/release/{}.wasm", name.replace('-', "_")));
-    let manifest = folder().join(name).join("hob.toml");
-    Example { wasm: std::fs::read(wasm).unwrap(), manifest: std::fs::read_to_string(manifest).unwrap() }
+    let manifest = EXAMPLES.folder().join(name).join("hob.toml");
+    Example { wasm: std::fs::read(EXAMPLES.wasm(name)).unwrap(), manifest: std::fs::read_to_string(manifest).unwrap() }
 }
 
-/// Cargo's own lock on the target folder keeps test processes that run side by side from building at once.
-fn build() {
-    add_targets();
-    for (target, names) in TARGETS {
-        let mut command = Command::new("cargo");
-        command.current_dir(folder()).args(["build", "--release", "--quiet", "--target-dir", "target", "--target", target]);
-        // What the host's packages are built with is not for guests.
-        command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
-        for name in names {
-            command.args(["-p", name]);
+/// The file of a guest that was written for other runtimes.
+pub(crate) fn guest(name: &str) -> PathBuf {
+    GUESTS.wasm(name)
+}
+
+impl Workspace {
+    fn folder(&self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(self.folder)
+    }
+
+    /// What a package was built to.
+    fn wasm(&self, name: &str) -> PathBuf {
+        self.built.get_or_init(|| self.build());
+        let target = self.targets.iter().find(|(_, names)| names.contains(&name)).unwrap().0;
+        self.folder().join(format!("target/{target}/release/{}.wasm", name.replace('-', "_")))
+    }
+
+    /// Cargo's own lock on the target folder keeps test processes that run side by side from building at once.
+    fn build(&self) {
+        for (target, names) in self.targets.iter().copied() {
+            add_target(target);
+            let mut command = Command::new("cargo");
+            command.current_dir(self.folder());
+            command.args(["build", "--release", "--quiet", "--target-dir", "target", "--target", target]);
+            // What the host's packages are built with is not for guests.
+            command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
+            for name in names {
+                command.args(["-p", name]);
+            }
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
         }
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
-fn add_targets() {
+fn add_target(target: &str) {
     let listed = Command::new("rustup").args(["target", "list", "--installed"]).output();
-    // Without rustup the targets come from wherever the compiler came from; if they are missing, the build says so.
+    // Without rustup the targets come from wherever the compiler came from; if one is missing, the build says so.
     let Ok(listed) = listed else { return };
-    let installed = String::from_utf8_lossy(&listed.stdout);
-    for (target, _) in TARGETS {
-        if !installed.lines().any(|line| line == target) {
-            let added = Command::new("rustup").args(["target", "add", target]).output().unwrap();
-            assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
-        }
+    if !String::from_utf8_lossy(&listed.stdout).lines().any(|line| line == target) {
+        let added = Command::new("rustup").args(["target", "add", target]).output().unwrap();
+        assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
     }
 }
