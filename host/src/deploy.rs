@@ -14,11 +14,10 @@ use crate::config;
 use crate::crash;
 use crate::dispatch::templates::blocking;
 use crate::dispatch::{Dispatcher, no_such_function};
-use crate::engine::build::{Builder, Built, Job, Outputs};
-use crate::engine::{Engine, Shape};
+use crate::engine::Engine;
+use crate::engine::build::{Builder, Job, Outputs};
 use crate::fault::{Code, Fault};
 use crate::id::{FunctionName, RevisionNumber, TenantId};
-use crate::limits::Limit;
 use crate::manifest::Manifest;
 use crate::registry::{FunctionRecord, NewRevision, Precondition, Registry, RevisionRecord};
 
@@ -107,7 +106,7 @@ impl Deployer {
         let built = inner.builder.build(wasm, Job::deploy(&name, &manifest), &outputs).await?;
         inner.engine.metrics().builds.inc();
         crash::point("build-done");
-        let shape = check(&built, &manifest)?;
+        let shape = built.shape().map_err(Fault::internal)?;
         let publish = move || {
             let _pin = pin;
             let (wasm, wasm_bytes) = (uploaded.digest(), uploaded.bytes());
@@ -278,15 +277,4 @@ impl From<crate::artifacts::ArtifactError> for CollectError {
     fn from(error: crate::artifacts::ArtifactError) -> Self {
         Self(error.fault())
     }
-}
-
-/// What can be told now that would otherwise fail at each request.
-fn check(built: &Built, manifest: &Manifest) -> Result<Shape, Fault> {
-    let limit = manifest.limits.get(Limit::Memory);
-    if built.memory_bytes_min > limit {
-        let detail =
-            format!("its memories begin with {} bytes, more than the function's limit of {limit}", built.memory_bytes_min);
-        return Err(Fault::new(Code::NotDeployable, detail).hint("raise 'memory' in [limits] of hob.toml"));
-    }
-    built.shape().map_err(Fault::internal)
 }

@@ -233,6 +233,9 @@ async fn next_piece(exchange: &mut Exchange) -> Result<Bytes, BodyError> {
 
 fn respond(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<()> {
     let (record, host) = span(&mut caller, ptr, len)?;
+    if host.exchange.request.is_none() {
+        return Err(Refusal::bad_call("there is no request to answer before the function is called").into());
+    }
     if std::mem::replace(&mut host.exchange.responded, true) {
         return Err(Refusal::bad_call("the function responded twice").into());
     }

@@ -348,7 +348,7 @@ fn host_calls_that_break_the_rules() {
         &handler(
             "(func $early (drop (call $request_read (i32.const 0) (i32.const 0)))) (start $early) (func (export \"hob_handle\"))",
         ),
-        "",
+        "snapshot = \"off\"",
     );
     let reply = node.data.get("/early");
     assert!(matches!(reply.status(), 200 | 502), "{} {}", reply.status(), reply.text());

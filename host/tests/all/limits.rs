@@ -21,7 +21,8 @@ fn hold(node: &Node, target: &str) -> Conn {
 #[test]
 fn processor_time() {
     let node = Node::start(&[]);
-    let limit = "[limits]\ncpu = \"50ms\"\n";
+    // What runs at the start would otherwise run at deploy (`snapshot::`).
+    let limit = "snapshot = \"off\"\n[limits]\ncpu = \"50ms\"\n";
     node.deploy_wat("handler", &does(SPINS), limit);
     node.deploy_wat("start", &handler(&format!("(func $start {SPINS}) (start $start) (func (export \"hob_handle\"))")), limit);
     node.deploy_wat("init", &handler(&format!("(func (export \"_initialize\") {SPINS}) (func (export \"hob_handle\"))")), limit);
@@ -130,7 +131,7 @@ fn tables_count_as_memory() {
     assert_eq!(number(&node.data.get("/b").good()), 8192);
     // A table that is refused before the guest begins.
     let large = handler("(table 100000 funcref) (func (export \"hob_handle\") (call $number (i32.const 1)))");
-    node.deploy_wat("c", &large, "[limits]\nmemory = \"128KiB\"\n");
+    node.deploy_wat("c", &large, "snapshot = \"off\"\n[limits]\nmemory = \"128KiB\"\n");
     node.data.get("/c").problem(502, "guest-memory");
     // The node's own bound on one table, whatever the memory.
     node.deploy_wat("d", &text.replace("(i32.const 8192)", "(i32.const 100000)"), "[limits]\nmemory = \"1GiB\"\n");
@@ -158,7 +159,8 @@ fn traps() {
             "{logs:?}"
         );
     }
-    node.deploy_wat("start", &handler("(func $start unreachable) (start $start) (func (export \"hob_handle\"))"), "");
+    let start = handler("(func $start unreachable) (start $start) (func (export \"hob_handle\"))");
+    node.deploy_wat("start", &start, "snapshot = \"off\"");
     node.data.get("/start").problem(502, "guest-trap");
     assert_eq!(node.faults("guest-trap"), 5);
 }

@@ -25,6 +25,7 @@ use crate::engine::artifact::Code;
 use crate::engine::template::Entry as CodeEntry;
 use crate::engine::{Kind, settings};
 use crate::fault::{Code as FaultCode, Fault};
+use crate::limits::Limit;
 use crate::telemetry::logs::Entry;
 
 /// Lines of the log of initialisation and warm-up that are kept.
@@ -131,6 +132,12 @@ impl From<std::io::Error> for Failure {
 
 async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Failure> {
     let (found, wasm) = detect(wasm)?;
+    let limit = job.limits.get(Limit::Memory);
+    if found.memory_bytes_min > limit {
+        let detail =
+            format!("its memories begin with {} bytes, more than the function's limit of {limit}", found.memory_bytes_min);
+        return Err(Refused::unfit(detail, "raise 'memory' in [limits] of hob.toml").into());
+    }
     let stage = Stage::new(job, found.shape);
     let mut notes = Vec::new();
     if !job.only_compiles() {

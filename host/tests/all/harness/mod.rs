@@ -75,6 +75,8 @@ pub(crate) fn data_dir(dir: &TempDir) -> PathBuf {
 pub(crate) fn serve(data_dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hob"));
     command.args(["serve", "--addr", "127.0.0.1:0", "--control", "127.0.0.1:0", "-o", "json", "--data-dir"]).arg(data_dir);
+    // In a debug build every instantiation is slow enough to be worth doing ahead: which rung a request starts on would be chance.
+    command.args(["--set", "engine.ready_max=0"]);
     command
 }
 
