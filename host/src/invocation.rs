@@ -189,19 +189,38 @@ impl Start {
     }
 }
 
-/// Where the time of an invocation went until its response began.
+/// Where the time of an invocation went until its response began. A phase that its rung does not have is zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Phases {
     /// From the request's head to a place among the function's `concurrency`, with the reading of a small body.
     pub queue: Duration,
-    /// Getting the template: nothing when it was resident.
+    /// Getting the template, without `verify`: nothing when it was resident.
     pub load: Duration,
-    /// From `Store::new` to a live instance.
+    /// The check of the artifact's integrity, as part of getting the template.
+    pub verify: Duration,
+    /// From `Store::new` to a live instance: nothing when it was ready.
     pub instantiate: Duration,
     /// From there to the guest's first host call, which bounds its first instruction. Only handlers are watched so closely.
     pub enter: Duration,
     /// From there to the head of the response.
     pub run: Duration,
+}
+
+impl Phases {
+    /// Names of the phases in their order, as in `server-timing` and in metrics.
+    pub const NAMES: [&'static str; 6] = ["queue", "load", "verify", "instantiate", "enter", "run"];
+
+    /// All of them, in the order of [`Self::NAMES`].
+    #[must_use]
+    pub fn times(&self) -> [Duration; Self::NAMES.len()] {
+        [self.queue, self.load, self.verify, self.instantiate, self.enter, self.run]
+    }
+
+    /// What the start took, from admission to the guest's first instruction: all but `queue` and `run`.
+    #[must_use]
+    pub fn start(&self) -> Duration {
+        self.load + self.verify + self.instantiate + self.enter
+    }
 }
 
 /// A response that began, and how it came about.

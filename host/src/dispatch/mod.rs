@@ -153,9 +153,15 @@ impl Dispatcher {
                 admitted,
             };
             let began = self.0.engine.run(&template, call).await?;
-            let phases =
-                Phases { queue: admitted - received, load, instantiate: began.instantiate, enter: began.enter, run: began.run };
-            function.meter.started(start);
+            let phases = Phases {
+                queue: admitted - received,
+                load,
+                verify: Duration::ZERO,
+                instantiate: began.instantiate,
+                enter: began.enter,
+                run: began.run,
+            };
+            function.meter.started(start, phases.start());
             self.0.engine.metrics().started(start, &phases);
             Ok(Outcome { response: began.response, revision: function.revision.number, start, phases })
         };
