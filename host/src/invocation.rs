@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -158,6 +159,8 @@ pub struct Invocation {
     pub request: http::Request<Payload>,
     /// When the request's head had arrived.
     pub received: Instant,
+    /// The rung that it must begin on, for those who measure; `None`: the fastest there is.
+    pub start: Option<Start>,
 }
 
 /// The rung of the start ladder that an invocation began on.
@@ -186,6 +189,21 @@ impl Start {
             Self::Stored => "stored",
             Self::Compiled => "compiled",
         }
+    }
+}
+
+/// Text that names no rung.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no rung of the start ladder: expected 'ready', 'resident', 'stored' or 'compiled'")]
+pub struct UnknownStart(String);
+
+impl FromStr for Start {
+    type Err = UnknownStart;
+
+    fn from_str(text: &str) -> Result<Self, UnknownStart> {
+        let found = Self::ALL.into_iter().find(|start| start.as_str() == text);
+        // What a client sent may be long: the error shows its beginning only.
+        found.ok_or_else(|| UnknownStart(text.chars().take(80).collect()))
     }
 }
 
@@ -277,6 +295,17 @@ mod tests {
             Poll::Ready(frame) => frame.map(|frame| frame.map(|frame| frame.into_data().unwrap())),
             Poll::Pending => panic!("all of it is there"),
         }
+    }
+
+    #[test]
+    fn rungs_are_named_as_they_are_printed() {
+        for (index, start) in Start::ALL.into_iter().enumerate() {
+            assert_eq!((start as usize, start.as_str().parse()), (index, Ok(start)));
+        }
+        for wrong in ["", "Ready", "cold", " ready"] {
+            assert!(wrong.parse::<Start>().is_err(), "{wrong}");
+        }
+        assert!("x".repeat(10_000).parse::<Start>().unwrap_err().to_string().len() < 200);
     }
 
     #[test]

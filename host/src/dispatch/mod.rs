@@ -121,7 +121,8 @@ impl Dispatcher {
     }
 
     async fn run(&self, id: InvocationId, invocation: Invocation) -> Result<Outcome, Fault> {
-        let Invocation { tenant, target, request, received } = invocation;
+        // `Templates::get` is to take the rung that was asked for as its second argument.
+        let Invocation { tenant, target, request, received, start: _asked } = invocation;
         let (mut head, body) = request.into_parts();
         let Resolved { function, prefix_len } = self.resolve(&tenant, &target, &head)?;
         let outcome = async {

@@ -58,7 +58,7 @@ impl Front {
             };
             let method = if head.method == Method::HEAD { Method::HEAD } else { Method::GET };
             let request = Request::from_parts(head, payload);
-            let invocation = Invocation { tenant, target: Target::Request, request, received };
+            let invocation = Invocation { tenant, target: Target::Request, request, received, start: None };
             exchange::answer(invoke.invoke(invocation).await, &method, timing)
         }
     }
