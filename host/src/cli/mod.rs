@@ -18,6 +18,7 @@ mod invoke;
 mod logs;
 mod ls;
 mod new;
+mod node;
 mod output;
 mod project;
 mod rm;
@@ -104,7 +105,7 @@ impl Cli {
     pub fn run(self) -> Result<u8, Failure> {
         let server = self.server.or_else(|| environment::var("HOB_SERVER")).unwrap_or_else(|| SERVER.into());
         let ctx = Ctx { format: self.output, server };
-        // These two have their own ways to end.
+        // These have their own ways to end.
         if !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Demo(_)) {
             interrupt::on_signal(|| ())?;
         }
