@@ -81,6 +81,8 @@ pub(super) struct Node {
     pub(super) addr: String,
     /// Where deploys go, `HOST:PORT`.
     pub(super) control: String,
+    /// Its data directory.
+    pub(super) data_dir: PathBuf,
     /// From its start to its first line.
     pub(super) took: Duration,
 }
@@ -88,18 +90,18 @@ pub(super) struct Node {
 impl Node {
     /// Starts a daemon with its data under `scratch`, and waits until it is ready.
     fn start(scratch: &Path) -> anyhow::Result<Self> {
-        let log = scratch.join("serve.log");
+        let (log, data_dir) = (scratch.join("serve.log"), scratch.join("data"));
         let began = Instant::now();
         let mut child = Command::new("/proc/self/exe")
             .args(["serve", "-o", "json", "--addr", "127.0.0.1:0", "--control", "127.0.0.1:0", "--data-dir"])
-            .arg(scratch.join("data"))
+            .arg(&data_dir)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&log).context("cannot make the daemon's log")?)
             .spawn()
             .context("cannot start the daemon")?;
         let stdout = child.stdout.take();
-        let mut node = Self { child, addr: String::new(), control: String::new(), took: Duration::ZERO };
+        let mut node = Self { child, addr: String::new(), control: String::new(), data_dir, took: Duration::ZERO };
         let words = || fs::read_to_string(&log).unwrap_or_default();
         let line = first_line(stdout).with_context(|| format!("the daemon did not get ready; it said: {}", words().trim()))?;
         let ready: serde_json::Value = serde_json::from_str(&line).context("the daemon's first line is not JSON")?;

@@ -13,7 +13,7 @@ use crate::harness::examples::example;
 use crate::harness::wat::{SPINS, command, does, says, wasm};
 use crate::harness::{Node, eventually};
 
-fn hob(args: &[&str]) -> Command {
+pub(crate) fn hob(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hob"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.env_remove("HOB_SERVER").env("NO_COLOR", "1");
@@ -21,13 +21,13 @@ fn hob(args: &[&str]) -> Command {
 }
 
 /// Runs a command of a node, and returns its output.
-fn at(node: &Node, args: &[&str]) -> Output {
+pub(crate) fn at(node: &Node, args: &[&str]) -> Output {
     let server = format!("http://{}", node.control.addr);
     hob(args).env("HOB_SERVER", server).output().unwrap()
 }
 
 #[track_caller]
-fn check(output: &Output, code: i32) -> (String, String) {
+pub(crate) fn check(output: &Output, code: i32) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{stdout}\n{stderr}");
@@ -38,7 +38,7 @@ fn check(output: &Output, code: i32) -> (String, String) {
 }
 
 /// A folder with a file of this text as Wasm.
-fn file(name: &str, bytes: &[u8]) -> (TempDir, PathBuf) {
+pub(crate) fn file(name: &str, bytes: &[u8]) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
     std::fs::write(&path, bytes).unwrap();
