@@ -65,7 +65,8 @@ impl Reading {
             if here > 0 && below + here >= rank {
                 let low = bucket.checked_sub(1).and_then(bound).unwrap_or_default();
                 let width = bound(bucket).unwrap_or(low) - low;
-                let part = u128::from(rank - below) * width.as_nanos() / u128::from(here);
+                // In the middle of its share of the bucket: a lone time is in the middle of its bucket.
+                let part = (2 * u128::from(rank - below) - 1) * width.as_nanos() / (2 * u128::from(here));
                 return Some(low + Duration::from_nanos(u64::try_from(part).unwrap_or(u64::MAX)));
             }
             below += here;

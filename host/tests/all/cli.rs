@@ -132,6 +132,9 @@ fn a_function_goes_through_its_life() {
     assert_eq!(check(&at(&node, &["invoke", "greeter", "-d", "x", "-X", "PUT", "-H", "a: b"]), 0).0, "one");
     let (detail, _) = check(&at(&node, &["inspect", "greeter", "-o", "json"]), 0);
     let detail: Value = serde_json::from_str(&detail).unwrap();
+    assert!(detail["usage"]["start_times"]["resident"]["p99_ms"].as_f64().unwrap() > 0.0, "{detail}");
+    let (text, _) = check(&at(&node, &["inspect", "greeter"]), 0);
+    assert!(text.contains("resident=1 (p50 ") && !text.contains("compiled="), "{text}");
     assert_eq!((detail["tenant"].as_str(), detail["revisions"].as_array().map(Vec::len)), (Some("default"), Some(2)));
     check(&at(&node, &["rm", "greeter"]), 0);
     for gone in

@@ -233,6 +233,8 @@ fn the_description_lists_every_route() {
         let target = path.replace("{name}", "a").replace("{path}", "x");
         assert!(node.control.get(&target).status() != 404, "{target}");
     }
+    let invoke = &description["paths"]["/v1/functions/{name}/invoke/{path}"]["post"];
+    assert!(invoke["parameters"].as_array().unwrap().iter().any(|parameter| parameter["name"] == "hob-start"), "{invoke}");
     for schema in ["FunctionInfo", "FunctionDetail", "Problem", "LogList", "RevisionList"] {
         assert!(description["components"]["schemas"][schema].is_object(), "{schema}");
     }
