@@ -32,7 +32,7 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
             let request = http::Request::get("/").header("host", "localhost").body(Payload::empty())?;
             let target = Target::Function(record.name.clone());
             let began = Instant::now();
-            let invocation = Invocation { tenant: record.tenant.clone(), target, request, received: began };
+            let invocation = Invocation { tenant: record.tenant.clone(), target, request, received: began, start: None };
             let outcome = dispatcher.invoke(invocation).await.result?;
             let took = began.elapsed();
             // The instance is dropped here, as it is between two requests.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -158,6 +159,8 @@ pub struct Invocation {
     pub request: http::Request<Payload>,
     /// When the request's head had arrived.
     pub received: Instant,
+    /// The rung that it must begin on, for those who measure; `None`: the fastest there is.
+    pub start: Option<Start>,
 }
 
 /// The rung of the start ladder that an invocation began on.
@@ -189,19 +192,53 @@ impl Start {
     }
 }
 
-/// Where the time of an invocation went until its response began.
+/// Text that names no rung.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no rung of the start ladder: expected 'ready', 'resident', 'stored' or 'compiled'")]
+pub struct UnknownStart(String);
+
+impl FromStr for Start {
+    type Err = UnknownStart;
+
+    fn from_str(text: &str) -> Result<Self, UnknownStart> {
+        let found = Self::ALL.into_iter().find(|start| start.as_str() == text);
+        // What a client sent may be long: the error shows its beginning only.
+        found.ok_or_else(|| UnknownStart(text.chars().take(80).collect()))
+    }
+}
+
+/// Where the time of an invocation went until its response began. A phase that its rung does not have is zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Phases {
     /// From the request's head to a place among the function's `concurrency`, with the reading of a small body.
     pub queue: Duration,
-    /// Getting the template: nothing when it was resident.
+    /// Getting the template, without `verify`: nothing when it was resident.
     pub load: Duration,
-    /// From `Store::new` to a live instance.
+    /// The check of the artifact's integrity, as part of getting the template.
+    pub verify: Duration,
+    /// From `Store::new` to a live instance: nothing when it was ready.
     pub instantiate: Duration,
     /// From there to the guest's first host call, which bounds its first instruction. Only handlers are watched so closely.
     pub enter: Duration,
     /// From there to the head of the response.
     pub run: Duration,
+}
+
+impl Phases {
+    /// Names of the phases in their order, as in `server-timing` and in metrics.
+    pub const NAMES: [&'static str; 6] = ["queue", "load", "verify", "instantiate", "enter", "run"];
+
+    /// All of them, in the order of [`Self::NAMES`].
+    #[must_use]
+    pub fn times(&self) -> [Duration; Self::NAMES.len()] {
+        [self.queue, self.load, self.verify, self.instantiate, self.enter, self.run]
+    }
+
+    /// What the start took, from admission to the guest's first instruction: all but `queue` and `run`.
+    #[must_use]
+    pub fn start(&self) -> Duration {
+        self.load + self.verify + self.instantiate + self.enter
+    }
 }
 
 /// A response that began, and how it came about.
@@ -259,6 +296,17 @@ mod tests {
             Poll::Ready(frame) => frame.map(|frame| frame.map(|frame| frame.into_data().unwrap())),
             Poll::Pending => panic!("all of it is there"),
         }
+    }
+
+    #[test]
+    fn rungs_are_named_as_they_are_printed() {
+        for (index, start) in Start::ALL.into_iter().enumerate() {
+            assert_eq!((start as usize, start.as_str().parse()), (index, Ok(start)));
+        }
+        for wrong in ["", "Ready", "cold", " ready"] {
+            assert!(wrong.parse::<Start>().is_err(), "{wrong}");
+        }
+        assert!("x".repeat(10_000).parse::<Start>().unwrap_err().to_string().len() < 200);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod grants;
 pub mod config;
 pub mod fault;
 pub mod invocation;
+pub mod histogram;
 pub mod crash;
 
 // Parts: each knows the words only, and neither wasmtime nor who calls it.

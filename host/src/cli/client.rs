@@ -289,6 +289,15 @@ fn read<T: DeserializeOwned>(response: Response<Body>) -> Result<T, Failure> {
     Ok(value)
 }
 
+/// Reads `queue;dur=0.001, load;dur=0.002`: names and milliseconds.
+pub(super) fn server_timing(header: &str) -> Vec<(String, f64)> {
+    let phase = |entry: &str| {
+        let (name, rest) = entry.trim().split_once(";dur=")?;
+        Some((name.to_owned(), rest.parse().ok()?))
+    };
+    header.split(',').filter_map(phase).collect()
+}
+
 fn percent_encode(text: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     text.bytes().map(|byte| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
@@ -316,6 +325,14 @@ mod tests {
         assert!(matches!(events.next().unwrap(), Some(Event::Entry(entry)) if entry.seq == 1));
         assert!(matches!(events.next().unwrap(), Some(Event::Remark(remark)) if remark == "5 entries were lost"));
         assert!(events.next().unwrap().is_none());
+    }
+
+    #[test]
+    fn phases_are_read_as_they_are_sent() {
+        let expected = [("queue".to_owned(), 0.001), ("run".to_owned(), 12.5)];
+        assert_eq!(server_timing("queue;dur=0.001, run;dur=12.5"), expected);
+        assert_eq!(server_timing("queue;dur=0.001, odd, run;dur=x, run;dur=12.5"), expected);
+        assert!(server_timing("").is_empty());
     }
 
     #[test]

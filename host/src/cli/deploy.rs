@@ -88,7 +88,7 @@ pub(super) struct Package {
 
 impl Package {
     /// A Wasm file without a manifest.
-    fn of_file(path: &Path, name: Option<FunctionName>) -> Result<Self, Failure> {
+    pub(super) fn of_file(path: &Path, name: Option<FunctionName>) -> Result<Self, Failure> {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase().replace(['_', '.', ' '], "-");
         let name = match name {
             Some(name) => name,

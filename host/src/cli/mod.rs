@@ -5,6 +5,7 @@
 //! question. Invariant: whatever a guest or a daemon says is made harmless before it reaches a terminal (`text::clean`), except a
 //! response's body, which is passed as it is.
 
+mod bench;
 mod build;
 mod client;
 mod demo;
@@ -18,6 +19,7 @@ mod invoke;
 mod logs;
 mod ls;
 mod new;
+mod node;
 mod output;
 mod project;
 mod rm;
@@ -75,6 +77,8 @@ enum Command {
     Rm(rm::Rm),
     /// Check that this machine has what Hob needs, and say what to do about what is missing
     Doctor(doctor::Doctor),
+    /// Measure what a function's starts cost on each rung of the start ladder
+    Bench(bench::Bench),
     /// Build the examples, deploy them to a daemon of their own, and send each real input
     Demo(demo::Demo),
 }
@@ -104,8 +108,8 @@ impl Cli {
     pub fn run(self) -> Result<u8, Failure> {
         let server = self.server.or_else(|| environment::var("HOB_SERVER")).unwrap_or_else(|| SERVER.into());
         let ctx = Ctx { format: self.output, server };
-        // These two have their own ways to end.
-        if !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Demo(_)) {
+        // These have their own ways to end.
+        if !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Demo(_) | Command::Bench(_)) {
             interrupt::on_signal(|| ())?;
         }
         let done = match self.command {
@@ -122,6 +126,7 @@ impl Cli {
             Command::Rm(rm) => rm.run(&ctx),
             Command::Doctor(doctor) => doctor.run(&ctx),
             Command::Demo(demo) => demo.run(&ctx),
+            Command::Bench(bench) => bench.run(&ctx),
         };
         match done {
             Err(failure) if failure.is_closed_output() => Ok(0),

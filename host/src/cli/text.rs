@@ -29,10 +29,13 @@ pub(super) fn time(unix_ms: u64) -> String {
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(bounded)).to_string()
 }
 
-/// A time span with three digits that mean something: `62 us`, `4.10 ms`, `1.20 s`.
+/// A time span with three digits that mean something: `0.95 us`, `61.9 us`, `4.10 ms`, `1.20 s`.
 pub(super) fn span(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     match seconds {
+        _ if time.is_zero() => "0 us".into(),
+        _ if seconds < 1e-5 => format!("{:.2} us", seconds * 1e6),
+        _ if seconds < 1e-4 => format!("{:.1} us", seconds * 1e6),
         _ if seconds < 1e-3 => format!("{:.0} us", seconds * 1e6),
         _ if seconds < 1.0 => format!("{:.2} ms", seconds * 1e3),
         _ => format!("{seconds:.2} s"),
@@ -74,7 +77,10 @@ mod tests {
     fn times_and_sizes_are_short() {
         assert_eq!(time(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(time(u64::MAX), "9999-12-31T23:59:59.999Z");
-        assert_eq!(span(Duration::from_nanos(61_900)), "62 us");
+        assert_eq!(span(Duration::ZERO), "0 us");
+        assert_eq!(span(Duration::from_nanos(950)), "0.95 us");
+        assert_eq!(span(Duration::from_nanos(61_900)), "61.9 us");
+        assert_eq!(span(Duration::from_micros(619)), "619 us");
         assert_eq!(span(Duration::from_micros(4_100)), "4.10 ms");
         assert_eq!(span(Duration::from_millis(1_200)), "1.20 s");
         assert_eq!(bytes(118 << 10), "118.0 KiB");

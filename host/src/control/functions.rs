@@ -1,5 +1,7 @@
 //! Routes about functions: put, list, inspect, revisions, rollback, delete.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
@@ -10,9 +12,13 @@ use serde::Deserialize;
 use super::Control;
 use super::answer::{Name, Refusal, body_fault, precondition};
 use super::upload;
-use super::wire::{FunctionDetail, FunctionInfo, FunctionList, Problem, RevisionInfo, RevisionList, RollbackRequest, UsageInfo};
+use super::wire::{
+    FunctionDetail, FunctionInfo, FunctionList, Problem, RevisionInfo, RevisionList, RollbackRequest, StartTimeInfo, UsageInfo,
+};
 use crate::fault::{Code, Fault};
+use crate::histogram::StartTimes;
 use crate::id::{FunctionName, RevisionNumber};
+use crate::invocation::Start;
 use crate::registry::{FunctionRecord, RevisionRecord};
 use crate::telemetry::metrics::millis;
 
@@ -106,6 +112,8 @@ pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Res
     let catalog = control.dispatcher.catalog();
     let live = catalog.get(&record.tenant, &record.name);
     let totals = live.map(|function| function.meter.totals()).unwrap_or_default();
+    let none = StartTimes::default();
+    let starts = live.map_or(&none, |function| function.meter.starts());
     let (running, waiting) = live.map(|function| function.admission.occupancy()).unwrap_or_default();
     let manifest = &record.live.manifest;
     let detail = FunctionDetail {
@@ -118,7 +126,8 @@ pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Res
         running: running as u64,
         waiting: waiting as u64,
         usage: UsageInfo {
-            starts: totals.starts.iter().map(|(start, count)| (start.as_str().to_owned(), *count)).collect(),
+            starts: Start::ALL.into_iter().map(|start| (start.as_str().to_owned(), starts.count(start))).collect(),
+            start_times: start_times(starts),
             faults: totals.faults.iter().map(|(code, count)| (code.as_str().to_owned(), *count)).collect(),
             cpu_ms: millis(totals.cpu),
             wall_ms: millis(totals.wall),
@@ -126,6 +135,15 @@ pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Res
         },
     };
     Ok(tagged(StatusCode::OK, &record, Json(detail)))
+}
+
+fn start_times(starts: &StartTimes) -> BTreeMap<String, StartTimeInfo> {
+    let info = |start: Start| {
+        let reading = starts.reading(start);
+        let (p50, p99) = (reading.quantile(500)?, reading.quantile(990)?);
+        Some((start.as_str().to_owned(), StartTimeInfo { p50_ms: millis(p50), p99_ms: millis(p99) }))
+    };
+    Start::ALL.into_iter().filter_map(info).collect()
 }
 
 /// Lists the kept revisions of a function, newest first.

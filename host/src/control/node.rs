@@ -8,6 +8,7 @@ use super::Control;
 use super::answer::Refusal;
 use super::wire::Problem;
 use crate::fault::{Code, Fault};
+use crate::telemetry::exposition::FunctionStarts;
 
 /// Says that the process answers.
 #[utoipa::path(get, path = "/livez", responses((status = 200, body = String)))]
@@ -27,7 +28,16 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<&'static st
 /// All metrics, as OpenMetrics text.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
 pub(super) async fn metrics(State(control): State<Control>) -> Response {
-    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], control.metrics.text()).into_response()
+    let catalog = control.dispatcher.catalog();
+    let templates = control.dispatcher.templates();
+    let began = catalog.functions(&control.tenant).filter(|function| function.meter.starts().total() > 0);
+    let text = control.metrics.text(began.map(|function| FunctionStarts {
+        tenant: &function.tenant,
+        name: &function.name,
+        resident: templates.is_resident(&function.tenant, function.revision.artifact),
+        starts: function.meter.starts(),
+    }));
+    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
 }
 
 pub(super) async fn openapi(text: String) -> Response {

@@ -67,6 +67,9 @@ pub struct FunctionDetail {
 pub struct UsageInfo {
     /// Invocations by the rung of their start.
     pub starts: BTreeMap<String, u64>,
+    /// What the starts took, by rung; rungs that nothing began on are left out.
+    #[serde(default)]
+    pub start_times: BTreeMap<String, StartTimeInfo>,
     /// Faults by code.
     pub faults: BTreeMap<String, u64>,
     /// Processor time in milliseconds.
@@ -75,6 +78,15 @@ pub struct UsageInfo {
     pub wall_ms: f64,
     /// Most memory that one invocation had.
     pub memory_bytes_max: u64,
+}
+
+/// What starts on one rung took, from admission to the first instruction: estimates from a histogram, at most a factor of 2 off.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+pub struct StartTimeInfo {
+    /// What half of them did not pass, in milliseconds.
+    pub p50_ms: f64,
+    /// What 99 of 100 did not pass, in milliseconds.
+    pub p99_ms: f64,
 }
 
 /// One kept revision.

@@ -122,7 +122,8 @@ impl Dispatcher {
     }
 
     async fn run(&self, id: InvocationId, invocation: Invocation) -> Result<Outcome, Fault> {
-        let Invocation { tenant, target, request, received } = invocation;
+        // `Templates::get` is to take the rung that was asked for as its second argument.
+        let Invocation { tenant, target, request, received, start: asked } = invocation;
         let (mut head, body) = request.into_parts();
         let resolved = self.resolve(&tenant, &target, &head);
         let Resolved { function, prefix_len } = resolved.inspect_err(|fault| self.0.engine.metrics().faulted(fault.code))?;
@@ -153,13 +154,19 @@ impl Dispatcher {
                 meter: function.meter.clone(),
                 permit: Some(permit),
                 admitted,
-                may_be_ready: true,
+                may_be_ready: asked.is_none_or(|asked| asked == Start::Ready),
             };
             let began = self.0.engine.run(&template, call).await?;
             let start = if began.ready { Start::Ready } else { start };
-            let phases =
-                Phases { queue: admitted - received, load, instantiate: began.instantiate, enter: began.enter, run: began.run };
-            function.meter.started(start);
+            let phases = Phases {
+                queue: admitted - received,
+                load,
+                verify: Duration::ZERO,
+                instantiate: began.instantiate,
+                enter: began.enter,
+                run: began.run,
+            };
+            function.meter.started(start, phases.start());
             self.0.engine.metrics().started(start, &phases);
             Ok(Outcome { response: began.response, revision: function.revision.number, start, phases })
         };

@@ -4,7 +4,7 @@
 //!
 //! | request header | meaning |
 //! |---|---|
-//! | `hob-timing: 1` | asks for `server-timing` with the phases `queue`, `load`, `instantiate`, `enter` and `run` in milliseconds |
+//! | `hob-timing: 1` | asks for `server-timing` with the phases of [`Phases`](crate::invocation::Phases) in milliseconds |
 //!
 //! Other `hob-*` headers and the hop-by-hop headers of a request are dropped, as are those of a response. A body whose length is
 //! announced and at most [`INLINE_BODY_BYTES`](crate::invocation::INLINE_BODY_BYTES) is read whole first, so that a slow client
@@ -58,7 +58,7 @@ impl Front {
             };
             let method = if head.method == Method::HEAD { Method::HEAD } else { Method::GET };
             let request = Request::from_parts(head, payload);
-            let invocation = Invocation { tenant, target: Target::Request, request, received };
+            let invocation = Invocation { tenant, target: Target::Request, request, received, start: None };
             exchange::answer(invoke.invoke(invocation).await, &method, timing)
         }
     }

@@ -190,7 +190,8 @@ fn hobs_headers_are_hobs() {
             assert_eq!(response.header(name), value, "{name} in {response:?}");
         }
         let timings: Vec<_> = response.head.lines().filter(|line| line.starts_with("server-timing")).collect();
-        let hobs = "server-timing: queue;dur=0.000, load;dur=0.000, instantiate;dur=0.000, enter;dur=0.000, run;dur=1.500";
+        let hobs = "server-timing: queue;dur=0.000000, load;dur=0.000000, verify;dur=0.000000, instantiate;dur=0.000000, \
+                    enter;dur=0.000000, run;dur=1.500000";
         assert_eq!(timings.contains(&hobs), timing.ends_with('1'), "{timings:?}");
         assert!(timings.contains(&"server-timing: a"), "{timings:?}");
         let mut names: Vec<_> = seen.recv().unwrap().keys().map(ToString::to_string).collect();

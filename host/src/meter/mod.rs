@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::fault::Code;
+use crate::histogram::StartTimes;
 use crate::invocation::Start;
 
 /// Memory of one instance: the sum over all its memories and tables, not one of them.
@@ -87,7 +88,7 @@ pub struct Usage {
 /// Totals of one function since the node started.
 #[derive(Debug, Default)]
 pub struct FunctionMeter {
-    starts: [AtomicU64; Start::ALL.len()],
+    starts: StartTimes,
     faults: [AtomicU64; Code::ALL.len()],
     cpu_ns: AtomicU64,
     wall_ns: AtomicU64,
@@ -97,8 +98,6 @@ pub struct FunctionMeter {
 /// A reading of a [`FunctionMeter`].
 #[derive(Debug, Clone, Default)]
 pub struct Totals {
-    /// Invocations by the rung of their start.
-    pub starts: Vec<(Start, u64)>,
     /// Faults by code, those of the guest and of the host; codes that never occurred are left out.
     pub faults: Vec<(Code, u64)>,
     /// Processor time of all invocations.
@@ -110,9 +109,15 @@ pub struct Totals {
 }
 
 impl FunctionMeter {
-    /// Counts an invocation that got an instance.
-    pub fn started(&self, start: Start) {
-        self.starts[start as usize].fetch_add(1, Ordering::Relaxed);
+    /// Counts an invocation that got an instance. `time`: what the start took ([`crate::invocation::Phases::start`]).
+    pub fn started(&self, start: Start, time: Duration) {
+        self.starts.observe(start, time);
+    }
+
+    /// Invocations by the rung of their start, and how long their starts took.
+    #[must_use]
+    pub fn starts(&self) -> &StartTimes {
+        &self.starts
     }
 
     /// Counts a fault, whether a status showed it or a cut connection.
@@ -133,7 +138,6 @@ impl FunctionMeter {
     pub fn totals(&self) -> Totals {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Totals {
-            starts: Start::ALL.iter().map(|start| (*start, load(&self.starts[*start as usize]))).collect(),
             faults: Code::ALL.iter().map(|code| (*code, load(&self.faults[*code as usize]))).filter(|(_, n)| *n > 0).collect(),
             cpu: Duration::from_nanos(load(&self.cpu_ns)),
             wall: Duration::from_nanos(load(&self.wall_ns)),
@@ -163,9 +167,9 @@ mod tests {
             assert_eq!(*code as usize, index);
         }
         let meter = FunctionMeter::default();
-        meter.started(Start::Compiled);
+        meter.started(Start::Compiled, Duration::from_micros(1));
         meter.faulted(Code::StorageFull);
-        assert_eq!(meter.totals().starts[3], (Start::Compiled, 1));
+        assert_eq!(meter.starts().count(Start::Compiled), 1);
         assert_eq!(meter.totals().faults, [(Code::StorageFull, 1)]);
     }
 }

@@ -3,6 +3,8 @@
 //! Owns which headers cross in either direction (`headers.rs`), and when a body is read before the guest starts. Invariant: no
 //! `hob-*` header of a client reaches a guest, and none of a guest reaches a client.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
@@ -122,12 +124,9 @@ pub fn refuse(fault: &Fault, id: Option<InvocationId>) -> Response<Payload> {
     response
 }
 
-/// The phases as `Server-Timing`, in milliseconds.
+/// The phases as `Server-Timing`, in milliseconds with six digits after the point: a start may take less than a microsecond.
 fn server_timing(phases: &Phases) -> HeaderValue {
-    let Phases { queue, load, instantiate, enter, run } = *phases;
-    let [queue, load, instantiate, enter, run] = [queue, load, instantiate, enter, run].map(|time| time.as_secs_f64() * 1e3);
-    let text = format!(
-        "queue;dur={queue:.3}, load;dur={load:.3}, instantiate;dur={instantiate:.3}, enter;dur={enter:.3}, run;dur={run:.3}"
-    );
-    HeaderValue::try_from(text).expect("digits and names are legal in a header")
+    let entry = |(name, time): (&str, Duration)| format!("{name};dur={:.6}", time.as_secs_f64() * 1e3);
+    let entries: Vec<_> = Phases::NAMES.into_iter().zip(phases.times()).map(entry).collect();
+    HeaderValue::try_from(entries.join(", ")).expect("digits and names are legal in a header")
 }

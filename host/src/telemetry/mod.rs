@@ -2,5 +2,6 @@
 //!
 //! Owns names of metrics and the rings of log entries. Knows nothing about who reads them.
 
+pub mod exposition;
 pub mod logs;
 pub mod metrics;

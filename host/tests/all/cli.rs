@@ -22,13 +22,13 @@ pub(crate) fn hob(args: &[&str]) -> Command {
 }
 
 /// Runs a command of a node, and returns its output.
-fn at(node: &Node, args: &[&str]) -> Output {
+pub(crate) fn at(node: &Node, args: &[&str]) -> Output {
     let server = format!("http://{}", node.control.addr);
     hob(args).env("HOB_SERVER", server).output().unwrap()
 }
 
 #[track_caller]
-fn check(output: &Output, code: i32) -> (String, String) {
+pub(crate) fn check(output: &Output, code: i32) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{stdout}\n{stderr}");
@@ -39,7 +39,7 @@ fn check(output: &Output, code: i32) -> (String, String) {
 }
 
 /// A folder with a file of this text as Wasm.
-fn file(name: &str, bytes: &[u8]) -> (TempDir, PathBuf) {
+pub(crate) fn file(name: &str, bytes: &[u8]) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
     std::fs::write(&path, bytes).unwrap();
@@ -172,6 +172,9 @@ fn a_function_goes_through_its_life() {
     assert_eq!(check(&at(&node, &["invoke", "greeter", "-d", "x", "-X", "PUT", "-H", "a: b"]), 0).0, "one");
     let (detail, _) = check(&at(&node, &["inspect", "greeter", "-o", "json"]), 0);
     let detail: Value = serde_json::from_str(&detail).unwrap();
+    assert!(detail["usage"]["start_times"]["resident"]["p99_ms"].as_f64().unwrap() > 0.0, "{detail}");
+    let (text, _) = check(&at(&node, &["inspect", "greeter"]), 0);
+    assert!(text.contains("resident=1 (p50 ") && !text.contains("compiled="), "{text}");
     assert_eq!((detail["tenant"].as_str(), detail["revisions"].as_array().map(Vec::len)), (Some("default"), Some(2)));
     check(&at(&node, &["rm", "greeter"]), 0);
     for gone in

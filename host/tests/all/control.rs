@@ -183,14 +183,24 @@ fn the_metrics() {
     assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
     let text = reply.text();
     assert!(text.ends_with("# EOF\n"), "{text}");
-    assert_eq!(node.metric("hob_starts_total{kind=\"resident\"}"), 3);
+    assert_eq!(node.metric("hob_starts_total{start=\"resident\"}"), 3);
     assert_eq!((node.metric("hob_functions"), node.metric("hob_templates")), (2, 2));
     assert_eq!((node.metric("hob_deploys_total"), node.metric("hob_builds_total")), (2, 2));
     assert_eq!((node.faults("guest-trap"), node.faults("internal")), (1, 0));
-    for phase in ["queue", "load", "instantiate", "run"] {
-        assert_eq!(node.metric(&format!("hob_phase_seconds_count{{kind=\"{phase}\"}}")), 3);
+    for phase in ["queue", "instantiate", "run"] {
+        assert_eq!(node.metric(&format!("hob_phase_seconds_count{{start=\"resident\",phase=\"{phase}\"}}")), 3);
     }
+    // What a resident start has no part of is not counted.
+    let text = node.control.get("/metrics").ok().text();
+    assert!(!text.contains("start=\"resident\",phase=\"load\"") && !text.contains("phase=\"verify\""), "{text}");
+    assert_eq!(node.metric("hob_function_starts_total{function=\"default/a\",start=\"resident\"}"), 3);
+    assert_eq!(node.metric("hob_function_start_seconds_count{function=\"default/a\",start=\"resident\"}"), 3);
+    // It never answered.
+    assert!(!text.contains("default/traps"), "{text}");
     let usage = &node.inspect("a")["usage"];
+    let times = &usage["start_times"]["resident"];
+    assert!(times["p50_ms"].as_f64().unwrap() > 0.0 && times["p99_ms"].as_f64() >= times["p50_ms"].as_f64(), "{usage}");
+    assert!(usage["start_times"]["stored"].is_null(), "{usage}");
     assert_eq!((&usage["starts"]["resident"], &usage["memory_bytes_max"]), (&3.into(), &65_536.into()));
 }
 
@@ -252,6 +262,8 @@ fn the_description_lists_every_route() {
         let target = path.replace("{name}", "a").replace("{path}", "x");
         assert!(node.control.get(&target).status() != 404, "{target}");
     }
+    let invoke = &description["paths"]["/v1/functions/{name}/invoke/{path}"]["post"];
+    assert!(invoke["parameters"].as_array().unwrap().iter().any(|parameter| parameter["name"] == "hob-start"), "{invoke}");
     for schema in ["FunctionInfo", "FunctionDetail", "Problem", "LogList", "RevisionList"] {
         assert!(description["components"]["schemas"][schema].is_object(), "{schema}");
     }

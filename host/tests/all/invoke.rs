@@ -108,6 +108,7 @@ fn headers_that_do_not_cross() {
         ("hob-path-prefix", "/evil"),
         ("hob-tenant", "evil"),
         ("Hob-Executed", "0"),
+        ("hob-start", "no-rung"),
         ("connection", "keep-alive, x-private"),
         ("x-private", "1"),
         ("te", "trailers"),
@@ -144,11 +145,31 @@ fn phases_are_told_to_those_who_ask() {
     node.deploy_wat("a", &says("a"), "");
     let reply = node.data.request("GET", "/a", &[("hob-timing", "1")], b"").ok();
     let timing = reply.header("server-timing").unwrap();
-    for phase in ["queue;dur=", "load;dur=", "instantiate;dur=", "run;dur="] {
-        assert!(timing.contains(phase), "{timing}");
-    }
+    let names: Vec<_> = timing.split(", ").map(|entry| entry.split_once(";dur=").unwrap()).collect();
+    assert_eq!(names.iter().map(|(name, _)| *name).collect::<Vec<_>>(), hob::invocation::Phases::NAMES);
+    assert!(names.iter().all(|(_, millis)| millis.parse::<f64>().is_ok()), "{timing}");
     let reply = node.control.request("GET", "/v1/functions/a/invoke", &[("hob-timing", "1")], b"").ok();
     assert!(reply.header("server-timing").is_some());
+}
+
+#[test]
+fn a_rung_is_asked_for_on_the_control_port_alone() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &mirror(), "");
+    let invoke = |headers: &[(&str, &str)]| node.control.request("GET", "/v1/functions/a/invoke", headers, b"");
+    for start in hob::invocation::Start::ALL {
+        let reply = invoke(&[("hob-start", start.as_str())]).ok();
+        // A rung that cannot be had is another one, and said.
+        assert!(reply.header("hob-start").unwrap().parse::<hob::invocation::Start>().is_ok());
+        assert!(!decode(&reply.body).headers.contains_key("hob-start"));
+    }
+    for bad in [&[("hob-start", "cold")][..], &[("hob-start", "")], &[("hob-start", "ready"), ("hob-start", "ready")]] {
+        let problem = invoke(bad).problem(400, "bad-request");
+        assert!(problem["detail"].as_str().unwrap().contains("hob-start"), "{problem}");
+    }
+    // Nobody who reaches the data port can have a function compiled again.
+    let reply = node.data.request("GET", "/a", &[("hob-start", "compiled")], b"").ok();
+    assert_eq!(reply.header("hob-start"), Some("resident"));
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn heals(damage: impl Fn(&PathBuf)) {
     let reply = node.data.get("/a").ok();
     assert_eq!((reply.text().as_str(), reply.header("hob-start")), ("good", Some("compiled")));
     assert_eq!(node.metric("hob_artifacts_corrupt_total"), 1);
-    assert_eq!(node.metric("hob_starts_total{kind=\"compiled\"}"), 1);
+    assert_eq!(node.metric("hob_starts_total{start=\"compiled\"}"), 1);
     let reply = node.data.get("/a").ok();
     assert_eq!(reply.header("hob-start"), Some("resident"));
     // Many at once for another one: it is compiled once.

@@ -74,7 +74,7 @@ impl Caller {
         let status = response.status();
         let header =
             |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-        let (start, phases) = (header("hob-start"), phases(&header("server-timing")));
+        let (start, phases) = (header("hob-start"), client::server_timing(&header("server-timing")));
         let answer =
             response.into_body().into_with_config().limit(ANSWER_LEN_MAX).read_to_vec().context("the answer broke off")?;
         let took = began.elapsed();
@@ -82,15 +82,6 @@ impl Caller {
         let answer = (request.check)(&answer).with_context(|| format!("{url} answered wrongly"))?;
         Ok((Timed { took, start, phases }, answer))
     }
-}
-
-/// Reads `queue;dur=0.001, load;dur=0.002`.
-fn phases(header: &str) -> Vec<(String, f64)> {
-    let phase = |entry: &str| {
-        let (name, rest) = entry.trim().split_once(";dur=")?;
-        Some((name.to_owned(), rest.parse().ok()?))
-    };
-    header.split(',').filter_map(phase).collect()
 }
 
 impl Calls {
@@ -123,18 +114,5 @@ impl Calls {
             "following": self.following.len(),
             "median": timed(self.median()),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn phases_are_read_as_they_are_sent() {
-        let expected = [("queue".to_owned(), 0.001), ("run".to_owned(), 12.5)];
-        assert_eq!(phases("queue;dur=0.001, run;dur=12.5"), expected);
-        assert_eq!(phases("queue;dur=0.001, odd, run;dur=x, run;dur=12.5"), expected);
-        assert!(phases("").is_empty());
     }
 }

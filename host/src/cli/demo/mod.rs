@@ -5,31 +5,26 @@
 
 mod calls;
 mod cases;
-mod node;
 mod png;
 mod prose;
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
-use rustix::process::Pid;
 
 use super::client::Client;
 use super::deploy::Package;
 use super::failure::Exit;
 use super::output::{self, Format};
 use super::project::Project;
-use super::scratch::{self, Scratch};
 use super::text::{bytes, clean, span};
-use super::{Ctx, Failure, interrupt, toolchain};
+use super::{Ctx, Failure, node, toolchain};
 use crate::control::wire::FunctionInfo;
 use calls::{Caller, Calls};
 use cases::Case;
-use node::Node;
 
 /// Arguments of `hob demo`.
 #[derive(Debug, Args)]
@@ -37,15 +32,6 @@ pub(super) struct Demo {}
 
 /// Sources of the examples in the checkout that this program was built from.
 const OWN_EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
-
-/// What an interrupt has to clean up.
-#[derive(Debug, Default)]
-struct Leftovers {
-    folder: Option<PathBuf>,
-    daemon: Option<Pid>,
-    /// Whether that has begun.
-    interrupted: bool,
-}
 
 /// An example that is deployed, and how its calls went.
 struct Shown {
@@ -56,62 +42,32 @@ struct Shown {
 
 impl Demo {
     pub(super) fn run(self, ctx: &Ctx) -> Result<(), Failure> {
-        let leftovers = Arc::new(Mutex::new(Leftovers::default()));
-        let at_signal = leftovers.clone();
-        interrupt::on_signal(move || clean_up(&at_signal))?;
-        let done = run(ctx, &leftovers);
-        // What fails because the daemon was killed is not worth a word: the process is about to end with the signal's code.
-        while lock(&leftovers).interrupted {
-            std::thread::park();
+        let examples = find_examples()?;
+        add_targets(&examples)?;
+        let cases = cases::all();
+        let projects = build(&examples, &cases)?;
+        let shown = node::with_own(|node| {
+            let ready = span(node.took);
+            output::note(format!("daemon ready in {ready}: functions http://{}, control http://{}", node.addr, node.control));
+            let client = Client::new(&format!("http://{}", node.control))?;
+            let caller = Caller::new(&node.addr);
+            let mut shown = Vec::new();
+            for (case, project) in cases.iter().zip(&projects) {
+                let one = show(&client, &caller, case, project);
+                let one = one.map_err(|failure| failure.context(format!("example '{}'", case.example)))?;
+                if ctx.format == Format::Text {
+                    output::raw(one.text().as_bytes())?;
+                }
+                shown.push(one);
+            }
+            Ok(shown)
+        })?;
+        output::note("the daemon drained and stopped with exit code 0; nothing is left behind");
+        if ctx.format == Format::Json {
+            output::json(&shown.iter().map(Shown::json).collect::<Vec<_>>())?;
         }
-        done
+        Ok(())
     }
-}
-
-fn run(ctx: &Ctx, leftovers: &Mutex<Leftovers>) -> Result<(), Failure> {
-    let examples = find_examples()?;
-    add_targets(&examples)?;
-    let cases = cases::all();
-    let projects = build(&examples, &cases)?;
-    let scratch = Scratch::new().context("cannot make a temporary folder")?;
-    lock(leftovers).folder = Some(scratch.path().to_owned());
-    let node = Node::start(scratch.path())?;
-    lock(leftovers).daemon = node.pid();
-    output::note(format!("daemon ready in {}: functions http://{}, control http://{}", span(node.took), node.addr, node.control));
-    let client = Client::new(&format!("http://{}", node.control))?;
-    let caller = Caller::new(&node.addr);
-    let mut shown = Vec::new();
-    for (case, project) in cases.into_iter().zip(&projects) {
-        let one =
-            show(&client, &caller, &case, project).map_err(|failure| failure.context(format!("example '{}'", case.example)))?;
-        if ctx.format == Format::Text {
-            output::raw(one.text().as_bytes())?;
-        }
-        shown.push(one);
-    }
-    let status = node.stop()?;
-    lock(leftovers).daemon = None;
-    drop(scratch);
-    if !status.success() {
-        return Err(Failure::new(Exit::Failure, format!("the daemon did not stop as it should: {status}")));
-    }
-    output::note("the daemon drained and stopped with exit code 0; nothing is left behind");
-    if ctx.format == Format::Json {
-        output::json(&shown.iter().map(Shown::json).collect::<Vec<_>>())?;
-    }
-    Ok(())
-}
-
-fn lock(leftovers: &Mutex<Leftovers>) -> std::sync::MutexGuard<'_, Leftovers> {
-    // Both fields are whole after every statement that changes them.
-    leftovers.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn clean_up(leftovers: &Mutex<Leftovers>) {
-    let mut leftovers = lock(leftovers);
-    leftovers.interrupted = true;
-    leftovers.daemon.into_iter().for_each(interrupt::kill);
-    leftovers.folder.iter().for_each(|folder| scratch::remove(folder));
 }
 
 /// The examples below the current folder, else those of the checkout that this program was built from.
