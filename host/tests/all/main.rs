@@ -20,3 +20,4 @@ mod invoke;
 mod isolation;
 mod limits;
 mod registry;
+mod snapshot;

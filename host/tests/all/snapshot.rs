@@ -1,0 +1,301 @@
+//! What runs at deploy so that it need not run at each start, and what must not survive it.
+
+use serde_json::Value;
+
+use crate::harness::examples::{Example, example, guest};
+use crate::harness::wat::{SPINS, command, handler, handler_with, wasm};
+use crate::harness::{Node, http::Reply};
+
+/// A handler whose `hob_init` counts up once, and which counts up once more before it answers with the number.
+fn counter() -> String {
+    counter_and("")
+}
+
+fn counter_and(more: &str) -> String {
+    handler(&format!(
+        "(func $count (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 1))))
+         (func (export \"hob_init\") {more} (call $count))
+         (func (export \"hob_handle\") (call $count) (call $number (i32.load (i32.const 0))))"
+    ))
+}
+
+/// A handler without an initialisation, which counts the requests that its memory has seen.
+fn requests() -> String {
+    handler(
+        "(global $seen (mut i32) (i32.const 0))
+         (func (export \"hob_handle\")
+           (global.set $seen (i32.add (global.get $seen) (i32.const 1)))
+           (call $number (global.get $seen)))",
+    )
+}
+
+#[track_caller]
+fn number(node: &Node, path: &str) -> u32 {
+    let body = node.data.get(path).good();
+    u32::from_le_bytes(body.try_into().unwrap())
+}
+
+/// The notes of a deploy.
+#[track_caller]
+fn notes(reply: &Reply) -> Vec<String> {
+    let json = reply.json();
+    let notes = json["notes"].as_array().cloned().unwrap_or_default();
+    notes.iter().map(|note| note.as_str().unwrap().to_owned()).collect()
+}
+
+/// The one note, which says why there is no snapshot.
+#[track_caller]
+fn reason(reply: &Reply) -> String {
+    assert!(matches!(reply.status(), 200 | 201), "{} {}", reply.status(), reply.text());
+    let notes = notes(reply);
+    assert!(notes.len() == 1 && notes[0].starts_with("no snapshot: "), "{notes:?}");
+    notes[0].clone()
+}
+
+fn has_snapshot(node: &Node, name: &str) -> bool {
+    node.inspect(name)["snapshot"] != Value::Null
+}
+
+#[track_caller]
+fn deploy(node: &Node, name: &str, text: &str, manifest: &str) -> Reply {
+    node.deploy(name, &wasm(text), manifest)
+}
+
+#[test]
+fn initialisation_runs_once_and_invocations_share_nothing() {
+    let node = Node::start(&[]);
+    let reply = deploy(&node, "a", &counter(), "").ok();
+    assert_eq!(notes(&reply), [""; 0]);
+    assert!(has_snapshot(&node, "a"));
+    for _ in 0..3 {
+        assert_eq!(number(&node, "/a"), 2);
+    }
+    // Without a snapshot it runs at each start, with the same result.
+    deploy(&node, "b", &counter(), "snapshot = \"off\"").ok();
+    assert!(!has_snapshot(&node, "b"));
+    assert_eq!((number(&node, "/b"), number(&node, "/b")), (2, 2));
+}
+
+#[test]
+fn whatever_a_module_calls_its_initialisation() {
+    let node = Node::start(&[]);
+    let count = "(func $count (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 1))))";
+    let handle = "(func (export \"hob_handle\") (call $number (i32.load (i32.const 0))))";
+    for (name, start) in [
+        ("start", "(start $count)"),
+        ("wizer", "(export \"wizer-initialize\" (func $count))"),
+        ("init", "(export \"hob_init\" (func $count))"),
+        ("both", "(export \"hob_init\" (func $count)) (export \"_initialize\" (func $count))"),
+    ] {
+        deploy(&node, name, &handler(&format!("{count} {start} {handle}")), "snapshot = \"required\"").ok();
+        assert_eq!(number(&node, &format!("/{name}")), if name == "both" { 2 } else { 1 }, "{name}");
+    }
+    let two = format!("{count} (export \"hob_init\" (func $count)) (export \"wizer-initialize\" (func $count)) {handle}");
+    let refused = deploy(&node, "two", &handler(&two), "").problem(422, "not-deployable");
+    assert!(refused["detail"].as_str().unwrap().contains("only one can be"), "{refused}");
+    // A command has one too.
+    let text = command(
+        "(data (i32.const 0) \"0\\n\")
+         (func (export \"wizer-initialize\") (i32.store8 (i32.const 0) (i32.add (i32.load8_u (i32.const 0)) (i32.const 1))))
+         (func (export \"_start\") (call $write (i32.const 1) (i32.const 0) (i32.const 2)))",
+    );
+    deploy(&node, "command", &text, "snapshot = \"required\"").ok();
+    assert_eq!((node.data.get("/command").good(), node.data.get("/command").good()), (b"1\n".to_vec(), b"1\n".to_vec()));
+}
+
+#[test]
+fn warm_up_requests_run_the_function() {
+    let node = Node::start(&[]);
+    let manifest = "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /\", { method = \"POST\", path = \"/x\", body = \"y\" }]";
+    deploy(&node, "core", &requests(), manifest).ok();
+    assert_eq!((number(&node, "/core"), number(&node, "/core")), (3, 3));
+    node.deploy("component", &std::fs::read(guest("counter2")).unwrap(), manifest).ok();
+    assert_eq!((node.data.get("/component").good(), node.data.get("/component").good()), (b"3".to_vec(), b"3".to_vec()));
+    // Another request, another snapshot, of the same module.
+    node.deploy("component", &std::fs::read(guest("counter2")).unwrap(), "[snapshot]\nwarmup = [\"GET /\"]").ok();
+    assert_eq!(node.data.get("/component").good(), b"2");
+}
+
+#[test]
+fn what_a_snapshot_keeps_and_what_is_new() {
+    let node = Node::start(&[]);
+    let Example { wasm, manifest } = example("frozen");
+    let reply = node.deploy("frozen", &wasm, &manifest).ok();
+    let notes = notes(&reply);
+    assert!(notes.len() == 1 && notes[0].contains("drew random numbers"), "{notes:?}");
+    let answers = [node.data.get("/frozen").good(), node.data.get("/frozen").good()].map(|body| String::from_utf8(body).unwrap());
+    for (one, other) in answers[0].lines().zip(answers[1].lines()) {
+        assert_eq!(one == other, one.starts_with("same "), "{one}\n{other}");
+    }
+    for line in
+        ["same inits: 1\n", "same requests: 2\n", "same environment of init: hello\n", "same time runs backwards: false\n"]
+    {
+        assert!(answers[0].contains(line), "{line} {}", answers[0]);
+    }
+    // What was read is frozen, so another environment takes another snapshot.
+    node.deploy("frozen", &wasm, &manifest.replace("\"hello\"", "\"goodbye\"")).ok();
+    assert!(node.data.get("/frozen").text().contains("same environment of init: goodbye\n"));
+    // Its author may not want to be warned, but stopped.
+    let strict = format!("{manifest}randomness = \"refuse\"\n");
+    let refused = node.deploy("frozen", &wasm, &strict).problem(422, "not-deployable");
+    assert!(refused["detail"].as_str().unwrap().contains("drew random numbers"), "{refused}");
+}
+
+#[test]
+fn a_component_s_randomness_and_time() {
+    let node = Node::start(&[]);
+    let wasm = std::fs::read(guest("counter2")).unwrap();
+    let reply = node.deploy("a", &wasm, "[snapshot]\nwarmup = [\"GET /map\"]").ok();
+    assert!(notes(&reply)[0].contains("drew random numbers"), "{:?}", notes(&reply));
+    let strict = "[snapshot]\nwarmup = [\"GET /map\"]\nrandomness = \"refuse\"";
+    node.deploy("a", &wasm, strict).problem(422, "not-deployable");
+    let reply = node.deploy("time", &wasm, "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /time\"]").ok();
+    assert_eq!(notes(&reply), [""; 0]);
+    assert_eq!(node.data.get("/time/time").text(), "backwards: false");
+}
+
+#[test]
+fn a_handle_that_a_component_keeps() {
+    let node = Node::start(&[]);
+    let wasm = std::fs::read(guest("counter2")).unwrap();
+    let reply = node.deploy("a", &wasm, "[snapshot]\nwarmup = [\"GET /print\"]");
+    let reason = reason(&reply);
+    assert!(reason.contains("holds a handle") && reason.contains("do not print"), "{reason}");
+    assert_eq!(node.inspect("a")["notes"][0], reason.as_str());
+    // It works, from its beginning each time, and what it prints is in its log.
+    assert_eq!((node.data.get("/a/print").good(), node.data.get("/a").good()), (b"1".to_vec(), b"1".to_vec()));
+    let refused =
+        node.deploy("b", &wasm, "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /print\"]").problem(422, "not-deployable");
+    assert!(refused["hint"].as_str().unwrap().contains("do not print"), "{refused}");
+}
+
+#[test]
+fn warm_up_requests_that_fail() {
+    let node = Node::start(&["build.init=300ms"]);
+    let wasm = std::fs::read(guest("counter2")).unwrap();
+    let fails = reason(&node.deploy("a", &wasm, "[snapshot]\nwarmup = [\"GET /fail\"]"));
+    assert!(fails.contains("GET /fail") && fails.contains("500"), "{fails}");
+    assert_eq!(node.data.get("/a").good(), b"1");
+    // Answers only when it has been asked once: the snapshot would answer its first request otherwise.
+    let changes = handler(
+        "(global $seen (mut i32) (i32.const 200))
+         (func (export \"hob_handle\")
+           (call $answer (global.get $seen) (i32.const 0) (i32.const 0))
+           (global.set $seen (i32.const 404)))",
+    );
+    let differs = reason(&deploy(&node, "b", &changes, "[snapshot]\nwarmup = [\"GET /\"]"));
+    assert!(differs.contains("[200]") && differs.contains("[404]"), "{differs}");
+    assert_eq!(node.data.get("/b").status(), 200);
+    for (name, code, word) in
+        [("traps", "unreachable", "trapped"), ("hangs", SPINS, "processor time"), ("silent", "nop", "respond")]
+    {
+        let text = handler(&format!("(func (export \"hob_handle\") {code})"));
+        let reason = reason(&deploy(&node, name, &text, "[snapshot]\nwarmup = [\"GET /x\"]"));
+        assert!(reason.contains("GET /x") && reason.contains(word), "{reason}");
+        let required = "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /x\"]";
+        deploy(&node, name, &text, required).problem(422, "not-deployable");
+    }
+    let text = command("(func (export \"_start\"))");
+    let asked = reason(&deploy(&node, "command", &text, "[snapshot]\nwarmup = [\"GET /\"]"));
+    assert!(asked.contains("a command runs to its end once"), "{asked}");
+}
+
+#[test]
+fn initialisation_that_fails() {
+    let node = Node::start(&["build.init=300ms"]);
+    let grow = "(if (i32.eq (memory.grow (i32.const 4096)) (i32.const -1)) (then unreachable))";
+    let exit = "(call $exit (i32.const 3))";
+    for (name, code, word) in [
+        ("loops", SPINS, "processor time"),
+        ("traps", "unreachable", "trapped"),
+        ("grows", grow, "memory"),
+        ("answers", "(call $answer (i32.const 200) (i32.const 0) (i32.const 0))", "no request to answer"),
+        ("exits", exit, "exited with code 3"),
+    ] {
+        let text = counter_and(code);
+        let text =
+            text.replacen("(module", "(module (import \"wasi_snapshot_preview1\" \"proc_exit\" (func $exit (param i32)))", 1);
+        for mode in ["auto", "required"] {
+            let refused = deploy(&node, name, &text, &format!("snapshot = \"{mode}\"")).problem(422, "not-deployable");
+            assert!(refused["detail"].as_str().unwrap().contains(word), "{name} {refused}");
+        }
+        // Nobody tried it: its callers find out.
+        deploy(&node, name, &text, "snapshot = \"off\"\n[limits]\ncpu = \"100ms\"").ok();
+        let expected = match name {
+            "loops" => (504, "cpu-deadline"),
+            "traps" => (502, "guest-trap"),
+            "grows" => (502, "guest-memory"),
+            "exits" => (502, "guest-exit"),
+            _ => continue,
+        };
+        node.data.get(&format!("/{name}")).problem(expected.0, expected.1);
+    }
+}
+
+#[test]
+fn initialisation_has_no_network() {
+    let node = Node::start(&[]);
+    // Bad file descriptors and refusals are what such a guest gets; it decides what to make of them.
+    let text = counter_and("(if (i32.eqz (call $sock_accept (i32.const 3) (i32.const 0) (i32.const 16))) (then unreachable))");
+    let import =
+        "(module (import \"wasi_snapshot_preview1\" \"sock_accept\" (func $sock_accept (param i32 i32 i32) (result i32)))";
+    deploy(&node, "a", &text.replacen("(module", import, 1), "snapshot = \"required\"").ok();
+    assert_eq!(number(&node, "/a"), 2);
+}
+
+#[test]
+fn a_module_that_cannot_be_snapshotted() {
+    let node = Node::start(&[]);
+    let text =
+        counter_and("(table.set $t (i32.const 0) (ref.null func))").replace("(func $count", "(table $t 1 funcref) (func $count");
+    let reason = reason(&deploy(&node, "a", &text, ""));
+    assert!(reason.contains("table.set"), "{reason}");
+    assert!(!has_snapshot(&node, "a"));
+    // Its initialisation runs at each start.
+    assert_eq!((number(&node, "/a"), number(&node, "/a")), (2, 2));
+    deploy(&node, "b", &text, "snapshot = \"required\"").problem(422, "not-deployable");
+    // Nothing to do is a failure only for who requires a snapshot.
+    assert_eq!(notes(&deploy(&node, "c", &requests(), "").ok()), [""; 0]);
+    let refused = deploy(&node, "c", &requests(), "snapshot = \"required\"").problem(422, "not-deployable");
+    assert!(refused["hint"].as_str().unwrap().contains("warm-up request"), "{refused}");
+}
+
+#[test]
+fn a_snapshot_s_size_on_both_sides() {
+    let node = Node::start(&["build.snapshot_bytes_max=128KiB"]);
+    let text = |pages: u32| {
+        handler_with(
+            &format!("(memory (export \"memory\") {pages})"),
+            "(func (export \"hob_init\") (i32.store (i32.const 0) (i32.const 5)))
+             (func (export \"hob_handle\") (call $number (i32.load (i32.const 0))))",
+        )
+    };
+    assert_eq!(notes(&deploy(&node, "a", &text(2), "").ok()), [""; 0]);
+    let reason = reason(&deploy(&node, "b", &text(3), ""));
+    assert!(reason.contains("131072") && reason.contains("196608"), "{reason}");
+    assert_eq!((number(&node, "/a"), number(&node, "/b")), (5, 5));
+}
+
+#[test]
+fn what_is_said_during_initialisation_is_in_the_log() {
+    let node = Node::start(&[]);
+    let text = counter_and("(call $log (i32.const 2) (i32.const 100) (i32.const 5))")
+        .replace("(func $count", "(data (i32.const 100) \"hello\") (func $count");
+    deploy(&node, "a", &text, "").ok();
+    let logs = node.logs("a");
+    assert!(logs.iter().any(|(source, _, text)| source == "log" && text.contains("hello")), "{logs:?}");
+}
+
+#[test]
+fn a_build_that_passes_its_walls_for_its_initialisation() {
+    // The initialisation has more time than the whole build.
+    let node = Node::start(&["build.init=60s", "build.cpu=1s"]);
+    let text = handler(&format!(
+        "(func (export \"hob_init\") (if (i32.eqz (i32.load (i32.const 0))) (then {SPINS})))
+         (func (export \"hob_handle\") (call $number (i32.const 1)))"
+    ));
+    let reason = reason(&deploy(&node, "a", &text, "[limits]\ncpu = \"100ms\""));
+    assert!(reason.contains("processor time"), "{reason}");
+    node.data.get("/a").problem(504, "cpu-deadline");
+    deploy(&node, "b", &text, "snapshot = \"required\"").problem(422, "build-over-limit");
+}
