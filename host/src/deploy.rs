@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::artifacts::{Artifacts, FileId, Upload, Uploaded};
+use crate::artifacts::{Artifacts, Contents, FileId, Upload, Uploaded};
 use crate::config;
 use crate::crash;
 use crate::dispatch::templates::blocking;
@@ -94,9 +94,9 @@ impl Deployer {
         }
         let key = inner.dispatcher.templates().artifact_key(&tenant, &uploaded.digest(), &manifest);
         let pin = inner.artifacts.pin([FileId::wasm(&tenant, uploaded.digest()), FileId::artifact(&tenant, key)]);
-        let staged = inner.artifacts.staging_path();
+        let staged = inner.artifacts.stage_build();
         let wasm = std::fs::File::open(uploaded.path()).map_err(Fault::internal)?;
-        let built = inner.builder.build(wasm, staged.path()).await?;
+        let built = inner.builder.build(wasm, staged.native.path()).await?;
         inner.engine.metrics().builds.inc();
         crash::point("build-done");
         let shape = check(&built, &manifest)?;
@@ -104,7 +104,8 @@ impl Deployer {
             let _pin = pin;
             let (wasm, wasm_bytes) = (uploaded.digest(), uploaded.bytes());
             inner.artifacts.put_wasm(&tenant, uploaded).map_err(|error| error.fault())?;
-            let artifact_bytes = inner.artifacts.put_artifact(&tenant, key, staged).map_err(|error| error.fault())?;
+            let put = inner.artifacts.put_artifact(&tenant, key, staged.native, Contents::default());
+            let artifact_bytes = put.map_err(|error| error.fault())?;
             // The first request need not wait for the disk, and whatever cannot be loaded here must not become live.
             let artifact = inner.artifacts.verify_artifact(&tenant, key).map_err(|error| error.fault())?;
             let template = inner.engine.load(shape, &artifact).map_err(|error| {

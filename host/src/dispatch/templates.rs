@@ -13,7 +13,7 @@ use futures_util::future::{BoxFuture, Shared};
 use lru::LruCache;
 
 use super::catalog::Function;
-use crate::artifacts::{ArtifactError, Artifacts, FileId};
+use crate::artifacts::{ArtifactError, Artifacts, Contents, FileId};
 use crate::engine::build::Builder;
 use crate::engine::{Engine, Template};
 use crate::fault::{Code, Fault};
@@ -175,8 +175,8 @@ impl Templates {
         let (artifacts, tenant, wasm) = (self.0.artifacts.clone(), function.tenant.clone(), function.revision.wasm);
         let pin = artifacts.pin([FileId::wasm(&tenant, wasm), FileId::artifact(&tenant, key)]);
         let module = blocking(move || artifacts.open_wasm(&tenant, wasm)).await?.map_err(|error| lost(&error))?;
-        let staged = self.0.artifacts.staging_path();
-        self.0.builder.build(module, staged.path()).await.map_err(|fault| match fault.code {
+        let staged = self.0.artifacts.stage_build();
+        self.0.builder.build(module, staged.native.path()).await.map_err(|fault| match fault.code {
             Code::Overloaded => fault,
             // It was built once: what ails it now is this node's, not that of whoever calls the function.
             _ => {
@@ -189,7 +189,10 @@ impl Templates {
         blocking(move || {
             let _pin = pin;
             let inner = &this.0;
-            let bytes = inner.artifacts.put_artifact(&function.tenant, key, staged).map_err(|error| error.fault())?;
+            let bytes = inner
+                .artifacts
+                .put_artifact(&function.tenant, key, staged.native, Contents::default())
+                .map_err(|error| error.fault())?;
             // A revision that was removed meanwhile needs no artifact; its file goes with the next collection.
             inner
                 .registry
