@@ -115,13 +115,23 @@ pub struct Engine {
     pub instances_max: u32,
     /// How long an invocation waits for an instance when all are taken. Default 1 s.
     pub instance_wait: Time,
-    /// Most templates in memory. Default 1,000.
+    /// Most templates in memory; the system's limits of descriptors and mappings may allow fewer. Default 1,000.
     pub templates_max: usize,
+    /// Most bytes of code and memory images that templates in memory map, holes and all. They are pages of files, which the
+    /// system takes back when it is short of memory; what they cost for certain is page tables, 2 MiB for each GiB that was touched.
+    /// Default 16 GiB.
+    pub templates_bytes_max: Bytes,
 }
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { threads: 0, instances_max: 1000, instance_wait: Time(Duration::from_secs(1)), templates_max: 1000 }
+        Self {
+            threads: 0,
+            instances_max: 1000,
+            instance_wait: Time(Duration::from_secs(1)),
+            templates_max: 1000,
+            templates_bytes_max: Bytes(16 << 30),
+        }
     }
 }
 
@@ -279,6 +289,8 @@ impl Config {
             "1 to 10000",
         )?;
         range(engine.templates_max > 0, "engine.templates_max", "0".into(), "1 or more")?;
+        let bytes = engine.templates_bytes_max.0;
+        range(bytes >= 1 << 20, "engine.templates_bytes_max", bytes.to_string(), "1MiB or more")?;
         range(self.build.cpu.0.as_secs() >= 1, "build.cpu", format!("{:?}", self.build.cpu.0), "1s or more")?;
         range(self.build.wall.0.as_secs() >= 1, "build.wall", format!("{:?}", self.build.wall.0), "1s or more")?;
         range(self.build.queue <= 10_000, "build.queue", self.build.queue.to_string(), "at most 10000")?;
@@ -362,6 +374,7 @@ mod tests {
             "engine.instances_max=10000",
             "engine.threads=1024",
             "engine.templates_max=1",
+            "engine.templates_bytes_max=1MiB",
             "build.cpu=1s",
             "build.wall=1s",
             "build.queue=10000",
@@ -388,6 +401,7 @@ mod tests {
             "engine.instances_max=10001",
             "engine.threads=1025",
             "engine.templates_max=0",
+            "engine.templates_bytes_max=1048575",
             "build.cpu=999ms",
             "build.wall=999ms",
             "build.queue=10001",

@@ -94,6 +94,7 @@ impl Deployer {
         }
         let key = inner.dispatcher.templates().artifact_key(&tenant, &uploaded.digest(), &manifest);
         let pin = inner.artifacts.pin([FileId::wasm(&tenant, uploaded.digest()), FileId::artifact(&tenant, key)]);
+        let deploying = inner.dispatcher.templates().deploying();
         let staged = inner.artifacts.stage_build();
         let wasm = std::fs::File::open(uploaded.path()).map_err(Fault::internal)?;
         let built = inner.builder.build(wasm, staged.native.path()).await?;
@@ -101,7 +102,7 @@ impl Deployer {
         crash::point("build-done");
         let shape = check(&built, &manifest)?;
         let publish = move || {
-            let _pin = pin;
+            let (_pin, _deploying) = (pin, deploying);
             let (wasm, wasm_bytes) = (uploaded.digest(), uploaded.bytes());
             inner.artifacts.put_wasm(&tenant, uploaded).map_err(|error| error.fault())?;
             let put = inner.artifacts.put_artifact(&tenant, key, staged.native, Contents::default());
@@ -219,6 +220,11 @@ impl Deployer {
             if found.is_empty() { Err(no_such_function(&name)) } else { Ok(found) }
         })
         .await?
+    }
+
+    /// Says that there may be files that nothing needs any more.
+    pub fn collect_soon(&self) {
+        self.0.settle();
     }
 
     /// Removes files that nothing needs any more, each time there may be some, and never ends by itself.

@@ -9,6 +9,7 @@
 //! DIR/wasm/          deployed modules (`artifacts`)
 //! DIR/artifacts/     native code (`artifacts`)
 //! DIR/snapshots/     initialised modules (`artifacts`)
+//! DIR/engine         digest of the engine that the native code is for (`artifacts`)
 //! ```
 //!
 //! Format 1 lacks the registry's table of routes. A start goes: [`DataDir::open`] → `Registry::open(dir.registry_path(),

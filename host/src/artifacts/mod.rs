@@ -4,8 +4,8 @@
 //! DIR/staging/KIND-N                    being written; emptied at start
 //! DIR/wasm/TENANT/SHA256.wasm           an upload, byte for byte
 //! DIR/artifacts/TENANT/KEY.cwasm        native code with its memory image, and a trailer (layout in `seal.rs`)
-//! DIR/artifacts/engine.id               digest of the engine that all live functions have native code for, if there is one
 //! DIR/snapshots/TENANT/KEY.wasm.zst     a module after its initialisation, compressed, and a trailer
+//! DIR/engine                            digest of the engine that all live functions have native code for, if there is one
 //! ```
 //!
 //! Owns these files, their durability, their MACs, and the count of bytes. Knows nothing about which of them are needed (the
@@ -24,7 +24,7 @@ mod seal;
 mod space;
 mod staging;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -51,8 +51,7 @@ pub use self::staging::{Upload, Uploaded};
 
 /// Images up to this many bytes are checked at every load, larger ones once in a process (`checked.rs`).
 const IMAGE_CHECKED_ALWAYS_BYTES: u64 = 1 << 20;
-/// Holds the digest of an engine; no tenant's name has a dot.
-const ENGINE_FILE: &str = "engine.id";
+const ENGINE_FILE: &str = "engine";
 
 /// What a build says of the native code that it left.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -180,10 +179,10 @@ impl Artifacts {
         self.shared.root.join(id.relative())
     }
 
-    /// Whether a file is there, whole or not. Cost: one `stat`.
+    /// Length in bytes of a file that is there, whole or not. Cost: one `stat`.
     #[must_use]
-    pub fn contains(&self, id: &FileId) -> bool {
-        self.path(id).is_file()
+    pub fn file_len(&self, id: &FileId) -> Option<u64> {
+        fs::metadata(self.path(id)).ok().filter(Metadata::is_file).map(|meta| meta.len())
     }
 
     /// Puts an upload in place, durably. The file must be pinned. One that is there already is replaced: it has the same bytes,
@@ -363,7 +362,7 @@ impl Artifacts {
     /// The engine that every live function has native code for, as [`Artifacts::set_engine`] last said; `None` when that is not known.
     #[must_use]
     pub fn engine(&self) -> Option<Digest> {
-        let text = fs::read_to_string(self.shared.root.join("artifacts").join(ENGINE_FILE)).ok()?;
+        let text = fs::read_to_string(self.shared.root.join(ENGINE_FILE)).ok()?;
         Digest::from_hex(text.trim_end()).ok()
     }
 
@@ -372,9 +371,9 @@ impl Artifacts {
     /// # Errors
     /// [`ArtifactError::StorageFull`] or [`ArtifactError::Io`].
     pub fn set_engine(&self, engine: Option<Digest>) -> Result<(), ArtifactError> {
-        let folder = self.shared.root.join("artifacts");
+        let folder = &self.shared.root;
         let text = engine.map_or_else(|| "unknown".into(), |engine| engine.hex());
-        write_durably(&folder, ENGINE_FILE, text.as_bytes()).map_err(io_error("write in", &folder))
+        write_durably(folder, ENGINE_FILE, text.as_bytes()).map_err(io_error("write in", folder))
     }
 
     fn open_file(&self, id: &FileId) -> Result<(File, PathBuf), ArtifactError> {

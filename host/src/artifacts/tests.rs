@@ -308,7 +308,7 @@ fn the_engine_of_all_artifacts_is_remembered() {
     assert_eq!(node.reopen(MacKey::new([0; 32])).engine(), Some(key("engine")));
     node.artifacts.set_engine(None).unwrap();
     assert_eq!(engine(), None);
-    fs::write(node.dir.path().join("artifacts/engine.id"), [0xff; 99]).unwrap();
+    fs::write(node.dir.path().join("engine"), [0xff; 99]).unwrap();
     assert_eq!(engine(), None);
 }
 

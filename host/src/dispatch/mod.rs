@@ -17,7 +17,7 @@ use http::HeaderName;
 use http_body::Body as _;
 
 use catalog::{Base, Catalog, Function, Resolved};
-use templates::Templates;
+use templates::{Loaded, Templates};
 
 use crate::engine::{Call, Engine, UnknownKind};
 use crate::fault::{Code, Fault};
@@ -134,7 +134,7 @@ impl Dispatcher {
                 None => function.admission.admit().await.map_err(|error| no_place(&function, error))?,
             };
             let admitted = Instant::now();
-            let (template, start) = match self.0.templates.get(&function).await {
+            let Loaded { template, start, .. } = match self.0.templates.get(&function, None).await {
                 // Its files go when it is deleted, which may have happened while this waited its turn.
                 Err(_) if !self.is_live(&function) => return Err(no_such_function(&function.name)),
                 got => got?,

@@ -17,3 +17,4 @@ mod invoke;
 mod isolation;
 mod limits;
 mod registry;
+mod templates;
