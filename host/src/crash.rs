@@ -23,7 +23,7 @@ pub const POINTS: [&str; 16] = [
     "acknowledged",
 ];
 
-/// Crash points that only a deploy with a snapshot passes, after `artifact-dir-synced` or before `artifact-written`.
+/// Crash points that only a deploy with a snapshot passes, in their order; that of the others stays.
 pub const SNAPSHOT_POINTS: [&str; 4] = ["snapshot-written", "snapshot-synced", "snapshot-renamed", "snapshot-dir-synced"];
 
 /// Dies here by `SIGKILL` if `HOB_CRASH_AT` names `point`.
