@@ -115,7 +115,7 @@ pub struct Engine {
     pub instances_max: u32,
     /// How long an invocation waits for an instance when all are taken. Default 1 s.
     pub instance_wait: Time,
-    /// Most templates in memory. Default 1,000.
+    /// Most templates in memory; the system's limits of descriptors and mappings may allow fewer. Default 1,000.
     pub templates_max: usize,
     /// Most instances at once of guests that use much of a large memory, such as interpreters; each keeps up to 16 MiB. 0: they run
     /// among the others. Default 64.
@@ -124,6 +124,10 @@ pub struct Engine {
     pub ready_max: usize,
     /// Guest memory of all instances that wait for a request. Default 256 MiB.
     pub ready_bytes_max: Bytes,
+    /// Most bytes of code and memory images that templates in memory map, holes and all. They are pages of files, which the
+    /// system takes back when it is short of memory; what they cost for certain is page tables, 2 MiB for each GiB that was touched.
+    /// Default 16 GiB.
+    pub templates_bytes_max: Bytes,
 }
 
 impl Default for Engine {
@@ -136,6 +140,7 @@ impl Default for Engine {
             large_instances_max: 64,
             ready_max: 4,
             ready_bytes_max: Bytes(256 << 20),
+            templates_bytes_max: Bytes(16 << 30),
         }
     }
 }
@@ -308,6 +313,8 @@ impl Config {
             "1 to 10000",
         )?;
         range(engine.templates_max > 0, "engine.templates_max", "0".into(), "1 or more")?;
+        let bytes = engine.templates_bytes_max.0;
+        range(bytes >= 1 << 20, "engine.templates_bytes_max", bytes.to_string(), "1MiB or more")?;
         range(self.build.cpu.0.as_secs() >= 1, "build.cpu", format!("{:?}", self.build.cpu.0), "1s or more")?;
         range(self.build.wall.0.as_secs() >= 1, "build.wall", format!("{:?}", self.build.wall.0), "1s or more")?;
         range(self.build.queue <= 10_000, "build.queue", self.build.queue.to_string(), "at most 10000")?;
@@ -402,6 +409,7 @@ mod tests {
             "engine.instances_max=10000",
             "engine.threads=1024",
             "engine.templates_max=1",
+            "engine.templates_bytes_max=1MiB",
             "build.cpu=1s",
             "build.wall=1s",
             "build.queue=10000",
@@ -429,6 +437,7 @@ mod tests {
             "engine.instances_max=10001",
             "engine.threads=1025",
             "engine.templates_max=0",
+            "engine.templates_bytes_max=1048575",
             "build.cpu=999ms",
             "build.wall=999ms",
             "build.queue=10001",

@@ -23,6 +23,7 @@ use crate::control::Control;
 use crate::deploy::Deployer;
 use crate::dispatch::Dispatcher;
 use crate::dispatch::templates::Templates;
+use crate::dispatch::templates::bounds::Bounds;
 use crate::engine::build::Builder;
 use crate::engine::{Engine, UnknownKind};
 use crate::fault::{Code, Fault};
@@ -142,8 +143,8 @@ impl Node {
         metrics.data_bytes.set(artifacts.used_bytes());
         let engine = Engine::new(&config.engine, metrics.clone()).map_err(|error| StartError::Engine(format!("{error:#}")))?;
         let builder = Arc::new(Builder::new("/proc/self/exe".into(), config.build.clone()));
-        let templates =
-            Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), config.engine.templates_max);
+        let bounds = Bounds::find(&config);
+        let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
         let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
         let node = getrandom::u64().map_err(StartError::Random)?;
         let dispatcher = Dispatcher::new(engine.clone(), templates, logs, grants, registry.functions()?, node)?;
@@ -345,8 +346,11 @@ fn start_control_thread(
     stop: Stop,
 ) -> std::io::Result<(JoinHandle<usize>, Handle)> {
     let deployer = control.deployer.clone();
+    let templates = control.dispatcher.templates().clone();
     let service = control.service();
     start_thread("hob-control".into(), move || async move {
+        let refresher = deployer.clone();
+        let refresher = tokio::spawn(async move { templates.refresh(|| refresher.collect_soon()).await });
         let collector = tokio::spawn(async move { deployer.collect_forever().await });
         let mut cut = 0;
         for listener in listeners {
@@ -354,6 +358,7 @@ fn start_control_thread(
         }
         // Without a port of its own the thread still works for the deployer.
         stop.stopped().await;
+        refresher.abort();
         collector.abort();
         Ok(cut)
     })

@@ -9,17 +9,21 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::artifacts::{Artifacts, FileId, Upload, Uploaded};
+use crate::artifacts::{Artifacts, Contents, FileId, StagedBuild, Upload, Uploaded};
 use crate::config;
 use crate::crash;
-use crate::dispatch::templates::blocking;
+use crate::dispatch::templates::{Templates, blocking};
 use crate::dispatch::{Dispatcher, no_such_function};
 use crate::engine::Engine;
-use crate::engine::build::{Builder, Job, Outputs};
+use crate::engine::build::{Builder, Built, Job, Kept, Outputs, Said};
 use crate::fault::{Code, Fault};
-use crate::id::{FunctionName, RevisionNumber, TenantId};
-use crate::manifest::Manifest;
-use crate::registry::{FunctionRecord, NewRevision, Precondition, Registry, RevisionRecord};
+use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
+use crate::manifest::{Manifest, SnapshotMode};
+use crate::registry::{FunctionRecord, NewRevision, Precondition, Registry, RevisionRecord, SnapshotRecord};
+use crate::telemetry::logs::{Level, LogSink, Source};
+
+/// What a function's initialisation and warm-up may leave in its log, in bytes.
+const BUILD_LOG_BYTES_MAX: u64 = 64 << 10;
 
 /// Changes what is live. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -98,22 +102,22 @@ impl Deployer {
             })
             .await??;
         }
-        let key = inner.dispatcher.templates().artifact_key(&tenant, &uploaded.digest(), &manifest);
-        let pin = inner.artifacts.pin([FileId::wasm(&tenant, uploaded.digest()), FileId::artifact(&tenant, key)]);
-        let (staged, snapshot) = (inner.artifacts.staging_path(), inner.artifacts.staging_path());
-        let outputs = Outputs { native: staged.path().into(), snapshot: snapshot.path().into() };
-        let wasm = std::fs::File::open(uploaded.path()).map_err(Fault::internal)?;
-        let built = inner.builder.build(wasm, Job::deploy(&name, &manifest), &outputs).await?;
-        inner.engine.metrics().builds.inc();
-        crash::point("build-done");
-        let shape = built.shape().map_err(Fault::internal)?;
+        let keys = Keys::of(inner.dispatcher.templates(), &tenant, &name, uploaded.digest(), &manifest);
+        let pin = inner.artifacts.pin(keys.files(&tenant));
+        let deploying = inner.dispatcher.templates().deploying();
+        let made = match inner.find(&tenant, keys, &manifest).await? {
+            Some(found) => found,
+            None => inner.make(&name, keys, &uploaded, &manifest).await?,
+        };
         let publish = move || {
-            let _pin = pin;
+            let (_pin, _deploying) = (pin, deploying);
             let (wasm, wasm_bytes) = (uploaded.digest(), uploaded.bytes());
             inner.artifacts.put_wasm(&tenant, uploaded).map_err(|error| error.fault())?;
-            let artifact_bytes = inner.artifacts.put_artifact(&tenant, key, staged).map_err(|error| error.fault())?;
+            let Made { built, key, staged } = made;
+            let snapshot = inner.keep(&tenant, keys, &built, key, staged)?;
             // The first request need not wait for the disk, and whatever cannot be loaded here must not become live.
             let artifact = inner.artifacts.verify_artifact(&tenant, key).map_err(|error| error.fault())?;
+            let shape = built.shape().map_err(Fault::internal)?;
             let template = inner.engine.load(shape, &artifact).map_err(|error| {
                 // What the build process cannot see: whether the node's pool takes the whole of a component.
                 tracing::warn!(%error, "a module that was built cannot be loaded");
@@ -123,10 +127,10 @@ impl Deployer {
                 wasm,
                 wasm_bytes,
                 artifact: key,
-                artifact_bytes,
+                artifact_bytes: inner.artifacts.file_len(&FileId::artifact(&tenant, key)).unwrap_or_default(),
                 kind: shape.to_string(),
                 manifest,
-                snapshot: None,
+                snapshot,
                 notes: built.notes,
             };
             let change = inner.dispatcher.begin_change();
@@ -136,6 +140,7 @@ impl Deployer {
             inner.dispatcher.templates().insert(&tenant, key, Arc::new(template));
             change.publish(record.clone()).map_err(Fault::internal)?;
             crash::point("catalog-swapped");
+            inner.log(&record, &built.log);
             inner.settle();
             inner.engine.metrics().deploys.inc();
             let is_new = record.live.number == RevisionNumber::FIRST;
@@ -227,6 +232,11 @@ impl Deployer {
         .await?
     }
 
+    /// Says that there may be files that nothing needs any more.
+    pub fn collect_soon(&self) {
+        self.0.settle();
+    }
+
     /// Removes files that nothing needs any more, each time there may be some, and never ends by itself.
     ///
     /// # Cancellation
@@ -248,7 +258,106 @@ impl Deployer {
     }
 }
 
+/// Under which names the files of a deploy may come to lie.
+#[derive(Debug, Clone, Copy)]
+struct Keys {
+    wasm: Digest,
+    snapshot: Digest,
+    /// Native code with the snapshot.
+    restored: Digest,
+    /// Native code without one.
+    plain: Digest,
+}
+
+impl Keys {
+    fn of(templates: &Templates, tenant: &TenantId, name: &FunctionName, wasm: Digest, manifest: &Manifest) -> Self {
+        let snapshot = Templates::snapshot_key(tenant, name, &wasm, manifest);
+        let restored = templates.artifact_key(tenant, &wasm, Some(&snapshot));
+        Self { wasm, snapshot, restored, plain: templates.artifact_key(tenant, &wasm, None) }
+    }
+
+    fn files(&self, tenant: &TenantId) -> [FileId; 4] {
+        [
+            FileId::wasm(tenant, self.wasm),
+            FileId::snapshot(tenant, self.snapshot),
+            FileId::artifact(tenant, self.restored),
+            FileId::artifact(tenant, self.plain),
+        ]
+    }
+}
+
+/// What is to be published.
+struct Made {
+    built: Built,
+    key: Digest,
+    /// Its files, unless they are in place already.
+    staged: Option<StagedBuild>,
+}
+
 impl Inner {
+    /// What an earlier deploy left that would come out again: another name for the same module need not be built.
+    async fn find(self: &Arc<Self>, tenant: &TenantId, keys: Keys, manifest: &Manifest) -> Result<Option<Made>, Fault> {
+        let (inner, tenant, manifest) = (self.clone(), tenant.clone(), manifest.clone());
+        blocking(move || {
+            let is_wanted = |key: Digest| manifest.snapshot.mode != SnapshotMode::Off || key == keys.plain;
+            [keys.restored, keys.plain].into_iter().filter(|key| is_wanted(*key)).find_map(|key| {
+                // Whatever is wrong with it, building anew heals it.
+                let meta = inner.artifacts.verify_artifact(&tenant, key).ok()?.meta;
+                let built: Built = serde_json::from_slice(&meta).ok()?;
+                let has_files =
+                    built.snapshot.is_none() || inner.artifacts.file_len(&FileId::snapshot(&tenant, keys.snapshot)).is_some();
+                (built.serves(&manifest) && has_files).then_some(Made { built, key, staged: None })
+            })
+        })
+        .await
+    }
+
+    async fn make(&self, name: &FunctionName, keys: Keys, uploaded: &Uploaded, manifest: &Manifest) -> Result<Made, Fault> {
+        let staged = self.artifacts.stage_build();
+        let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
+        let wasm = std::fs::File::open(uploaded.path()).map_err(Fault::internal)?;
+        let built = self.builder.build(wasm, Job::deploy(name, manifest), &outputs).await?;
+        self.engine.metrics().builds.inc();
+        crash::point("build-done");
+        let key = if built.snapshot.is_some() { keys.restored } else { keys.plain };
+        Ok(Made { built, key, staged: Some(staged) })
+    }
+
+    /// Puts the files of a build in place; what the revision is to say about its snapshot.
+    fn keep(
+        &self,
+        tenant: &TenantId,
+        keys: Keys,
+        built: &Built,
+        key: Digest,
+        staged: Option<StagedBuild>,
+    ) -> Result<Option<SnapshotRecord>, Fault> {
+        if let Some(StagedBuild { native, snapshot }) = staged {
+            if built.snapshot.is_some() {
+                self.artifacts.put_snapshot(tenant, keys.snapshot, snapshot).map_err(|error| error.fault())?;
+            }
+            let meta = serde_json::to_vec(&Built { log: Vec::new(), ..built.clone() }).map_err(Fault::internal)?;
+            let contents = Contents { image: built.image.clone(), meta };
+            self.artifacts.put_artifact(tenant, key, native, contents).map_err(|error| error.fault())?;
+        }
+        let bytes = || self.artifacts.file_len(&FileId::snapshot(tenant, keys.snapshot)).unwrap_or_default();
+        let record = |kept: &Kept| SnapshotRecord { key: keys.snapshot, bytes: bytes(), memory_bytes: kept.memory_bytes };
+        Ok(built.snapshot.as_ref().map(record))
+    }
+
+    /// Puts what a function said in its build into its log.
+    fn log(&self, record: &FunctionRecord, said: &[Said]) {
+        let Some(function) = self.dispatcher.catalog().get(&record.tenant, &record.name).cloned() else { return };
+        let sink = LogSink::new(function.log.clone(), self.dispatcher.next_id(), record.live.number, BUILD_LOG_BYTES_MAX);
+        for Said { source, text } in said {
+            let source = [Source::Stdout, Source::Stderr, Source::Log].into_iter().find(|known| known.as_str() == source);
+            match source {
+                Some(source) => sink.guest(source, Level::Info, text.as_bytes()),
+                None => sink.host(Level::Info, text),
+            }
+        }
+    }
+
     fn settle(&self) {
         self.settle_metrics();
         self.collect.notify_one();
@@ -261,9 +370,10 @@ impl Inner {
     fn collect_once(&self) -> Result<u64, Fault> {
         let referenced = || {
             let revisions = self.registry.references().map_err(|error| CollectError(error.fault()))?;
-            let files = revisions
-                .into_iter()
-                .flat_map(|(tenant, wasm, artifact)| [FileId::wasm(&tenant, wasm), FileId::artifact(&tenant, artifact)]);
+            let files = revisions.into_iter().flat_map(|(tenant, wasm, artifact, snapshot)| {
+                let snapshot = snapshot.map(|key| FileId::snapshot(&tenant, key));
+                [FileId::wasm(&tenant, wasm), FileId::artifact(&tenant, artifact)].into_iter().chain(snapshot)
+            });
             Ok(files.collect())
         };
         self.artifacts.collect(referenced).map(|collected| collected.files).map_err(|CollectError(fault)| fault)

@@ -6,12 +6,13 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::PoisonError;
 
-use super::{ArtifactError, Artifacts, FileId, io_error};
-use crate::id::{Digest, TenantId};
+use super::error::io_error;
+use super::file::FOLDERS;
+use super::{ArtifactError, Artifacts, FileId};
+use crate::id::TenantId;
 
 /// What a collection removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl Artifacts {
         // After the round began: see `space.rs`.
         let referenced = referenced()?;
         let mut collected = Collected::default();
-        walk(&shared.root, &mut |id, path, _len| {
+        walk(&shared.root, &mut |id, path| {
             if !referenced.contains(&id) {
                 collected.add(shared.space.remove(&id, path).map_err(io_error("remove", path))?);
             }
@@ -70,14 +71,10 @@ pub(super) fn empty(folder: &Path) -> Result<(), ArtifactError> {
     each_file(folder, &mut |path| fs::remove_file(path).map_err(io_error("remove", path)))
 }
 
-/// Calls `visit` for each file in place under `root`, with its length in bytes. Files with other names are not ours: left alone,
-/// not counted.
-pub(super) fn walk(
-    root: &Path,
-    visit: &mut dyn FnMut(FileId, &Path, u64) -> Result<(), ArtifactError>,
-) -> Result<(), ArtifactError> {
-    for (folder, suffix) in [("wasm", ".wasm"), ("artifacts", ".cwasm")] {
-        let folder = root.join(folder);
+/// Calls `visit` for each file in place under `root`. Files with other names are not ours: left alone, not counted.
+pub(super) fn walk(root: &Path, visit: &mut dyn FnMut(FileId, &Path) -> Result<(), ArtifactError>) -> Result<(), ArtifactError> {
+    for kind in FOLDERS {
+        let folder = root.join(kind.0);
         for tenant in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
             let tenant = tenant.map_err(io_error("list", &folder))?;
             let is_dir = tenant.file_type().is_ok_and(|kind| kind.is_dir());
@@ -85,15 +82,9 @@ pub(super) fn walk(
             if !is_dir {
                 continue;
             }
-            each_file(&tenant.path(), &mut |path| {
-                let stem = path.file_name().and_then(|file| file.to_str()).and_then(|file| file.strip_suffix(suffix));
-                let Some(digest) = stem.and_then(|stem| Digest::from_hex(stem).ok()) else { return Ok(()) };
-                let len = match fs::symlink_metadata(path) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                    other => other.map_err(io_error("look at", path))?.len(),
-                };
-                let id = if suffix == ".wasm" { FileId::wasm(&name, digest) } else { FileId::artifact(&name, digest) };
-                visit(id, path, len)
+            each_file(&tenant.path(), &mut |path| match path.file_name().and_then(|file| FileId::parse(kind, &name, file)) {
+                Some(id) => visit(id, path),
+                None => Ok(()),
             })?;
         }
     }

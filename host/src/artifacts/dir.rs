@@ -8,6 +8,8 @@
 //! DIR/staging/       files that are not whole yet; emptied at start
 //! DIR/wasm/          deployed modules (`artifacts`)
 //! DIR/artifacts/     native code (`artifacts`)
+//! DIR/snapshots/     initialised modules (`artifacts`)
+//! DIR/engine         digest of the engine that the native code is for (`artifacts`)
 //! ```
 //!
 //! Format 1 lacks the registry's table of routes. A start goes: [`DataDir::open`] → `Registry::open(dir.registry_path(),

@@ -8,8 +8,8 @@
 //! deploy that unpinned later, or not yet, is protected. A pin taken for a file that exists already keeps it from then on,
 //! because a removal looks at the pins and unlinks under the same lock.
 //!
-//! Owns the numbers and the lock. Knows nothing about formats. Invariant: `used` is the sum of the lengths of the files in place
-//! and of the uploads in staging; it never passes `bytes_max` by what a caller adds.
+//! Owns the numbers and the lock. Knows nothing about formats. Invariant: `used` is the sum of what the files in place take
+//! ([`FileId::disk_bytes`]) and of the uploads in staging; it never passes `bytes_max` by what a caller adds.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -82,10 +82,10 @@ impl Space {
 
     /// Renames a staged file into place; what was charged is the file's then, and what it replaces is no longer counted.
     /// `charge` is borrowed because it takes the lock when it is dropped.
-    pub(super) fn place(&self, staged: &StagedPath, target: &Path, charge: &mut Charge) -> io::Result<()> {
+    pub(super) fn place(&self, id: &FileId, staged: &StagedPath, target: &Path, charge: &mut Charge) -> io::Result<()> {
         let mut state = self.lock();
         let old = match fs::symlink_metadata(target) {
-            Ok(meta) => Some(meta.len()),
+            Ok(meta) => Some(id.disk_bytes(&meta)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
@@ -105,12 +105,12 @@ impl Space {
         if released || state.pins.contains_key(id) {
             return Ok(None);
         }
-        let len = match fs::symlink_metadata(path).and_then(|meta| fs::remove_file(path).map(|()| meta.len())) {
+        let bytes = match fs::symlink_metadata(path).and_then(|meta| fs::remove_file(path).map(|()| id.disk_bytes(&meta))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        state.used = state.used.saturating_sub(len);
-        Ok(Some(len))
+        state.used = state.used.saturating_sub(bytes);
+        Ok(Some(bytes))
     }
 
     /// Unlinks a file in staging that nobody owns. Returns its bytes, `None` if it stays or was gone.
@@ -181,6 +181,16 @@ impl Charge {
         self.space.charge(bytes)?;
         self.bytes += bytes;
         Ok(())
+    }
+
+    /// Changes it to `bytes`, up or down.
+    pub(super) fn settle(&mut self, bytes: u64) -> Result<(), Full> {
+        if bytes < self.bytes {
+            self.space.release(self.bytes - bytes);
+            self.bytes = bytes;
+            return Ok(());
+        }
+        self.grow(bytes - self.bytes)
     }
 
     pub(super) fn bytes(&self) -> u64 {

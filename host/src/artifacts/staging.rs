@@ -10,8 +10,9 @@ use std::path::Path;
 
 use sha2::Digest as _;
 
+use super::ArtifactError;
+use super::error::{full, io_error};
 use super::space::{Charge, StagedPath};
-use super::{ArtifactError, full, io_error};
 use crate::crash;
 use crate::id::Digest;
 

@@ -53,6 +53,7 @@ fn describe(detail: &FunctionDetail) -> String {
     add("digest", function.digest.clone());
     add("wasm", bytes(function.wasm_bytes));
     add("native code", bytes(function.artifact_bytes));
+    add("snapshot", function.snapshot.map_or("none".into(), |snapshot| format!("{} of memory", bytes(snapshot.memory_bytes))));
     add("answers at", format!("{}/*", function.path));
     add("routes", function.routes.join(" "));
     add("etag", function.etag.clone());

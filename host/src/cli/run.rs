@@ -30,6 +30,7 @@ use crate::daemon::{Node, Ports, Setup, Signals};
 use crate::deploy::Deployer;
 use crate::dispatch::Dispatcher;
 use crate::dispatch::templates::Templates;
+use crate::dispatch::templates::bounds::Bounds;
 use crate::engine::build::{Builder, check_magic};
 use crate::engine::{Engine, Template};
 use crate::fault::Fault;
@@ -67,6 +68,8 @@ pub(super) struct Run {
 
 /// Instances that a command needs at once: itself, and room for what its kind nests.
 const COMMAND_INSTANCES: u32 = 4;
+/// The one function that runs.
+const ONE_TEMPLATE: Bounds = Bounds { count: 1, bytes: u64::MAX };
 /// Most instances of a function that is served.
 const SERVED_INSTANCES_MAX: u64 = 1000;
 /// Largest file that is taken: the largest upload that any daemon may allow.
@@ -207,7 +210,7 @@ async fn deploy(data: &Path, file: File, manifest: Manifest) -> Result<(Engine, 
     let engine =
         Engine::new(&engine, Arc::new(Metrics::new())).map_err(anyhow::Error::from).context("the engine cannot start")?;
     let builder = Arc::new(Builder::new("/proc/self/exe".into(), config::Build::default()));
-    let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), 1);
+    let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), ONE_TEMPLATE);
     let dispatcher = Dispatcher::new(engine.clone(), templates, LogSpace::new(0, 0), Grants::default(), Vec::new(), 0)
         .context("an empty registry has no unknown kinds")?;
     let deployer = Deployer::new(artifacts, registry, builder, engine.clone(), dispatcher.clone(), config::Data::default());
@@ -216,8 +219,8 @@ async fn deploy(data: &Path, file: File, manifest: Manifest) -> Result<(Engine, 
     let (tenant, name) = (TenantId::default(), manifest.name.clone().context("it was given a name")?);
     deployer.deploy(tenant.clone(), name.clone(), uploaded, manifest, Precondition::Any).await.map_err(refused)?;
     let function = dispatcher.catalog().get(&tenant, &name).cloned().context("it was deployed just now")?;
-    let (template, _) = dispatcher.templates().get(&function).await.map_err(refused)?;
-    Ok((engine, template))
+    let loaded = dispatcher.templates().get(&function, None).await.map_err(refused)?;
+    Ok((engine, loaded.template))
 }
 
 fn on_terminal(

@@ -13,7 +13,8 @@ use super::Control;
 use super::answer::{Name, Refusal, body_fault, precondition};
 use super::upload;
 use super::wire::{
-    FunctionDetail, FunctionInfo, FunctionList, Problem, RevisionInfo, RevisionList, RollbackRequest, StartTimeInfo, UsageInfo,
+    FunctionDetail, FunctionInfo, FunctionList, Problem, RevisionInfo, RevisionList, RollbackRequest, SnapshotInfo,
+    StartTimeInfo, UsageInfo,
 };
 use crate::fault::{Code, Fault};
 use crate::histogram::StartTimes;
@@ -45,6 +46,10 @@ fn info(record: &FunctionRecord) -> FunctionInfo {
         etag: record.etag(),
         created_ms: record.created_ms,
         updated_ms: record.updated_ms,
+        snapshot: live
+            .snapshot
+            .as_ref()
+            .map(|snapshot| SnapshotInfo { memory_bytes: snapshot.memory_bytes, module_bytes: snapshot.bytes }),
         notes: live.notes.clone(),
     }
 }

@@ -34,8 +34,20 @@ pub struct FunctionInfo {
     pub created_ms: u64,
     /// When another revision last became live.
     pub updated_ms: u64,
+    /// The memory that every instance begins with, if a snapshot was taken.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotInfo>,
     /// What the deploy had to say: warnings and hints.
     pub notes: Vec<String>,
+}
+
+/// The snapshot of a revision.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotInfo {
+    /// Bytes of guest memory that it restores.
+    pub memory_bytes: u64,
+    /// Length in bytes of the snapshotted module that is kept, compressed, for another engine.
+    pub module_bytes: u64,
 }
 
 /// A function with all that is known about it.

@@ -18,7 +18,7 @@ use http::HeaderName;
 use http_body::Body as _;
 
 use catalog::{Base, Catalog, Function, Resolved};
-use templates::Templates;
+use templates::{Loaded, Templates};
 
 use crate::engine::{Call, Engine, UnknownKind};
 use crate::fault::{Code, Fault};
@@ -137,12 +137,12 @@ impl Dispatcher {
                 None => function.admission.admit().await.map_err(|error| no_place(&function, error))?,
             };
             let admitted = Instant::now();
-            let (template, start) = match self.0.templates.get(&function).await {
+            let Loaded { template, start, verify } = match self.0.templates.get(&function, asked).await {
                 // Its files go when it is deleted, which may have happened while this waited its turn.
                 Err(_) if !self.is_live(&function) => return Err(no_such_function(&function.name)),
                 got => got?,
             };
-            let load = if start == Start::Resident { Duration::ZERO } else { admitted.elapsed() };
+            let load = if start == Start::Resident { Duration::ZERO } else { admitted.elapsed().saturating_sub(verify) };
             let call = Call {
                 id,
                 revision: function.revision.number,
@@ -161,7 +161,7 @@ impl Dispatcher {
             let phases = Phases {
                 queue: admitted - received,
                 load,
-                verify: Duration::ZERO,
+                verify,
                 instantiate: began.instantiate,
                 enter: began.enter,
                 run: began.run,

@@ -90,6 +90,6 @@ impl Engine {
 impl VerifiedArtifact {
     fn try_clone(&self) -> std::io::Result<Self> {
         let file: File = self.file.try_clone()?;
-        Ok(Self { file, path: self.path.clone(), payload_len: self.payload_len })
+        Ok(Self { file, path: self.path.clone(), payload_len: self.payload_len, meta: Vec::new() })
     }
 }

@@ -135,15 +135,11 @@ impl Manifest {
         Ok(())
     }
 
-    /// The parts that decide what is compiled and how it starts, as bytes for a digest. Routes, limits and the build command
-    /// are not among them: a change of those makes a new revision of the same artifact. What a guest may read before its
-    /// snapshot is frozen in it, so a change of that takes a new one.
+    /// The parts that decide what is in a snapshot, as bytes for a digest: what is run, and what a guest may read meanwhile, which is
+    /// frozen in it. Routes and limits are not among them.
     #[must_use]
-    pub fn artifact_inputs(&self) -> Vec<u8> {
-        if self.snapshot.mode == SnapshotMode::Off {
-            return Vec::new();
-        }
-        serde_json::to_vec(&(&self.snapshot, &self.env, &self.args)).expect("text, numbers and lists are JSON")
+    pub fn snapshot_inputs(&self) -> Vec<u8> {
+        serde_json::to_vec(&(&self.snapshot.warmup, &self.env, &self.args)).expect("text and lists are JSON")
     }
 }
 

@@ -161,7 +161,7 @@ impl Registry {
     ///
     /// # Cost
     /// About 3 us a revision.
-    pub fn references(&self) -> Result<Vec<(TenantId, Digest, Digest)>, RegistryError> {
+    pub fn references(&self) -> Result<Vec<(TenantId, Digest, Digest, Option<Digest>)>, RegistryError> {
         self.read(|txn| {
             let table = txn.open_table(REVISIONS).map_err(storage("open the revisions"))?;
             let mut references = Vec::new();
@@ -170,7 +170,8 @@ impl Registry {
                 let (tenant, name, number) = key.value();
                 let place = Place { tenant, name, number };
                 let record: RevisionRecord = decode(place, value.value())?;
-                references.push((parse_key(place)?.0, record.wasm, record.artifact));
+                let snapshot = record.snapshot.map(|snapshot| snapshot.key);
+                references.push((parse_key(place)?.0, record.wasm, record.artifact, snapshot));
             }
             Ok(references)
         })

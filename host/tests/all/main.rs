@@ -21,3 +21,4 @@ mod isolation;
 mod limits;
 mod registry;
 mod snapshot;
+mod templates;

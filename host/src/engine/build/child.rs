@@ -207,6 +207,8 @@ fn built(stage: &Stage<'_>, found: &Found, image: Range<u64>) -> Built {
         snapshot: None,
         notes: Vec::new(),
         log: entries.iter().map(said).collect(),
+        tried: !stage.job.only_compiles(),
+        limits: stage.job.limits.clone(),
     }
 }
 

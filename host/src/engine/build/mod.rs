@@ -31,8 +31,8 @@ use tokio::process::Command;
 
 use crate::config;
 use crate::fault::{Code, Fault};
-use crate::limits::Limit;
-use crate::manifest::SnapshotMode;
+use crate::limits::{Limit, Limits};
+use crate::manifest::{Manifest, Randomness, SnapshotMode};
 use crate::meter::Admission;
 
 use super::Shape;
@@ -63,7 +63,12 @@ pub struct Built {
     /// What its author should know: why there is no snapshot, what is odd about it.
     pub notes: Vec<String>,
     /// What it said during initialisation and warm-up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<Said>,
+    /// Whether it was started, and whatever it asks for was run.
+    pub tried: bool,
+    /// Under which ceilings.
+    pub limits: Limits,
 }
 
 /// A snapshot.
@@ -92,6 +97,21 @@ pub struct Outputs {
 }
 
 impl Built {
+    /// Whether a build of the same module under `manifest` would come to the same. Its snapshot's inputs are the caller's to compare.
+    #[must_use]
+    pub fn serves(&self, manifest: &Manifest) -> bool {
+        let snapshot = &manifest.snapshot;
+        let randomness_is_fine = self.notes.is_empty() || snapshot.randomness == Randomness::Warn;
+        match snapshot.mode {
+            SnapshotMode::Off => self.snapshot.is_none() && self.memory_bytes_min <= manifest.limits.get(Limit::Memory),
+            _ if self.snapshot.is_some() => self.limits == manifest.limits && randomness_is_fine,
+            SnapshotMode::Auto => {
+                self.tried && self.notes.is_empty() && snapshot.warmup.is_empty() && self.limits == manifest.limits
+            }
+            SnapshotMode::Required => false,
+        }
+    }
+
     /// Kind and lane.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! is what was given; pages that hold nothing take no room on disk.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -59,8 +59,11 @@ pub(super) fn decompress(bytes: Vec<u8>) -> io::Result<Vec<u8>> {
     if !bytes.starts_with(&FRAME_MAGIC) {
         return Ok(bytes);
     }
-    // What comes out is as large as the memory that was kept, for which the process has room, or ends at its walls.
-    zstd::decode_all(&bytes[..])
+    // What comes out is as large as the memory that was kept, for which the process has room, or ends at its walls. Behind the frame
+    // lies what the node sealed the file with.
+    let mut wasm = Vec::new();
+    zstd::Decoder::with_buffer(&bytes[..])?.single_frame().read_to_end(&mut wasm)?;
+    Ok(wasm)
 }
 
 #[cfg(test)]
@@ -96,6 +99,7 @@ mod tests {
         let compressed = std::fs::read(&path).unwrap();
         assert!(compressed.len() < 1000);
         assert_eq!(decompress(compressed.clone()).unwrap(), [7; 100_000]);
+        assert_eq!(decompress([&compressed[..], b"a trailer"].concat()).unwrap(), [7; 100_000]);
         assert_eq!(decompress(b"\0asm".to_vec()).unwrap(), b"\0asm");
         assert!(decompress(compressed[..10].to_vec()).is_err());
     }

@@ -32,7 +32,7 @@ fn a_second_opener_is_refused() {
 }
 
 /// Everything that can be read, so that damage anywhere is met.
-type Contents = (Vec<FunctionRecord>, Vec<RevisionRecord>, Vec<(TenantId, Digest, Digest)>);
+type Contents = (Vec<FunctionRecord>, Vec<RevisionRecord>, Vec<(TenantId, Digest, Digest, Option<Digest>)>);
 
 fn contents(registry: &Registry) -> Result<Contents, RegistryError> {
     let functions = registry.functions()?;

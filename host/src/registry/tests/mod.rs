@@ -205,7 +205,7 @@ fn an_artifact_can_be_replaced_while_its_revision_is_kept() {
     assert!(set(1) && set(1) && !set(2));
     let after = registry.function(&tenant(), &name("f")).unwrap().unwrap();
     assert_eq!((after.live.artifact, after.live.artifact_bytes, after.etag()), (key, 99, before.etag()));
-    assert_eq!(registry.references().unwrap(), [(tenant(), Digest::of(b"1"), key)]);
+    assert_eq!(registry.references().unwrap(), [(tenant(), Digest::of(b"1"), key, None)]);
 }
 
 // Migration.

@@ -1,0 +1,268 @@
+//! Loading a template: from its artifact, or by compiling it again.
+//!
+//! Owns what is tried in which order, and what happens when the process is out of descriptors or mappings. Knows nothing about
+//! what is resident but that half of it can be given up. Invariant: `init` runs again only if the snapshot is lost too.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::super::catalog::Function;
+use super::{Loaded, Origin, Templates, blocking, blocking_if};
+use crate::artifacts::{ArtifactError, Contents, FileId, StagedBuild};
+use crate::engine::build::{Job, Outputs};
+use crate::engine::{Shape, Template, UnknownKind};
+use crate::fault::{Code, Fault};
+use crate::id::{Digest, FunctionName, TenantId};
+use crate::invocation::Start;
+use crate::registry::{FunctionRecord, RevisionRecord};
+
+/// Artifacts up to this many bytes are verified where they are needed; reading a larger one would hold up a data thread's other
+/// connections, so it goes to a thread for blocking work.
+const INLINE_LOAD_BYTES: u64 = 1 << 20;
+/// When a client may try again after the process was out of descriptors or mappings.
+const EXHAUSTED_RETRY: Duration = Duration::from_secs(1);
+
+/// What is to be loaded.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    pub(super) tenant: TenantId,
+    pub(super) name: FunctionName,
+    pub(super) shape: Shape,
+    pub(super) revision: RevisionRecord,
+}
+
+impl Subject {
+    pub(super) fn of(function: &Function) -> Self {
+        let Function { tenant, name, shape, revision, .. } = function;
+        Self { tenant: tenant.clone(), name: name.clone(), shape: *shape, revision: revision.clone() }
+    }
+
+    /// # Errors
+    /// When a newer version of hob stored a kind that this one does not know.
+    pub(super) fn of_record(record: FunctionRecord) -> Result<Self, UnknownKind> {
+        let FunctionRecord { tenant, name, live: revision, .. } = record;
+        Ok(Self { tenant, name, shape: revision.kind.parse()?, revision })
+    }
+
+    fn artifact(&self, key: Digest) -> FileId {
+        FileId::artifact(&self.tenant, key)
+    }
+}
+
+/// What native code is made of.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// The module as it was deployed, at position 0.
+    Module(File),
+    /// The module after its initialisation, compressed, at position 0; a trailer follows.
+    Snapshot(File),
+}
+
+impl Templates {
+    /// Key of the artifact that this engine would make of it.
+    pub(super) fn key(&self, subject: &Subject) -> Digest {
+        self.key_of(&subject.tenant, &subject.revision)
+    }
+
+    pub(super) async fn load(&self, subject: &Subject, from: Origin) -> Result<Loaded, Fault> {
+        let key = self.key(subject);
+        if from != Origin::Module {
+            match self.map(subject, key).await? {
+                Ok((template, verify)) => return Ok(Loaded { template, start: Start::Stored, verify }),
+                // Another engine made the last one: nothing is wrong.
+                Err(LoadError::Artifact(ArtifactError::Missing { .. })) if key != subject.revision.artifact => {}
+                Err(error) => {
+                    self.0.metrics.artifacts_corrupt.inc();
+                    tracing::warn!(function = %subject.name, %error, "an artifact cannot be used; compiling it again");
+                }
+            }
+        }
+        self.compile(subject, key).await?;
+        let (template, verify) = self.map(subject, key).await?.map_err(|error| error.fault())?;
+        Ok(Loaded { template, start: Start::Compiled, verify })
+    }
+
+    /// Maps the artifact from disk; also says how long checking it took. When the process is out of descriptors or mappings, half of
+    /// the resident templates make room for a second attempt.
+    ///
+    /// # Errors
+    /// `overloaded` when that does not help. Inside: why the artifact cannot be used.
+    async fn map(&self, subject: &Subject, key: Digest) -> Result<Result<(Arc<Template>, Duration), LoadError>, Fault> {
+        let attempt = || {
+            let (this, of) = (self.clone(), subject.clone());
+            blocking_if(subject.revision.artifact_bytes > INLINE_LOAD_BYTES, move || this.load_stored(&of, key))
+        };
+        match attempt().await? {
+            Err(error) if error.is_exhausted() => {
+                tracing::warn!(%error, "descriptors or mappings are short; giving up half of the templates in memory");
+                let left = self.change(|resident| resident.remove_half());
+                blocking(|| drop(left)).await?;
+            }
+            done => return Ok(done),
+        }
+        match attempt().await? {
+            Err(error) if error.is_exhausted() => {
+                tracing::error!(%error, "descriptors or mappings are short");
+                Err(exhausted())
+            }
+            done => Ok(done),
+        }
+    }
+
+    fn load_stored(&self, subject: &Subject, key: Digest) -> Result<(Arc<Template>, Duration), LoadError> {
+        let began = Instant::now();
+        let artifact = self.0.artifacts.verify_artifact(&subject.tenant, key)?;
+        let verify = began.elapsed();
+        Ok((Arc::new(self.0.engine.load(subject.shape, &artifact)?), verify))
+    }
+
+    /// Compiles from what is left on disk, and keeps the result there.
+    async fn compile(&self, subject: &Subject, key: Digest) -> Result<(), Fault> {
+        let Subject { tenant, name, revision, .. } = subject;
+        let snapshot = revision.snapshot.as_ref().map(|snapshot| FileId::snapshot(tenant, snapshot.key));
+        let files = [FileId::wasm(tenant, revision.wasm), subject.artifact(key)];
+        let pin = self.0.artifacts.pin(files.into_iter().chain(snapshot));
+        let source = self.source(subject).await?;
+        let staged = self.0.artifacts.stage_build();
+        let contents = self.rebuild(subject, source, &staged).await.map_err(|fault| match fault.code {
+            Code::Overloaded | Code::StorageFull => fault,
+            // It was built once: what ails it now is this node's, not that of whoever calls the function.
+            _ => {
+                tracing::error!(%fault, function = %name, "a function cannot be compiled again");
+                Fault::new(Code::Damaged, "the function's native code is lost, and cannot be made again").hint("deploy it again")
+            }
+        })?;
+        self.0.metrics.builds.inc();
+        let (this, subject) = (self.clone(), subject.clone());
+        blocking(move || {
+            let _pin = pin;
+            let put = this.0.artifacts.put_artifact(&subject.tenant, key, staged.native, contents);
+            let bytes = put.map_err(|error| storage_fault(&error))?;
+            this.set_artifact(&subject, key, bytes)
+        })
+        .await?
+    }
+
+    /// Compiles `source` anew into `staged.native`, and says what to keep with it.
+    ///
+    /// # Errors
+    /// Those of the build.
+    async fn rebuild(&self, subject: &Subject, source: Source, staged: &StagedBuild) -> Result<Contents, Fault> {
+        let (name, manifest) = (&subject.name, &subject.revision.manifest);
+        // A lost snapshot is not taken again: what the function would answer then is not what was deployed, but its own start is.
+        let (Source::Module(file) | Source::Snapshot(file)) = source;
+        let job = Job::recompile(name, manifest);
+        let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
+        let built = self.0.builder.build(file, job, &outputs).await?;
+        Ok(Contents { image: built.image.clone(), meta: Vec::new() })
+    }
+
+    /// What to compile: the snapshot, so that nothing is initialised twice, else the module.
+    async fn source(&self, subject: &Subject) -> Result<Source, Fault> {
+        let (artifacts, subject) = (self.0.artifacts.clone(), subject.clone());
+        blocking(move || {
+            let Subject { tenant, name, revision, .. } = &subject;
+            if let Some(record) = &revision.snapshot {
+                match artifacts.open_snapshot(tenant, record.key) {
+                    Ok(snapshot) => return Ok(Source::Snapshot(snapshot.file)),
+                    Err(error) if is_exhausted(error.system()) => return Err(storage_fault(&error)),
+                    Err(error) => {
+                        tracing::warn!(function = %name, %error, "a snapshot cannot be used; building its module anew");
+                    }
+                }
+            }
+            artifacts.open_wasm(tenant, revision.wasm).map(Source::Module).map_err(|error| lost(&error))
+        })
+        .await?
+    }
+
+    /// Records where a revision's native code lies now. A revision that was removed meanwhile needs none; the file goes with the
+    /// next collection.
+    pub(super) fn set_artifact(&self, subject: &Subject, key: Digest, bytes: u64) -> Result<(), Fault> {
+        let Subject { tenant, name, revision, .. } = subject;
+        let set = self.0.registry.set_artifact(tenant, name, revision.number, key, bytes);
+        set.map(drop).map_err(|error| error.fault())
+    }
+}
+
+/// Why an artifact on disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    #[error(transparent)]
+    Engine(#[from] crate::engine::LoadError),
+}
+
+impl LoadError {
+    /// Whether the process has no descriptors, mappings or memory left, and the artifact is as good as any.
+    fn is_exhausted(&self) -> bool {
+        match self {
+            Self::Artifact(error) => is_exhausted(error.system()),
+            // Its text is all that the engine gives; the system's errors end with their number there.
+            Self::Engine(error) => says_exhausted(&error.to_string()),
+        }
+    }
+
+    /// For one that was made just now.
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Artifact(error) => storage_fault(error),
+            Self::Engine(error) => Fault::internal(error),
+        }
+    }
+}
+
+const EXHAUSTED: [Errno; 3] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+
+fn is_exhausted(error: Option<&io::Error>) -> bool {
+    error.and_then(io::Error::raw_os_error).is_some_and(|errno| EXHAUSTED.map(Errno::raw_os_error).contains(&errno))
+}
+
+fn says_exhausted(text: &str) -> bool {
+    EXHAUSTED.iter().any(|errno| text.contains(&format!("(os error {})", errno.raw_os_error())))
+}
+
+fn exhausted() -> Fault {
+    Fault::new(Code::Overloaded, "the node is out of file descriptors or memory mappings")
+        .hint("try again, or raise its limit of open files and vm.max_map_count")
+        .retry_after(EXHAUSTED_RETRY)
+}
+
+fn storage_fault(error: &ArtifactError) -> Fault {
+    if is_exhausted(error.system()) { exhausted() } else { error.fault() }
+}
+
+/// The fault for a function whose module cannot be opened: nothing is left to make it from.
+fn lost(error: &ArtifactError) -> Fault {
+    match error {
+        ArtifactError::Missing { .. } | ArtifactError::Corrupt { .. } => {
+            tracing::error!(%error, "a function cannot be started");
+            Fault::new(Code::Damaged, "the function's module and native code on this node are lost or damaged")
+                .hint("deploy it again")
+        }
+        _ => storage_fault(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_is_told_from_other_errors_of_the_system_and_of_the_engine() {
+        for (errno, short) in
+            [(Errno::MFILE, true), (Errno::NFILE, true), (Errno::NOMEM, true), (Errno::IO, false), (Errno::ACCESS, false)]
+        {
+            let error = io::Error::from(errno);
+            assert_eq!(is_exhausted(Some(&error)), short, "{error}");
+            assert_eq!(says_exhausted(&format!("failed to map it: {error}")), short, "{error}");
+            assert_eq!(says_exhausted(&format!("failed to map it: {errno}")), short, "{errno}");
+        }
+        assert!(!is_exhausted(None) && !says_exhausted("Module was compiled with another version (24)"));
+    }
+}

@@ -1,0 +1,323 @@
+//! Templates in memory: their bounds, what evicting one costs, and what happens to them when the engine is another.
+
+use std::process::Command;
+use std::sync::Arc;
+
+use hob::artifacts::{Artifacts, DataDir};
+use hob::config;
+use hob::deploy::Deployer;
+use hob::dispatch::Dispatcher;
+use hob::dispatch::templates::Templates;
+use hob::dispatch::templates::bounds::Bounds;
+use hob::engine::Engine;
+use hob::engine::build::Builder;
+use hob::grants::Grants;
+use hob::id::{FunctionName, TenantId};
+use hob::invocation::Start;
+use hob::manifest::Manifest;
+use hob::registry::{Precondition, Registry};
+use hob::telemetry::logs::LogSpace;
+use hob::telemetry::metrics::Metrics;
+use tempfile::TempDir;
+
+use crate::harness::http::Conn;
+use crate::harness::wat::{handler_with, says, waits, wasm};
+use crate::harness::{Node, data_dir, eventually, serve};
+
+/// The rung on which a request of a function began, which must answer with `text`.
+#[track_caller]
+fn start(node: &Node, name: &str, text: &str) -> String {
+    let reply = node.data.get(&format!("/{name}")).ok();
+    assert_eq!(reply.text(), text);
+    reply.header("hob-start").unwrap().to_owned()
+}
+
+#[test]
+fn one_template_at_a_time_costs_stored_and_no_error() {
+    let node = Node::start(&["engine.templates_max=1"]);
+    for name in ["a", "b"] {
+        node.deploy_wat(name, &says(name), "");
+    }
+    for (name, rung) in [("b", "resident"), ("a", "stored"), ("a", "resident"), ("b", "stored"), ("b", "resident")] {
+        assert_eq!(start(&node, name, name), rung, "{name}");
+    }
+    assert_eq!(node.metric("hob_templates"), 1);
+    assert_eq!(node.metric("hob_artifacts_corrupt_total"), 0);
+}
+
+#[test]
+fn a_template_is_evicted_while_its_instances_run() {
+    const RUNNING: usize = 8;
+    let node = Node::start(&["engine.templates_max=1"]);
+    node.deploy_wat("waits", &waits(), "");
+    let mut running: Vec<Conn> = (0..RUNNING).map(|_| node.data.connect()).collect();
+    for conn in &mut running {
+        conn.begin_chunked("POST", "/waits");
+    }
+    eventually("all run", || node.occupancy("waits").0 == RUNNING as u64);
+    node.deploy_wat("b", &says("b"), "");
+    assert_eq!((node.inspect("waits")["resident"].as_bool(), start(&node, "b", "b").as_str()), (Some(false), "resident"));
+    // Its code is still theirs, also beside newer instances of the same function.
+    let mut newer = node.data.connect();
+    newer.begin_chunked("POST", "/waits");
+    newer.end_chunks();
+    assert_eq!(newer.reply().ok().header("hob-start"), Some("stored"));
+    for (n, conn) in running.iter_mut().enumerate() {
+        conn.chunk(&vec![1; n + 1]).unwrap();
+        conn.end_chunks();
+        assert_eq!(conn.reply().good(), (n as u32 + 1).to_le_bytes());
+    }
+}
+
+/// A handler that answers with `text` and whose memory has `kib` KiB from the start.
+fn large(text: &str, kib: usize) -> String {
+    let (data, len) = ("\\07".repeat(kib << 10), text.len());
+    let memory = format!("(memory (export \"memory\") {})", 2 + kib.div_ceil(64));
+    let fields = format!(
+        "(data (i32.const 0) \"{text}\") (data (i32.const 65536) \"{data}\")
+         (func (export \"hob_handle\") (call $answer (i32.const 200) (i32.const 0) (i32.const {len})))"
+    );
+    handler_with(&memory, &fields)
+}
+
+#[test]
+fn templates_are_bounded_by_their_bytes() {
+    let node = Node::start(&["engine.templates_bytes_max=1MiB"]);
+    for name in ["a", "b", "c"] {
+        node.deploy_wat(name, &large(name, 400), "");
+    }
+    // Two of them fit.
+    for (name, rung) in [("c", "resident"), ("b", "resident"), ("a", "stored"), ("b", "resident"), ("c", "stored")] {
+        assert_eq!(start(&node, name, name), rung, "{name}");
+    }
+    // One that never fits is served, and takes nobody's place.
+    node.deploy_wat("huge", &large("huge", 1100), "");
+    assert_eq!(start(&node, "huge", "huge"), "stored");
+    assert_eq!(start(&node, "huge", "huge"), "stored");
+    assert_eq!((start(&node, "b", "b").as_str(), start(&node, "c", "c").as_str()), ("resident", "resident"));
+    assert_eq!(node.metric("hob_templates"), 2);
+}
+
+/// A node that may have so many descriptors, and whose functions `0`, `1` and so on were deployed in this order.
+fn short_of_descriptors(limit: usize, functions: usize, settings: &[&str]) -> Node {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let hob = serve(&data_dir(&dir));
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("ulimit -n {limit}; exec \"$@\"")).arg("sh").arg(hob.get_program()).args(hob.get_args());
+    for setting in ["engine.threads=1", "net.header_timeout=1h"].iter().chain(settings) {
+        command.args(["--set", setting]);
+    }
+    let node = Node::run(command, dir).unwrap();
+    for name in 0..functions {
+        node.deploy_wat(&name.to_string(), &says(&name.to_string()), "");
+    }
+    node
+}
+
+/// Opens connections until the node has no descriptor left. The first can be used.
+fn take_all_descriptors(node: &Node, limit: usize) -> Vec<Conn> {
+    // It may have inherited some above its limit.
+    let number =
+        |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().to_str().unwrap().parse::<usize>().unwrap();
+    let count = || {
+        let all = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap();
+        all.map(number).filter(|number| *number < limit).count()
+    };
+    let mut conns = vec![node.data.connect()];
+    conns[0].request("GET", "/nothing", &[], b"");
+    conns[0].reply().problem(404, "not-found");
+    // What the deploys left closes late, so it must be none for a while.
+    let mut times = 0;
+    eventually("none is left", || {
+        times = if count() < limit { 0 } else { times + 1 };
+        if times == 0 {
+            conns.push(node.data.connect());
+        }
+        times == 20
+    });
+    conns
+}
+
+#[test]
+fn out_of_descriptors_half_of_the_templates_are_given_up() {
+    const LIMIT: usize = 100;
+    let node = short_of_descriptors(LIMIT, 12, &["engine.templates_max=8"]);
+    assert!(node.stderr().contains("templates in memory at most"), "{}", node.stderr());
+    let mut conns = take_all_descriptors(&node, LIMIT);
+    conns[0].request("GET", "/0", &[], b"");
+    let reply = conns[0].reply().ok();
+    assert_eq!((reply.text().as_str(), reply.header("hob-start")), ("0", Some("stored")));
+    // Those that were used last stayed.
+    conns[0].request("GET", "/11", &[], b"");
+    assert_eq!(conns[0].reply().ok().header("hob-start"), Some("resident"));
+    drop(conns);
+    eventually("the control port answers again", || node.control.try_connect().is_ok());
+    assert_eq!(node.metric("hob_templates"), 5);
+}
+
+#[test]
+fn out_of_descriptors_with_nothing_to_give_up_is_503() {
+    const LIMIT: usize = 100;
+    let node = short_of_descriptors(LIMIT, 2, &["engine.templates_max=1"]);
+    let mut conns = take_all_descriptors(&node, LIMIT);
+    // Loading takes two descriptors for a moment, and giving up the one template leaves one.
+    conns[0].request("GET", "/0", &[], b"");
+    let reply = conns[0].reply();
+    reply.problem(503, "overloaded");
+    assert!(reply.header("retry-after").is_some());
+    drop(conns);
+    assert_eq!(start(&node, "0", "0"), "stored");
+    assert_eq!(node.metric("hob_artifacts_corrupt_total"), 0, "nothing was wrong with its artifact");
+}
+
+#[test]
+fn the_limit_of_descriptors_bounds_the_templates() {
+    const LIMIT: usize = 100;
+    let node = short_of_descriptors(LIMIT, 30, &[]);
+    assert_eq!(node.metric("hob_templates"), LIMIT as u64 / 4);
+    for name in 0..30 {
+        assert_eq!(start(&node, &name.to_string(), &name.to_string()), "stored", "{name}");
+    }
+    assert!(node.stderr().contains("the limit of open files"), "{}", node.stderr());
+}
+
+/// A node whose engine is another one, in the folder of one before.
+fn with_engine(dir: Arc<TempDir>, engine: &str) -> Node {
+    let mut command = serve(&data_dir(&dir));
+    command.env("HOB_TEST_ENGINE", engine);
+    Node::run(command, dir).unwrap()
+}
+
+/// What the node says of the engine that all native code is for.
+fn engine(node: &Node) -> String {
+    std::fs::read_to_string(node.data_dir().join("engine")).unwrap_or_else(|_| "unknown".into())
+}
+
+/// Waits until all native code is of another engine than `before`, and returns which.
+#[track_caller]
+fn refreshed(node: &Node, before: &str) -> String {
+    eventually("all native code is of this engine", || ![before, "unknown"].contains(&engine(node).as_str()));
+    engine(node)
+}
+
+#[test]
+fn after_an_upgrade_of_the_engine_functions_are_compiled_anew_before_they_are_needed() {
+    let mut node = Node::start(&[]);
+    for name in ["a", "b", "c"] {
+        node.deploy_wat(name, &says(name), "");
+    }
+    // Another name of the same module has the same native code.
+    node.deploy_wat("a-too", &says("a"), "");
+    let first = refreshed(&node, "");
+    assert_eq!(node.metric("hob_builds_total"), 4, "deploys alone");
+    node.stop();
+    let before = node.files("artifacts");
+
+    let dir = node.dir();
+    let mut node = with_engine(dir.clone(), "next");
+    let next = refreshed(&node, &first);
+    assert_eq!(node.metric("hob_builds_total"), 3);
+    eventually("the old code is gone", || node.files("artifacts").iter().all(|file| !before.contains(file)));
+    assert_eq!(node.files("artifacts").len(), 3);
+    for (name, text, rung) in [("a", "a", "stored"), ("b", "b", "stored"), ("c", "c", "stored"), ("a-too", "a", "resident")] {
+        assert_eq!(start(&node, name, text), rung, "{name}");
+    }
+    assert_eq!(node.metric("hob_artifacts_corrupt_total"), 0);
+    node.stop();
+
+    let mut node = with_engine(dir.clone(), "next");
+    assert_eq!(start(&node, "a", "a"), "stored");
+    assert_eq!(node.metric("hob_builds_total"), 0, "once is enough");
+    node.stop();
+
+    // Back to the first engine, whose code is gone.
+    let node = with_engine(dir, "");
+    assert_eq!(refreshed(&node, &next), first);
+    assert_eq!((node.metric("hob_builds_total"), start(&node, "a-too", "a").as_str()), (3, "stored"));
+}
+
+#[test]
+fn a_request_after_an_upgrade_shares_the_one_compilation() {
+    let mut node = Node::start(&[]);
+    node.deploy_wat("a", &says("a"), "");
+    let first = refreshed(&node, "");
+    node.stop();
+    let node = with_engine(node.dir(), "next");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_ne!(start(&node, "a", "a"), "ready"));
+        }
+    });
+    refreshed(&node, &first);
+    assert_eq!(node.metric("hob_builds_total"), 1);
+}
+
+#[test]
+fn what_cannot_be_compiled_anew_is_left_to_a_deploy() {
+    let mut node = Node::start(&[]);
+    node.deploy_wat("a", &says("a"), "");
+    node.deploy_wat("b", &says("b"), "");
+    node.stop();
+    let digest = hob::id::Digest::of(&wasm(&says("a"))).hex();
+    std::fs::remove_file(node.data_dir().join(format!("wasm/default/{digest}.wasm"))).unwrap();
+    let node = with_engine(node.dir(), "next");
+    eventually("it has tried both", || node.stderr().contains("functions still have native code of another engine"));
+    assert_eq!(start(&node, "b", "b"), "stored");
+    node.data.get("/a").problem(503, "damaged");
+    assert_eq!(engine(&node), "unknown", "the next start tries again");
+}
+
+/// What a node has behind its ports, in this process; builds run in the real binary.
+struct Inside {
+    dispatcher: Dispatcher,
+    deployer: Deployer,
+    engine: Engine,
+    _dir: (DataDir, TempDir),
+}
+
+fn inside() -> Inside {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = DataDir::open(temp.path()).unwrap();
+    let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format()).unwrap());
+    let artifacts = Artifacts::open(&dir, dir.mac_key(None).unwrap(), u64::MAX).unwrap();
+    let settings = config::Engine { instances_max: 1, ..config::Engine::default() };
+    let engine = Engine::new(&settings, Arc::new(Metrics::new())).unwrap();
+    let builder = Arc::new(Builder::new(env!("CARGO_BIN_EXE_hob").into(), config::Build::default()));
+    let bounds = Bounds { count: 10, bytes: u64::MAX };
+    let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
+    let dispatcher = Dispatcher::new(engine.clone(), templates, LogSpace::new(0, 0), Grants::default(), Vec::new(), 0).unwrap();
+    let data = config::Data::default();
+    let deployer = Deployer::new(artifacts, registry, builder, engine.clone(), dispatcher.clone(), data);
+    Inside { dispatcher, deployer, engine, _dir: (dir, temp) }
+}
+
+#[tokio::test]
+async fn a_rung_can_be_asked_for() {
+    let inside = inside();
+    let (tenant, name): (_, FunctionName) = (TenantId::default(), "a".parse().unwrap());
+    let mut upload = inside.deployer.create_upload().unwrap();
+    upload.write(&wasm(&says("a"))).unwrap();
+    let uploaded = upload.finish().unwrap();
+    let manifest = Manifest::default();
+    inside.deployer.deploy(tenant.clone(), name.clone(), uploaded, manifest, Precondition::Any).await.unwrap();
+    let function = inside.dispatcher.catalog().get(&tenant, &name).cloned().unwrap();
+    let builds = || inside.engine.metrics().builds.get();
+    assert_eq!(builds(), 1);
+
+    let get = async |from| inside.dispatcher.templates().get(&function, from).await.unwrap();
+    let mut before = get(None).await;
+    assert_eq!(before.start, Start::Resident);
+    for (asked, compilations) in [(Start::Stored, 0), (Start::Compiled, 1), (Start::Stored, 0)] {
+        let (built, forced) = (builds(), get(Some(asked)).await);
+        assert_eq!((forced.start, builds() - built), (asked, compilations));
+        assert!(!Arc::ptr_eq(&forced.template, &before.template), "{asked:?}: it was loaded anew");
+        assert!(!forced.verify.is_zero(), "and checked");
+        // What was loaded is what the next ones get.
+        for usual in [None, Some(Start::Resident)] {
+            let next = get(usual).await;
+            assert_eq!((next.start, next.verify.is_zero()), (Start::Resident, true));
+            assert!(Arc::ptr_eq(&forced.template, &next.template));
+        }
+        before = forced;
+    }
+}
