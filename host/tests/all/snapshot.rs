@@ -35,6 +35,13 @@ fn number(node: &Node, path: &str) -> u32 {
     u32::from_le_bytes(body.try_into().unwrap())
 }
 
+/// A deploy that worked.
+#[track_caller]
+fn done(reply: Reply) -> Reply {
+    assert!(matches!(reply.status(), 200 | 201), "{} {}", reply.status(), reply.text());
+    reply
+}
+
 /// The notes of a deploy.
 #[track_caller]
 fn notes(reply: &Reply) -> Vec<String> {
@@ -46,7 +53,6 @@ fn notes(reply: &Reply) -> Vec<String> {
 /// The one note, which says why there is no snapshot.
 #[track_caller]
 fn reason(reply: &Reply) -> String {
-    assert!(matches!(reply.status(), 200 | 201), "{} {}", reply.status(), reply.text());
     let notes = notes(reply);
     assert!(notes.len() == 1 && notes[0].starts_with("no snapshot: "), "{notes:?}");
     notes[0].clone()
@@ -64,14 +70,14 @@ fn deploy(node: &Node, name: &str, text: &str, manifest: &str) -> Reply {
 #[test]
 fn initialisation_runs_once_and_invocations_share_nothing() {
     let node = Node::start(&[]);
-    let reply = deploy(&node, "a", &counter(), "").ok();
+    let reply = done(deploy(&node, "a", &counter(), ""));
     assert_eq!(notes(&reply), [""; 0]);
     assert!(has_snapshot(&node, "a"));
     for _ in 0..3 {
         assert_eq!(number(&node, "/a"), 2);
     }
     // Without a snapshot it runs at each start, with the same result.
-    deploy(&node, "b", &counter(), "snapshot = \"off\"").ok();
+    done(deploy(&node, "b", &counter(), "snapshot = \"off\""));
     assert!(!has_snapshot(&node, "b"));
     assert_eq!((number(&node, "/b"), number(&node, "/b")), (2, 2));
 }
@@ -87,7 +93,7 @@ fn whatever_a_module_calls_its_initialisation() {
         ("init", "(export \"hob_init\" (func $count))"),
         ("both", "(export \"hob_init\" (func $count)) (export \"_initialize\" (func $count))"),
     ] {
-        deploy(&node, name, &handler(&format!("{count} {start} {handle}")), "snapshot = \"required\"").ok();
+        done(deploy(&node, name, &handler(&format!("{count} {start} {handle}")), "snapshot = \"required\""));
         assert_eq!(number(&node, &format!("/{name}")), if name == "both" { 2 } else { 1 }, "{name}");
     }
     let two = format!("{count} (export \"hob_init\" (func $count)) (export \"wizer-initialize\" (func $count)) {handle}");
@@ -99,7 +105,7 @@ fn whatever_a_module_calls_its_initialisation() {
          (func (export \"wizer-initialize\") (i32.store8 (i32.const 0) (i32.add (i32.load8_u (i32.const 0)) (i32.const 1))))
          (func (export \"_start\") (call $write (i32.const 1) (i32.const 0) (i32.const 2)))",
     );
-    deploy(&node, "command", &text, "snapshot = \"required\"").ok();
+    done(deploy(&node, "command", &text, "snapshot = \"required\""));
     assert_eq!((node.data.get("/command").good(), node.data.get("/command").good()), (b"1\n".to_vec(), b"1\n".to_vec()));
 }
 
@@ -107,12 +113,12 @@ fn whatever_a_module_calls_its_initialisation() {
 fn warm_up_requests_run_the_function() {
     let node = Node::start(&[]);
     let manifest = "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /\", { method = \"POST\", path = \"/x\", body = \"y\" }]";
-    deploy(&node, "core", &requests(), manifest).ok();
+    done(deploy(&node, "core", &requests(), manifest));
     assert_eq!((number(&node, "/core"), number(&node, "/core")), (3, 3));
-    node.deploy("component", &std::fs::read(guest("counter2")).unwrap(), manifest).ok();
+    done(node.deploy("component", &std::fs::read(guest("counter2")).unwrap(), manifest));
     assert_eq!((node.data.get("/component").good(), node.data.get("/component").good()), (b"3".to_vec(), b"3".to_vec()));
     // Another request, another snapshot, of the same module.
-    node.deploy("component", &std::fs::read(guest("counter2")).unwrap(), "[snapshot]\nwarmup = [\"GET /\"]").ok();
+    done(node.deploy("component", &std::fs::read(guest("counter2")).unwrap(), "[snapshot]\nwarmup = [\"GET /\"]"));
     assert_eq!(node.data.get("/component").good(), b"2");
 }
 
@@ -120,7 +126,7 @@ fn warm_up_requests_run_the_function() {
 fn what_a_snapshot_keeps_and_what_is_new() {
     let node = Node::start(&[]);
     let Example { wasm, manifest } = example("frozen");
-    let reply = node.deploy("frozen", &wasm, &manifest).ok();
+    let reply = done(node.deploy("frozen", &wasm, &manifest));
     let notes = notes(&reply);
     assert!(notes.len() == 1 && notes[0].contains("drew random numbers"), "{notes:?}");
     let answers = [node.data.get("/frozen").good(), node.data.get("/frozen").good()].map(|body| String::from_utf8(body).unwrap());
@@ -133,7 +139,7 @@ fn what_a_snapshot_keeps_and_what_is_new() {
         assert!(answers[0].contains(line), "{line} {}", answers[0]);
     }
     // What was read is frozen, so another environment takes another snapshot.
-    node.deploy("frozen", &wasm, &manifest.replace("\"hello\"", "\"goodbye\"")).ok();
+    done(node.deploy("frozen", &wasm, &manifest.replace("\"hello\"", "\"goodbye\"")));
     assert!(node.data.get("/frozen").text().contains("same environment of init: goodbye\n"));
     // Its author may not want to be warned, but stopped.
     let strict = format!("{manifest}randomness = \"refuse\"\n");
@@ -145,11 +151,11 @@ fn what_a_snapshot_keeps_and_what_is_new() {
 fn a_component_s_randomness_and_time() {
     let node = Node::start(&[]);
     let wasm = std::fs::read(guest("counter2")).unwrap();
-    let reply = node.deploy("a", &wasm, "[snapshot]\nwarmup = [\"GET /map\"]").ok();
+    let reply = done(node.deploy("a", &wasm, "[snapshot]\nwarmup = [\"GET /map\"]"));
     assert!(notes(&reply)[0].contains("drew random numbers"), "{:?}", notes(&reply));
     let strict = "[snapshot]\nwarmup = [\"GET /map\"]\nrandomness = \"refuse\"";
     node.deploy("a", &wasm, strict).problem(422, "not-deployable");
-    let reply = node.deploy("time", &wasm, "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /time\"]").ok();
+    let reply = done(node.deploy("time", &wasm, "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /time\"]"));
     assert_eq!(notes(&reply), [""; 0]);
     assert_eq!(node.data.get("/time/time").text(), "backwards: false");
 }
@@ -220,7 +226,7 @@ fn initialisation_that_fails() {
             assert!(refused["detail"].as_str().unwrap().contains(word), "{name} {refused}");
         }
         // Nobody tried it: its callers find out.
-        deploy(&node, name, &text, "snapshot = \"off\"\n[limits]\ncpu = \"100ms\"").ok();
+        done(deploy(&node, name, &text, "snapshot = \"off\"\n[limits]\ncpu = \"100ms\""));
         let expected = match name {
             "loops" => (504, "cpu-deadline"),
             "traps" => (502, "guest-trap"),
@@ -239,7 +245,7 @@ fn initialisation_has_no_network() {
     let text = counter_and("(if (i32.eqz (call $sock_accept (i32.const 3) (i32.const 0) (i32.const 16))) (then unreachable))");
     let import =
         "(module (import \"wasi_snapshot_preview1\" \"sock_accept\" (func $sock_accept (param i32 i32 i32) (result i32)))";
-    deploy(&node, "a", &text.replacen("(module", import, 1), "snapshot = \"required\"").ok();
+    done(deploy(&node, "a", &text.replacen("(module", import, 1), "snapshot = \"required\""));
     assert_eq!(number(&node, "/a"), 2);
 }
 
@@ -255,7 +261,7 @@ fn a_module_that_cannot_be_snapshotted() {
     assert_eq!((number(&node, "/a"), number(&node, "/a")), (2, 2));
     deploy(&node, "b", &text, "snapshot = \"required\"").problem(422, "not-deployable");
     // Nothing to do is a failure only for who requires a snapshot.
-    assert_eq!(notes(&deploy(&node, "c", &requests(), "").ok()), [""; 0]);
+    assert_eq!(notes(&done(deploy(&node, "c", &requests(), ""))), [""; 0]);
     let refused = deploy(&node, "c", &requests(), "snapshot = \"required\"").problem(422, "not-deployable");
     assert!(refused["hint"].as_str().unwrap().contains("warm-up request"), "{refused}");
 }
@@ -270,7 +276,7 @@ fn a_snapshot_s_size_on_both_sides() {
              (func (export \"hob_handle\") (call $number (i32.load (i32.const 0))))",
         )
     };
-    assert_eq!(notes(&deploy(&node, "a", &text(2), "").ok()), [""; 0]);
+    assert_eq!(notes(&done(deploy(&node, "a", &text(2), ""))), [""; 0]);
     let reason = reason(&deploy(&node, "b", &text(3), ""));
     assert!(reason.contains("131072") && reason.contains("196608"), "{reason}");
     assert_eq!((number(&node, "/a"), number(&node, "/b")), (5, 5));
@@ -281,7 +287,7 @@ fn what_is_said_during_initialisation_is_in_the_log() {
     let node = Node::start(&[]);
     let text = counter_and("(call $log (i32.const 2) (i32.const 100) (i32.const 5))")
         .replace("(func $count", "(data (i32.const 100) \"hello\") (func $count");
-    deploy(&node, "a", &text, "").ok();
+    done(deploy(&node, "a", &text, ""));
     let logs = node.logs("a");
     assert!(logs.iter().any(|(source, _, text)| source == "log" && text.contains("hello")), "{logs:?}");
 }
