@@ -146,7 +146,14 @@ impl Node {
             Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), config.engine.templates_max);
         let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
         let node = getrandom::u64().map_err(StartError::Random)?;
-        let dispatcher = Dispatcher::new(engine.clone(), templates, logs, grants, registry.functions()?, node)?;
+        let dispatcher = Dispatcher::new(
+            engine.clone(),
+            templates,
+            logs,
+            grants,
+            registry.list(&TenantId::default(), None, usize::MAX)?,
+            node,
+        )?;
         let deployer = Deployer::new(artifacts, registry, builder, engine, dispatcher.clone(), config.data.clone());
         let (drain, stop) = Drain::new();
         let options = Options::new(&config.net, config.net.connections_max);

@@ -4,7 +4,9 @@
 //! no HTTP. Invariant: whatever kills the process in between, the old or the new revision is live afterwards, whole; what was
 //! acknowledged is there.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -19,7 +21,11 @@ use crate::fault::{Code, Fault};
 use crate::id::{FunctionName, RevisionNumber, TenantId};
 use crate::limits::Limit;
 use crate::manifest::Manifest;
-use crate::registry::{FunctionRecord, NewRevision, Precondition, Registry, RevisionRecord};
+use crate::registry::{FunctionRecord, NewRevision, Precondition, Reference, Registry, RevisionRecord};
+
+/// How often the collector looks at every file. In between it looks at those that changes released; what that leaves behind (by a
+/// disk that failed, say) is rare and may wait.
+const COLLECT_ALL_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// Changes what is live. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -35,6 +41,8 @@ struct Inner {
     config: config::Data,
     /// Told after each change that may have left files behind.
     collect: Notify,
+    /// Files for the collector to look at, besides those that the registry released.
+    candidates: Mutex<Vec<FileId>>,
 }
 
 impl Deployer {
@@ -48,7 +56,8 @@ impl Deployer {
         dispatcher: Dispatcher,
         config: config::Data,
     ) -> Self {
-        Self(Arc::new(Inner { artifacts, registry, builder, engine, dispatcher, config, collect: Notify::new() }))
+        let (collect, candidates) = (Notify::new(), Mutex::default());
+        Self(Arc::new(Inner { artifacts, registry, builder, engine, dispatcher, config, collect, candidates }))
     }
 
     /// Largest upload, in bytes.
@@ -93,13 +102,15 @@ impl Deployer {
             .await??;
         }
         let key = inner.dispatcher.templates().artifact_key(&tenant, &uploaded.digest(), &manifest);
-        let pin = inner.artifacts.pin([FileId::wasm(&tenant, uploaded.digest()), FileId::artifact(&tenant, key)]);
+        let files = [FileId::wasm(&tenant, uploaded.digest()), FileId::artifact(&tenant, key)];
+        let pin = inner.artifacts.pin(files.clone());
         let staged = inner.artifacts.staging_path();
         let wasm = std::fs::File::open(uploaded.path()).map_err(Fault::internal)?;
         let built = inner.builder.build(wasm, staged.path()).await?;
         inner.engine.metrics().builds.inc();
         crash::point("build-done");
         let shape = check(&built, &manifest)?;
+        let this = inner.clone();
         let publish = move || {
             let _pin = pin;
             let (wasm, wasm_bytes) = (uploaded.digest(), uploaded.bytes());
@@ -134,7 +145,12 @@ impl Deployer {
             let is_new = record.live.number == RevisionNumber::FIRST;
             Ok((record, is_new))
         };
-        let done = blocking(publish).await?;
+        let left_behind = move |_: &Fault| {
+            // The files may be in place; what another revision refers to stays.
+            this.candidates().extend(files);
+            this.collect.notify_one();
+        };
+        let done = blocking(move || publish().inspect_err(left_behind)).await?;
         crash::point("acknowledged");
         done
     }
@@ -184,14 +200,7 @@ impl Deployer {
     /// `internal` when the registry cannot be read.
     pub async fn list(&self, tenant: TenantId, after: Option<FunctionName>, count: usize) -> Result<Vec<FunctionRecord>, Fault> {
         let inner = self.0.clone();
-        blocking(move || {
-            let mut functions = inner.registry.functions().map_err(|error| error.fault())?;
-            functions.retain(|function| function.tenant == tenant && after.as_ref().is_none_or(|after| function.name > *after));
-            functions.sort_by(|a, b| a.name.cmp(&b.name));
-            functions.truncate(count);
-            Ok(functions)
-        })
-        .await?
+        blocking(move || inner.registry.list(&tenant, after.as_ref(), count).map_err(|error| error.fault())).await?
     }
 
     /// One function.
@@ -220,23 +229,33 @@ impl Deployer {
         .await?
     }
 
-    /// Removes files that nothing needs any more, each time there may be some, and never ends by itself.
+    /// Removes files that nothing needs any more, each time there may be some, and never ends by itself. Looks at every file at
+    /// first, because a kill may have left some, and then at what each change released.
     ///
     /// # Cancellation
     /// A collection that began goes on to its end.
     pub async fn collect_forever(&self) {
+        let mut all_due = tokio::time::interval(COLLECT_ALL_EVERY);
+        let mut failed = false;
         loop {
+            let all = tokio::select! {
+                biased;
+                _ = all_due.tick() => true,
+                () = self.0.collect.notified() => failed,
+            };
             let inner = self.0.clone();
-            match blocking(move || inner.collect_once()).await {
+            let collected = blocking(move || if all { inner.collect_all() } else { inner.collect_released() }).await;
+            failed = match collected {
                 Ok(Ok(files)) => {
                     self.0.engine.metrics().collected.inc_by(files);
                     self.0.settle_metrics();
+                    false
                 }
                 Ok(Err(fault)) | Err(fault) => {
-                    tracing::error!(%fault, "files that nothing needs could not be removed; the next deploy tries again")
+                    tracing::error!(%fault, "files that nothing needs could not be removed; the next deploy tries again");
+                    true
                 }
-            }
-            self.0.collect.notified().await;
+            };
         }
     }
 }
@@ -251,15 +270,51 @@ impl Inner {
         self.engine.metrics().data_bytes.set(self.artifacts.used_bytes());
     }
 
-    fn collect_once(&self) -> Result<u64, Fault> {
+    fn candidates(&self) -> std::sync::MutexGuard<'_, Vec<FileId>> {
+        self.candidates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at every file.
+    fn collect_all(&self) -> Result<u64, Fault> {
+        self.candidates().clear();
+        drop(self.registry.take_released());
         let referenced = || {
-            let revisions = self.registry.references().map_err(|error| CollectError(error.fault()))?;
-            let files = revisions
-                .into_iter()
-                .flat_map(|(tenant, wasm, artifact)| [FileId::wasm(&tenant, wasm), FileId::artifact(&tenant, artifact)]);
-            Ok(files.collect())
+            let references = self.registry.references().map_err(|error| CollectError(error.fault()))?;
+            Ok(references.into_iter().filter_map(file).collect())
         };
         self.artifacts.collect(referenced).map(|collected| collected.files).map_err(|CollectError(fault)| fault)
+    }
+
+    /// Looks at what changes released.
+    fn collect_released(&self) -> Result<u64, Fault> {
+        let mut candidates: HashSet<FileId> = self.candidates().drain(..).collect();
+        candidates.extend(self.registry.take_released().into_iter().filter_map(file));
+        let references: Vec<_> = candidates.iter().map(reference).collect();
+        let referenced = || {
+            let referenced = self.registry.referenced(&references).map_err(|error| CollectError(error.fault()))?;
+            Ok(referenced.into_iter().filter_map(file).collect())
+        };
+        let (collected, stayed) = self.artifacts.collect_among(&candidates, referenced).map_err(|CollectError(fault)| fault)?;
+        self.candidates().extend(stayed);
+        Ok(collected.files)
+    }
+}
+
+/// The file that a revision refers to.
+fn file((tenant, reference): (TenantId, Reference)) -> Option<FileId> {
+    match reference {
+        Reference::Wasm(digest) => Some(FileId::wasm(&tenant, digest)),
+        Reference::Artifact(key) => Some(FileId::artifact(&tenant, key)),
+        // No such files are written yet.
+        Reference::Snapshot(_) => None,
+    }
+}
+
+/// The inverse of [`file`].
+fn reference(file: &FileId) -> (TenantId, Reference) {
+    match file {
+        FileId::Wasm { tenant, digest } => (tenant.clone(), Reference::Wasm(*digest)),
+        FileId::Artifact { tenant, key } => (tenant.clone(), Reference::Artifact(*key)),
     }
 }
 
