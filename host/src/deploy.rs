@@ -14,14 +14,14 @@ use crate::artifacts::{Artifacts, FileId, Upload, Uploaded};
 use crate::config;
 use crate::crash;
 use crate::dispatch::templates::blocking;
-use crate::dispatch::{Dispatcher, no_such_function};
+use crate::dispatch::{Change, Dispatcher, no_such_function};
 use crate::engine::build::{Builder, Built};
 use crate::engine::{Engine, Shape};
 use crate::fault::{Code, Fault};
 use crate::id::{FunctionName, RevisionNumber, TenantId};
 use crate::limits::Limit;
 use crate::manifest::Manifest;
-use crate::registry::{FunctionRecord, NewRevision, Precondition, Reference, Registry, RevisionRecord};
+use crate::registry::{FunctionRecord, NewRevision, Precondition, PublishError, Reference, Registry, RevisionRecord};
 
 /// How often the collector looks at every file. In between it looks at those that changes released; what that leaves behind (by a
 /// disk that failed, say) is rare and may wait.
@@ -133,10 +133,10 @@ impl Deployer {
                 snapshot: None,
                 notes: Vec::new(),
             };
-            let change = inner.dispatcher.begin_change();
+            let change = inner.dispatcher.begin_change(&tenant, &name);
             let (keep, functions_max) = (inner.config.revisions_max, inner.config.functions_max);
-            let record =
-                inner.registry.publish(&tenant, &name, new, &precondition, keep, functions_max).map_err(|error| error.fault())?;
+            let record = inner.registry.publish(&tenant, &name, new, &precondition, keep, functions_max);
+            let record = record.map_err(|error| not_made(&change, &tenant, &name, &error))?;
             inner.dispatcher.templates().insert(&tenant, key, Arc::new(template));
             change.publish(record.clone()).map_err(Fault::internal)?;
             crash::point("catalog-swapped");
@@ -168,8 +168,9 @@ impl Deployer {
     ) -> Result<FunctionRecord, Fault> {
         let inner = self.0.clone();
         blocking(move || {
-            let change = inner.dispatcher.begin_change();
-            let record = inner.registry.rollback(&tenant, &name, to, &precondition).map_err(|error| error.fault())?;
+            let change = inner.dispatcher.begin_change(&tenant, &name);
+            let record = inner.registry.rollback(&tenant, &name, to, &precondition);
+            let record = record.map_err(|error| not_made(&change, &tenant, &name, &error))?;
             change.publish(record.clone()).map_err(Fault::internal)?;
             Ok(record)
         })
@@ -183,8 +184,9 @@ impl Deployer {
     pub async fn remove(&self, tenant: TenantId, name: FunctionName, precondition: Precondition) -> Result<(), Fault> {
         let inner = self.0.clone();
         blocking(move || {
-            let change = inner.dispatcher.begin_change();
-            if !inner.registry.remove(&tenant, &name, &precondition).map_err(|error| error.fault())? {
+            let change = inner.dispatcher.begin_change(&tenant, &name);
+            let removed = inner.registry.remove(&tenant, &name, &precondition);
+            if !removed.map_err(|error| not_made(&change, &tenant, &name, &error))? {
                 return Err(no_such_function(&name));
             }
             change.remove(&tenant, &name);
@@ -325,6 +327,14 @@ impl From<crate::artifacts::ArtifactError> for CollectError {
     fn from(error: crate::artifacts::ArtifactError) -> Self {
         Self(error.fault())
     }
+}
+
+/// The fault for a change that failed. Where the registry itself did, the change may have been made: what it holds is shown.
+fn not_made(change: &Change<'_>, tenant: &TenantId, name: &FunctionName, error: &PublishError) -> Fault {
+    if let PublishError::Registry(_) = error {
+        change.resync(tenant, name);
+    }
+    error.fault()
 }
 
 /// What can be told now that would otherwise fail at each request.
