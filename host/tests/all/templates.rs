@@ -7,6 +7,7 @@ use hob::artifacts::{Artifacts, DataDir};
 use hob::config;
 use hob::deploy::Deployer;
 use hob::dispatch::Dispatcher;
+use hob::dispatch::catalog::Base;
 use hob::dispatch::templates::Templates;
 use hob::dispatch::templates::bounds::Bounds;
 use hob::engine::Engine;
@@ -285,7 +286,8 @@ fn inside() -> Inside {
     let builder = Arc::new(Builder::new(env!("CARGO_BIN_EXE_hob").into(), config::Build::default()));
     let bounds = Bounds { count: 10, bytes: u64::MAX };
     let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
-    let dispatcher = Dispatcher::new(engine.clone(), templates, LogSpace::new(0, 0), Grants::default(), Vec::new(), 0).unwrap();
+    let base = Base { logs: LogSpace::new(0, 0), grants: Grants::default() };
+    let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, 10, 0).unwrap();
     let data = config::Data::default();
     let deployer = Deployer::new(artifacts, registry, builder, engine.clone(), dispatcher.clone(), data);
     Inside { dispatcher, deployer, engine, _dir: (dir, temp) }
@@ -300,7 +302,7 @@ async fn a_rung_can_be_asked_for() {
     let uploaded = upload.finish().unwrap();
     let manifest = Manifest::default();
     inside.deployer.deploy(tenant.clone(), name.clone(), uploaded, manifest, Precondition::Any).await.unwrap();
-    let function = inside.dispatcher.catalog().get(&tenant, &name).cloned().unwrap();
+    let function = inside.dispatcher.function(&tenant, &name).unwrap();
     let builds = || inside.engine.metrics().builds.get();
     assert_eq!(builds(), 1);
 

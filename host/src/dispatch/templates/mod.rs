@@ -178,7 +178,9 @@ impl Templates {
 
     /// Lets go of a template that no live revision needs. Invocations that run keep it until they end.
     pub fn forget(&self, tenant: &TenantId, artifact: Digest) {
-        drop(self.change(|resident| resident.remove(&(tenant.clone(), artifact))));
+        if let Some(template) = self.change(|resident| resident.remove(&(tenant.clone(), artifact))) {
+            template.retire();
+        }
     }
 
     /// Whether a template is in memory.
