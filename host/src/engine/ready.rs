@@ -125,7 +125,8 @@ impl Ready {
         self.cost_ns.store(mean, Ordering::Relaxed);
     }
 
-    fn is_worth_it(&self) -> bool {
+    /// Whether making an instance takes so long that it is done ahead.
+    pub(super) fn is_worth_it(&self) -> bool {
         Duration::from_nanos(self.cost_ns.load(Ordering::Relaxed)) > WORTH && !self.useless.load(Ordering::Relaxed)
     }
 
@@ -197,7 +198,7 @@ pub(super) struct Recipe {
 impl Engine {
     /// Sees to it that instances of `template` wait on this thread, if making one is expensive. Returns at once: they are made by a
     /// task of this thread, after whatever runs now.
-    pub(super) fn keep_ready(&self, template: &Arc<Template>, recipe: impl FnOnce() -> Recipe) {
+    pub(super) fn keep_ready(&self, template: &Arc<Template>, recipe: Recipe) {
         let ready = &template.ready;
         if !ready.is_worth_it() {
             return;
@@ -209,7 +210,7 @@ impl Engine {
             return;
         }
         ready.lock().last_taken = Some(Instant::now());
-        let (engine, recipe, taken) = (self.clone(), recipe(), Arc::clone(&ready.taken));
+        let (engine, taken) = (self.clone(), Arc::clone(&ready.taken));
         let template = Arc::downgrade(template);
         tokio::spawn(async move {
             attend(&engine, &template, &recipe, &taken, thread).await;

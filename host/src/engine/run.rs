@@ -164,15 +164,41 @@ struct Running {
     response_limit: u64,
     books: Books,
     ready: bool,
-    /// For the instance that the next invocation may find waiting.
-    engine: Engine,
-    template: Arc<Template>,
-    recipe: Recipe,
-    /// Page faults of this thread before the guest ran, while its template is on trial.
-    faults: Option<u64>,
+    /// Only while there is something to learn, or instances are to be made ahead: most templates need neither.
+    lessons: Option<Box<Lessons>>,
     /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first. A store that outlives its
     /// guest takes them along.
     places: Option<Places>,
+}
+
+/// What an invocation means for how the next ones begin.
+struct Lessons {
+    engine: Engine,
+    template: Arc<Template>,
+    /// Of the instance that the next invocation may find waiting.
+    recipe: Recipe,
+    /// Page faults of this thread before the guest ran, while its template is on trial.
+    faults: Option<u64>,
+}
+
+impl Lessons {
+    fn begin(engine: &Engine, template: &Arc<Template>, call: &Call, log: &Arc<LogSink>) -> Option<Box<Self>> {
+        let faults = template.trial.as_ref().and_then(Trial::begin);
+        if faults.is_none() && !template.ready.is_worth_it() {
+            return None;
+        }
+        let recipe = Recipe { limits: call.limits.clone(), environment: call.environment.clone(), log: log.clone() };
+        Some(Box::new(Self { engine: engine.clone(), template: template.clone(), recipe, faults }))
+    }
+
+    fn end(self) {
+        if let (Some(trial), Some(before)) = (&self.template.trial, self.faults)
+            && trial.end(before)
+        {
+            self.engine.enlarge(&self.template);
+        }
+        self.engine.keep_ready(&self.template, self.recipe);
+    }
 }
 
 /// Places among the node's instances and among the function's `concurrency`.
@@ -199,10 +225,9 @@ impl Books {
 impl Running {
     fn start(engine: &Engine, template: &Arc<Template>, call: Call, vessel: Vessel, began: Instant) -> Result<Self, Fault> {
         let kind = template.shape.kind;
-        let faults = template.trial.as_ref().and_then(Trial::begin);
         let reply = Arc::new(Reply::default());
-        let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
-        let recipe = Recipe { limits: call.limits.clone(), environment: call.environment.clone(), log: log.clone() };
+        let log = Arc::new(LogSink::new(call.log.clone(), call.id, call.revision, call.limits.get(Limit::Log)));
+        let lessons = Lessons::begin(engine, template, &call, &log);
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
         let (parts, body) = call.request.into_parts();
         match kind {
@@ -248,10 +273,7 @@ impl Running {
             response_limit: call.limits.get(Limit::ResponseBody),
             books: Books { log, meter: call.meter, metrics: engine.metrics().clone() },
             ready,
-            engine: engine.clone(),
-            template: template.clone(),
-            recipe,
-            faults,
+            lessons,
             places: Some((place, call.permit)),
         })
     }
@@ -283,7 +305,9 @@ impl Running {
                     self.reply.cut(fault.code);
                 }
                 afterwards::put_off((store, self.places.take(), kept));
-                self.learn();
+                if let Some(lessons) = self.lessons.take() {
+                    lessons.end();
+                }
                 result.err()
             }
             Stopped::Deadline => {
@@ -294,16 +318,6 @@ impl Running {
                 Some(Fault::executed(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml, or do less"))
             }
         }
-    }
-
-    /// What this invocation means for how the next ones begin.
-    fn learn(&self) {
-        if let (Some(trial), Some(before)) = (&self.template.trial, self.faults)
-            && trial.end(before)
-        {
-            self.engine.enlarge(&self.template);
-        }
-        self.engine.keep_ready(&self.template, || self.recipe.clone());
     }
 
     fn account(&self, memory_bytes: u64) {
