@@ -57,10 +57,10 @@ pub(super) enum Live {
     Http03(Service),
 }
 
-/// Starts a guest in a fresh store, or in an instance that waited. Nothing runs before the first poll.
-pub(super) fn start(template: Arc<Template>, store: Store<Host>, live: Option<Live>, input: Input) -> Guest {
+/// Starts a guest in a fresh store, or in an instance that waited. `in_large`: of which of the template's pools it is. Nothing runs before the first poll.
+pub(super) fn start(template: Arc<Template>, in_large: bool, store: Store<Host>, live: Option<Live>, input: Input) -> Guest {
     let call = async move |store: &mut Store<Host>| {
-        let entry = &template.resolved().entry;
+        let entry = &template.resolved(in_large).entry;
         let live = match live {
             Some(live) => live,
             None => instantiate(entry, store).await?,

@@ -37,6 +37,8 @@ pub(super) struct Waiting {
     pub(super) live: Live,
     pub(super) store: Store<Host>,
     pub(super) place: Permit,
+    /// Whether it is of the pool for large guests.
+    pub(super) in_large: bool,
     thread: usize,
     _charge: Charge,
 }
@@ -172,9 +174,15 @@ impl Ready {
         idle
     }
 
+    /// Drops what waits, and lets no more wait.
     pub(super) fn retire(&self) {
+        self.lock().retired = true;
+        self.clear();
+    }
+
+    /// Drops what waits.
+    pub(super) fn clear(&self) {
         let mut inner = self.lock();
-        inner.retired = true;
         let gone = std::mem::take(&mut inner.waiting);
         self.count.store(0, Ordering::Relaxed);
         drop(inner);
@@ -232,7 +240,8 @@ impl Engine {
     }
 
     async fn make(&self, template: &Arc<Template>, recipe: &Recipe, thread: usize) -> Option<Waiting> {
-        let resolved = template.resolved();
+        let in_large = template.is_in_large();
+        let resolved = template.resolved(in_large);
         let lane = self.place(resolved.place);
         // Instances that wait never take a place that an invocation could need.
         let (used, _waiting) = lane.instances.occupancy();
@@ -258,7 +267,7 @@ impl Engine {
         match made {
             Ok(Ok(live)) if !store.data().has_touched_wasi() && !store.data().holds_handles() => {
                 let charge = self.0.ready.charge(bytes)?;
-                Some(Waiting { live, store, place, thread, _charge: charge })
+                Some(Waiting { live, store, place, in_large, thread, _charge: charge })
             }
             // It read a clock or its environment while it started, or it does not start: invocations will see for themselves.
             _ => {

@@ -31,7 +31,7 @@ use crate::net::afterwards;
 use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
 
-use super::large::Trial;
+use super::large::{Leaving, Timed};
 use super::ready::{Recipe, Waiting};
 use super::template::Template;
 
@@ -88,7 +88,10 @@ impl Engine {
         let waiting = if call.may_be_ready { template.ready.take() } else { None };
         let vessel = match waiting {
             Some(waiting) => Vessel::Waiting(waiting),
-            None => Vessel::Fresh(self.place(template.resolved().place).admit().await?),
+            None => {
+                let in_large = template.is_in_large();
+                Vessel::Fresh(self.place(template.resolved(in_large).place).admit().await?, in_large)
+            }
         };
         let began = Instant::now();
         let mut running = Running::start(self, template, call, vessel, began)?;
@@ -142,8 +145,8 @@ impl Engine {
 
 /// Where an invocation runs.
 enum Vessel {
-    /// In an instance to be made, whose place this is.
-    Fresh(Permit),
+    /// In an instance to be made, whose place this is; whether in the pool for large guests.
+    Fresh(Permit, bool),
     /// In one that waited.
     Waiting(Waiting),
 }
@@ -177,27 +180,25 @@ struct Lessons {
     template: Arc<Template>,
     /// Of the instance that the next invocation may find waiting.
     recipe: Recipe,
-    /// Page faults of this thread before the guest ran, while its template is on trial.
-    faults: Option<u64>,
+    /// Whether the instance is of the pool for large guests, while its template is on trial.
+    in_large: Option<bool>,
 }
 
 impl Lessons {
-    fn begin(engine: &Engine, template: &Arc<Template>, call: &Call, log: &Arc<LogSink>) -> Option<Box<Self>> {
-        let faults = template.trial.as_ref().and_then(Trial::begin);
-        if faults.is_none() && !template.ready.is_worth_it() {
+    fn begin(engine: &Engine, template: &Arc<Template>, in_large: bool, call: &Call, log: &Arc<LogSink>) -> Option<Box<Self>> {
+        let in_large = template.trial.as_ref().filter(|trial| trial.wants_more()).map(|_| in_large);
+        if in_large.is_none() && !template.ready.is_worth_it() {
             return None;
         }
         let recipe = Recipe { limits: call.limits.clone(), environment: call.environment.clone(), log: log.clone() };
-        Some(Box::new(Self { engine: engine.clone(), template: template.clone(), recipe, faults }))
+        Some(Box::new(Self { engine: engine.clone(), template: template.clone(), recipe, in_large }))
     }
 
-    fn end(self) {
-        if let (Some(trial), Some(before)) = (&self.template.trial, self.faults)
-            && trial.end(before)
-        {
-            self.engine.enlarge(&self.template);
-        }
+    /// `ran`: from the instance being live to the guest's end.
+    fn end(self, ran: Duration) -> Option<Timed> {
         self.engine.keep_ready(&self.template, self.recipe);
+        let in_large = self.in_large?;
+        Some(Timed { engine: self.engine, template: self.template, in_large, ran })
     }
 }
 
@@ -227,7 +228,11 @@ impl Running {
         let kind = template.shape.kind;
         let reply = Arc::new(Reply::default());
         let log = Arc::new(LogSink::new(call.log.clone(), call.id, call.revision, call.limits.get(Limit::Log)));
-        let lessons = Lessons::begin(engine, template, &call, &log);
+        let (ready, in_large) = match &vessel {
+            Vessel::Fresh(_, in_large) => (false, *in_large),
+            Vessel::Waiting(waiting) => (true, waiting.in_large),
+        };
+        let lessons = Lessons::begin(engine, template, in_large, &call, &log);
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
         let (parts, body) = call.request.into_parts();
         match kind {
@@ -247,10 +252,9 @@ impl Running {
             streams: Streams::Served { input },
             exchange,
         };
-        let ready = matches!(vessel, Vessel::Waiting(_));
         let (store, output, live, place) = match vessel {
-            Vessel::Fresh(place) => {
-                let (store, output) = store::build(&engine.place(template.resolved().place).engine, blueprint);
+            Vessel::Fresh(place, in_large) => {
+                let (store, output) = store::build(&engine.place(template.resolved(in_large).place).engine, blueprint);
                 (store, output, None, place)
             }
             Vessel::Waiting(Waiting { live, mut store, place, .. }) => {
@@ -258,7 +262,7 @@ impl Running {
                 (store, output, Some(live), place)
             }
         };
-        let guest = call::start(template.clone(), store, live, Input { request, output, reply: reply.clone() });
+        let guest = call::start(template.clone(), in_large, store, live, Input { request, output, reply: reply.clone() });
         engine.metrics().instances.inc();
         let wall = call.limits.duration(Limit::Wall);
         Ok(Self {
@@ -304,10 +308,9 @@ impl Running {
                 if let Err(fault) = &result {
                     self.reply.cut(fault.code);
                 }
-                afterwards::put_off((store, self.places.take(), kept));
-                if let Some(lessons) = self.lessons.take() {
-                    lessons.end();
-                }
+                let ran = self.looked - self.reply.instantiated().unwrap_or(self.began);
+                let timed = self.lessons.take().and_then(|lessons| lessons.end(ran));
+                afterwards::put_off((Leaving::new(store, timed), self.places.take(), kept));
                 result.err()
             }
             Stopped::Deadline => {

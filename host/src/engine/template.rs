@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use wasmtime::component::InstancePre as ComponentPre;
 use wasmtime::error::Context as _;
@@ -24,9 +25,11 @@ use crate::capability::handler::{ENTRY, INIT, RESTORED, WIZER_INIT};
 pub struct Template {
     pub(super) shape: Shape,
     pub(super) code: Resolved,
-    /// The same code once more, in the pool for large guests, once it was found to be worth it.
+    /// The same code once more, in the pool for large guests.
     large: OnceLock<Resolved>,
-    /// Whether it is; `None` when the guest is of a size for which it never is.
+    /// Whether instances come from there.
+    uses_large: AtomicBool,
+    /// Whether they are to; `None` when the guest is of a size for which it is never worth it.
     pub(super) trial: Option<Trial>,
     pub(super) ready: Ready,
     image_bytes: usize,
@@ -109,18 +112,38 @@ impl fmt::Debug for Template {
 impl Template {
     /// A template of resolved code that maps `image_bytes`.
     pub(super) fn new(shape: Shape, code: Resolved, trial: Option<Trial>, image_bytes: usize) -> Self {
-        Self { shape, code, large: OnceLock::new(), trial, ready: Ready::default(), image_bytes }
+        Self {
+            shape,
+            code,
+            large: OnceLock::new(),
+            uses_large: AtomicBool::new(false),
+            trial,
+            ready: Ready::default(),
+            image_bytes,
+        }
     }
 
-    /// The code to instantiate now.
-    pub(super) fn resolved(&self) -> &Resolved {
-        self.large.get().unwrap_or(&self.code)
+    /// The code to instantiate, in the pool for large guests or in the usual one.
+    pub(super) fn resolved(&self, in_large: bool) -> &Resolved {
+        if in_large { self.large.get().unwrap_or(&self.code) } else { &self.code }
+    }
+
+    /// Whether instances come from the pool for large guests.
+    pub(super) fn is_in_large(&self) -> bool {
+        self.uses_large.load(Ordering::Acquire)
     }
 
     /// From now on instances come from the pool for large guests.
     pub(super) fn move_to(&self, large: Resolved) {
         // The first move counts.
         let _second = self.large.set(large);
+        self.use_large(true);
+    }
+
+    /// Where instances come from, from now on. Those that wait were made in the other pool, and go.
+    pub(super) fn use_large(&self, large: bool) {
+        self.uses_large.store(large && self.large.get().is_some(), Ordering::Release);
+        self.ready.clear();
     }
 
     /// Drops the instances that wait, and lets no more wait: the function has another revision.
