@@ -251,10 +251,9 @@ impl Change<'_> {
         let catalog = self.inner.catalog.load();
         let before = catalog.get(&record.tenant, &record.name).cloned();
         let function = Arc::new(Function::new(record, before.as_deref(), &self.inner.base)?);
-        let after = function.revision.artifact;
         let mut catalog = Catalog::clone(&catalog);
         catalog.insert(function);
-        self.swap(catalog, before.filter(|before| before.revision.artifact != after));
+        self.swap(catalog, before);
         Ok(())
     }
 
@@ -272,10 +271,12 @@ impl Change<'_> {
         self.inner.catalog.store(Arc::new(catalog));
         if let Some(retired) = retired {
             let (tenant, artifact) = (&retired.tenant, retired.revision.artifact);
-            // Two functions of a tenant may share one artifact; it then just stays until it is the least used.
+            // The next revision may have the same artifact, and so may other functions of the tenant; it then just stays until it is
+            // the least used. What waits was not made for this revision alone, but before it ended.
             let shared = self.inner.catalog.load().functions(tenant).any(|function| function.revision.artifact == artifact);
-            if !shared {
-                self.inner.templates.forget(tenant, artifact);
+            match shared {
+                true => self.inner.templates.drop_ready(tenant, artifact),
+                false => self.inner.templates.forget(tenant, artifact),
             }
         }
     }

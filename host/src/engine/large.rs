@@ -4,7 +4,6 @@
 //! slot resident and resets it by copying, none of them faults. For a guest that touches few pages of a large memory the copying
 //! would cost more than it saves. So the faults of the first invocations are counted, for guests of a size for which it can matter.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +11,7 @@ use super::Engine;
 use super::artifact::Code;
 use super::settings::LARGE_KEEP_RESIDENT;
 use super::template::{Entry, Resolved, Template};
-use crate::artifacts::VerifiedArtifact;
+use crate::artifacts::{ClosedArtifact, VerifiedArtifact};
 
 /// Initial memory from which on a guest may be large, in bytes: below it, all of it is kept resident anyway.
 const BYTES_MIN: u64 = 1 << 20;
@@ -29,7 +28,8 @@ const FAULT_WEIGHT: u64 = 2;
 
 /// The counting of one template's faults.
 pub(super) struct Trial {
-    artifact: VerifiedArtifact,
+    /// Not open: each template would hold a descriptor more for it.
+    artifact: ClosedArtifact,
     memory_bytes: u64,
     samples: AtomicU64,
     faults: AtomicU64,
@@ -41,8 +41,7 @@ impl Trial {
         if !(BYTES_MIN..=BYTES_MAX).contains(&memory_bytes) {
             return None;
         }
-        let artifact = artifact.try_clone().ok()?;
-        Some(Self { artifact, memory_bytes, samples: AtomicU64::new(0), faults: AtomicU64::new(0) })
+        Some(Self { artifact: artifact.remember(), memory_bytes, samples: AtomicU64::new(0), faults: AtomicU64::new(0) })
     }
 
     /// The faults of this thread until now, if more samples are wanted.
@@ -76,7 +75,9 @@ impl Engine {
             let Some(trial) = &template.trial else { return };
             let lane = this.place(place);
             let kind = template.shape.kind;
-            let moved = Code::load(&lane.engine, kind, &trial.artifact)
+            let opened = trial.artifact.open().map_err(wasmtime::Error::from);
+            let moved = opened
+                .and_then(|artifact| Code::load(&lane.engine, kind, &artifact))
                 .and_then(|code| Entry::new(kind, &code, lane.modules.as_ref(), &lane.components));
             match moved {
                 Ok(entry) => template.move_to(Resolved { entry, place }),
@@ -84,12 +85,5 @@ impl Engine {
                 Err(error) => tracing::warn!(%error, "a template could not be moved to the pool for large guests"),
             }
         });
-    }
-}
-
-impl VerifiedArtifact {
-    fn try_clone(&self) -> std::io::Result<Self> {
-        let file: File = self.file.try_clone()?;
-        Ok(Self { file, path: self.path.clone(), payload_len: self.payload_len, meta: Vec::new() })
     }
 }

@@ -32,8 +32,8 @@ use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
 
 use super::large::Trial;
-use super::ready::{Recipe, Waiting};
-use super::template::Template;
+use super::ready::Waiting;
+use super::template::{Resolved, Template};
 
 /// One call of a template.
 #[derive(Debug)]
@@ -85,14 +85,17 @@ impl Engine {
     /// # Cancellation
     /// Dropping the future ends the guest, as does dropping the body of the response.
     pub async fn run(&self, template: &Arc<Template>, call: Call) -> Result<Began, Fault> {
-        let waiting = if call.may_be_ready { template.ready.take() } else { None };
+        let waiting = if call.may_be_ready { template.ready.take(call.limits.size(Limit::Memory)) } else { None };
         let vessel = match waiting {
             Some(waiting) => Vessel::Waiting(waiting),
-            None => Vessel::Fresh(self.place(template.resolved().place).admit().await?),
+            None => {
+                let code = template.resolved();
+                Vessel::Fresh(self.admit(code.place).await?, code)
+            }
         };
+        let ready = matches!(vessel, Vessel::Waiting(_));
         let began = Instant::now();
         let mut running = Running::start(self, template, call, vessel, began)?;
-        let ready = running.ready;
         let reply = running.reply.clone();
         let mut now = Some(began);
         let first = std::future::poll_fn(|cx| match running.poll_slice(cx, now.take().unwrap_or_else(Instant::now)) {
@@ -103,17 +106,18 @@ impl Engine {
             },
         });
         let (ended, head) = first.await;
-        let instantiated = reply.instantiated().unwrap_or(began);
-        if !ready {
+        if let Some(instantiated) = reply.instantiated() {
             template.ready.measured(instantiated - began);
         }
+        // One that waited was there from the beginning.
+        let instantiated = reply.instantiated().unwrap_or(began);
         let done = ended.is_some();
         let ended_at = running.looked;
         let kept = match &head {
             Some(Ok(response)) if done && reply::is_large(response.body()) => running.places.take().map(Arc::new),
             _ => None,
         };
-        let fault = ended.and_then(|ended| running.finish(ended, kept.clone()));
+        let fault = ended.and_then(|ended| running.finish(self, template, ended, kept.clone()));
         let response = match (fault, head) {
             // The head is still ours, so the status can tell what went wrong.
             (_, Some(Err(fault))) | (Some(fault), _) => return Err(running.fail(fault)),
@@ -127,7 +131,7 @@ impl Engine {
         let response = match kept {
             Some(places) => running.keep(response, places),
             None if done => response,
-            None => running.detach(response),
+            None => running.detach(self, template, response),
         };
         let entered = reply.entered().unwrap_or(instantiated);
         Ok(Began {
@@ -142,8 +146,8 @@ impl Engine {
 
 /// Where an invocation runs.
 enum Vessel {
-    /// In an instance to be made, whose place this is.
-    Fresh(Permit),
+    /// In an instance to be made of this code, whose place this is.
+    Fresh(Permit, Arc<Resolved>),
     /// In one that waited.
     Waiting(Waiting),
 }
@@ -163,11 +167,7 @@ struct Running {
     timer: Option<Pin<Box<Sleep>>>,
     response_limit: u64,
     books: Books,
-    ready: bool,
-    /// For the instance that the next invocation may find waiting.
-    engine: Engine,
-    template: Arc<Template>,
-    recipe: Recipe,
+    limits: Arc<Limits>,
     /// Page faults of this thread before the guest ran, while its template is on trial.
     faults: Option<u64>,
     /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first. A store that outlives its
@@ -202,7 +202,6 @@ impl Running {
         let faults = template.trial.as_ref().and_then(Trial::begin);
         let reply = Arc::new(Reply::default());
         let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
-        let recipe = Recipe { limits: call.limits.clone(), environment: call.environment.clone(), log: log.clone() };
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
         let (parts, body) = call.request.into_parts();
         match kind {
@@ -222,18 +221,17 @@ impl Running {
             streams: Streams::Served { input },
             exchange,
         };
-        let ready = matches!(vessel, Vessel::Waiting(_));
-        let (store, output, live, place) = match vessel {
-            Vessel::Fresh(place) => {
-                let (store, output) = store::build(&engine.place(template.resolved().place).engine, blueprint);
-                (store, output, None, place)
+        let (store, output, live, place, code) = match vessel {
+            Vessel::Fresh(place, code) => {
+                let (store, output) = store::build(&engine.place(code.place).engine, blueprint);
+                (store, output, None, place, code)
             }
-            Vessel::Waiting(Waiting { live, mut store, place, .. }) => {
+            Vessel::Waiting(Waiting { live, mut store, place, code, .. }) => {
                 let output = store::dedicate(&mut store, blueprint);
-                (store, output, Some(live), place)
+                (store, output, Some(live), place, code)
             }
         };
-        let guest = call::start(template.clone(), store, live, Input { request, output, reply: reply.clone() });
+        let guest = call::start(code, store, live, Input { request, output, reply: reply.clone() });
         engine.metrics().instances.inc();
         let wall = call.limits.duration(Limit::Wall);
         Ok(Self {
@@ -247,10 +245,7 @@ impl Running {
             timer: None,
             response_limit: call.limits.get(Limit::ResponseBody),
             books: Books { log, meter: call.meter, metrics: engine.metrics().clone() },
-            ready,
-            engine: engine.clone(),
-            template: template.clone(),
-            recipe,
+            limits: call.limits,
             faults,
             places: Some((place, call.permit)),
         })
@@ -274,7 +269,7 @@ impl Running {
 
     /// Takes leave of a guest that has ended: its store is dropped after the response has left, on this thread. `kept`: its places,
     /// when somebody else needs them even longer.
-    fn finish(&mut self, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
+    fn finish(&mut self, engine: &Engine, template: &Arc<Template>, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
         match ended {
             Stopped::Ended(ended) => {
                 let Ended { result, store } = *ended;
@@ -283,7 +278,7 @@ impl Running {
                     self.reply.cut(fault.code);
                 }
                 afterwards::put_off((store, self.places.take(), kept));
-                self.learn();
+                self.learn(engine, template);
                 result.err()
             }
             Stopped::Deadline => {
@@ -297,13 +292,13 @@ impl Running {
     }
 
     /// What this invocation means for how the next ones begin.
-    fn learn(&self) {
-        if let (Some(trial), Some(before)) = (&self.template.trial, self.faults)
+    fn learn(&self, engine: &Engine, template: &Arc<Template>) {
+        if let (Some(trial), Some(before)) = (&template.trial, self.faults)
             && trial.end(before)
         {
-            self.engine.enlarge(&self.template);
+            engine.enlarge(template);
         }
-        self.engine.keep_ready(&self.template, || self.recipe.clone());
+        engine.keep_ready(template, &self.limits);
     }
 
     fn account(&self, memory_bytes: u64) {
@@ -331,12 +326,12 @@ impl Running {
     }
 
     /// Lets the guest go on by itself while its response is sent.
-    fn detach(self, response: Response<Payload>) -> Response<Payload> {
+    fn detach(self, engine: &Engine, template: &Arc<Template>, response: Response<Payload>) -> Response<Payload> {
         let reply = self.reply.clone();
-        let mut running = self;
+        let (engine, template, mut running) = (engine.clone(), template.clone(), self);
         let task = tokio::spawn(async move {
             let ended = std::future::poll_fn(|cx| running.poll_slice(cx, Instant::now())).await;
-            if let Some(fault) = running.finish(ended, None) {
+            if let Some(fault) = running.finish(&engine, &template, ended, None) {
                 // The status is out: what is left is to cut the connection, and to say why where it can be read.
                 running.fail(fault);
             }

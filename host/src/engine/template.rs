@@ -3,8 +3,9 @@
 //! Owns what is looked up once so that no invocation looks it up again. Knows nothing about which function a template is of.
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use wasmtime::component::InstancePre as ComponentPre;
 use wasmtime::error::Context as _;
 use wasmtime::{InstancePre, Module, ModuleExport, Result};
@@ -23,12 +24,11 @@ use crate::capability::handler::{ENTRY, INIT, RESTORED, WIZER_INIT};
 /// A function that can be instantiated now. Dropping it frees its code once the last instance is gone.
 pub struct Template {
     pub(super) shape: Shape,
-    pub(super) code: Resolved,
-    /// The same code once more, in the pool for large guests, once it was found to be worth it.
-    large: OnceLock<Resolved>,
+    /// Replaced by the same code in the pool for large guests, once that was found to be worth it.
+    code: ArcSwap<Resolved>,
     /// Whether it is; `None` when the guest is of a size for which it never is.
     pub(super) trial: Option<Trial>,
-    pub(super) ready: Ready,
+    pub(super) ready: Arc<Ready>,
     image_bytes: usize,
 }
 
@@ -100,6 +100,13 @@ impl Entry {
     }
 }
 
+impl Drop for Template {
+    fn drop(&mut self) {
+        // Whoever looks after them holds them longer.
+        self.ready.retire();
+    }
+}
+
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Template({}, {} bytes)", self.shape, self.image_bytes)
@@ -109,21 +116,25 @@ impl fmt::Debug for Template {
 impl Template {
     /// A template of resolved code that maps `image_bytes`.
     pub(super) fn new(shape: Shape, code: Resolved, trial: Option<Trial>, image_bytes: usize) -> Self {
-        Self { shape, code, large: OnceLock::new(), trial, ready: Ready::default(), image_bytes }
+        Self { shape, code: ArcSwap::from_pointee(code), trial, ready: Arc::default(), image_bytes }
     }
 
-    /// The code to instantiate now.
-    pub(super) fn resolved(&self) -> &Resolved {
-        self.large.get().unwrap_or(&self.code)
+    /// The code to instantiate now. An invocation asks once and keeps the answer: another time it may be another engine's.
+    pub(super) fn resolved(&self) -> Arc<Resolved> {
+        self.code.load_full()
     }
 
-    /// From now on instances come from the pool for large guests.
+    /// From now on instances come from the pool for large guests. Those that are there keep the code that they were made of.
     pub(super) fn move_to(&self, large: Resolved) {
-        // The first move counts.
-        let _second = self.large.set(large);
+        self.code.store(Arc::new(large));
     }
 
-    /// Drops the instances that wait, and lets no more wait: the function has another revision.
+    /// Drops the instances that wait.
+    pub fn drop_ready(&self) {
+        self.ready.clear();
+    }
+
+    /// Drops the instances that wait, and lets no more wait: nobody will ask for this template any more.
     pub fn retire(&self) {
         self.ready.retire();
     }
