@@ -124,6 +124,8 @@ pub struct Engine {
     pub ready_max: usize,
     /// Guest memory of all instances that wait for a request. Default 256 MiB.
     pub ready_bytes_max: Bytes,
+    /// How long an instance waits when nobody asks for one of its function. Default 10 s.
+    pub ready_idle: Time,
     /// Most bytes of code and memory images that templates in memory map, holes and all. They are pages of files, which the
     /// system takes back when it is short of memory; what they cost for certain is page tables, 2 MiB for each GiB that was touched.
     /// Default 16 GiB.
@@ -143,6 +145,7 @@ impl Default for Engine {
             large_instances_max: 64,
             ready_max: 4,
             ready_bytes_max: Bytes(256 << 20),
+            ready_idle: Time(Duration::from_secs(10)),
             templates_bytes_max: Bytes(16 << 30),
             functions_hot_max: 4000,
         }
@@ -305,6 +308,7 @@ impl Config {
             ("net.body_idle_timeout", net.body_idle_timeout),
             ("net.write_idle_timeout", net.write_idle_timeout),
             ("data.upload_timeout", self.data.upload_timeout),
+            ("engine.ready_idle", self.engine.ready_idle),
         ] {
             range(!time.0.is_zero(), key, "0".into(), "more than no time")?;
         }
@@ -317,6 +321,8 @@ impl Config {
             "1 to 10000",
         )?;
         range(engine.templates_max > 0, "engine.templates_max", "0".into(), "1 or more")?;
+        let large = engine.large_instances_max;
+        range(large <= 10_000, "engine.large_instances_max", large.to_string(), "at most 10000")?;
         let bytes = engine.templates_bytes_max.0;
         range(bytes >= 1 << 20, "engine.templates_bytes_max", bytes.to_string(), "1MiB or more")?;
         range(engine.functions_hot_max > 0, "engine.functions_hot_max", "0".into(), "1 or more")?;
@@ -416,6 +422,9 @@ mod tests {
             "engine.templates_max=1",
             "engine.templates_bytes_max=1MiB",
             "engine.functions_hot_max=1",
+            "engine.large_instances_max=0",
+            "engine.large_instances_max=10000",
+            "engine.ready_idle=1ms",
             "build.cpu=1s",
             "build.wall=1s",
             "build.queue=10000",
@@ -445,6 +454,8 @@ mod tests {
             "engine.templates_max=0",
             "engine.templates_bytes_max=1048575",
             "engine.functions_hot_max=0",
+            "engine.large_instances_max=10001",
+            "engine.ready_idle=0s",
             "build.cpu=999ms",
             "build.wall=999ms",
             "build.queue=10001",

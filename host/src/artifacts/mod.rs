@@ -73,6 +73,38 @@ pub struct VerifiedArtifact {
     pub payload_len: u64,
     /// What was put there with it.
     pub meta: Vec<u8>,
+    stamp: Stamp,
+}
+
+impl VerifiedArtifact {
+    /// Which file it is, for whoever may want to open it again later.
+    #[must_use]
+    pub fn remember(&self) -> ClosedArtifact {
+        ClosedArtifact { path: self.path.clone(), payload_len: self.payload_len, stamp: self.stamp }
+    }
+}
+
+/// Native code that was what this node put there, without the open file.
+#[derive(Debug, Clone)]
+pub struct ClosedArtifact {
+    path: PathBuf,
+    payload_len: u64,
+    stamp: Stamp,
+}
+
+impl ClosedArtifact {
+    /// Opens the file that was verified; without [`VerifiedArtifact::meta`].
+    ///
+    /// # Errors
+    /// When it is gone, or was changed or replaced since.
+    pub fn open(&self) -> io::Result<VerifiedArtifact> {
+        let Self { path, payload_len, stamp } = self.clone();
+        let file = File::open(&path)?;
+        if Stamp::of(&file)? != stamp {
+            return Err(io::Error::other("another file lies there now"));
+        }
+        Ok(VerifiedArtifact { file, path, payload_len, meta: Vec::new(), stamp })
+    }
 }
 
 /// A snapshot that is what this node put there.
@@ -308,9 +340,9 @@ impl Artifacts {
     pub fn verify_artifact(&self, tenant: &TenantId, key: Digest) -> Result<VerifiedArtifact, ArtifactError> {
         let id = FileId::artifact(tenant, key);
         let (mut file, path) = self.open_file(&id)?;
-        let Sealed { payload_len, meta, .. } =
+        let (Sealed { payload_len, meta, .. }, stamp) =
             self.check(&mut file, Label { magic: CODE, tenant, key }).map_err(|error| seal_error(error, id, &path))?;
-        Ok(VerifiedArtifact { file, path, payload_len, meta })
+        Ok(VerifiedArtifact { file, path, payload_len, meta, stamp })
     }
 
     /// Opens a snapshot after checking that it is what was put there for this tenant and key.
@@ -323,12 +355,13 @@ impl Artifacts {
     pub fn open_snapshot(&self, tenant: &TenantId, key: Digest) -> Result<VerifiedSnapshot, ArtifactError> {
         let id = FileId::snapshot(tenant, key);
         let (mut file, path) = self.open_file(&id)?;
-        let sealed =
+        let (sealed, _) =
             self.check(&mut file, Label { magic: SNAPSHOT, tenant, key }).map_err(|error| seal_error(error, id, &path))?;
         Ok(VerifiedSnapshot { file, payload_len: sealed.payload_len })
     }
 
-    fn check(&self, file: &mut File, label: Label<'_>) -> Result<Sealed, SealError> {
+    /// What a file is sealed with, and its stamp from before it was read.
+    fn check(&self, file: &mut File, label: Label<'_>) -> Result<(Sealed, Stamp), SealError> {
         let Shared { key, checked, .. } = &*self.shared;
         let stamp = Stamp::of(file)?;
         let sealed = seal::open(file, key, label)?;
@@ -339,7 +372,7 @@ impl Artifacts {
                 checked.remember(stamp, sealed.image_mac);
             }
         }
-        Ok(sealed)
+        Ok((sealed, stamp))
     }
 
     /// Opens an upload after checking its SHA-256; the file is at position 0.

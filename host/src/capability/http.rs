@@ -33,6 +33,7 @@ pub fn link(linker: &mut Linker<Host>, concurrent: bool) -> Result<()> {
 
 impl WasiHttpView for Host {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.has_used_http = true;
         WasiHttpCtxView { hooks: &mut self.hooks, table: &mut self.table, ctx: &mut self.http }
     }
 }

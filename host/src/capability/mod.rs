@@ -84,6 +84,7 @@ pub struct Host {
     wasi: Option<WasiCtx>,
     preview1: Option<WasiP1Ctx>,
     http: WasiHttpCtx,
+    has_used_http: bool,
     hooks: Hooks,
 }
 
@@ -110,6 +111,7 @@ impl Host {
             wasi: None,
             preview1: None,
             http,
+            has_used_http: false,
             hooks,
         }
     }
@@ -123,10 +125,11 @@ impl Host {
         !self.table.is_empty()
     }
 
-    /// Whether the guest has asked for anything of WASI: its clocks have a base then, its generator a seed, its streams a place.
+    /// Whether the guest has asked for anything that may be another thing for another invocation: its clocks, random numbers,
+    /// variables and streams, an answer over HTTP, a line in its log.
     #[must_use]
-    pub fn has_touched_wasi(&self) -> bool {
-        self.wasi.is_some() || self.preview1.is_some()
+    pub fn has_looked_outside(&self) -> bool {
+        self.wasi.is_some() || self.preview1.is_some() || self.has_used_http || self.log.dropped() > 0
     }
 }
 

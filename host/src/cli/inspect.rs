@@ -63,7 +63,8 @@ fn describe(detail: &FunctionDetail) -> String {
     add("args", detail.args.join(" "));
     add("env", pairs(&detail.env));
     add("limits", pairs(&detail.limits));
-    add("in memory", if detail.resident { "yes" } else { "no" }.into());
+    let ready = if detail.ready == 0 { String::new() } else { format!(", {} instances ready", detail.ready) };
+    add("in memory", format!("{}{ready}", if detail.resident { "yes" } else { "no" }));
     add("running", format!("{}, {} waiting", detail.running, detail.waiting));
     add("starts", starts(usage));
     add("faults", pairs(&usage.faults));

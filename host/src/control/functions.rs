@@ -124,6 +124,7 @@ pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Res
         args: manifest.args.clone(),
         env: manifest.env.clone(),
         resident: control.dispatcher.templates().is_resident(&record.tenant, record.live.artifact),
+        ready: control.dispatcher.templates().ready_instances(&record.tenant, record.live.artifact) as u64,
         running: running as u64,
         waiting: waiting as u64,
         usage: UsageInfo {

@@ -66,6 +66,9 @@ pub struct FunctionDetail {
     pub env: BTreeMap<String, String>,
     /// Whether its template is in memory.
     pub resident: bool,
+    /// Instances that wait for an invocation.
+    #[serde(default)]
+    pub ready: u64,
     /// Invocations that run now.
     pub running: u64,
     /// Invocations that wait for their turn.

@@ -270,9 +270,8 @@ impl Change<'_> {
     /// # Errors
     /// [`UnknownKind`]: never for a revision that this version built.
     pub fn publish(&self, record: FunctionRecord) -> Result<(), UnknownKind> {
-        let after = record.live.artifact;
         let before = self.inner.functions.publish(record)?;
-        self.retire(before.filter(|before| before.revision.artifact != after));
+        self.retire(before);
         Ok(())
     }
 
@@ -301,11 +300,12 @@ impl Change<'_> {
         self.inner.count();
         if let Some(retired) = retired {
             let (tenant, artifact) = (&retired.tenant, retired.revision.artifact);
-            // Functions of a tenant may share one artifact; while another one that is in use does, it stays until it is the least
-            // used.
+            // The next revision may have the same artifact, and so may other functions of the tenant; it then just stays until it is
+            // the least used. What waits was not made for this revision alone, but before it ended.
             let shared = self.inner.functions.catalog().functions(tenant).any(|function| function.revision.artifact == artifact);
-            if !shared {
-                self.inner.templates.forget(tenant, artifact);
+            match shared {
+                true => self.inner.templates.drop_ready(tenant, artifact),
+                false => self.inner.templates.forget(tenant, artifact),
             }
         }
     }

@@ -20,7 +20,7 @@ use wasmtime_wasi_http::p3::Request as Request03;
 use wasmtime_wasi_http::p3::bindings::Service;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView};
 
-use super::template::{Entry, Template};
+use super::template::{Entry, Resolved};
 use super::trap::{Exit, classify};
 use crate::capability::Host;
 use crate::capability::http::{self as wasi_http, RequestBody};
@@ -57,10 +57,10 @@ pub(super) enum Live {
     Http03(Service),
 }
 
-/// Starts a guest in a fresh store, or in an instance that waited. `in_large`: of which of the template's pools it is. Nothing runs before the first poll.
-pub(super) fn start(template: Arc<Template>, in_large: bool, store: Store<Host>, live: Option<Live>, input: Input) -> Guest {
+/// Starts a guest in a fresh store, or in an instance that waited. Nothing runs before the first poll.
+pub(super) fn start(code: Arc<Resolved>, store: Store<Host>, live: Option<Live>, input: Input) -> Guest {
     let call = async move |store: &mut Store<Host>| {
-        let entry = &template.resolved(in_large).entry;
+        let entry = &code.entry;
         let live = match live {
             Some(live) => live,
             None => instantiate(entry, store).await?,
@@ -79,12 +79,12 @@ pub(super) async fn instantiate(entry: &Entry, store: &mut Store<Host>) -> Resul
         Entry::Http02(pre) => Live::Http02(pre.instantiate_async(&mut *store).await?),
         Entry::Http03(pre) => Live::Http03(pre.instantiate_async(&mut *store).await?),
     };
-    store.data().reply.mark_instantiated();
     if let (Live::Module(instance), Entry::Handler { prelude, .. } | Entry::Command { prelude, .. }) = (&live, entry) {
         for export in prelude {
             call_export(store, *instance, export).await?;
         }
     }
+    store.data().reply.mark_instantiated();
     Ok(live)
 }
 

@@ -15,7 +15,7 @@ use super::Engine;
 use super::artifact::Code;
 use super::settings::LARGE_KEEP_RESIDENT;
 use super::template::{Entry, Resolved, Template};
-use crate::artifacts::VerifiedArtifact;
+use crate::artifacts::{ClosedArtifact, VerifiedArtifact};
 use crate::capability::Host;
 
 /// Initial memory from which on a guest may be large, in bytes: below it there is too little to save.
@@ -29,7 +29,8 @@ const WAITED_FOR: u32 = 2;
 
 /// The trial of one template.
 pub(super) struct Trial {
-    artifact: VerifiedArtifact,
+    /// Not open: each template would hold a descriptor more for it.
+    artifact: ClosedArtifact,
     over: AtomicBool,
     state: Mutex<State>,
 }
@@ -39,6 +40,8 @@ pub(super) struct Trial {
 struct State {
     usual: Samples,
     large: Samples,
+    /// The code in the usual pool, once the template has moved.
+    usual_code: Option<Arc<Resolved>>,
 }
 
 #[derive(Default)]
@@ -72,8 +75,7 @@ impl Trial {
         if !(BYTES_MIN..=BYTES_MAX).contains(&memory_bytes) {
             return None;
         }
-        let artifact = artifact.try_clone().ok()?;
-        Some(Self { artifact, over: AtomicBool::new(false), state: Mutex::default() })
+        Some(Self { artifact: artifact.remember(), over: AtomicBool::new(false), state: Mutex::default() })
     }
 
     /// Whether the next invocation is to be timed.
@@ -95,7 +97,11 @@ impl Trial {
             return Next::Nothing;
         }
         self.over.store(true, Ordering::Relaxed);
-        if state.large.best >= state.usual.best { Next::Back } else { Next::Nothing }
+        if state.large.best >= state.usual.best {
+            return Next::Back;
+        }
+        state.usual_code = None;
+        Next::Nothing
     }
 }
 
@@ -130,7 +136,11 @@ impl Drop for Leaving {
         match trial.sample(in_large, ran * WAITED_FOR + began.elapsed()) {
             Next::Nothing => {}
             Next::Move => engine.enlarge(&template),
-            Next::Back => template.use_large(false),
+            Next::Back => {
+                if let Some(usual) = trial.state().usual_code.take() {
+                    template.move_to(usual);
+                }
+            }
         }
     }
 }
@@ -144,10 +154,15 @@ impl Engine {
             let Some(trial) = &template.trial else { return };
             let lane = this.place(place);
             let kind = template.shape.kind;
-            let moved = Code::load(&lane.engine, kind, &trial.artifact)
+            let opened = trial.artifact.open().map_err(wasmtime::Error::from);
+            let moved = opened
+                .and_then(|artifact| Code::load(&lane.engine, kind, &artifact))
                 .and_then(|code| Entry::new(kind, &code, lane.modules.as_ref(), &lane.components));
             match moved {
-                Ok(entry) => template.move_to(Resolved { entry, place }),
+                Ok(entry) => {
+                    trial.state().usual_code = Some(template.resolved());
+                    template.move_to(Arc::new(Resolved { entry, place }));
+                }
                 // It stays where it is, and works.
                 Err(error) => {
                     trial.over.store(true, Ordering::Relaxed);
@@ -155,11 +170,5 @@ impl Engine {
                 }
             }
         });
-    }
-}
-
-impl VerifiedArtifact {
-    fn try_clone(&self) -> std::io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, path: self.path.clone(), payload_len: self.payload_len, meta: Vec::new() })
     }
 }

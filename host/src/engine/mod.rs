@@ -116,7 +116,7 @@ impl Engine {
             lanes.push(LaneEngine::new(Lane::Plain, true, engine, config.large_instances_max, wait)?);
         }
         let bytes_max = usize::try_from(config.ready_bytes_max.0).unwrap_or(usize::MAX);
-        Self::over(lanes, ready::Budget::new(bytes_max, config.ready_max), metrics)
+        Self::over(lanes, ready::Budget::new(bytes_max, config.ready_max, config.ready_idle.0), metrics)
     }
 
     /// The engine of a build: one lane without a pool, which counts what random numbers guests draw.
@@ -127,7 +127,7 @@ impl Engine {
         let mut lane_engine = LaneEngine::new(lane, false, engine, 1, Duration::ZERO)?;
         lane_engine.components.allow_shadowing(true);
         capability::wasi::count_seeds(&mut lane_engine.components, lane == Lane::Concurrent)?;
-        Self::over(vec![lane_engine], ready::Budget::new(0, 0), Arc::new(Metrics::new()))
+        Self::over(vec![lane_engine], ready::Budget::new(0, 0, Duration::ZERO), Arc::new(Metrics::new()))
     }
 
     fn over(lanes: Vec<LaneEngine>, ready: Arc<ready::Budget>, metrics: Arc<Metrics>) -> Result<Self> {
@@ -188,13 +188,23 @@ impl Engine {
         places.find(|(_, place)| place.lane == lane && !place.large).context("this engine has no such lane")
     }
 
+    /// A place among the instances of one of the pools. One that waits for a request gives way to one that has it.
+    async fn admit(&self, place: usize) -> Result<Permit, Fault> {
+        let lane = self.place(place);
+        if let Some(permit) = lane.instances.try_admit() {
+            return Ok(permit);
+        }
+        drop(self.0.ready.give_up(place));
+        lane.admit().await
+    }
+
     fn large_place(&self) -> Option<usize> {
         self.0.lanes.iter().position(|place| place.large)
     }
 }
 
 impl LaneEngine {
-    /// A place among the instances of the pool.
+    /// A place among the instances of the pool, as soon as there is one.
     async fn admit(&self) -> Result<Permit, Fault> {
         self.instances.admit().await.map_err(|_| {
             let fault = Fault::new(Code::Overloaded, "all instances of this node are taken").retry_after(Duration::from_secs(1));

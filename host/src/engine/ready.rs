@@ -2,8 +2,9 @@
 //!
 //! Owns the instances of one template that wait, and when another is made: on the thread that will use it, when no request waits
 //! for it. What is expensive was measured, not declared. Knows nothing about requests. Invariant: an instance leaves here once, to
-//! serve one invocation; nothing ran in it but its own start, which asked WASI for nothing, so that it has no clock, no random
-//! number and no environment of an earlier time.
+//! serve one invocation; nothing ran in it but its own start, which asked for nothing outside of its memory and was refused none. So
+//! it has no clock, no random number, no environment and no limit of an earlier time, and is as good for one function of its template
+//! as for another.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -12,23 +13,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use wasmtime::Store;
+use wasmtime::{PoolConcurrencyLimitError, Store};
 
 use super::call::{self, Live};
 use super::store::{self, Blueprint, Streams};
-use super::template::Template;
+use super::template::{Resolved, Template};
 use super::{Engine, deadline};
 use crate::capability::handler::Exchange;
 use crate::capability::reply::Reply;
 use crate::capability::{Environment, Host};
+use crate::id::{InvocationId, RevisionNumber};
 use crate::limits::{Limit, Limits};
 use crate::meter::Permit;
-use crate::telemetry::logs::LogSink;
+use crate::telemetry::logs::{FunctionLog, LogSink, LogSpace};
+use crate::telemetry::metrics::Metrics;
 
 /// An instantiation that takes longer than this is worth doing ahead. Handing over one that waits costs about 1 us.
 const WORTH: Duration = Duration::from_micros(50);
-/// How long an instance waits that nobody asks for.
-const IDLE: Duration = Duration::from_secs(10);
 /// Longest time that making one may take, on the clock and on the processor.
 const MAKING_MAX: Duration = Duration::from_secs(1);
 
@@ -37,10 +38,27 @@ pub(super) struct Waiting {
     pub(super) live: Live,
     pub(super) store: Store<Host>,
     pub(super) place: Permit,
-    /// Whether it is of the pool for large guests.
-    pub(super) in_large: bool,
+    /// What it was made of; the template may have moved to another pool since.
+    pub(super) code: Arc<Resolved>,
     thread: usize,
-    _charge: Charge,
+    charge: Charge,
+    _counted: Counted,
+}
+
+/// One that waits or was just taken, as the node's metrics count it.
+struct Counted(Arc<Metrics>);
+
+impl Counted {
+    fn new(metrics: &Arc<Metrics>) -> Self {
+        metrics.ready.inc();
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.ready.dec();
+    }
 }
 
 /// The instances of one template that wait.
@@ -50,11 +68,13 @@ pub(super) struct Ready {
     count: AtomicUsize,
     /// Mean time of an instantiation in nanoseconds.
     cost_ns: AtomicU64,
+    /// Guest memory of the one that was made last, in bytes.
+    bytes: AtomicUsize,
     /// Threads that look after theirs, a bit each.
     attended: AtomicU64,
     /// Whether making one ahead was found to be no use.
     useless: AtomicBool,
-    taken: Arc<Notify>,
+    taken: Notify,
     inner: Mutex<Inner>,
 }
 
@@ -66,23 +86,44 @@ struct Inner {
 }
 
 /// What all waiting instances of the node may hold.
-#[derive(Debug)]
 pub(super) struct Budget {
     used: AtomicUsize,
     bytes_max: usize,
     each_max: usize,
+    idle: Duration,
+    /// A log that keeps nothing.
+    nowhere: Arc<FunctionLog>,
+    /// Those that may have instances waiting.
+    known: Mutex<Vec<Weak<Ready>>>,
 }
 
 impl Budget {
-    /// `bytes_max`: guest memory of all that wait; `each_max`: instances of one template that wait on one thread.
-    pub(super) fn new(bytes_max: usize, each_max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), bytes_max, each_max })
+    /// `bytes_max`: guest memory of all that wait; `each_max`: instances of one template that wait on one thread; `idle`: how long,
+    /// when nobody asks for one.
+    pub(super) fn new(bytes_max: usize, each_max: usize, idle: Duration) -> Arc<Self> {
+        let nowhere = Arc::new(FunctionLog::new(LogSpace::new(0, 0)));
+        Arc::new(Self { used: AtomicUsize::new(0), bytes_max, each_max, idle, nowhere, known: Mutex::default() })
     }
 
     fn charge(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
-        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.bytes_max);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-        Some(Charge { budget: Arc::clone(self), bytes })
+        let mut charge = Charge { budget: Arc::clone(self), bytes: 0 };
+        charge.set(bytes).then_some(charge)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<Weak<Ready>>> {
+        // Whole after every statement that changes it.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enrol(&self, ready: &Arc<Ready>) {
+        let mut known = self.known();
+        known.retain(|one| one.strong_count() > 0 && !std::ptr::eq(one.as_ptr(), Arc::as_ptr(ready)));
+        known.push(Arc::downgrade(ready));
+    }
+
+    /// An instance that waits in the pool `place`, to be dropped for somebody who has a request.
+    pub(super) fn give_up(&self, place: usize) -> Option<Waiting> {
+        self.known().iter().filter_map(Weak::upgrade).find_map(|ready| ready.remove(|waiting| waiting.code.place == place))
     }
 }
 
@@ -90,6 +131,19 @@ impl Budget {
 struct Charge {
     budget: Arc<Budget>,
     bytes: usize,
+}
+
+impl Charge {
+    /// Makes it a charge of `bytes`, unless that is more than the budget has.
+    fn set(&mut self, bytes: usize) -> bool {
+        let budget = &self.budget;
+        let fits = |used: usize| used.checked_sub(self.bytes)?.checked_add(bytes).filter(|sum| *sum <= budget.bytes_max);
+        let done = budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
+        if done {
+            self.bytes = bytes;
+        }
+        done
+    }
 }
 
 impl Drop for Charge {
@@ -127,21 +181,29 @@ impl Ready {
         self.cost_ns.store(mean, Ordering::Relaxed);
     }
 
-    /// Whether making an instance takes so long that it is done ahead.
-    pub(super) fn is_worth_it(&self) -> bool {
+    fn is_worth_it(&self) -> bool {
         Duration::from_nanos(self.cost_ns.load(Ordering::Relaxed)) > WORTH && !self.useless.load(Ordering::Relaxed)
     }
 
-    /// An instance that waits on the calling thread.
-    pub(super) fn take(&self) -> Option<Waiting> {
-        if self.count.load(Ordering::Relaxed) == 0 {
+    fn is_wanted(&self) -> bool {
+        self.is_worth_it() && !self.lock().retired
+    }
+
+    /// An instance that waits on the calling thread, of at most `bytes_max` of memory.
+    pub(super) fn take(&self, bytes_max: usize) -> Option<Waiting> {
+        if self.len() == 0 {
             return None;
         }
         let thread = thread();
+        let waiting = self.remove(|waiting| waiting.thread == thread && waiting.charge.bytes <= bytes_max)?;
+        self.lock().last_taken = Some(Instant::now());
+        Some(waiting)
+    }
+
+    fn remove(&self, is_it: impl Fn(&Waiting) -> bool) -> Option<Waiting> {
         let mut inner = self.lock();
-        let at = inner.waiting.iter().position(|waiting| waiting.thread == thread)?;
+        let at = inner.waiting.iter().position(is_it)?;
         let waiting = inner.waiting.remove(at);
-        inner.last_taken = Some(Instant::now());
         self.count.store(inner.waiting.len(), Ordering::Relaxed);
         waiting
     }
@@ -159,34 +221,34 @@ impl Ready {
         self.lock().waiting.iter().filter(|waiting| waiting.thread == thread).count()
     }
 
-    /// Drops what waits on `thread` if nobody has taken one for a while. Whether it did.
-    fn sweep(&self, thread: usize) -> bool {
+    fn is_idle(&self, idle: Duration) -> bool {
+        self.lock().last_taken.is_none_or(|taken| taken.elapsed() >= idle)
+    }
+
+    /// Drops what waits on `thread`.
+    fn leave(&self, thread: usize) {
         let mut inner = self.lock();
-        let idle = inner.retired || inner.last_taken.is_none_or(|taken| taken.elapsed() >= IDLE);
-        let mut gone = VecDeque::new();
-        if idle {
-            let (mine, others) = std::mem::take(&mut inner.waiting).into_iter().partition(|waiting| waiting.thread == thread);
-            (gone, inner.waiting) = (mine, others);
-            self.count.store(inner.waiting.len(), Ordering::Relaxed);
-        }
+        let (mine, others): (VecDeque<_>, _) =
+            std::mem::take(&mut inner.waiting).into_iter().partition(|waiting| waiting.thread == thread);
+        inner.waiting = others;
+        self.count.store(inner.waiting.len(), Ordering::Relaxed);
         drop(inner);
-        drop::<VecDeque<Waiting>>(gone);
-        idle
+        drop(mine);
     }
 
-    /// Drops what waits, and lets no more wait.
-    pub(super) fn retire(&self) {
-        self.lock().retired = true;
-        self.clear();
-    }
-
-    /// Drops what waits.
+    /// Drops all that wait.
     pub(super) fn clear(&self) {
         let mut inner = self.lock();
         let gone = std::mem::take(&mut inner.waiting);
         self.count.store(0, Ordering::Relaxed);
         drop(inner);
         drop(gone);
+    }
+
+    /// Drops all that wait, and lets no more wait.
+    pub(super) fn retire(&self) {
+        self.lock().retired = true;
+        self.clear();
         self.taken.notify_waiters();
     }
 
@@ -195,101 +257,107 @@ impl Ready {
     }
 }
 
-/// What an instance is made with.
-#[derive(Clone)]
-pub(super) struct Recipe {
-    pub(super) limits: Arc<Limits>,
-    pub(super) environment: Arc<Environment>,
-    pub(super) log: Arc<LogSink>,
-}
-
 impl Engine {
     /// Sees to it that instances of `template` wait on this thread, if making one is expensive. Returns at once: they are made by a
-    /// task of this thread, after whatever runs now.
-    pub(super) fn keep_ready(&self, template: &Arc<Template>, recipe: Recipe) {
+    /// task of this thread, after whatever runs now, under `limits`.
+    pub(super) fn keep_ready(&self, template: &Arc<Template>, limits: &Arc<Limits>) {
         let ready = &template.ready;
-        if !ready.is_worth_it() {
+        if self.0.ready.each_max == 0 || !ready.is_worth_it() {
             return;
         }
         let thread = thread();
         let bit = 1 << (thread % 64);
-        if ready.attended.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+        if ready.attended.load(Ordering::Relaxed) & bit != 0 {
             ready.taken.notify_waiters();
             return;
         }
-        ready.lock().last_taken = Some(Instant::now());
-        let (engine, taken) = (self.clone(), Arc::clone(&ready.taken));
-        let template = Arc::downgrade(template);
-        tokio::spawn(async move {
-            attend(&engine, &template, &recipe, &taken, thread).await;
-            if let Some(template) = template.upgrade() {
-                template.ready.attended.fetch_and(!bit, Ordering::Relaxed);
+        {
+            let mut inner = ready.lock();
+            if inner.retired {
+                return;
             }
+            inner.last_taken = Some(Instant::now());
+        }
+        ready.attended.fetch_or(bit, Ordering::Relaxed);
+        self.0.ready.enrol(ready);
+        let (engine, ready, template, limits) = (self.clone(), ready.clone(), Arc::downgrade(template), limits.clone());
+        tokio::spawn(async move {
+            attend(&engine, &ready, &template, &limits, thread).await;
+            ready.attended.fetch_and(!bit, Ordering::Relaxed);
+            ready.leave(thread);
         });
     }
 
     /// Fills up what waits on this thread.
-    async fn fill(&self, template: &Arc<Template>, recipe: &Recipe, thread: usize) {
-        let budget = &self.0.ready;
-        while template.ready.count_on(thread) < budget.each_max && !template.ready.lock().retired {
-            let Some(waiting) = self.make(template, recipe, thread).await else { return };
-            template.ready.put(waiting);
+    async fn fill(&self, template: &Arc<Template>, limits: &Limits, thread: usize) {
+        let ready = &template.ready;
+        while ready.count_on(thread) < self.0.ready.each_max && ready.is_wanted() {
+            let Some(waiting) = self.make(template, limits, thread).await else { return };
+            ready.put(waiting);
             // Requests that came meanwhile go first.
             tokio::task::yield_now().await;
         }
     }
 
-    async fn make(&self, template: &Arc<Template>, recipe: &Recipe, thread: usize) -> Option<Waiting> {
-        let in_large = template.is_in_large();
-        let resolved = template.resolved(in_large);
-        let lane = self.place(resolved.place);
-        // Instances that wait never take a place that an invocation could need.
+    async fn make(&self, template: &Arc<Template>, limits: &Limits, thread: usize) -> Option<Waiting> {
+        let (ready, code) = (&template.ready, template.resolved());
+        let lane = self.place(code.place);
+        // At most half of the places; those too are given up for an invocation that finds no other (`Engine::admit`).
         let (used, _waiting) = lane.instances.occupancy();
         let place = lane.instances.try_admit().filter(|_| used < lane.instances_max / 2)?;
+        let mut charge = self.0.ready.charge(ready.bytes.load(Ordering::Relaxed))?;
+        // Whose it will be is not known yet: what it says goes nowhere, and makes it useless.
+        let log = LogSink::new(self.0.ready.nowhere.clone(), InvocationId::new(0, 0), RevisionNumber::FIRST, 0);
         let blueprint = Blueprint {
             kind: template.shape.kind,
-            limits: &recipe.limits,
-            environment: recipe.environment.clone(),
-            log: recipe.log.clone(),
+            limits,
+            environment: Arc::new(Environment::default()),
+            log: Arc::new(log),
             reply: Arc::new(Reply::default()),
             streams: Streams::Served { input: None },
             exchange: Exchange::default(),
         };
         let (mut store, _output) = store::build(&lane.engine, blueprint);
-        deadline::arm(&mut store, MAKING_MAX.min(recipe.limits.duration(Limit::Cpu)));
+        deadline::arm(&mut store, MAKING_MAX.min(limits.duration(Limit::Cpu)));
         let made = {
-            let mut making = std::pin::pin!(call::instantiate(&resolved.entry, &mut store));
+            let mut making = std::pin::pin!(call::instantiate(&code.entry, &mut store));
             let mut used = Duration::ZERO;
             let making = std::future::poll_fn(|cx| deadline::slice(&mut used, Instant::now(), || making.as_mut().poll(cx)).0);
             tokio::time::timeout(MAKING_MAX, making).await
         };
-        let bytes = store.data().memory.peak();
+        let host = store.data();
+        let is_pure = !host.has_looked_outside() && !host.holds_handles() && !host.memory.was_refused();
         match made {
-            Ok(Ok(live)) if !store.data().has_touched_wasi() && !store.data().holds_handles() => {
-                let charge = self.0.ready.charge(bytes)?;
-                Some(Waiting { live, store, place, in_large, thread, _charge: charge })
+            Ok(Ok(live)) if is_pure => {
+                let bytes = host.memory.peak();
+                ready.bytes.store(bytes, Ordering::Relaxed);
+                let counted = Counted::new(&self.0.metrics);
+                charge.set(bytes).then_some(Waiting { live, store, place, code, thread, charge, _counted: counted })
             }
-            // It read a clock or its environment while it started, or it does not start: invocations will see for themselves.
+            // The node has no room, which passes.
+            Ok(Err(error)) if error.is::<PoolConcurrencyLimitError>() => None,
+            // It has looked at something of its invocation while it started, or it does not start: invocations will see for themselves.
             _ => {
-                template.ready.useless.store(true, Ordering::Relaxed);
+                ready.useless.store(true, Ordering::Relaxed);
                 None
             }
         }
     }
 }
 
-/// Looks after the waiting instances of one template on one thread until nobody has asked for one in a while.
-async fn attend(engine: &Engine, template: &Weak<Template>, recipe: &Recipe, taken: &Notify, thread: usize) {
-    loop {
-        let asked = taken.notified();
+/// Looks after the waiting instances of one template on one thread until nobody has asked for one in a while, or none may wait.
+async fn attend(engine: &Engine, ready: &Ready, template: &Weak<Template>, limits: &Limits, thread: usize) {
+    let idle = engine.0.ready.idle;
+    while ready.is_wanted() {
+        let taken = ready.taken.notified();
         match template.upgrade() {
-            Some(template) if template.ready.is_worth_it() => engine.fill(&template, recipe, thread).await,
-            _ => return,
+            Some(template) => engine.fill(&template, limits, thread).await,
+            None => return,
         }
         tokio::select! {
-            () = asked => {}
-            () = tokio::time::sleep(IDLE) => {
-                if template.upgrade().is_none_or(|template| template.ready.sweep(thread)) {
+            () = taken => {}
+            () = tokio::time::sleep(idle) => {
+                if ready.is_idle(idle) {
                     return;
                 }
             }

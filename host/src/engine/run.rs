@@ -32,8 +32,8 @@ use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
 
 use super::large::{Leaving, Timed};
-use super::ready::{Recipe, Waiting};
-use super::template::Template;
+use super::ready::Waiting;
+use super::template::{Resolved, Template};
 
 /// One call of a template.
 #[derive(Debug)]
@@ -85,17 +85,17 @@ impl Engine {
     /// # Cancellation
     /// Dropping the future ends the guest, as does dropping the body of the response.
     pub async fn run(&self, template: &Arc<Template>, call: Call) -> Result<Began, Fault> {
-        let waiting = if call.may_be_ready { template.ready.take() } else { None };
+        let waiting = if call.may_be_ready { template.ready.take(call.limits.size(Limit::Memory)) } else { None };
         let vessel = match waiting {
             Some(waiting) => Vessel::Waiting(waiting),
             None => {
-                let in_large = template.is_in_large();
-                Vessel::Fresh(self.place(template.resolved(in_large).place).admit().await?, in_large)
+                let code = template.resolved();
+                Vessel::Fresh(self.admit(code.place).await?, code)
             }
         };
+        let ready = matches!(vessel, Vessel::Waiting(_));
         let began = Instant::now();
         let mut running = Running::start(self, template, call, vessel, began)?;
-        let ready = running.ready;
         let reply = running.reply.clone();
         let mut now = Some(began);
         let first = std::future::poll_fn(|cx| match running.poll_slice(cx, now.take().unwrap_or_else(Instant::now)) {
@@ -106,17 +106,18 @@ impl Engine {
             },
         });
         let (ended, head) = first.await;
-        let instantiated = reply.instantiated().unwrap_or(began);
-        if !ready {
+        if let Some(instantiated) = reply.instantiated() {
             template.ready.measured(instantiated - began);
         }
+        // One that waited was there from the beginning.
+        let instantiated = reply.instantiated().unwrap_or(began);
         let done = ended.is_some();
         let ended_at = running.looked;
         let kept = match &head {
             Some(Ok(response)) if done && reply::is_large(response.body()) => running.places.take().map(Arc::new),
             _ => None,
         };
-        let fault = ended.and_then(|ended| running.finish(ended, kept.clone()));
+        let fault = ended.and_then(|ended| running.finish(self, template, ended, kept.clone()));
         let response = match (fault, head) {
             // The head is still ours, so the status can tell what went wrong.
             (_, Some(Err(fault))) | (Some(fault), _) => return Err(running.fail(fault)),
@@ -130,7 +131,7 @@ impl Engine {
         let response = match kept {
             Some(places) => running.keep(response, places),
             None if done => response,
-            None => running.detach(response),
+            None => running.detach(self, template, response),
         };
         let entered = reply.entered().unwrap_or(instantiated);
         Ok(Began {
@@ -145,8 +146,8 @@ impl Engine {
 
 /// Where an invocation runs.
 enum Vessel {
-    /// In an instance to be made, whose place this is; whether in the pool for large guests.
-    Fresh(Permit, bool),
+    /// In an instance to be made of this code, whose place this is.
+    Fresh(Permit, Arc<Resolved>),
     /// In one that waited.
     Waiting(Waiting),
 }
@@ -166,40 +167,12 @@ struct Running {
     timer: Option<Pin<Box<Sleep>>>,
     response_limit: u64,
     books: Books,
-    ready: bool,
-    /// Only while there is something to learn, or instances are to be made ahead: most templates need neither.
-    lessons: Option<Box<Lessons>>,
+    limits: Arc<Limits>,
+    /// Whether the instance is of the pool for large guests, while its template is on trial.
+    trial: Option<bool>,
     /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first. A store that outlives its
     /// guest takes them along.
     places: Option<Places>,
-}
-
-/// What an invocation means for how the next ones begin.
-struct Lessons {
-    engine: Engine,
-    template: Arc<Template>,
-    /// Of the instance that the next invocation may find waiting.
-    recipe: Recipe,
-    /// Whether the instance is of the pool for large guests, while its template is on trial.
-    in_large: Option<bool>,
-}
-
-impl Lessons {
-    fn begin(engine: &Engine, template: &Arc<Template>, in_large: bool, call: &Call, log: &Arc<LogSink>) -> Option<Box<Self>> {
-        let in_large = template.trial.as_ref().filter(|trial| trial.wants_more()).map(|_| in_large);
-        if in_large.is_none() && !template.ready.is_worth_it() {
-            return None;
-        }
-        let recipe = Recipe { limits: call.limits.clone(), environment: call.environment.clone(), log: log.clone() };
-        Some(Box::new(Self { engine: engine.clone(), template: template.clone(), recipe, in_large }))
-    }
-
-    /// `ran`: from the instance being live to the guest's end.
-    fn end(self, ran: Duration) -> Option<Timed> {
-        self.engine.keep_ready(&self.template, self.recipe);
-        let in_large = self.in_large?;
-        Some(Timed { engine: self.engine, template: self.template, in_large, ran })
-    }
 }
 
 /// Places among the node's instances and among the function's `concurrency`.
@@ -227,12 +200,7 @@ impl Running {
     fn start(engine: &Engine, template: &Arc<Template>, call: Call, vessel: Vessel, began: Instant) -> Result<Self, Fault> {
         let kind = template.shape.kind;
         let reply = Arc::new(Reply::default());
-        let log = Arc::new(LogSink::new(call.log.clone(), call.id, call.revision, call.limits.get(Limit::Log)));
-        let (ready, in_large) = match &vessel {
-            Vessel::Fresh(_, in_large) => (false, *in_large),
-            Vessel::Waiting(waiting) => (true, waiting.in_large),
-        };
-        let lessons = Lessons::begin(engine, template, in_large, &call, &log);
+        let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
         let (parts, body) = call.request.into_parts();
         match kind {
@@ -252,17 +220,19 @@ impl Running {
             streams: Streams::Served { input },
             exchange,
         };
-        let (store, output, live, place) = match vessel {
-            Vessel::Fresh(place, in_large) => {
-                let (store, output) = store::build(&engine.place(template.resolved(in_large).place).engine, blueprint);
-                (store, output, None, place)
+        let (store, output, live, place, code) = match vessel {
+            Vessel::Fresh(place, code) => {
+                let (store, output) = store::build(&engine.place(code.place).engine, blueprint);
+                (store, output, None, place, code)
             }
-            Vessel::Waiting(Waiting { live, mut store, place, .. }) => {
+            Vessel::Waiting(Waiting { live, mut store, place, code, .. }) => {
                 let output = store::dedicate(&mut store, blueprint);
-                (store, output, Some(live), place)
+                (store, output, Some(live), place, code)
             }
         };
-        let guest = call::start(template.clone(), in_large, store, live, Input { request, output, reply: reply.clone() });
+        let on_trial = template.trial.as_ref().filter(|trial| trial.wants_more());
+        let trial = on_trial.map(|_| engine.place(code.place).large);
+        let guest = call::start(code, store, live, Input { request, output, reply: reply.clone() });
         engine.metrics().instances.inc();
         let wall = call.limits.duration(Limit::Wall);
         Ok(Self {
@@ -276,8 +246,8 @@ impl Running {
             timer: None,
             response_limit: call.limits.get(Limit::ResponseBody),
             books: Books { log, meter: call.meter, metrics: engine.metrics().clone() },
-            ready,
-            lessons,
+            limits: call.limits,
+            trial,
             places: Some((place, call.permit)),
         })
     }
@@ -300,7 +270,7 @@ impl Running {
 
     /// Takes leave of a guest that has ended: its store is dropped after the response has left, on this thread. `kept`: its places,
     /// when somebody else needs them even longer.
-    fn finish(&mut self, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
+    fn finish(&mut self, engine: &Engine, template: &Arc<Template>, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
         match ended {
             Stopped::Ended(ended) => {
                 let Ended { result, store } = *ended;
@@ -309,8 +279,9 @@ impl Running {
                     self.reply.cut(fault.code);
                 }
                 let ran = self.looked - self.reply.instantiated().unwrap_or(self.began);
-                let timed = self.lessons.take().and_then(|lessons| lessons.end(ran));
-                afterwards::put_off((Leaving::new(store, timed), self.places.take(), kept));
+                let timed = |in_large| Timed { engine: engine.clone(), template: template.clone(), in_large, ran };
+                afterwards::put_off((Leaving::new(store, self.trial.map(timed)), self.places.take(), kept));
+                engine.keep_ready(template, &self.limits);
                 result.err()
             }
             Stopped::Deadline => {
@@ -348,12 +319,12 @@ impl Running {
     }
 
     /// Lets the guest go on by itself while its response is sent.
-    fn detach(self, response: Response<Payload>) -> Response<Payload> {
+    fn detach(self, engine: &Engine, template: &Arc<Template>, response: Response<Payload>) -> Response<Payload> {
         let reply = self.reply.clone();
-        let mut running = self;
+        let (engine, template, mut running) = (engine.clone(), template.clone(), self);
         let task = tokio::spawn(async move {
             let ended = std::future::poll_fn(|cx| running.poll_slice(cx, Instant::now())).await;
-            if let Some(fault) = running.finish(ended, None) {
+            if let Some(fault) = running.finish(&engine, &template, ended, None) {
                 // The status is out: what is left is to cut the connection, and to say why where it can be read.
                 running.fail(fault);
             }

@@ -3,9 +3,9 @@
 //! Owns what is looked up once so that no invocation looks it up again. Knows nothing about which function a template is of.
 
 use std::fmt;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use wasmtime::component::InstancePre as ComponentPre;
 use wasmtime::error::Context as _;
 use wasmtime::{InstancePre, Module, ModuleExport, Result};
@@ -24,14 +24,11 @@ use crate::capability::handler::{ENTRY, INIT, RESTORED, WIZER_INIT};
 /// A function that can be instantiated now. Dropping it frees its code once the last instance is gone.
 pub struct Template {
     pub(super) shape: Shape,
-    pub(super) code: Resolved,
-    /// The same code once more, in the pool for large guests.
-    large: OnceLock<Resolved>,
-    /// Whether instances come from there.
-    uses_large: AtomicBool,
-    /// Whether they are to; `None` when the guest is of a size for which it is never worth it.
+    /// In the usual pool, or in the one for large guests.
+    code: ArcSwap<Resolved>,
+    /// Which of the two; `None` when the guest is of a size for which it is always the usual one.
     pub(super) trial: Option<Trial>,
-    pub(super) ready: Ready,
+    pub(super) ready: Arc<Ready>,
     image_bytes: usize,
 }
 
@@ -103,6 +100,13 @@ impl Entry {
     }
 }
 
+impl Drop for Template {
+    fn drop(&mut self) {
+        // Whoever looks after them holds them longer.
+        self.ready.retire();
+    }
+}
+
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Template({}, {} bytes)", self.shape, self.image_bytes)
@@ -112,41 +116,26 @@ impl fmt::Debug for Template {
 impl Template {
     /// A template of resolved code that maps `image_bytes`.
     pub(super) fn new(shape: Shape, code: Resolved, trial: Option<Trial>, image_bytes: usize) -> Self {
-        Self {
-            shape,
-            code,
-            large: OnceLock::new(),
-            uses_large: AtomicBool::new(false),
-            trial,
-            ready: Ready::default(),
-            image_bytes,
-        }
+        Self { shape, code: ArcSwap::from_pointee(code), trial, ready: Arc::default(), image_bytes }
     }
 
-    /// The code to instantiate, in the pool for large guests or in the usual one.
-    pub(super) fn resolved(&self, in_large: bool) -> &Resolved {
-        if in_large { self.large.get().unwrap_or(&self.code) } else { &self.code }
+    /// The code to instantiate now. An invocation asks once and keeps the answer: another time it may be another engine's.
+    pub(super) fn resolved(&self) -> Arc<Resolved> {
+        self.code.load_full()
     }
 
-    /// Whether instances come from the pool for large guests.
-    pub(super) fn is_in_large(&self) -> bool {
-        self.uses_large.load(Ordering::Acquire)
-    }
-
-    /// From now on instances come from the pool for large guests.
-    pub(super) fn move_to(&self, large: Resolved) {
-        // The first move counts.
-        let _second = self.large.set(large);
-        self.use_large(true);
-    }
-
-    /// Where instances come from, from now on. Those that wait were made in the other pool, and go.
-    pub(super) fn use_large(&self, large: bool) {
-        self.uses_large.store(large && self.large.get().is_some(), Ordering::Release);
+    /// From now on instances come from another pool. Those that run keep the code that they were made of, those that wait go.
+    pub(super) fn move_to(&self, code: Arc<Resolved>) {
+        self.code.store(code);
         self.ready.clear();
     }
 
-    /// Drops the instances that wait, and lets no more wait: the function has another revision.
+    /// Drops the instances that wait.
+    pub fn drop_ready(&self) {
+        self.ready.clear();
+    }
+
+    /// Drops the instances that wait, and lets no more wait: nobody will ask for this template any more.
     pub fn retire(&self) {
         self.ready.retire();
     }

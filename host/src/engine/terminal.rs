@@ -43,8 +43,9 @@ impl Engine {
             streams: Streams::Terminal,
             exchange: Exchange::default(),
         };
-        let (store, output) = store::build(&self.place(template.resolved(false).place).engine, blueprint);
-        let mut guest = call::start(template.clone(), false, store, None, Input { request: None, output, reply });
+        let resolved = template.resolved();
+        let (store, output) = store::build(&self.place(resolved.place).engine, blueprint);
+        let mut guest = call::start(resolved, store, None, Input { request: None, output, reply });
         let mut used = std::time::Duration::ZERO;
         let run = std::future::poll_fn(|cx| deadline::slice(&mut used, std::time::Instant::now(), || guest.as_mut().poll(cx)).0);
         match tokio::time::timeout(limits.duration(Limit::Wall), run).await {

@@ -275,9 +275,15 @@ impl LogSink {
         self.log.push(Entry { seq: 0, time_ms, invocation: self.invocation, revision: self.revision, source, level, text });
     }
 
+    /// Bytes of the guest that were past the limit, so far.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
     /// Says how much was dropped, if anything was. Called once, when the invocation has ended.
     pub fn finish(&self) {
-        let dropped = self.dropped.load(Ordering::Relaxed);
+        let dropped = self.dropped();
         if dropped > 0 {
             self.host(
                 Level::Warn,

@@ -39,6 +39,8 @@ pub struct Metrics {
     phases: [[Histogram; Phases::NAMES.len()]; Start::ALL.len()],
     /// Invocations whose guest is alive.
     pub instances: Gauge<i64, AtomicI64>,
+    /// Instances that wait for an invocation.
+    pub ready: Gauge<i64, AtomicI64>,
     /// Functions that are deployed.
     pub functions: Gauge<i64, AtomicI64>,
     /// Templates in memory.
@@ -79,6 +81,7 @@ impl Metrics {
             phases: Default::default(),
             registry,
             instances: Gauge::default(),
+            ready: Gauge::default(),
             functions: Gauge::default(),
             templates: Gauge::default(),
             data_bytes: Gauge::default(),
@@ -90,6 +93,7 @@ impl Metrics {
         };
         let registry = &mut metrics.registry;
         registry.register("instances", "Instances alive", metrics.instances.clone());
+        registry.register("ready_instances", "Instances that wait for an invocation", metrics.ready.clone());
         registry.register("functions", "Functions deployed", metrics.functions.clone());
         registry.register("templates", "Templates in memory", metrics.templates.clone());
         registry.register_with_unit("data", "Modules and artifacts on disk", Unit::Bytes, metrics.data_bytes.clone());

@@ -42,7 +42,7 @@ fn a_hundred_at_once_have_a_state_each() {
 
 /// Looks for the secret in all of its memory, globals and table, and answers how often it was there; then plants it everywhere.
 /// `data` makes the image of the module its own, so that a slot is handed to the same image and to another.
-fn spy(data: &str) -> String {
+pub(crate) fn spy(data: &str) -> String {
     handler_with(
         "(memory (export \"memory\") 3)",
         &format!(

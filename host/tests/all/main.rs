@@ -19,6 +19,7 @@ mod interop;
 mod invoke;
 mod isolation;
 mod limits;
+mod ready;
 mod registry;
 mod snapshot;
 mod templates;

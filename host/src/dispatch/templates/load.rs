@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::super::catalog::Function;
-use super::{Loaded, Origin, Templates, blocking, blocking_if};
+use super::{Loaded, Origin, Templates, blocking, blocking_if, let_go};
 use crate::artifacts::{ArtifactError, Contents, FileId, StagedBuild};
 use crate::engine::build::{Job, Outputs};
 use crate::engine::{Shape, Template, UnknownKind};
@@ -100,7 +100,7 @@ impl Templates {
             Err(error) if error.is_exhausted() => {
                 tracing::warn!(%error, "descriptors or mappings are short; giving up half of the templates in memory");
                 let left = self.change(|resident| resident.remove_half());
-                blocking(|| drop(left)).await?;
+                blocking(|| let_go(left)).await?;
             }
             done => return Ok(done),
         }

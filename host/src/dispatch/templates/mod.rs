@@ -173,14 +173,27 @@ impl Templates {
 
     /// Puts a template there that a deploy has just made. May block for as long as it takes to undo mappings.
     pub fn insert(&self, tenant: &TenantId, artifact: Digest, template: Arc<Template>) {
-        drop(self.keep((tenant.clone(), artifact), template));
+        let_go(self.keep((tenant.clone(), artifact), template));
     }
 
     /// Lets go of a template that no live revision needs. Invocations that run keep it until they end.
     pub fn forget(&self, tenant: &TenantId, artifact: Digest) {
-        if let Some(template) = self.change(|resident| resident.remove(&(tenant.clone(), artifact))) {
-            template.retire();
+        let_go(self.change(|resident| resident.remove(&(tenant.clone(), artifact))));
+    }
+
+    /// Drops the instances of a template that wait for an invocation; others are made when there are some.
+    pub fn drop_ready(&self, tenant: &TenantId, artifact: Digest) {
+        let template = lock(&self.0.resident).peek(&(tenant.clone(), artifact));
+        if let Some(template) = template {
+            template.drop_ready();
         }
+    }
+
+    /// Instances of a template that wait for an invocation.
+    #[must_use]
+    pub fn ready_instances(&self, tenant: &TenantId, artifact: Digest) -> usize {
+        let template = lock(&self.0.resident).peek(&(tenant.clone(), artifact));
+        template.map_or(0, |template| template.ready_instances())
     }
 
     /// Whether a template is in memory.
@@ -256,10 +269,20 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// Lets go of templates; where that takes long, on another thread, for which nobody need wait.
+/// Lets go of templates, and at once of the instances that wait: whoever still runs one keeps its template.
+fn let_go(left: impl IntoIterator<Item = Arc<Template>>) {
+    for template in left {
+        template.retire();
+    }
+}
+
+/// As [`let_go`]; where that takes long, on another thread, for which nobody need wait.
 fn discard(left: Vec<Arc<Template>>) {
-    if left.iter().map(|template| template.image_bytes()).sum::<usize>() > INLINE_DROP_BYTES {
-        drop(tokio::task::spawn_blocking(|| drop(left)));
+    let bytes: usize = left.iter().map(|template| template.image_bytes()).sum();
+    if bytes > INLINE_DROP_BYTES || left.iter().any(|template| template.ready_instances() > 0) {
+        drop(tokio::task::spawn_blocking(|| let_go(left)));
+    } else {
+        let_go(left);
     }
 }
 

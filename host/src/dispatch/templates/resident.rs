@@ -28,6 +28,11 @@ impl<T: Clone> Resident<T> {
         self.all.get(key).map(|(template, _)| template.clone())
     }
 
+    /// As [`Resident::get`], but it does not count as a use.
+    pub(super) fn peek(&self, key: &Key) -> Option<T> {
+        self.all.peek(key).map(|(template, _)| template.clone())
+    }
+
     pub(super) fn contains(&self, key: &Key) -> bool {
         self.all.contains(key)
     }
