@@ -258,6 +258,24 @@ pub enum ConfigError {
     },
 }
 
+fn range(good: bool, key: &'static str, found: String, expected: &'static str) -> Result<(), ConfigError> {
+    if good { Ok(()) } else { Err(ConfigError::Range { key, found, expected }) }
+}
+
+impl Engine {
+    fn check(&self) -> Result<(), ConfigError> {
+        range(self.threads <= 1024, "engine.threads", self.threads.to_string(), "at most 1024")?;
+        range((1..=10_000).contains(&self.instances_max), "engine.instances_max", self.instances_max.to_string(), "1 to 10000")?;
+        range(self.templates_max > 0, "engine.templates_max", "0".into(), "1 or more")?;
+        let large = self.large_instances_max;
+        range(large <= 10_000, "engine.large_instances_max", large.to_string(), "at most 10000")?;
+        let bytes = self.templates_bytes_max.0;
+        range(bytes >= 1 << 20, "engine.templates_bytes_max", bytes.to_string(), "1MiB or more")?;
+        range(self.functions_hot_max > 0, "engine.functions_hot_max", "0".into(), "1 or more")?;
+        Ok(())
+    }
+}
+
 impl Config {
     /// Reads a configuration: the text of a file (may be empty), then settings of the form `net.header_timeout=5s`, which win.
     ///
@@ -278,9 +296,6 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Range`] for the first value outside of its range.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let range = |good: bool, key, found: String, expected| {
-            if good { Ok(()) } else { Err(ConfigError::Range { key, found, expected }) }
-        };
         let net = &self.net;
         range(
             net.control.ip().is_loopback(),
@@ -312,20 +327,7 @@ impl Config {
         ] {
             range(!time.0.is_zero(), key, "0".into(), "more than no time")?;
         }
-        let engine = &self.engine;
-        range(engine.threads <= 1024, "engine.threads", engine.threads.to_string(), "at most 1024")?;
-        range(
-            (1..=10_000).contains(&engine.instances_max),
-            "engine.instances_max",
-            engine.instances_max.to_string(),
-            "1 to 10000",
-        )?;
-        range(engine.templates_max > 0, "engine.templates_max", "0".into(), "1 or more")?;
-        let large = engine.large_instances_max;
-        range(large <= 10_000, "engine.large_instances_max", large.to_string(), "at most 10000")?;
-        let bytes = engine.templates_bytes_max.0;
-        range(bytes >= 1 << 20, "engine.templates_bytes_max", bytes.to_string(), "1MiB or more")?;
-        range(engine.functions_hot_max > 0, "engine.functions_hot_max", "0".into(), "1 or more")?;
+        self.engine.check()?;
         range(self.build.cpu.0.as_secs() >= 1, "build.cpu", format!("{:?}", self.build.cpu.0), "1s or more")?;
         range(self.build.wall.0.as_secs() >= 1, "build.wall", format!("{:?}", self.build.wall.0), "1s or more")?;
         range(self.build.queue <= 10_000, "build.queue", self.build.queue.to_string(), "at most 10000")?;

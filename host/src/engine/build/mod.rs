@@ -321,7 +321,7 @@ impl Memory {
 /// Half of the machine's memory, in bytes.
 fn half_the_machine() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::try_from(info.totalram).unwrap_or(u64::MAX).saturating_mul(u64::from(info.mem_unit)) / 2
+    info.totalram.saturating_mul(u64::from(info.mem_unit)) / 2
 }
 
 fn over_limit(detail: String) -> Fault {
