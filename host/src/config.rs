@@ -130,6 +130,9 @@ pub struct Engine {
     /// system takes back when it is short of memory; what they cost for certain is page tables, 2 MiB for each GiB that was touched.
     /// Default 16 GiB.
     pub templates_bytes_max: Bytes,
+    /// Most functions in memory: what a request needs to know of one before its template. Default 4,000, of some 2 KiB each. One that
+    /// is not there costs its next request a read of the registry.
+    pub functions_hot_max: usize,
 }
 
 impl Default for Engine {
@@ -144,6 +147,7 @@ impl Default for Engine {
             ready_bytes_max: Bytes(256 << 20),
             ready_idle: Time(Duration::from_secs(10)),
             templates_bytes_max: Bytes(16 << 30),
+            functions_hot_max: 4000,
         }
     }
 }
@@ -317,10 +321,10 @@ impl Config {
             "1 to 10000",
         )?;
         range(engine.templates_max > 0, "engine.templates_max", "0".into(), "1 or more")?;
-        let large = engine.large_instances_max;
+        let (large, bytes) = (engine.large_instances_max, engine.templates_bytes_max.0);
         range(large <= 10_000, "engine.large_instances_max", large.to_string(), "at most 10000")?;
-        let bytes = engine.templates_bytes_max.0;
         range(bytes >= 1 << 20, "engine.templates_bytes_max", bytes.to_string(), "1MiB or more")?;
+        range(engine.functions_hot_max > 0, "engine.functions_hot_max", "0".into(), "1 or more")?;
         range(self.build.cpu.0.as_secs() >= 1, "build.cpu", format!("{:?}", self.build.cpu.0), "1s or more")?;
         range(self.build.wall.0.as_secs() >= 1, "build.wall", format!("{:?}", self.build.wall.0), "1s or more")?;
         range(self.build.queue <= 10_000, "build.queue", self.build.queue.to_string(), "at most 10000")?;
@@ -419,6 +423,7 @@ mod tests {
             "engine.large_instances_max=0",
             "engine.large_instances_max=10000",
             "engine.ready_idle=1ms",
+            "engine.functions_hot_max=1",
             "build.cpu=1s",
             "build.wall=1s",
             "build.queue=10000",
@@ -449,6 +454,7 @@ mod tests {
             "engine.templates_bytes_max=1048575",
             "engine.large_instances_max=10001",
             "engine.ready_idle=0s",
+            "engine.functions_hot_max=0",
             "build.cpu=999ms",
             "build.wall=999ms",
             "build.queue=10001",

@@ -3,14 +3,18 @@
 //! Owns the names. Compiled to nothing where debug assertions are off, so a released binary has no way to reach them.
 //! Invariant: a process reads its point once, from `HOB_CRASH_AT`, and dies at the first arrival there.
 
-/// Every crash point, in the order in which a first deploy passes them. A test hits each.
-pub const POINTS: [&str; 16] = [
+/// Every crash point, in the order in which a first deploy with a snapshot passes them. A test hits each.
+pub const POINTS: [&str; 20] = [
     "upload-created",
     "upload-written",
     "upload-synced",
     "build-done",
     "wasm-renamed",
     "wasm-dir-synced",
+    "snapshot-written",
+    "snapshot-synced",
+    "snapshot-renamed",
+    "snapshot-dir-synced",
     "artifact-written",
     "artifact-synced",
     "artifact-renamed",
@@ -23,15 +27,12 @@ pub const POINTS: [&str; 16] = [
     "acknowledged",
 ];
 
-/// Crash points that only a deploy with a snapshot passes, in their order; that of the others stays.
-pub const SNAPSHOT_POINTS: [&str; 4] = ["snapshot-written", "snapshot-synced", "snapshot-renamed", "snapshot-dir-synced"];
-
 /// Dies here by `SIGKILL` if `HOB_CRASH_AT` names `point`.
 #[cfg(debug_assertions)]
 pub fn point(point: &'static str) {
     use std::sync::OnceLock;
     static AT: OnceLock<Option<String>> = OnceLock::new();
-    debug_assert!(POINTS.contains(&point) || SNAPSHOT_POINTS.contains(&point), "crash point '{point}' is not listed");
+    debug_assert!(POINTS.contains(&point), "crash point '{point}' is not listed");
     #[expect(clippy::disallowed_methods, reason = "a test tells the real binary where to die; no release build reads it")]
     let at = AT.get_or_init(|| std::env::var("HOB_CRASH_AT").ok());
     if at.as_deref() == Some(point) {

@@ -4,7 +4,8 @@
 //! no HTTP. Invariant: whatever kills the process in between, the old or the new revision is live afterwards, whole; what was
 //! acknowledged is there.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -13,17 +14,23 @@ use crate::artifacts::{Artifacts, Contents, FileId, StagedBuild, Upload, Uploade
 use crate::config;
 use crate::crash;
 use crate::dispatch::templates::{Templates, blocking};
-use crate::dispatch::{Dispatcher, no_such_function};
+use crate::dispatch::{Change, Dispatcher, no_such_function};
 use crate::engine::Engine;
 use crate::engine::build::{Builder, Built, Job, Kept, Outputs, Said};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
 use crate::manifest::{Manifest, SnapshotMode};
-use crate::registry::{FunctionRecord, NewRevision, Precondition, Registry, RevisionRecord, SnapshotRecord};
+use crate::registry::{
+    FunctionRecord, NewRevision, Precondition, PublishError, Reference, Registry, RevisionRecord, SnapshotRecord,
+};
 use crate::telemetry::logs::{Level, LogSink, Source};
 
 /// What a function's initialisation and warm-up may leave in its log, in bytes.
 const BUILD_LOG_BYTES_MAX: u64 = 64 << 10;
+
+/// How often the collector looks at every file. In between it looks at those that changes released; what that leaves behind (by a
+/// disk that failed, say) is rare and may wait.
+const COLLECT_ALL_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// Changes what is live. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -39,6 +46,8 @@ struct Inner {
     config: config::Data,
     /// Told after each change that may have left files behind.
     collect: Notify,
+    /// Files for the collector to look at, besides those that the registry released.
+    candidates: Mutex<Vec<FileId>>,
 }
 
 impl Deployer {
@@ -52,7 +61,8 @@ impl Deployer {
         dispatcher: Dispatcher,
         config: config::Data,
     ) -> Self {
-        Self(Arc::new(Inner { artifacts, registry, builder, engine, dispatcher, config, collect: Notify::new() }))
+        let (collect, candidates) = (Notify::new(), Mutex::default());
+        Self(Arc::new(Inner { artifacts, registry, builder, engine, dispatcher, config, collect, candidates }))
     }
 
     /// Largest upload, in bytes.
@@ -103,12 +113,14 @@ impl Deployer {
             .await??;
         }
         let keys = Keys::of(inner.dispatcher.templates(), &tenant, &name, uploaded.digest(), &manifest);
-        let pin = inner.artifacts.pin(keys.files(&tenant));
+        let files = keys.files(&tenant);
+        let pin = inner.artifacts.pin(files.clone());
         let deploying = inner.dispatcher.templates().deploying();
         let made = match inner.find(&tenant, keys, &manifest).await? {
             Some(found) => found,
             None => inner.make(&name, keys, &uploaded, &manifest).await?,
         };
+        let this = inner.clone();
         let publish = move || {
             let (_pin, _deploying) = (pin, deploying);
             let (wasm, wasm_bytes) = (uploaded.digest(), uploaded.bytes());
@@ -133,10 +145,10 @@ impl Deployer {
                 snapshot,
                 notes: built.notes,
             };
-            let change = inner.dispatcher.begin_change();
+            let change = inner.dispatcher.begin_change(&tenant, &name);
             let (keep, functions_max) = (inner.config.revisions_max, inner.config.functions_max);
-            let record =
-                inner.registry.publish(&tenant, &name, new, &precondition, keep, functions_max).map_err(|error| error.fault())?;
+            let record = inner.registry.publish(&tenant, &name, new, &precondition, keep, functions_max);
+            let record = record.map_err(|error| not_made(&change, &tenant, &name, &error))?;
             inner.dispatcher.templates().insert(&tenant, key, Arc::new(template));
             change.publish(record.clone()).map_err(Fault::internal)?;
             crash::point("catalog-swapped");
@@ -146,7 +158,12 @@ impl Deployer {
             let is_new = record.live.number == RevisionNumber::FIRST;
             Ok((record, is_new))
         };
-        let done = blocking(publish).await?;
+        let left_behind = move |_: &Fault| {
+            // The files may be in place; what another revision refers to stays.
+            this.candidates().extend(files);
+            this.collect.notify_one();
+        };
+        let done = blocking(move || publish().inspect_err(left_behind)).await?;
         crash::point("acknowledged");
         done
     }
@@ -164,8 +181,9 @@ impl Deployer {
     ) -> Result<FunctionRecord, Fault> {
         let inner = self.0.clone();
         blocking(move || {
-            let change = inner.dispatcher.begin_change();
-            let record = inner.registry.rollback(&tenant, &name, to, &precondition).map_err(|error| error.fault())?;
+            let change = inner.dispatcher.begin_change(&tenant, &name);
+            let record = inner.registry.rollback(&tenant, &name, to, &precondition);
+            let record = record.map_err(|error| not_made(&change, &tenant, &name, &error))?;
             change.publish(record.clone()).map_err(Fault::internal)?;
             Ok(record)
         })
@@ -179,8 +197,9 @@ impl Deployer {
     pub async fn remove(&self, tenant: TenantId, name: FunctionName, precondition: Precondition) -> Result<(), Fault> {
         let inner = self.0.clone();
         blocking(move || {
-            let change = inner.dispatcher.begin_change();
-            if !inner.registry.remove(&tenant, &name, &precondition).map_err(|error| error.fault())? {
+            let change = inner.dispatcher.begin_change(&tenant, &name);
+            let removed = inner.registry.remove(&tenant, &name, &precondition);
+            if !removed.map_err(|error| not_made(&change, &tenant, &name, &error))? {
                 return Err(no_such_function(&name));
             }
             change.remove(&tenant, &name);
@@ -196,14 +215,7 @@ impl Deployer {
     /// `internal` when the registry cannot be read.
     pub async fn list(&self, tenant: TenantId, after: Option<FunctionName>, count: usize) -> Result<Vec<FunctionRecord>, Fault> {
         let inner = self.0.clone();
-        blocking(move || {
-            let mut functions = inner.registry.functions().map_err(|error| error.fault())?;
-            functions.retain(|function| function.tenant == tenant && after.as_ref().is_none_or(|after| function.name > *after));
-            functions.sort_by(|a, b| a.name.cmp(&b.name));
-            functions.truncate(count);
-            Ok(functions)
-        })
-        .await?
+        blocking(move || inner.registry.list(&tenant, after.as_ref(), count).map_err(|error| error.fault())).await?
     }
 
     /// One function.
@@ -237,23 +249,33 @@ impl Deployer {
         self.0.settle();
     }
 
-    /// Removes files that nothing needs any more, each time there may be some, and never ends by itself.
+    /// Removes files that nothing needs any more, each time there may be some, and never ends by itself. Looks at every file at
+    /// first, because a kill may have left some, and then at what each change released.
     ///
     /// # Cancellation
     /// A collection that began goes on to its end.
     pub async fn collect_forever(&self) {
+        let mut all_due = tokio::time::interval(COLLECT_ALL_EVERY);
+        let mut failed = false;
         loop {
+            let all = tokio::select! {
+                biased;
+                _ = all_due.tick() => true,
+                () = self.0.collect.notified() => failed,
+            };
             let inner = self.0.clone();
-            match blocking(move || inner.collect_once()).await {
+            let collected = blocking(move || if all { inner.collect_all() } else { inner.collect_released() }).await;
+            failed = match collected {
                 Ok(Ok(files)) => {
                     self.0.engine.metrics().collected.inc_by(files);
                     self.0.settle_metrics();
+                    false
                 }
                 Ok(Err(fault)) | Err(fault) => {
-                    tracing::error!(%fault, "files that nothing needs could not be removed; the next deploy tries again")
+                    tracing::error!(%fault, "files that nothing needs could not be removed; the next deploy tries again");
+                    true
                 }
-            }
-            self.0.collect.notified().await;
+            };
         }
     }
 }
@@ -347,7 +369,8 @@ impl Inner {
 
     /// Puts what a function said in its build into its log.
     fn log(&self, record: &FunctionRecord, said: &[Said]) {
-        let Some(function) = self.dispatcher.catalog().get(&record.tenant, &record.name).cloned() else { return };
+        // It may be gone again.
+        let Ok(function) = self.dispatcher.function(&record.tenant, &record.name) else { return };
         let sink = LogSink::new(function.log.clone(), self.dispatcher.next_id(), record.live.number, BUILD_LOG_BYTES_MAX);
         for Said { source, text } in said {
             let source = [Source::Stdout, Source::Stderr, Source::Log].into_iter().find(|known| known.as_str() == source);
@@ -367,16 +390,51 @@ impl Inner {
         self.engine.metrics().data_bytes.set(self.artifacts.used_bytes());
     }
 
-    fn collect_once(&self) -> Result<u64, Fault> {
+    fn candidates(&self) -> std::sync::MutexGuard<'_, Vec<FileId>> {
+        self.candidates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at every file.
+    fn collect_all(&self) -> Result<u64, Fault> {
+        self.candidates().clear();
+        drop(self.registry.take_released());
         let referenced = || {
-            let revisions = self.registry.references().map_err(|error| CollectError(error.fault()))?;
-            let files = revisions.into_iter().flat_map(|(tenant, wasm, artifact, snapshot)| {
-                let snapshot = snapshot.map(|key| FileId::snapshot(&tenant, key));
-                [FileId::wasm(&tenant, wasm), FileId::artifact(&tenant, artifact)].into_iter().chain(snapshot)
-            });
-            Ok(files.collect())
+            let references = self.registry.references().map_err(|error| CollectError(error.fault()))?;
+            Ok(references.into_iter().filter_map(file).collect())
         };
         self.artifacts.collect(referenced).map(|collected| collected.files).map_err(|CollectError(fault)| fault)
+    }
+
+    /// Looks at what changes released.
+    fn collect_released(&self) -> Result<u64, Fault> {
+        let mut candidates: HashSet<FileId> = self.candidates().drain(..).collect();
+        candidates.extend(self.registry.take_released().into_iter().filter_map(file));
+        let references: Vec<_> = candidates.iter().map(reference).collect();
+        let referenced = || {
+            let referenced = self.registry.referenced(&references).map_err(|error| CollectError(error.fault()))?;
+            Ok(referenced.into_iter().filter_map(file).collect())
+        };
+        let (collected, stayed) = self.artifacts.collect_among(&candidates, referenced).map_err(|CollectError(fault)| fault)?;
+        self.candidates().extend(stayed);
+        Ok(collected.files)
+    }
+}
+
+/// The file that a revision refers to.
+fn file((tenant, reference): (TenantId, Reference)) -> Option<FileId> {
+    match reference {
+        Reference::Wasm(digest) => Some(FileId::wasm(&tenant, digest)),
+        Reference::Artifact(key) => Some(FileId::artifact(&tenant, key)),
+        Reference::Snapshot(key) => Some(FileId::snapshot(&tenant, key)),
+    }
+}
+
+/// The inverse of [`file`].
+fn reference(file: &FileId) -> (TenantId, Reference) {
+    match file {
+        FileId::Wasm { tenant, digest } => (tenant.clone(), Reference::Wasm(*digest)),
+        FileId::Artifact { tenant, key } => (tenant.clone(), Reference::Artifact(*key)),
+        FileId::Snapshot { tenant, key } => (tenant.clone(), Reference::Snapshot(*key)),
     }
 }
 
@@ -387,4 +445,12 @@ impl From<crate::artifacts::ArtifactError> for CollectError {
     fn from(error: crate::artifacts::ArtifactError) -> Self {
         Self(error.fault())
     }
+}
+
+/// The fault for a change that failed. Where the registry itself did, the change may have been made: what it holds is shown.
+fn not_made(change: &Change<'_>, tenant: &TenantId, name: &FunctionName, error: &PublishError) -> Fault {
+    if let PublishError::Registry(_) = error {
+        change.resync(tenant, name);
+    }
+    error.fault()
 }

@@ -142,6 +142,16 @@ impl Route {
     }
 }
 
+impl FromStr for Route {
+    type Err = RouteError;
+    /// The inverse of printing: `GET shop.example.com/cart/*`, where method and host may be absent.
+    fn from_str(text: &str) -> Result<Self, RouteError> {
+        let (method, rest) = text.split_once(' ').map_or((None, text), |(method, rest)| (Some(method), rest));
+        let (host, path) = rest.split_at(rest.find('/').ok_or_else(|| RouteError::Path(rest.into()))?);
+        Self::new(path, Some(host).filter(|host| !host.is_empty()), method)
+    }
+}
+
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(method) = &self.method {
@@ -173,6 +183,19 @@ mod tests {
         assert!(route("/a/b/*", None, None) > route("/a/*", Some("h"), Some("GET")));
         assert!(route("/a", None, None) > route("/a/*", None, None));
         assert!(route("/a", Some("h"), None) > route("/a", None, Some("GET")));
+    }
+
+    #[test]
+    fn what_is_printed_is_read_again() {
+        for (path, host, method) in
+            [("/*", None, None), ("/a/*", Some("h.example"), None), ("/a", None, Some("GET")), ("/", Some("h"), Some("PUT"))]
+        {
+            let route = Route::new(path, host, method).unwrap();
+            assert_eq!(route.to_string().parse(), Ok(route));
+        }
+        for bad in ["", "GET", "GET h", "get /a", "GET  /a", "h:80/a", "GET /a /b"] {
+            assert!(bad.parse::<Route>().is_err(), "{bad}");
+        }
     }
 
     #[test]

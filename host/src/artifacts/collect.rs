@@ -64,6 +64,37 @@ impl Artifacts {
         })?;
         Ok(collected)
     }
+
+    /// As [`Artifacts::collect`], but looks at `candidates` alone: what a change released. `referenced` must say, when it is
+    /// called, which of them any kept revision names. Returns besides those that are needed by nobody and yet had to stay,
+    /// because a deploy or a build has them pinned: look at them again later.
+    ///
+    /// # Errors
+    /// As [`Artifacts::collect`].
+    ///
+    /// # Cost
+    /// A few system calls for each candidate, however many files there are.
+    pub fn collect_among<E: From<ArtifactError>>(
+        &self,
+        candidates: &HashSet<FileId>,
+        referenced: impl FnOnce() -> Result<HashSet<FileId>, E>,
+    ) -> Result<(Collected, Vec<FileId>), E> {
+        let shared = &self.shared;
+        let _one = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _round = shared.space.round();
+        // After the round began: see `space.rs`.
+        let referenced = referenced()?;
+        let (mut collected, mut stayed) = (Collected::default(), Vec::new());
+        for id in candidates.difference(&referenced) {
+            let path = self.path(id);
+            match shared.space.remove(id, &path).map_err(io_error("remove", &path))? {
+                Some(bytes) => collected.add(Some(bytes)),
+                None if path.exists() => stayed.push(id.clone()),
+                None => {}
+            }
+        }
+        Ok((collected, stayed))
+    }
 }
 
 /// Removes every file of a folder, at start, when nobody owns any.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/lock           locked exclusively by the one daemon that uses the directory; holds its process id as text
-//! DIR/format         the format's number as text, 2; written before anything else
+//! DIR/format         the format's number as text, 3; written before anything else
 //! DIR/mac.key        32 random bytes (0600), unless the key comes from elsewhere
 //! DIR/registry.redb  deployed functions (`registry`)
 //! DIR/staging/       files that are not whole yet; emptied at start
@@ -12,7 +12,7 @@
 //! DIR/engine         digest of the engine that the native code is for (`artifacts`)
 //! ```
 //!
-//! Format 1 lacks the registry's table of routes. A start goes: [`DataDir::open`] → `Registry::open(dir.registry_path(),
+//! Format 1 lacks the registry's table of routes, format 2 its tables of references and tenants. A start goes: [`DataDir::open`] → `Registry::open(dir.registry_path(),
 //! dir.format())`, which migrates → [`DataDir::mark_current`] → `Artifacts::open`. A kill between any two of them repeats the
 //! migration at the next start, which changes nothing that was migrated.
 //!
@@ -28,7 +28,7 @@ use super::disk::{create_dirs, sync_dir, write_durably};
 use super::seal::MacKey;
 
 /// Format that this version writes.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// Oldest format that is migrated.
 pub const FORMAT_MIN: u32 = 1;
 
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_refused_and_untouched() {
         let dir = tempfile::tempdir().unwrap();
-        for newer in ["3", "3\n", "18446744073709551615"] {
+        for newer in ["4", "4\n", "18446744073709551615"] {
             fs::write(dir.path().join("format"), newer).unwrap();
             let before = fs::metadata(dir.path()).unwrap().modified().unwrap();
             assert!(matches!(DataDir::open(dir.path()), Err(DataDirError::Newer { .. })));
@@ -412,14 +412,16 @@ mod tests {
     #[test]
     fn an_older_format_is_reported_until_it_is_marked_migrated() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("format"), "1\n").unwrap();
-        assert_eq!(DataDir::open(dir.path()).unwrap().format(), 1);
-        let mut opened = DataDir::open(dir.path()).unwrap();
-        assert_eq!(opened.format(), 1, "looking does not migrate");
-        opened.mark_current().unwrap();
-        opened.mark_current().unwrap();
-        drop(opened);
-        assert_eq!(DataDir::open(dir.path()).unwrap().format(), 2);
+        for older in 1..FORMAT {
+            fs::write(dir.path().join("format"), format!("{older}\n")).unwrap();
+            assert_eq!(DataDir::open(dir.path()).unwrap().format(), older);
+            let mut opened = DataDir::open(dir.path()).unwrap();
+            assert_eq!(opened.format(), older, "looking does not migrate");
+            opened.mark_current().unwrap();
+            opened.mark_current().unwrap();
+            drop(opened);
+            assert_eq!(DataDir::open(dir.path()).unwrap().format(), FORMAT);
+        }
     }
 
     #[test]

@@ -386,6 +386,30 @@ fn a_deploy_that_commits_while_a_collection_runs_keeps_its_files() {
 }
 
 #[test]
+fn a_collection_of_candidates_leaves_the_rest_and_tells_what_is_pinned() {
+    let node = node(u64::MAX);
+    let artifacts = &node.artifacts;
+    let [(kept, _), (lost, _), (other, _)] = [b"kept", b"lost", b"rest"].map(|bytes| put_wasm(artifacts, bytes).unwrap());
+    let (pinned, pin) = put_artifact(artifacts, "pinned", b"code").unwrap();
+    let (late, late_pin) = put_artifact(artifacts, "late", b"code").unwrap();
+    let gone = FileId::artifact(&tenant(), key("gone"));
+    let candidates: HashSet<FileId> = [&kept, &lost, &pinned, &late, &gone].map(Clone::clone).into();
+    let collected = artifacts.collect_among::<ArtifactError>(&candidates, || {
+        drop(late_pin);
+        Ok([kept.clone()].into())
+    });
+    let (collected, mut stayed) = collected.unwrap();
+    stayed.sort();
+    let mut expected = [pinned.clone(), late.clone()];
+    expected.sort();
+    assert_eq!((collected, stayed.as_slice()), (Collected { files: 1, bytes: 4 }, expected.as_slice()));
+    assert!(artifacts.path(&kept).exists() && artifacts.path(&other).exists() && !artifacts.path(&lost).exists());
+    drop(pin);
+    let again = artifacts.collect_among::<ArtifactError>(&stayed.into_iter().collect(), || Ok(HashSet::new()));
+    assert_eq!(again.unwrap().0.files, 2);
+}
+
+#[test]
 fn a_collection_whose_registry_fails_removes_nothing() {
     let node = node(u64::MAX);
     let (id, pin) = put_wasm(&node.artifacts, b"new").unwrap();

@@ -114,12 +114,8 @@ pub(super) async fn list(
     responses((status = 200, body = FunctionDetail), (status = 404, body = Problem)))]
 pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Result<Response, Refusal> {
     let record = control.deployer.get(control.tenant.clone(), name).await?;
-    let catalog = control.dispatcher.catalog();
-    let live = catalog.get(&record.tenant, &record.name);
-    let totals = live.map(|function| function.meter.totals()).unwrap_or_default();
-    let none = StartTimes::default();
-    let starts = live.map_or(&none, |function| function.meter.starts());
-    let (running, waiting) = live.map(|function| function.admission.occupancy()).unwrap_or_default();
+    let (meter, (running, waiting)) = control.dispatcher.usage(&record.tenant, &record.name);
+    let (totals, starts) = (meter.totals(), meter.starts());
     let manifest = &record.live.manifest;
     let detail = FunctionDetail {
         function: info(&record),

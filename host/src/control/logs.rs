@@ -15,7 +15,6 @@ use tokio::sync::broadcast::error::RecvError;
 use super::Control;
 use super::answer::{Name, Refusal};
 use super::wire::{LogEntry, LogList, Problem};
-use crate::dispatch::no_such_function;
 use crate::fault::{Code, Fault};
 use crate::net::drain::Stop;
 use crate::telemetry::logs::Entry;
@@ -41,16 +40,14 @@ pub(super) async fn logs(
     wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(wanted) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
-    let log = match control.dispatcher.catalog().get(&control.tenant, &name) {
-        Some(function) => function.log.clone(),
-        None => return Err(no_such_function(&name).into()),
-    };
-    let (entries, feed) = log.read(wanted.tail.unwrap_or(TAIL));
+    let log = control.dispatcher.function(&control.tenant, &name)?.log.clone();
+    let count = wanted.tail.unwrap_or(TAIL);
     if wanted.follow {
+        let (entries, feed) = log.follow(count);
         let events = stream::unfold(Follow { entries: entries.into_iter(), feed, stop: control.stop }, next);
         return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
     }
-    Ok(Json(LogList { items: entries.iter().map(|entry| wire(entry)).collect() }).into_response())
+    Ok(Json(LogList { items: log.tail(count).iter().map(|entry| wire(entry)).collect() }).into_response())
 }
 
 fn wire(entry: &Entry) -> LogEntry {

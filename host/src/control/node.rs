@@ -28,13 +28,13 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<&'static st
 /// All metrics, as OpenMetrics text.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
 pub(super) async fn metrics(State(control): State<Control>) -> Response {
-    let catalog = control.dispatcher.catalog();
-    let templates = control.dispatcher.templates();
-    let began = catalog.functions(&control.tenant).filter(|function| function.meter.starts().total() > 0);
+    let (tenant, templates) = (&control.tenant, control.dispatcher.templates());
+    let metered = control.dispatcher.metered(tenant);
+    let began = metered.iter().filter(|function| function.meter.starts().total() > 0);
     let text = control.metrics.text(began.map(|function| FunctionStarts {
-        tenant: &function.tenant,
+        tenant,
         name: &function.name,
-        resident: templates.is_resident(&function.tenant, function.revision.artifact),
+        resident: function.artifact.is_some_and(|artifact| templates.is_resident(tenant, artifact)),
         starts: function.meter.starts(),
     }));
     ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()

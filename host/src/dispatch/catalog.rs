@@ -1,13 +1,16 @@
 //! The catalog: which function a request is for.
 //!
-//! Owns the immutable table of live functions that every invocation reads without a lock. Knows nothing about how it is filled
-//! from the registry. Invariant: one catalog is one moment's truth: a request sees all of a deploy, or nothing of it.
+//! Owns the immutable table that every invocation reads without a lock: the routes of all live functions, and those functions
+//! that are in use. Its maps are persistent: a change copies a path of each and shares the rest with the catalog before. Knows
+//! nothing about how it is filled from the registry (`functions.rs`). Invariant: one catalog is one moment's truth: the routes of
+//! every function in it are those of its revision in it, so a request sees all of a deploy, or nothing of it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use http::HeaderValue;
 use http::request::Parts;
+use rpds::HashTrieMapSync;
 
 use crate::capability::Environment;
 use crate::engine::{Shape, UnknownKind};
@@ -43,6 +46,19 @@ pub struct Function {
     pub log: Arc<FunctionLog>,
     /// Value of `hob-path-prefix` when it is reached by its name.
     pub prefix: HeaderValue,
+    /// Whether it was looked up since this was last asked.
+    recent: AtomicBool,
+}
+
+/// What a function has besides its revision, and keeps from one revision to the next.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Places, for functions with these limits.
+    pub admission: Option<(Arc<Limits>, Arc<Admission>)>,
+    /// Totals.
+    pub meter: Option<Arc<FunctionMeter>>,
+    /// Log.
+    pub log: Option<Arc<FunctionLog>>,
 }
 
 /// What all functions of a node have in common.
@@ -55,33 +71,35 @@ pub struct Base {
 }
 
 impl Function {
-    /// Makes a function of what the registry holds. `before`: the same function until now, whose log, totals and (if the limits
-    /// are the same) places it keeps.
+    /// Makes a function of what the registry holds. `kept`: what there is of it already; of its places only as far as the limits
+    /// are the same.
     ///
     /// # Errors
     /// When a newer version of hob stored a kind that this one does not know.
-    pub fn new(record: FunctionRecord, before: Option<&Self>, base: &Base) -> Result<Self, UnknownKind> {
+    pub fn new(record: FunctionRecord, kept: Kept, base: &Base) -> Result<Self, UnknownKind> {
         let FunctionRecord { tenant, name, live: revision, .. } = record;
         let shape = revision.kind.parse()?;
         let manifest = &revision.manifest;
         let limits = Arc::new(manifest.limits.clone());
-        let places = |limits: &Limits| {
-            let admission =
-                Admission::new(limits.size(Limit::Concurrency), limits.size(Limit::Queue), limits.duration(Limit::QueueWait));
-            Arc::new(admission)
+        let same = |before: &Limits| {
+            [Limit::Concurrency, Limit::Queue, Limit::QueueWait].iter().all(|limit| before.get(*limit) == limits.get(*limit))
         };
-        let same = [Limit::Concurrency, Limit::Queue, Limit::QueueWait];
-        let kept = before.filter(|before| same.iter().all(|limit| before.limits.get(*limit) == limits.get(*limit)));
+        let admission = kept.admission.filter(|(before, _)| same(before)).map(|(_, admission)| admission);
+        let admission = admission.unwrap_or_else(|| {
+            let (running, waiting) = (limits.size(Limit::Concurrency), limits.size(Limit::Queue));
+            Arc::new(Admission::new(running, waiting, limits.duration(Limit::QueueWait)))
+        });
         let mut args = vec![name.as_str().to_owned()];
         args.extend(manifest.args.iter().cloned());
         let env = manifest.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         Ok(Self {
-            admission: kept.map_or_else(|| places(&limits), |before| before.admission.clone()),
-            meter: before.map(|before| before.meter.clone()).unwrap_or_default(),
-            log: before.map_or_else(|| Arc::new(FunctionLog::new(base.logs.clone())), |before| before.log.clone()),
+            admission,
+            meter: kept.meter.unwrap_or_default(),
+            log: kept.log.unwrap_or_else(|| Arc::new(FunctionLog::new(base.logs.clone()))),
             // A name is letters, digits and '-', all legal in a header.
             prefix: HeaderValue::try_from(format!("/{name}")).unwrap_or(HeaderValue::from_static("/")),
             environment: Arc::new(Environment { args, env, grants: base.grants.clone() }),
+            recent: AtomicBool::new(true),
             tenant,
             name,
             revision,
@@ -89,20 +107,55 @@ impl Function {
             limits,
         })
     }
+
+    /// What its next revision, or its next time in memory, begins with.
+    #[must_use]
+    pub fn kept(&self) -> Kept {
+        Kept {
+            admission: Some((self.limits.clone(), self.admission.clone())),
+            meter: Some(self.meter.clone()),
+            log: Some(self.log.clone()),
+        }
+    }
+
+    /// Whether no invocation runs, waits, or has just found it. `owners`: references that the caller knows to be its own; nobody
+    /// may be able to get another one meanwhile.
+    #[must_use]
+    pub fn is_idle(self: &Arc<Self>, owners: usize) -> bool {
+        // An invocation that found an earlier revision shares the places.
+        let is_owned = Arc::strong_count(self) == owners && Arc::strong_count(&self.admission) == 1;
+        // Whoever let go of it before has taken its place before that.
+        fence(Ordering::Acquire);
+        is_owned && self.admission.occupancy() == (0, 0)
+    }
+
+    fn touch(&self) {
+        // Read first: a line that nobody writes stays in every core's cache.
+        if !self.recent.load(Ordering::Relaxed) {
+            self.recent.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was looked up since this was last called.
+    pub fn take_recent(&self) -> bool {
+        self.recent.swap(false, Ordering::Relaxed)
+    }
 }
 
-/// All live functions.
+/// All routes, and the functions in use.
 #[derive(Debug, Clone, Default)]
 pub struct Catalog {
-    tenants: HashMap<TenantId, Arc<TenantCatalog>>,
+    tenants: HashTrieMapSync<TenantId, TenantCatalog>,
 }
 
-/// The live functions of one tenant.
+/// What there is of one tenant.
 #[derive(Debug, Clone, Default)]
 struct TenantCatalog {
-    names: HashMap<FunctionName, Arc<Function>>,
+    names: HashTrieMapSync<FunctionName, Arc<Function>>,
     /// By the path that a route fixes, without its `/*`.
-    routes: HashMap<String, Vec<(Route, Arc<Function>)>>,
+    routes: HashTrieMapSync<String, Vec<(Route, FunctionName)>>,
+    /// What `routes` has of each function that has any.
+    holders: HashTrieMapSync<FunctionName, Vec<Route>>,
 }
 
 /// A function and how much of the request's path led to it.
@@ -114,108 +167,131 @@ pub struct Resolved {
     pub prefix_len: usize,
 }
 
+/// What a catalog knows of a request.
+#[derive(Debug)]
+pub enum Found {
+    /// The function.
+    Hot(Resolved),
+    /// Its name; whether there is such a function, the registry knows.
+    Cold(FunctionName),
+}
+
 impl Catalog {
-    /// Adds a function in place of an earlier one of its name.
+    /// Adds a function in place of an earlier one of its name, and its routes in place of that one's.
     pub fn insert(&mut self, function: Arc<Function>) {
-        let catalog = self.take(&function.tenant);
-        catalog.remove(&function.name);
-        catalog.add(function);
+        let tenant = function.tenant.clone();
+        self.change(&tenant, |catalog| {
+            catalog.set_routes(&function.name, &function.revision.manifest.route);
+            catalog.names.insert_mut(function.name.clone(), function);
+        });
     }
 
-    /// Removes a function.
+    /// Sets the routes of a function that need not be in use.
+    pub fn set_routes(&mut self, tenant: &TenantId, name: &FunctionName, routes: &[Route]) {
+        self.change(tenant, |catalog| catalog.set_routes(name, routes));
+    }
+
+    /// Takes a function out of use; its routes stay.
+    pub fn evict(&mut self, tenant: &TenantId, name: &FunctionName) {
+        self.change(tenant, |catalog| {
+            catalog.names.remove_mut(name);
+        });
+    }
+
+    /// Removes a function with its routes.
     pub fn remove(&mut self, tenant: &TenantId, name: &FunctionName) {
-        self.take(tenant).remove(name);
+        self.change(tenant, |catalog| {
+            catalog.names.remove_mut(name);
+            catalog.set_routes(name, &[]);
+        });
     }
 
-    /// Adds many functions at once, none of which is there yet.
-    pub fn extend(&mut self, functions: impl IntoIterator<Item = Function>) {
-        for function in functions {
-            let tenant = function.tenant.clone();
-            self.take(&tenant).add(Arc::new(function));
+    fn change(&mut self, tenant: &TenantId, op: impl FnOnce(&mut TenantCatalog)) {
+        let mut catalog = self.tenants.get(tenant).cloned().unwrap_or_default();
+        op(&mut catalog);
+        if catalog.names.is_empty() && catalog.routes.is_empty() {
+            self.tenants.remove_mut(tenant);
+        } else {
+            self.tenants.insert_mut(tenant.clone(), catalog);
         }
     }
 
-    fn take(&mut self, tenant: &TenantId) -> &mut TenantCatalog {
-        Arc::make_mut(self.tenants.entry(tenant.clone()).or_default())
-    }
-
-    /// A function by its name.
+    /// A function in use, by its name.
     #[must_use]
     pub fn get(&self, tenant: &TenantId, name: &FunctionName) -> Option<&Arc<Function>> {
-        self.tenants.get(tenant)?.names.get(name)
+        let function = self.tenants.get(tenant)?.names.get(name)?;
+        function.touch();
+        Some(function)
     }
 
-    /// All functions of a tenant, in no order.
+    /// The functions of a tenant that are in use, in no order.
     pub fn functions(&self, tenant: &TenantId) -> impl Iterator<Item = &Arc<Function>> {
         self.tenants.get(tenant).into_iter().flat_map(|catalog| catalog.names.values())
-    }
-
-    /// Number of functions of all tenants.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.tenants.values().map(|catalog| catalog.names.len()).sum()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// The function that a request is for: by declared route, longest match first, else by name.
     ///
     /// # Errors
-    /// `not-found` when no function answers there; `bad-request` for a first segment that can be no name.
+    /// `bad-request` for a first segment that can be no name, `not-found` where there is none.
     /// # Cost
     /// One look-up for each segment of the path if the tenant has routes, else one.
-    pub fn resolve(&self, tenant: &TenantId, head: &Parts) -> Result<Resolved, Fault> {
+    pub fn resolve(&self, tenant: &TenantId, head: &Parts) -> Result<Found, Fault> {
         let path = head.uri.path();
         let catalog = self.tenants.get(tenant);
-        if let Some(function) = catalog.and_then(|catalog| catalog.by_route(head, path)) {
-            return Ok(Resolved { function, prefix_len: 0 });
-        }
-        let name = path.strip_prefix('/').and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        let routed = catalog.and_then(|catalog| catalog.by_route(head, path));
+        let segment = path.strip_prefix('/').and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        let (name, prefix_len) = routed.map_or((segment, 1 + segment.len()), |name| (name.as_str(), 0));
         match catalog.and_then(|catalog| catalog.names.get(name)) {
-            Some(function) => Ok(Resolved { function: function.clone(), prefix_len: 1 + name.len() }),
-            None => Err(unknown(path, name)),
+            Some(function) => {
+                function.touch();
+                Ok(Found::Hot(Resolved { function: function.clone(), prefix_len }))
+            }
+            None => match routed.cloned().map_or_else(|| name.parse(), Ok) {
+                Ok(name) => Ok(Found::Cold(name)),
+                // The root is a place where nothing is, not a wrong name.
+                Err(_) if name.is_empty() => Err(nothing_at(path)),
+                Err(error) => Err(Fault::new(Code::BadRequest, error.to_string())),
+            },
         }
     }
 }
 
-fn nothing_at(path: &str) -> Fault {
+/// The fault for a path that leads to no function.
+pub(super) fn nothing_at(path: &str) -> Fault {
     let path: String = path.chars().take(200).collect();
     Fault::new(Code::NotFound, format!("no function answers at '{path}'")).hint("list them with: hob ls")
 }
 
-fn unknown(path: &str, name: &str) -> Fault {
-    match name.parse::<FunctionName>() {
-        Ok(_) => nothing_at(path),
-        // The root is a place where nothing is, not a wrong name.
-        Err(_) if name.is_empty() => nothing_at(path),
-        Err(error) => Fault::new(Code::BadRequest, error.to_string()),
-    }
-}
-
 impl TenantCatalog {
-    fn add(&mut self, function: Arc<Function>) {
-        for route in &function.revision.manifest.route {
-            self.routes.entry(route.path.base().into()).or_default().push((route.clone(), function.clone()));
+    fn set_routes(&mut self, name: &FunctionName, routes: &[Route]) {
+        let before = self.holders.get(name).cloned().unwrap_or_default();
+        if before == routes {
+            return;
         }
-        self.names.insert(function.name.clone(), function);
+        for route in before {
+            let Some(mut at) = self.routes.get(route.path.base()).cloned() else { continue };
+            at.retain(|(_, holder)| holder != name);
+            self.put(route.path.base(), at);
+        }
+        for route in routes {
+            let mut at = self.routes.get(route.path.base()).cloned().unwrap_or_default();
+            at.push((route.clone(), name.clone()));
+            self.put(route.path.base(), at);
+        }
+        match routes {
+            [] => _ = self.holders.remove_mut(name),
+            routes => self.holders.insert_mut(name.clone(), routes.to_vec()),
+        }
     }
 
-    fn remove(&mut self, name: &FunctionName) {
-        if let Some(before) = self.names.remove(name) {
-            for route in &before.revision.manifest.route {
-                if let Some(at) = self.routes.get_mut(route.path.base()) {
-                    at.retain(|(_, function)| function.name != *name);
-                }
-            }
-            self.routes.retain(|_, at| !at.is_empty());
+    fn put(&mut self, base: &str, at: Vec<(Route, FunctionName)>) {
+        match at.is_empty() {
+            true => _ = self.routes.remove_mut(base),
+            false => self.routes.insert_mut(base.into(), at),
         }
     }
 
-    fn by_route(&self, head: &Parts, path: &str) -> Option<Arc<Function>> {
+    fn by_route(&self, head: &Parts, path: &str) -> Option<&FunctionName> {
         if self.routes.is_empty() {
             return None;
         }
@@ -224,8 +300,8 @@ impl TenantCatalog {
         loop {
             let at = self.routes.get(base).into_iter().flatten();
             let matching = at.filter(|(route, _)| route.matches(&host, head.method.as_str(), path));
-            if let Some((_, function)) = matching.max_by_key(|(route, _)| route.rank()) {
-                return Some(function.clone());
+            if let Some((_, name)) = matching.max_by_key(|(route, _)| route.rank()) {
+                return Some(name);
             }
             base = &base[..base.rfind('/')?];
         }
@@ -249,7 +325,7 @@ mod tests {
     use crate::id::{Digest, RevisionNumber};
     use crate::manifest::Manifest;
 
-    fn function(name: &str, routes: &[&str]) -> Function {
+    fn function(name: &str, routes: &[&str]) -> Arc<Function> {
         let manifest =
             Manifest { route: routes.iter().map(|path| Route::new(path, None, None).unwrap()).collect(), ..Manifest::default() };
         let live = RevisionRecord {
@@ -267,13 +343,14 @@ mod tests {
         let record =
             FunctionRecord { tenant: TenantId::default(), name: name.parse().unwrap(), live, created_ms: 0, updated_ms: 0 };
         let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default() };
-        Function::new(record, None, &base).unwrap()
+        Arc::new(Function::new(record, Kept::default(), &base).unwrap())
     }
 
     fn resolve(catalog: &Catalog, path: &str) -> Result<(String, usize), Code> {
         let head = http::Request::builder().uri(path).body(()).unwrap().into_parts().0;
         match catalog.resolve(&TenantId::default(), &head) {
-            Ok(resolved) => Ok((resolved.function.name.to_string(), resolved.prefix_len)),
+            Ok(Found::Hot(resolved)) => Ok((resolved.function.name.to_string(), resolved.prefix_len)),
+            Ok(Found::Cold(name)) => Ok((format!("{name}?"), 0)),
             Err(fault) => Err(fault.code),
         }
     }
@@ -281,7 +358,9 @@ mod tests {
     #[test]
     fn routes_come_before_names_and_longer_ones_first() {
         let mut catalog = Catalog::default();
-        catalog.extend([function("a", &["/b/*"]), function("b", &[]), function("c", &["/b/c/*", "/b/exact"])]);
+        for function in [function("a", &["/b/*"]), function("b", &[]), function("c", &["/b/c/*", "/b/exact"])] {
+            catalog.insert(function);
+        }
         assert_eq!(resolve(&catalog, "/a/x?q"), Ok(("a".into(), 2)));
         assert_eq!(resolve(&catalog, "/a"), Ok(("a".into(), 2)));
         assert_eq!(resolve(&catalog, "/b/x"), Ok(("a".into(), 0)));
@@ -291,7 +370,7 @@ mod tests {
         assert_eq!(resolve(&catalog, "/b/cd"), Ok(("a".into(), 0)));
         assert_eq!(resolve(&catalog, "/b/exact"), Ok(("c".into(), 0)));
         assert_eq!(resolve(&catalog, "/b/exact/x"), Ok(("a".into(), 0)));
-        assert_eq!(resolve(&catalog, "/zzz"), Err(Code::NotFound));
+        assert_eq!(resolve(&catalog, "/zzz"), Ok(("zzz?".into(), 0)));
         assert_eq!(resolve(&catalog, "/"), Err(Code::NotFound));
         assert_eq!(resolve(&catalog, "/A_b"), Err(Code::BadRequest));
     }
@@ -299,11 +378,30 @@ mod tests {
     #[test]
     fn a_removed_function_leaves_its_routes() {
         let mut catalog = Catalog::default();
-        catalog.extend([function("a", &["/*"])]);
+        catalog.insert(function("a", &["/*"]));
+        let before = catalog.clone();
         assert_eq!(resolve(&catalog, "/x"), Ok(("a".into(), 0)));
-        catalog.insert(Arc::new(function("a", &["/y"])));
-        assert_eq!((resolve(&catalog, "/x"), resolve(&catalog, "/y")), (Err(Code::NotFound), Ok(("a".into(), 0))));
+        catalog.insert(function("a", &["/y"]));
+        assert_eq!((resolve(&catalog, "/x"), resolve(&catalog, "/y")), (Ok(("x?".into(), 0)), Ok(("a".into(), 0))));
+        catalog.evict(&TenantId::default(), &"a".parse().unwrap());
+        assert_eq!(resolve(&catalog, "/y"), Ok(("a?".into(), 0)), "its routes still lead to it");
         catalog.remove(&TenantId::default(), &"a".parse().unwrap());
-        assert_eq!((resolve(&catalog, "/y"), catalog.len()), (Err(Code::NotFound), 0));
+        assert_eq!(resolve(&catalog, "/y"), Ok(("y?".into(), 0)));
+        assert!(catalog.tenants.is_empty(), "nothing is left");
+        assert_eq!(resolve(&before, "/x"), Ok(("a".into(), 0)), "who holds a catalog sees one moment");
+    }
+
+    #[test]
+    fn routes_alone_lead_to_a_name() {
+        let mut catalog = Catalog::default();
+        let (tenant, routes) = (TenantId::default(), ["/x/*", "/y"].map(|path| Route::new(path, None, None).unwrap()));
+        catalog.set_routes(&tenant, &"a".parse().unwrap(), &routes);
+        catalog.set_routes(&tenant, &"b".parse().unwrap(), &[Route::new("/x/*", None, Some("PUT")).unwrap()]);
+        assert_eq!((resolve(&catalog, "/x/1"), resolve(&catalog, "/y")), (Ok(("a?".into(), 0)), Ok(("a?".into(), 0))));
+        catalog.set_routes(&tenant, &"a".parse().unwrap(), &routes[1..]);
+        assert_eq!(resolve(&catalog, "/x/1"), Ok(("x?".into(), 0)));
+        catalog.set_routes(&tenant, &"b".parse().unwrap(), &[]);
+        catalog.set_routes(&tenant, &"a".parse().unwrap(), &[]);
+        assert!(catalog.tenants.is_empty());
     }
 }

@@ -1,34 +1,35 @@
 //! Dispatch: from a request to the function it is for, a place to run, a template, and the engine.
 //!
-//! Owns the catalog of live functions and the order of these steps. Knows no HTTP connection and no wasmtime. Invariant: an
-//! invocation holds its place among the function's `concurrency` from admission until its instance is gone, and until a client took
-//! a large response.
+//! Owns the order of these steps, and that registry and catalog change in the same order. Knows no HTTP connection and no wasmtime.
+//! Invariant: an invocation holds its place among the function's `concurrency` from admission until its instance is gone, and until a
+//! client took a large response.
 
 pub mod catalog;
+mod functions;
 pub mod templates;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::HeaderName;
 use http_body::Body as _;
 
-use catalog::{Base, Catalog, Function, Resolved};
+use catalog::{Base, Function, Resolved};
+use functions::Functions;
+pub use functions::Metered;
 use templates::{Loaded, Templates};
 
 use crate::engine::{Call, Engine, UnknownKind};
 use crate::fault::{Code, Fault};
-use crate::grants::Grants;
-use crate::id::{FunctionName, InvocationId, TenantId};
+use crate::id::{Digest, FunctionName, InvocationId, TenantId};
 use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload, Phases, Start, Target, bounded};
 use crate::limits::Limit;
-use crate::meter::AdmissionError;
-use crate::registry::FunctionRecord;
-use crate::telemetry::logs::{LogSpace, unix_ms};
+use crate::meter::{AdmissionError, FunctionMeter};
+use crate::registry::{FunctionRecord, Registry, RegistryError};
+use crate::telemetry::logs::unix_ms;
 
 /// Tells a function how it was reached, so that it can make links to itself.
 const PATH_PREFIX: HeaderName = HeaderName::from_static("hob-path-prefix");
@@ -39,12 +40,12 @@ pub struct Dispatcher(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    catalog: ArcSwap<Catalog>,
+    functions: Functions,
+    registry: Arc<Registry>,
     /// Held over every change of registry and catalog, so that both change in the same order.
     changes: Mutex<()>,
     engine: Engine,
     templates: Templates,
-    base: Base,
     ids: Ids,
 }
 
@@ -63,39 +64,47 @@ impl Ids {
 }
 
 impl Dispatcher {
-    /// A dispatcher of the functions in `records`. `grants`: of every function. `node`: a random number that tells this start of
-    /// the node from any other.
+    /// A dispatcher of the functions in `registry`. `grants`: of every function. `functions_hot_max`: functions in memory. `node`:
+    /// a random number that tells this start of the node from any other.
     ///
     /// # Errors
-    /// [`UnknownKind`] when a newer version of hob wrote one of the records.
+    /// [`RegistryError`].
     pub fn new(
         engine: Engine,
         templates: Templates,
-        logs: Arc<LogSpace>,
-        grants: Grants,
-        records: Vec<FunctionRecord>,
+        registry: Arc<Registry>,
+        base: Base,
+        functions_hot_max: usize,
         node: u64,
-    ) -> Result<Self, UnknownKind> {
-        let base = Base { logs, grants };
-        let functions = records.into_iter().map(|record| Function::new(record, None, &base));
-        let mut catalog = Catalog::default();
-        catalog.extend(functions.collect::<Result<Vec<_>, _>>()?);
-        engine.metrics().functions.set(i64::try_from(catalog.len()).unwrap_or(i64::MAX));
+    ) -> Result<Self, RegistryError> {
+        let functions = Functions::new(registry.clone(), base, functions_hot_max)?;
         let ids = Ids { node, next: AtomicU64::new(0) };
-        Ok(Self(Arc::new(Inner {
-            catalog: ArcSwap::from_pointee(catalog),
-            changes: Mutex::new(()),
-            engine,
-            templates,
-            base,
-            ids,
-        })))
+        let inner = Inner { functions, registry, changes: Mutex::new(()), engine, templates, ids };
+        inner.count();
+        Ok(Self(Arc::new(inner)))
     }
 
-    /// The functions as they are now.
+    /// A function by its name.
+    ///
+    /// # Errors
+    /// `not-found`; `damaged` or `internal` when its record cannot be read.
+    /// # Cost
+    /// Two look-ups, or a read of the registry if it is not in use.
+    pub fn function(&self, tenant: &TenantId, name: &FunctionName) -> Result<Arc<Function>, Fault> {
+        self.0.functions.get(tenant, name)?.ok_or_else(|| no_such_function(name))
+    }
+
+    /// What a function used since the node started, and how many of its invocations run and wait. All zero for one that is not
+    /// deployed.
     #[must_use]
-    pub fn catalog(&self) -> arc_swap::Guard<Arc<Catalog>> {
-        self.0.catalog.load()
+    pub fn usage(&self, tenant: &TenantId, name: &FunctionName) -> (Arc<FunctionMeter>, (usize, usize)) {
+        self.0.functions.usage(tenant, name)
+    }
+
+    /// Totals of all functions of a tenant that were invoked since the node started.
+    #[must_use]
+    pub fn metered(&self, tenant: &TenantId) -> Vec<Metered> {
+        self.0.functions.metered(tenant)
     }
 
     /// Where templates come from.
@@ -104,9 +113,13 @@ impl Dispatcher {
         &self.0.templates
     }
 
-    /// To be held while the registry is changed and until the catalog is.
-    pub fn begin_change(&self) -> Change<'_> {
-        Change { inner: &self.0, _turn: self.0.changes.lock().unwrap_or_else(PoisonError::into_inner) }
+    /// To be held while the registry's function is changed and until the catalog's is.
+    pub fn begin_change(&self, tenant: &TenantId, name: &FunctionName) -> Change<'_> {
+        let turn = self.0.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.functions.set_changing(Some((tenant.clone(), name.clone())));
+        // If the registry cannot be read, the change is not going to be made.
+        let artifact = self.0.registry.function(tenant, name).ok().flatten().map(|record| record.live.artifact);
+        Change { inner: &self.0, artifact, _turn: turn }
     }
 
     /// An identifier for an invocation.
@@ -122,7 +135,6 @@ impl Dispatcher {
     }
 
     async fn run(&self, id: InvocationId, invocation: Invocation) -> Result<Outcome, Fault> {
-        // `Templates::get` is to take the rung that was asked for as its second argument.
         let Invocation { tenant, target, request, received, start: asked } = invocation;
         let (mut head, body) = request.into_parts();
         let resolved = self.resolve(&tenant, &target, &head);
@@ -183,17 +195,23 @@ impl Dispatcher {
 
     /// Whether any revision of a function is still deployed.
     fn is_live(&self, function: &Function) -> bool {
-        self.0.catalog.load().get(&function.tenant, &function.name).is_some()
+        // Where that cannot be known, the fault that is there already says more.
+        self.0.functions.get(&function.tenant, &function.name).map_or(true, |found| found.is_some())
     }
 
     fn resolve(&self, tenant: &TenantId, target: &Target, head: &http::request::Parts) -> Result<Resolved, Fault> {
-        let catalog = self.0.catalog.load();
         match target {
-            Target::Request => catalog.resolve(tenant, head),
-            Target::Function(name) => match catalog.get(tenant, name) {
-                Some(function) => Ok(Resolved { function: function.clone(), prefix_len: 0 }),
-                None => Err(no_such_function(name)),
-            },
+            Target::Request => self.0.functions.resolve(tenant, head),
+            Target::Function(name) => Ok(Resolved { function: self.function(tenant, name)?, prefix_len: 0 }),
+        }
+    }
+}
+
+impl Inner {
+    fn count(&self) {
+        match self.registry.count() {
+            Ok(count) => _ = self.engine.metrics().functions.set(i64::try_from(count).unwrap_or(i64::MAX)),
+            Err(error) => tracing::warn!(%error, "the functions cannot be counted"),
         }
     }
 }
@@ -239,7 +257,15 @@ impl Invoke for Dispatcher {
 #[derive(Debug)]
 pub struct Change<'a> {
     inner: &'a Inner,
+    /// Of the revision that was live when it began.
+    artifact: Option<Digest>,
     _turn: MutexGuard<'a, ()>,
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.inner.functions.set_changing(None);
+    }
 }
 
 impl Change<'_> {
@@ -248,36 +274,43 @@ impl Change<'_> {
     /// # Errors
     /// [`UnknownKind`]: never for a revision that this version built.
     pub fn publish(&self, record: FunctionRecord) -> Result<(), UnknownKind> {
-        let catalog = self.inner.catalog.load();
-        let before = catalog.get(&record.tenant, &record.name).cloned();
-        let function = Arc::new(Function::new(record, before.as_deref(), &self.inner.base)?);
-        let mut catalog = Catalog::clone(&catalog);
-        catalog.insert(function);
-        self.swap(catalog, before);
+        let tenant = record.tenant.clone();
+        let before = self.inner.functions.publish(record)?;
+        self.retire(&tenant, before);
         Ok(())
     }
 
     /// Takes a function away from all invocations that begin from now on.
     pub fn remove(&self, tenant: &TenantId, name: &FunctionName) {
-        let catalog = self.inner.catalog.load();
-        let before = catalog.get(tenant, name).cloned();
-        let mut catalog = Catalog::clone(&catalog);
-        catalog.remove(tenant, name);
-        self.swap(catalog, before);
+        let before = self.inner.functions.remove(tenant, name);
+        self.retire(tenant, before);
     }
 
-    fn swap(&self, catalog: Catalog, retired: Option<Arc<Function>>) {
-        self.inner.engine.metrics().functions.set(i64::try_from(catalog.len()).unwrap_or(i64::MAX));
-        self.inner.catalog.store(Arc::new(catalog));
-        if let Some(retired) = retired {
-            let (tenant, artifact) = (&retired.tenant, retired.revision.artifact);
-            // The next revision may have the same artifact, and so may other functions of the tenant; it then just stays until it is
-            // the least used. What waits was not made for this revision alone, but before it ended.
-            let shared = self.inner.catalog.load().functions(tenant).any(|function| function.revision.artifact == artifact);
-            match shared {
-                true => self.inner.templates.drop_ready(tenant, artifact),
-                false => self.inner.templates.forget(tenant, artifact),
+    /// Shows what the registry holds, after a change of it that failed: it may have been made all the same.
+    pub fn resync(&self, tenant: &TenantId, name: &FunctionName) {
+        let shown = match self.inner.registry.function(tenant, name) {
+            Ok(Some(record)) => self.publish(record).map_err(|error| error.to_string()),
+            Ok(None) => {
+                self.remove(tenant, name);
+                Ok(())
             }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = shown {
+            tracing::error!(error, function = %name, "what is live of a function may be older than what the registry holds");
+        }
+    }
+
+    /// Lets go of what is in memory of the former revision. `before`: the function until now, if it was in memory.
+    fn retire(&self, tenant: &TenantId, before: Option<Arc<Function>>) {
+        self.inner.count();
+        let Some(artifact) = before.map(|before| before.revision.artifact).or(self.artifact) else { return };
+        // The next revision may have the same artifact, and so may other functions of the tenant; while one that is in use does, it
+        // stays until it is the least used. What waits goes, of whichever function it would have become.
+        let shared = self.inner.functions.catalog().functions(tenant).any(|function| function.revision.artifact == artifact);
+        match shared {
+            true => self.inner.templates.drop_ready(tenant, artifact),
+            false => self.inner.templates.forget(tenant, artifact),
         }
     }
 }

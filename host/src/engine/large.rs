@@ -1,38 +1,71 @@
 //! Large guests: from which pool an instance comes.
 //!
 //! Owns the decision. An interpreter touches hundreds of pages of its memory in each invocation; in a pool that keeps so much of a
-//! slot resident and resets it by copying, none of them faults. For a guest that touches few pages of a large memory the copying
-//! would cost more than it saves. So the faults of the first invocations are counted, for guests of a size for which it can matter.
+//! slot resident and resets it by copying, none of them faults. For a guest that touches few pages, or on a machine that copies
+//! slowly, the copying costs more than it saves. So both are tried, for guests of a size for which it can matter, and the faster one
+//! stays. Knows nothing about requests.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use wasmtime::Store;
 
 use super::Engine;
 use super::artifact::Code;
 use super::settings::LARGE_KEEP_RESIDENT;
 use super::template::{Entry, Resolved, Template};
 use crate::artifacts::{ClosedArtifact, VerifiedArtifact};
+use crate::capability::Host;
 
-/// Initial memory from which on a guest may be large, in bytes: below it, all of it is kept resident anyway.
-const BYTES_MIN: u64 = 1 << 20;
+/// Initial memory from which on a guest may be large, in bytes: below it there is too little to save.
+const BYTES_MIN: u64 = 4 << 20;
 /// And up to which: beyond it most of it would not be kept resident.
 const BYTES_MAX: u64 = 2 * LARGE_KEEP_RESIDENT as u64;
-/// Invocations whose faults are counted.
-const SAMPLES: u64 = 8;
-/// What a page fault costs (`docs/decisions/0011-large-guests.md`).
-const FAULT_NS: u64 = 2_000;
-/// What resetting a mebibyte by copying costs.
-const COPY_NS_PER_MIB: u64 = 16_000;
-/// A client waits for faults, but not for the reset, which comes after the response.
-const FAULT_WEIGHT: u64 = 2;
+/// Invocations that are timed in each pool. The fastest counts: what disturbs one says nothing about the pool.
+const SAMPLES: u32 = 16;
+/// How much a time counts that a client waits for, beside one that passes after its response has left.
+const WAITED_FOR: u32 = 2;
 
-/// The counting of one template's faults.
+/// The trial of one template.
 pub(super) struct Trial {
     /// Not open: each template would hold a descriptor more for it.
     artifact: ClosedArtifact,
-    memory_bytes: u64,
-    samples: AtomicU64,
-    faults: AtomicU64,
+    over: AtomicBool,
+    state: Mutex<State>,
+}
+
+/// Samples in the usual pool, then in the large one.
+#[derive(Default)]
+struct State {
+    usual: Samples,
+    large: Samples,
+    /// The code in the usual pool, while the large one is tried.
+    usual_code: Option<Arc<Resolved>>,
+}
+
+#[derive(Default)]
+struct Samples {
+    count: u32,
+    best: Option<Duration>,
+}
+
+impl Samples {
+    /// Adds one; whether it was the last.
+    fn add(&mut self, cost: Duration) -> bool {
+        self.count += 1;
+        self.best = Some(self.best.map_or(cost, |best| best.min(cost)));
+        self.count == SAMPLES
+    }
+}
+
+/// What a sample leads to.
+enum Next {
+    Nothing,
+    /// To the large pool.
+    Move,
+    /// To the usual one, where this is its code.
+    Back(Arc<Resolved>),
 }
 
 impl Trial {
@@ -41,37 +74,76 @@ impl Trial {
         if !(BYTES_MIN..=BYTES_MAX).contains(&memory_bytes) {
             return None;
         }
-        Some(Self { artifact: artifact.remember(), memory_bytes, samples: AtomicU64::new(0), faults: AtomicU64::new(0) })
+        Some(Self { artifact: artifact.remember(), over: AtomicBool::new(false), state: Mutex::default() })
     }
 
-    /// The faults of this thread until now, if more samples are wanted.
-    pub(super) fn begin(&self) -> Option<u64> {
-        if self.samples.load(Ordering::Relaxed) < SAMPLES { minor_faults() } else { None }
+    /// Whether the next invocation is to be timed.
+    pub(super) fn wants_more(&self) -> bool {
+        !self.over.load(Ordering::Relaxed)
     }
 
-    /// Adds the faults since `before`. Whether this was the last sample, and they are worth a move.
-    pub(super) fn end(&self, before: u64) -> bool {
-        let faults = minor_faults().unwrap_or(before).saturating_sub(before);
-        let faults = self.faults.fetch_add(faults, Ordering::Relaxed) + faults;
-        let samples = self.samples.fetch_add(1, Ordering::Relaxed) + 1;
-        let copied_mib = self.memory_bytes.min(LARGE_KEEP_RESIDENT as u64) >> 20;
-        samples == SAMPLES && faults / SAMPLES * FAULT_NS * FAULT_WEIGHT > copied_mib * COPY_NS_PER_MIB
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sample(&self, in_large: bool, cost: Duration) -> Next {
+        let mut state = self.state();
+        if !in_large {
+            // Those that come while it moves change nothing any more.
+            return if state.usual.add(cost) { Next::Move } else { Next::Nothing };
+        }
+        if !state.large.add(cost) {
+            return Next::Nothing;
+        }
+        self.over.store(true, Ordering::Relaxed);
+        // Where it does not come from any more, it is mapped no longer.
+        let usual_code = state.usual_code.take().filter(|_| state.large.best >= state.usual.best);
+        usual_code.map_or(Next::Nothing, Next::Back)
     }
 }
 
-/// Page faults of the calling thread that needed no disk.
-fn minor_faults() -> Option<u64> {
-    let stat = std::fs::read_to_string("/proc/thread-self/stat").ok()?;
-    // The second field is the thread's name in parentheses, which may hold anything; the tenth is ours.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
+/// A store that is timed while it is dropped.
+pub(super) struct Leaving {
+    store: Option<Store<Host>>,
+    timed: Option<Timed>,
+}
+
+/// An invocation that is a sample.
+pub(super) struct Timed {
+    pub(super) engine: Engine,
+    pub(super) template: Arc<Template>,
+    /// Whether it ran in the pool for large guests.
+    pub(super) in_large: bool,
+    /// From the instance being live to the guest's end.
+    pub(super) ran: Duration,
+}
+
+impl Leaving {
+    pub(super) fn new(store: Store<Host>, timed: Option<Timed>) -> Self {
+        Self { store: Some(store), timed }
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let began = self.timed.is_some().then(Instant::now);
+        self.store = None;
+        let (Some(began), Some(Timed { engine, template, in_large, ran })) = (began, self.timed.take()) else { return };
+        let Some(trial) = &template.trial else { return };
+        match trial.sample(in_large, ran * WAITED_FOR + began.elapsed()) {
+            Next::Nothing => {}
+            Next::Move => engine.enlarge(&template),
+            Next::Back(code) => drop(template.move_to(code)),
+        }
+    }
 }
 
 impl Engine {
     /// Moves a template to the pool for large guests, on a thread that may block.
-    pub(super) fn enlarge(&self, template: &Arc<Template>) {
-        let Some(place) = self.large_place() else { return };
+    fn enlarge(&self, template: &Arc<Template>) {
+        let (Some(place), Ok(runtime)) = (self.large_place(), tokio::runtime::Handle::try_current()) else { return };
         let (this, template) = (self.clone(), template.clone());
-        tokio::task::spawn_blocking(move || {
+        runtime.spawn_blocking(move || {
             let Some(trial) = &template.trial else { return };
             let lane = this.place(place);
             let kind = template.shape.kind;
@@ -80,9 +152,15 @@ impl Engine {
                 .and_then(|artifact| Code::load(&lane.engine, kind, &artifact))
                 .and_then(|code| Entry::new(kind, &code, lane.modules.as_ref(), &lane.components));
             match moved {
-                Ok(entry) => template.move_to(Resolved { entry, place }),
+                Ok(entry) => {
+                    let mut state = trial.state();
+                    state.usual_code = Some(template.move_to(Arc::new(Resolved { entry, place })));
+                }
                 // It stays where it is, and works.
-                Err(error) => tracing::warn!(%error, "a template could not be moved to the pool for large guests"),
+                Err(error) => {
+                    trial.over.store(true, Ordering::Relaxed);
+                    tracing::warn!(%error, "a template could not be moved to the pool for large guests");
+                }
             }
         });
     }

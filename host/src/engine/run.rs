@@ -31,7 +31,7 @@ use crate::net::afterwards;
 use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
 
-use super::large::Trial;
+use super::large::{Leaving, Timed};
 use super::ready::Waiting;
 use super::template::{Resolved, Template};
 
@@ -117,7 +117,7 @@ impl Engine {
             Some(Ok(response)) if done && reply::is_large(response.body()) => running.places.take().map(Arc::new),
             _ => None,
         };
-        let fault = ended.and_then(|ended| running.finish(self, template, ended, kept.clone()));
+        let fault = ended.and_then(|ended| running.finish(ended, kept.clone()));
         let response = match (fault, head) {
             // The head is still ours, so the status can tell what went wrong.
             (_, Some(Err(fault))) | (Some(fault), _) => return Err(running.fail(fault)),
@@ -131,7 +131,7 @@ impl Engine {
         let response = match kept {
             Some(places) => running.keep(response, places),
             None if done => response,
-            None => running.detach(self, template, response),
+            None => running.detach(response),
         };
         let entered = reply.entered().unwrap_or(instantiated);
         Ok(Began {
@@ -167,12 +167,39 @@ struct Running {
     timer: Option<Pin<Box<Sleep>>>,
     response_limit: u64,
     books: Books,
-    limits: Arc<Limits>,
-    /// Page faults of this thread before the guest ran, while its template is on trial.
-    faults: Option<u64>,
+    /// Only while there is something to learn, or instances are to be made ahead: most templates need neither.
+    lessons: Option<Box<Lessons>>,
     /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first. A store that outlives its
     /// guest takes them along.
     places: Option<Places>,
+}
+
+/// What an invocation means for how the next ones begin.
+struct Lessons {
+    engine: Engine,
+    template: Arc<Template>,
+    /// Under which the instance is made that the next invocation may find waiting.
+    limits: Arc<Limits>,
+    /// Whether the instance is of the pool for large guests, while its template is on trial.
+    in_large: Option<bool>,
+}
+
+impl Lessons {
+    fn begin(engine: &Engine, template: &Arc<Template>, code: &Resolved, limits: &Arc<Limits>) -> Option<Box<Self>> {
+        let trial = template.trial.as_ref().filter(|trial| trial.wants_more());
+        let in_large = trial.map(|_| engine.place(code.place).large);
+        if in_large.is_none() && !engine.wants_ready(template) {
+            return None;
+        }
+        Some(Box::new(Self { engine: engine.clone(), template: template.clone(), limits: limits.clone(), in_large }))
+    }
+
+    /// `ran`: from the instance being live to the guest's end.
+    fn end(self, ran: Duration) -> Option<Timed> {
+        self.engine.keep_ready(&self.template, &self.limits);
+        let in_large = self.in_large?;
+        Some(Timed { engine: self.engine, template: self.template, in_large, ran })
+    }
 }
 
 /// Places among the node's instances and among the function's `concurrency`.
@@ -199,7 +226,6 @@ impl Books {
 impl Running {
     fn start(engine: &Engine, template: &Arc<Template>, call: Call, vessel: Vessel, began: Instant) -> Result<Self, Fault> {
         let kind = template.shape.kind;
-        let faults = template.trial.as_ref().and_then(Trial::begin);
         let reply = Arc::new(Reply::default());
         let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
@@ -231,6 +257,7 @@ impl Running {
                 (store, output, Some(live), place, code)
             }
         };
+        let lessons = Lessons::begin(engine, template, &code, &call.limits);
         let guest = call::start(code, store, live, Input { request, output, reply: reply.clone() });
         engine.metrics().instances.inc();
         let wall = call.limits.duration(Limit::Wall);
@@ -245,8 +272,7 @@ impl Running {
             timer: None,
             response_limit: call.limits.get(Limit::ResponseBody),
             books: Books { log, meter: call.meter, metrics: engine.metrics().clone() },
-            limits: call.limits,
-            faults,
+            lessons,
             places: Some((place, call.permit)),
         })
     }
@@ -269,7 +295,7 @@ impl Running {
 
     /// Takes leave of a guest that has ended: its store is dropped after the response has left, on this thread. `kept`: its places,
     /// when somebody else needs them even longer.
-    fn finish(&mut self, engine: &Engine, template: &Arc<Template>, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
+    fn finish(&mut self, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
         match ended {
             Stopped::Ended(ended) => {
                 let Ended { result, store } = *ended;
@@ -277,8 +303,9 @@ impl Running {
                 if let Err(fault) = &result {
                     self.reply.cut(fault.code);
                 }
-                afterwards::put_off((store, self.places.take(), kept));
-                self.learn(engine, template);
+                let ran = self.looked - self.reply.instantiated().unwrap_or(self.began);
+                let timed = self.lessons.take().and_then(|lessons| lessons.end(ran));
+                afterwards::put_off((Leaving::new(store, timed), self.places.take(), kept));
                 result.err()
             }
             Stopped::Deadline => {
@@ -289,16 +316,6 @@ impl Running {
                 Some(Fault::executed(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml, or do less"))
             }
         }
-    }
-
-    /// What this invocation means for how the next ones begin.
-    fn learn(&self, engine: &Engine, template: &Arc<Template>) {
-        if let (Some(trial), Some(before)) = (&template.trial, self.faults)
-            && trial.end(before)
-        {
-            engine.enlarge(template);
-        }
-        engine.keep_ready(template, &self.limits);
     }
 
     fn account(&self, memory_bytes: u64) {
@@ -326,12 +343,12 @@ impl Running {
     }
 
     /// Lets the guest go on by itself while its response is sent.
-    fn detach(self, engine: &Engine, template: &Arc<Template>, response: Response<Payload>) -> Response<Payload> {
+    fn detach(self, response: Response<Payload>) -> Response<Payload> {
         let reply = self.reply.clone();
-        let (engine, template, mut running) = (engine.clone(), template.clone(), self);
+        let mut running = self;
         let task = tokio::spawn(async move {
             let ended = std::future::poll_fn(|cx| running.poll_slice(cx, Instant::now())).await;
-            if let Some(fault) = running.finish(&engine, &template, ended, None) {
+            if let Some(fault) = running.finish(ended, None) {
                 // The status is out: what is left is to cut the connection, and to say why where it can be read.
                 running.fail(fault);
             }

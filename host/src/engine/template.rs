@@ -24,9 +24,9 @@ use crate::capability::handler::{ENTRY, INIT, RESTORED, WIZER_INIT};
 /// A function that can be instantiated now. Dropping it frees its code once the last instance is gone.
 pub struct Template {
     pub(super) shape: Shape,
-    /// Replaced by the same code in the pool for large guests, once that was found to be worth it.
+    /// Replaced by the same code in the pool for large guests, and back.
     code: ArcSwap<Resolved>,
-    /// Whether it is; `None` when the guest is of a size for which it never is.
+    /// Whether it is to be; `None` when the guest is of a size for which it is never worth it.
     pub(super) trial: Option<Trial>,
     pub(super) ready: Arc<Ready>,
     image_bytes: usize,
@@ -124,9 +124,11 @@ impl Template {
         self.code.load_full()
     }
 
-    /// From now on instances come from the pool for large guests. Those that are there keep the code that they were made of.
-    pub(super) fn move_to(&self, large: Resolved) {
-        self.code.store(Arc::new(large));
+    /// From now on instances are made of `code`; returns what they were made of. Those that run keep theirs, those that wait go.
+    pub(super) fn move_to(&self, code: Arc<Resolved>) -> Arc<Resolved> {
+        let former = self.code.swap(code);
+        self.ready.clear();
+        former
     }
 
     /// Drops the instances that wait.

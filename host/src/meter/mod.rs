@@ -8,6 +8,7 @@ mod admission;
 pub use admission::{Admission, AdmissionError, Permit};
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::fault::Code;
@@ -85,11 +86,12 @@ pub struct Usage {
     pub memory_bytes: u64,
 }
 
-/// Totals of one function since the node started.
+/// Totals of one function since the node started. Small, because it outlives the rest of a function that is not used any more.
 #[derive(Debug, Default)]
 pub struct FunctionMeter {
     starts: StartTimes,
-    faults: [AtomicU64; Code::ALL.len()],
+    /// Those that occurred: few of all codes, and seldom.
+    faults: Mutex<Vec<(Code, u64)>>,
     cpu_ns: AtomicU64,
     wall_ns: AtomicU64,
     memory_bytes_max: AtomicU64,
@@ -122,7 +124,25 @@ impl FunctionMeter {
 
     /// Counts a fault, whether a status showed it or a cut connection.
     pub fn faulted(&self, code: Code) {
-        self.faults[code as usize].fetch_add(1, Ordering::Relaxed);
+        let mut faults = self.faults();
+        match faults.binary_search_by_key(&(code as usize), |(code, _)| *code as usize) {
+            Ok(at) => faults[at].1 += 1,
+            Err(at) => {
+                faults.reserve_exact(1);
+                faults.insert(at, (code, 1));
+            }
+        }
+    }
+
+    /// A list of counts is whole after every statement that changes it.
+    fn faults(&self) -> std::sync::MutexGuard<'_, Vec<(Code, u64)>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing was counted yet.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.starts.total() == 0 && self.faults().is_empty()
     }
 
     /// Adds what an invocation used, once it ended.
@@ -138,7 +158,7 @@ impl FunctionMeter {
     pub fn totals(&self) -> Totals {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Totals {
-            faults: Code::ALL.iter().map(|code| (*code, load(&self.faults[*code as usize]))).filter(|(_, n)| *n > 0).collect(),
+            faults: self.faults().clone(),
             cpu: Duration::from_nanos(load(&self.cpu_ns)),
             wall: Duration::from_nanos(load(&self.wall_ns)),
             memory_bytes_max: load(&self.memory_bytes_max),
@@ -171,5 +191,9 @@ mod tests {
         meter.faulted(Code::StorageFull);
         assert_eq!(meter.starts().count(Start::Compiled), 1);
         assert_eq!(meter.totals().faults, [(Code::StorageFull, 1)]);
+        meter.faulted(Code::ALL[0]);
+        meter.faulted(Code::StorageFull);
+        assert_eq!(meter.totals().faults, [(Code::ALL[0], 1), (Code::StorageFull, 2)], "in the order of the codes");
+        assert!(!meter.is_untouched() && FunctionMeter::default().is_untouched());
     }
 }

@@ -2,12 +2,16 @@
 //!
 //! Owns the rules (preconditions, routes, numbering, pruning). Knows nothing about files or HTTP, except how a precondition is
 //! spelled. Invariant after each commit: every function's live revision exists; a number is never given twice to one function;
-//! the table of routes holds the routes of the live revisions and no others, each under one function.
+//! the table of routes holds the routes of the live revisions and no others, each under one function; and what `references.rs`
+//! counts is right.
 
-use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
+use std::sync::PoisonError;
+
+use redb::{ReadableTable, Table, WriteTransaction};
 
 use super::error::{PublishError, RegistryError, storage};
 use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, RevisionRecord, encode};
+use super::references::{Counting, Reference};
 use super::{Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, now_ms, read_function, read_numbers, read_revision};
 use crate::crash;
 use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
@@ -50,6 +54,7 @@ struct Tables<'t> {
     functions: Table<'t, (&'static str, &'static str), &'static [u8]>,
     revisions: Table<'t, (&'static str, &'static str, u64), &'static [u8]>,
     routes: Table<'t, (&'static str, &'static str), &'static str>,
+    counting: Counting<'t>,
 }
 
 impl<'t> Tables<'t> {
@@ -59,6 +64,7 @@ impl<'t> Tables<'t> {
             functions: txn.open_table(FUNCTIONS).map_err(storage(doing))?,
             revisions: txn.open_table(REVISIONS).map_err(storage(doing))?,
             routes: txn.open_table(ROUTES).map_err(storage(doing))?,
+            counting: Counting::open(txn)?,
         })
     }
 
@@ -77,8 +83,12 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
+    /// Writes a revision, in place of one with its number.
     fn put_revision(&mut self, tenant: &TenantId, name: &FunctionName, record: &RevisionRecord) -> Result<(), RegistryError> {
         let place = Place { tenant: tenant.as_str(), name: name.as_str(), number: record.number.0 };
+        // Before the old one is taken back, so that what both need is not released.
+        self.counting.add(tenant, record)?;
+        self.remove_revision(tenant, name, record.number)?;
         let bytes = encode(place, record);
         let key = (place.tenant, place.name, place.number);
         self.revisions.insert(key, bytes.as_slice()).map_err(storage("write a revision"))?;
@@ -86,6 +96,8 @@ impl<'t> Tables<'t> {
     }
 
     fn remove_revision(&mut self, tenant: &TenantId, name: &FunctionName, number: RevisionNumber) -> Result<(), RegistryError> {
+        let Some(record) = read_revision(&self.revisions, tenant, name, number)? else { return Ok(()) };
+        self.counting.remove(tenant, &record)?;
         let key = (tenant.as_str(), name.as_str(), number.0);
         self.revisions.remove(key).map_err(storage("remove a revision"))?;
         Ok(())
@@ -116,20 +128,13 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
-    /// Refuses one more function. Counts only when the whole table has `max`, so it costs nothing until a node is nearly full.
-    fn admit(&self, tenant: &TenantId, max: usize) -> Result<(), PublishError> {
-        let doing = "count functions";
-        if self.functions.len().map_err(storage(doing))? < max as u64 {
-            return Ok(());
+    /// Counts one more function, or refuses it.
+    fn admit(&mut self, tenant: &TenantId, max: usize) -> Result<(), PublishError> {
+        let count = self.counting.functions(tenant)?;
+        if count >= max as u64 {
+            return Err(PublishError::TooManyFunctions { count, max });
         }
-        let mut count = 0;
-        for entry in self.functions.range((tenant.as_str(), "")..).map_err(storage(doing))? {
-            if entry.map_err(storage(doing))?.0.value().0 != tenant.as_str() {
-                break;
-            }
-            count += 1;
-        }
-        if count < max { Ok(()) } else { Err(PublishError::TooManyFunctions { count, max }) }
+        Ok(self.counting.set_functions(tenant, count + 1)?)
     }
 
     /// Removes all but the `keep` newest revisions; `live` is the newest.
@@ -151,6 +156,24 @@ fn parse_name(text: &str) -> Result<FunctionName, RegistryError> {
 }
 
 impl Registry {
+    /// Makes a change of the tables, and remembers what it released.
+    fn change<T>(&self, op: impl FnOnce(&mut Tables<'_>) -> Result<(T, Commit), PublishError>) -> Result<T, PublishError> {
+        let (value, released) = self.write(|txn| {
+            let mut tables = Tables::open(txn)?;
+            let (value, commit) = op(&mut tables)?;
+            Ok(((value, tables.counting.released), commit))
+        })?;
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).extend(released);
+        Ok(value)
+    }
+
+    /// What changes have released since this was last called: their files are needed no more, unless a later change refers to
+    /// them again. A restart forgets it.
+    #[must_use]
+    pub fn take_released(&self) -> Vec<(TenantId, Reference)> {
+        std::mem::take(&mut *self.released.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Publishes a revision and makes it live, durably, all or nothing. Its number is one more than the highest ever given.
     /// `keep`: revisions that stay, the new one among them; at least 1. `functions_max`: functions that the tenant may have.
     ///
@@ -158,7 +181,7 @@ impl Registry {
     /// [`PublishError::Precondition`], [`PublishError::RouteTaken`], [`PublishError::TooManyFunctions`], and those of storage.
     ///
     /// # Cost
-    /// One transaction with two fsyncs; writers take turns.
+    /// One transaction with two fsyncs; writers take turns. It grows with the logarithm of the number of functions.
     pub fn publish(
         &self,
         tenant: &TenantId,
@@ -168,9 +191,8 @@ impl Registry {
         keep: usize,
         functions_max: usize,
     ) -> Result<FunctionRecord, PublishError> {
-        let record = self.write(|txn| {
+        let record = self.change(|tables| {
             crash::point("registry-begun");
-            let mut tables = Tables::open(txn)?;
             let before = tables.live(tenant, name)?;
             precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
             if before.is_none() {
@@ -223,8 +245,7 @@ impl Registry {
         to: Option<RevisionNumber>,
         precondition: &Precondition,
     ) -> Result<FunctionRecord, PublishError> {
-        self.write(|txn| {
-            let mut tables = Tables::open(txn)?;
+        self.change(|tables| {
             let before = tables.live(tenant, name)?;
             precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
             let (row, from) = before.ok_or_else(|| PublishError::NoSuchFunction { name: name.clone() })?;
@@ -255,8 +276,7 @@ impl Registry {
     /// # Cost
     /// As [`Registry::publish`].
     pub fn remove(&self, tenant: &TenantId, name: &FunctionName, precondition: &Precondition) -> Result<bool, PublishError> {
-        self.write(|txn| {
-            let mut tables = Tables::open(txn)?;
+        self.change(|tables| {
             let before = tables.live(tenant, name)?;
             precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
             let Some((_, live)) = before else { return Ok((false, Commit::No)) };
@@ -265,6 +285,8 @@ impl Registry {
                 tables.remove_revision(tenant, name, number)?;
             }
             tables.functions.remove((tenant.as_str(), name.as_str())).map_err(storage("remove a function"))?;
+            let count = tables.counting.functions(tenant)?;
+            tables.counting.set_functions(tenant, count.saturating_sub(1))?;
             Ok((true, Commit::Yes))
         })
     }
@@ -285,9 +307,10 @@ impl Registry {
         key: Digest,
         bytes: u64,
     ) -> Result<bool, PublishError> {
-        self.write(|txn| {
-            let mut tables = Tables::open(txn)?;
+        self.change(|tables| {
             let Some(mut record) = read_revision(&tables.revisions, tenant, name, number)? else {
+                // The file was made for nothing.
+                tables.counting.released.push((tenant.clone(), Reference::Artifact(key)));
                 return Ok((false, Commit::No));
             };
             if (record.artifact, record.artifact_bytes) == (key, bytes) {

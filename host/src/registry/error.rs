@@ -103,7 +103,7 @@ pub enum PublishError {
     #[error("there are {count} functions and at most {max} are allowed: remove one, or raise data.functions_max")]
     TooManyFunctions {
         /// How many there are.
-        count: usize,
+        count: u64,
         /// How many there may be.
         max: usize,
     },

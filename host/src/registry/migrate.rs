@@ -3,30 +3,68 @@
 //! Owns what differed. Knows nothing about the number in the data directory's file, which is written after this was committed.
 //! Invariant: preparing twice is preparing once.
 
+use std::collections::HashMap;
+
 use redb::{ReadableTable, TableHandle, WriteTransaction};
 
 use super::error::{PublishError, RegistryError, storage};
-use super::record::{FunctionRow, Place, decode};
+use super::record::{FunctionRow, Place, RevisionRecord, decode};
+use super::references::{Counting, REFERENCES, Reference, TENANTS};
 use super::{Commit, FUNCTIONS, REVISIONS, ROUTES, parse_key, with_live};
+use crate::id::TenantId;
 
 /// First format with the table of routes.
 const ROUTES_SINCE: u32 = 2;
+/// First format with the tables of references and tenants.
+const COUNTS_SINCE: u32 = 3;
 
-/// Makes the tables that are missing, so that readers find all of them; builds the table of routes anew for a format without.
+/// Makes the tables that are missing, so that readers find all of them; builds those anew that an older format lacks.
 pub(super) fn prepare(txn: &WriteTransaction, format: u32) -> Result<((), Commit), PublishError> {
     let doing = "prepare the registry";
     let names: Vec<String> = txn.list_tables().map_err(storage(doing))?.map(|table| table.name().to_owned()).collect();
-    let complete = [FUNCTIONS.name(), REVISIONS.name(), ROUTES.name()].iter().all(|name| names.iter().any(|n| n == name));
-    if complete && format >= ROUTES_SINCE {
+    let is_there = |table: &dyn TableHandle| names.iter().any(|name| name == table.name());
+    let has_routes = format >= ROUTES_SINCE && is_there(&ROUTES);
+    let has_counts = format >= COUNTS_SINCE && is_there(&REFERENCES) && is_there(&TENANTS);
+    if has_routes && has_counts && is_there(&FUNCTIONS) && is_there(&REVISIONS) {
         return Ok(((), Commit::No));
     }
     txn.open_table(FUNCTIONS).map_err(storage(doing))?;
     txn.open_table(REVISIONS).map_err(storage(doing))?;
-    if format < ROUTES_SINCE || !names.iter().any(|name| name == ROUTES.name()) {
+    if !has_routes {
         txn.delete_table(ROUTES).map_err(storage(doing))?;
         build_routes(txn)?;
     }
+    if !has_counts {
+        txn.delete_table(REFERENCES).map_err(storage(doing))?;
+        txn.delete_table(TENANTS).map_err(storage(doing))?;
+        build_counts(txn)?;
+    }
     Ok(((), Commit::Yes))
+}
+
+/// Counts the functions of every tenant and the references of every revision.
+fn build_counts(txn: &WriteTransaction) -> Result<(), RegistryError> {
+    let doing = "count what the registry holds";
+    let functions = txn.open_table(FUNCTIONS).map_err(storage(doing))?;
+    let revisions = txn.open_table(REVISIONS).map_err(storage(doing))?;
+    let (mut tenants, mut references) = (HashMap::<TenantId, u64>::new(), HashMap::<(TenantId, Reference), u64>::new());
+    for entry in functions.iter().map_err(storage(doing))? {
+        let (key, _) = entry.map_err(storage(doing))?;
+        let (tenant, name) = key.value();
+        *tenants.entry(parse_key(Place { tenant, name, number: 0 })?.0).or_default() += 1;
+    }
+    for entry in revisions.iter().map_err(storage(doing))? {
+        let (key, value) = entry.map_err(storage(doing))?;
+        let (tenant, name, number) = key.value();
+        let place = Place { tenant, name, number };
+        let (record, (tenant, _)) = (decode::<RevisionRecord>(place, value.value())?, parse_key(place)?);
+        for reference in record.references() {
+            *references.entry((tenant.clone(), reference)).or_default() += 1;
+        }
+    }
+    let mut counting = Counting::open(txn)?;
+    tenants.iter().try_for_each(|(tenant, count)| counting.set_functions(tenant, *count))?;
+    references.iter().try_for_each(|((tenant, reference), count)| counting.set(tenant, *reference, *count))
 }
 
 /// Writes the routes of every live revision. Of two functions with one route, which format 1 allowed, the older keeps it.

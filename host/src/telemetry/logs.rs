@@ -127,7 +127,6 @@ impl LogSpace {
 #[derive(Debug)]
 pub struct FunctionLog {
     ring: Mutex<Ring>,
-    feed: broadcast::Sender<Arc<Entry>>,
     space: Arc<LogSpace>,
 }
 
@@ -136,13 +135,15 @@ struct Ring {
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
     next_seq: u64,
+    /// For those who follow; it has some 10 KiB, so it is there while somebody does.
+    feed: Option<broadcast::Sender<Arc<Entry>>>,
 }
 
 impl FunctionLog {
     /// An empty log, bounded by its share of `space` and by what other functions left of it.
     #[must_use]
     pub fn new(space: Arc<LogSpace>) -> Self {
-        Self { ring: Mutex::default(), feed: broadcast::channel(FEED_LEN).0, space }
+        Self { ring: Mutex::default(), space }
     }
 
     fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
@@ -167,16 +168,45 @@ impl FunctionLog {
             ring.bytes -= oldest.cost();
             self.space.used.fetch_sub(oldest.cost(), Ordering::Relaxed);
         }
-        // Sent under the lock so that followers see entries in order; nobody following is not an error.
-        let _nobody_follows = self.feed.send(entry);
+        // Sent under the lock so that followers see entries in order.
+        if let Some(feed) = &ring.feed
+            && feed.send(entry).is_err()
+        {
+            // Nobody follows any more.
+            ring.feed = None;
+        }
     }
 
-    /// The newest `count` entries, oldest first, and a feed of all that come after them: nothing is lost between the two.
+    /// The newest `count` entries, oldest first.
     #[must_use]
-    pub fn read(&self, count: usize) -> (Vec<Arc<Entry>>, broadcast::Receiver<Arc<Entry>>) {
-        let ring = self.ring();
-        let skip = ring.entries.len().saturating_sub(count);
-        (ring.entries.iter().skip(skip).cloned().collect(), self.feed.subscribe())
+    pub fn tail(&self, count: usize) -> Vec<Arc<Entry>> {
+        self.ring().tail(count)
+    }
+
+    /// As [`FunctionLog::tail`], and a feed of all that come after: nothing is lost between the two. The feed ends when the log
+    /// is dropped.
+    #[must_use]
+    pub fn follow(&self, count: usize) -> (Vec<Arc<Entry>>, broadcast::Receiver<Arc<Entry>>) {
+        let mut ring = self.ring();
+        let feed = ring.feed.get_or_insert_with(|| broadcast::channel(FEED_LEN).0).subscribe();
+        (ring.tail(count), feed)
+    }
+
+    /// Gives back the room that it does not fill, for a function that is not used any more. Returns whether there is anything to
+    /// keep: an entry was written, or somebody follows.
+    #[must_use]
+    pub fn settle(&self) -> bool {
+        let mut ring = self.ring();
+        ring.entries.shrink_to_fit();
+        ring.feed.take_if(|feed| feed.receiver_count() == 0);
+        ring.next_seq > 0 || ring.feed.is_some()
+    }
+}
+
+impl Ring {
+    fn tail(&self, count: usize) -> Vec<Arc<Entry>> {
+        let skip = self.entries.len().saturating_sub(count);
+        self.entries.iter().skip(skip).cloned().collect()
     }
 }
 
@@ -279,7 +309,7 @@ mod tests {
     }
 
     fn texts(log: &FunctionLog) -> Vec<String> {
-        log.read(usize::MAX).0.iter().map(|entry| entry.text.clone()).collect()
+        log.tail(usize::MAX).iter().map(|entry| entry.text.clone()).collect()
     }
 
     #[test]
@@ -307,6 +337,28 @@ mod tests {
     }
 
     #[test]
+    fn a_feed_lasts_as_long_as_somebody_follows() {
+        let log = Arc::new(FunctionLog::new(LogSpace::new(1 << 20, 1 << 20)));
+        let sink = sink(&log, 1 << 20);
+        assert!(!log.settle());
+        let (before, mut feed) = log.follow(10);
+        assert!(before.is_empty() && log.settle(), "somebody follows");
+        sink.guest(Source::Log, Level::Info, b"a");
+        assert_eq!(feed.try_recv().unwrap().text, "a");
+        let (before, mut second) = log.follow(10);
+        assert_eq!(before.len(), 1);
+        drop(feed);
+        sink.guest(Source::Log, Level::Info, b"b");
+        assert_eq!(second.try_recv().unwrap().text, "b");
+        drop(second);
+        sink.guest(Source::Log, Level::Info, b"c");
+        assert!(log.ring().feed.is_none() && log.settle(), "its entries stay");
+        let (_, mut third) = log.follow(0);
+        drop((sink, log));
+        assert_eq!(third.try_recv().unwrap_err(), broadcast::error::TryRecvError::Closed);
+    }
+
+    #[test]
     fn the_ring_keeps_the_newest() {
         let log = Arc::new(FunctionLog::new(LogSpace::new(1 << 20, 10 * (ENTRY_OVERHEAD + 1))));
         let sink = sink(&log, 1 << 20);
@@ -314,7 +366,7 @@ mod tests {
             sink.guest(Source::Log, Level::Info, &[b'a' + number]);
         }
         assert_eq!(texts(&log).len(), 10);
-        assert_eq!(log.read(1).0[0].seq, 24);
+        assert_eq!(log.tail(1)[0].seq, 24);
     }
 
     #[test]

@@ -25,10 +25,15 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Deploys `b` on a node in `dir` that dies at `point`, and starts it again.
+/// A function that says `b`, and has a snapshot.
+fn snapshotted() -> Vec<u8> {
+    wasm(&says("b").replace("(func (export \"hob_handle\")", "(func (export \"hob_init\")) (func (export \"hob_handle\")"))
+}
+
+/// Deploys it on a node in `dir` that dies at `point`, and starts it again.
 fn crash(dir: Arc<TempDir>, point: &str) -> Node {
     let mut node = Node::start_with(Setup { dir: Some(dir.clone()), crash_at: Some(point), ..Setup::default() });
-    let body = wasm(&says("b"));
+    let body = snapshotted();
     let mut conn = node.control.connect();
     conn.request("PUT", "/v1/functions/f", &[("content-type", "application/wasm")], &body);
     assert!(conn.try_head().is_none(), "{point}: it answered and did not die");
@@ -55,7 +60,8 @@ fn check_whole(node: &Node, point: &str, expected: Option<&str>) {
     }
     let kept = node.control.get("/v1/functions/f/revisions").json()["items"].as_array().map_or(0, Vec::len);
     eventually("files that no revision names are gone", || {
-        (node.files("wasm").len(), node.files("artifacts").len()) == (kept, kept)
+        let snapshots = usize::from(expected == Some("b"));
+        (node.files("wasm").len(), node.files("artifacts").len(), node.files("snapshots").len()) == (kept, kept, snapshots)
     });
     let reply = node.deploy("f", &wasm(&says("c")), "");
     assert!(matches!(reply.status(), 200 | 201), "{point}: {} {}", reply.status(), reply.text());

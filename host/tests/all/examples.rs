@@ -178,3 +178,31 @@ fn the_attributes_of_the_sdk_make_the_exports() {
     assert_eq!(hob_exports(&example("geoip").wasm), ["hob_handle", "hob_init"]);
     assert_eq!(hob_exports(&example("frozen").wasm), ["hob_handle", "hob_init", "hob_restored"]);
 }
+
+#[test]
+fn geoip() {
+    let node = Node::start(&[]);
+    let example = example("geoip");
+    let manifest = example.manifest.replace("\"256\"", "\"8\"").replace("\"272MiB\"", "\"24MiB\"");
+    let deployed = node.deploy("geoip", &example.wasm, &manifest).json();
+    assert!(deployed["snapshot"]["memory_bytes"].as_u64().unwrap() > 8 << 20, "{deployed}");
+    assert_eq!(deployed["notes"], serde_json::json!([]));
+    assert!(node.logs("geoip").iter().any(|(_, _, text)| text.ends_with("ranges, 8 MiB")), "{:?}", node.logs("geoip"));
+    let ask = |ip: &str| node.data.get(&format!("/geoip?ip={ip}")).ok().json();
+    let number = |json: &serde_json::Value| u32::from(json.as_str().unwrap().parse::<std::net::Ipv4Addr>().unwrap());
+    for ip in ["0.0.0.0", "192.0.2.1", "255.255.255.255"] {
+        let found = ask(ip);
+        let (first, at, last) = (number(&found["first"]), number(&found["ip"]), number(&found["last"]));
+        assert!(first <= at && at <= last && found["country"].as_str().unwrap().len() == 2, "{found}");
+        // The whole range has the same entry, and what follows it another.
+        let end = ask(found["last"].as_str().unwrap());
+        assert_eq!((&end["first"], &end["country"], &end["asn"]), (&found["first"], &found["country"], &found["asn"]));
+        if let Some(next) = last.checked_add(1) {
+            assert_eq!(number(&ask(&std::net::Ipv4Addr::from(next).to_string())["first"]), next);
+        }
+    }
+    assert_eq!(node.data.get("/geoip").status(), 400);
+    // A size that it does not take is an initialisation that fails, and says so.
+    let refused = node.deploy("other", &example.wasm, &manifest.replace("\"8\"", "\"x\"").replace("\"geoip\"", "\"other\""));
+    refused.problem(422, "not-deployable");
+}

@@ -304,6 +304,32 @@ fn concurrency_and_its_queue() {
 }
 
 #[test]
+fn functions_that_leave_memory_keep_their_places_totals_and_logs() {
+    let mut node = Node::start(&["engine.functions_hot_max=1"]);
+    node.deploy_wat("a", &waits(), "[limits]\nconcurrency = 1\nqueue = 0\nwall = \"1h\"\n");
+    node.deploy_wat("b", &does("unreachable"), "route = '/to/b'\n");
+    node.deploy_wat("c", &says("c"), "");
+    for round in 1..=2 {
+        let mut conn = hold(&node, "/a");
+        eventually("it runs", || node.occupancy("a") == (1, 0));
+        for _ in 0..3 {
+            node.data.get("/to/b").problem(502, "guest-trap");
+            assert_eq!(node.data.get("/c").ok().text(), "c");
+        }
+        node.data.get("/a").problem(429, "concurrency");
+        conn.end_chunks();
+        assert_eq!(number(&conn.reply().good()), 1);
+        node.data.get("/d").problem(404, "not-found");
+        assert_eq!(node.inspect("b")["usage"]["faults"]["guest-trap"], 3);
+        let log = node.logs("b");
+        assert_eq!(log.iter().filter(|entry| **entry == log[0]).count(), 3, "{log:?}");
+        assert_eq!(node.inspect("c")["usage"]["starts"]["resident"], 3 - u64::from(round == 2));
+        node.restart();
+        assert_eq!(node.metric("hob_functions"), 3);
+    }
+}
+
+#[test]
 fn waiting_in_the_queue_has_an_end() {
     let node = Node::start(&[]);
     node.deploy_wat("a", &waits(), "[limits]\nconcurrency = 1\nqueue_wait = \"50ms\"\nwall = \"1h\"\n");

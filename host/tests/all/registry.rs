@@ -82,6 +82,18 @@ fn what_runs_keeps_its_revision() {
 }
 
 #[test]
+fn a_deploy_that_is_refused_at_its_end_leaves_no_files() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &says("a"), "route = '/x'\n");
+    node.deploy("b", &wasm(&says("b")), "route = '/x'\n").problem(409, "conflict");
+    eventually("its files are gone", || (node.files("wasm").len(), node.files("artifacts").len()) == (1, 1));
+    node.deploy("b", &wasm(&says("a")), "route = '/x'\n").problem(409, "conflict");
+    node.deploy_wat("b", &says("c"), "");
+    eventually("that too", || node.files("wasm").len() == 2);
+    assert_eq!(node.data.get("/x").ok().text(), "a", "a file that another function needs stays");
+}
+
+#[test]
 fn a_restart_finds_every_function() {
     let mut node = Node::start(&[]);
     for number in 0..20 {

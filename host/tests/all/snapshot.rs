@@ -293,6 +293,34 @@ fn what_is_said_during_initialisation_is_in_the_log() {
 }
 
 #[test]
+fn much_that_is_said_during_initialisation() {
+    let node = Node::start(&[]);
+    // Bytes that JSON writes as six characters each, more of them than a log takes.
+    for byte in ["\\01", "\\22"] {
+        let text = counter_and(
+            "(memory.fill (i32.const 1000) (i32.load8_u (i32.const 100)) (i32.const 8000))
+             (loop $more
+               (call $log (i32.const 2) (i32.const 1000) (i32.const 8000))
+               (i32.store (i32.const 200) (i32.add (i32.load (i32.const 200)) (i32.const 1)))
+               (br_if $more (i32.lt_u (i32.load (i32.const 200)) (i32.const 20))))",
+        )
+        .replace("(func $count", &format!("(data (i32.const 100) \"{byte}\") (func $count"));
+        done(deploy(&node, "a", &text, ""));
+        assert_eq!(number(&node, "/a"), 2);
+        assert!(node.logs("a").len() > 5);
+    }
+}
+
+#[test]
+fn an_initialisation_is_one_only_where_it_is_called() {
+    let node = Node::start(&[]);
+    let text = command("(func (export \"hob_init\")) (func (export \"_start\"))");
+    done(deploy(&node, "a", &text, ""));
+    assert!(!has_snapshot(&node, "a"));
+    deploy(&node, "a", &text, "snapshot = \"required\"").problem(422, "not-deployable");
+}
+
+#[test]
 fn a_build_that_passes_its_walls_for_its_initialisation() {
     // The initialisation has more time than the whole build.
     let node = Node::start(&["build.init=60s", "build.cpu=1s"]);

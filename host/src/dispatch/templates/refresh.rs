@@ -111,11 +111,7 @@ impl Templates {
 
     /// Functions of a tenant in the order of their names, from the one after `after`, at most `count`.
     fn page(&self, tenant: &TenantId, after: Option<&FunctionName>, count: usize) -> Result<Vec<FunctionRecord>, Fault> {
-        let mut functions = self.0.registry.functions().map_err(|error| error.fault())?;
-        functions.retain(|function| function.tenant == *tenant && after.is_none_or(|after| function.name > *after));
-        functions.sort_by(|a, b| a.name.cmp(&b.name));
-        functions.truncate(count);
-        Ok(functions)
+        self.0.registry.list(tenant, after, count).map_err(|error| error.fault())
     }
 
     fn is_stale(&self, record: &FunctionRecord) -> bool {

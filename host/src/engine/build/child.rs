@@ -198,7 +198,7 @@ async fn keep(stage: &Stage<'_>, found: &Found, snapshot: Snapshot, outputs: &Ou
 }
 
 fn built(stage: &Stage<'_>, found: &Found, image: Range<u64>) -> Built {
-    let (entries, _) = stage.log.read(LOG_ENTRIES_MAX);
+    let entries = stage.log.tail(LOG_ENTRIES_MAX);
     let said = |entry: &Arc<Entry>| Said { source: entry.source.as_str().into(), text: entry.text.clone() };
     Built {
         shape: found.shape.to_string(),

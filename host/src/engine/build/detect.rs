@@ -96,7 +96,7 @@ impl Surface {
     pub(super) fn found(&self) -> Result<Found, Refused> {
         let shape = if self.component { component(self)? } else { module(self)? };
         let has = |name: &str| self.exports(name) || self.functions.iter().any(|function| function == name);
-        let init = match (has(INIT), has(WIZER_INIT)) {
+        let init = match (shape.kind == Kind::Handler && has(INIT), has(WIZER_INIT)) {
             (true, true) => {
                 let detail =
                     format!("the module exports both '{INIT}' and '{WIZER_INIT}', and only one can be its initialisation");

@@ -153,8 +153,8 @@ fn sentence(error: std::fmt::Arguments<'_>) -> String {
 /// The name by which a program's `main` knows that it is to be the child; see [`child::run_if_child`].
 pub const CHILD_COMMAND: &str = "build-child";
 
-/// Most bytes of a report that are read.
-const REPORT_LEN_MAX: u64 = 64 << 10;
+/// Most bytes of a report that are read: what a guest says in its build is 64 KiB, which JSON may write six times as long.
+const REPORT_LEN_MAX: u64 = 1 << 20;
 
 /// Starts builds, as many at once as are allowed.
 #[derive(Debug)]
@@ -248,7 +248,9 @@ impl Builder {
             let read = async |pipe: Option<&mut (dyn tokio::io::AsyncRead + Unpin + Send)>| {
                 let mut text = Vec::new();
                 if let Some(pipe) = pipe {
-                    pipe.take(REPORT_LEN_MAX).read_to_end(&mut text).await?;
+                    (&mut *pipe).take(REPORT_LEN_MAX).read_to_end(&mut text).await?;
+                    // A child that says more must not wait for somebody to listen.
+                    tokio::io::copy(pipe, &mut tokio::io::sink()).await?;
                 }
                 std::io::Result::Ok(text)
             };
@@ -319,7 +321,7 @@ impl Memory {
 /// Half of the machine's memory, in bytes.
 fn half_the_machine() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::try_from(info.totalram).unwrap_or(u64::MAX).saturating_mul(u64::from(info.mem_unit)) / 2
+    info.totalram.saturating_mul(info.mem_unit.into()) / 2
 }
 
 fn over_limit(detail: String) -> Fault {

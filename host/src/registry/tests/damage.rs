@@ -32,16 +32,16 @@ fn a_second_opener_is_refused() {
 }
 
 /// Everything that can be read, so that damage anywhere is met.
-type Contents = (Vec<FunctionRecord>, Vec<RevisionRecord>, Vec<(TenantId, Digest, Digest, Option<Digest>)>);
+type Contents = (Vec<FunctionRecord>, Vec<RevisionRecord>, Vec<(TenantId, Reference)>, Vec<(TenantId, Route, FunctionName)>, u64);
 
 fn contents(registry: &Registry) -> Result<Contents, RegistryError> {
-    let functions = registry.functions()?;
+    let functions = all(registry)?;
     let mut revisions = Vec::new();
     for function in &functions {
         assert_eq!(registry.function(&function.tenant, &function.name)?.as_ref(), Some(function));
         revisions.extend(registry.revisions(&function.tenant, &function.name)?);
     }
-    Ok((functions, revisions, registry.references()?))
+    Ok((functions, revisions, registry.references()?, registry.routes()?, registry.count()?))
 }
 
 #[test]

@@ -5,9 +5,10 @@ mod model;
 
 use super::*;
 use crate::fault::Code;
+use crate::id::Digest;
 use crate::manifest::Manifest;
 
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 fn open(dir: &tempfile::TempDir) -> Registry {
     Registry::open(&file(dir), FORMAT).unwrap()
@@ -49,6 +50,15 @@ fn rollback(registry: &Registry, function: &str, to: Option<u64>) -> Result<Func
 
 fn numbers(registry: &Registry, function: &str) -> Vec<u64> {
     registry.revisions(&tenant(), &name(function)).unwrap().iter().map(|revision| revision.number.0).collect()
+}
+
+/// All functions of all tenants that the tests use.
+fn all(registry: &Registry) -> Result<Vec<FunctionRecord>, RegistryError> {
+    let mut records = Vec::new();
+    for tenant in ["default", "t", "tt"] {
+        records.extend(registry.list(&tenant.parse().unwrap(), None, usize::MAX)?);
+    }
+    Ok(records)
 }
 
 // Rules.
@@ -150,7 +160,7 @@ fn numbers_rise_and_old_revisions_go() {
     assert_eq!(keep("2", 3), [2, 1]);
     assert_eq!(keep("3", 3), [3, 2, 1], "exactly as many as are kept");
     assert_eq!(keep("4", 3), [4, 3, 2], "one more");
-    assert_eq!(registry.references().unwrap().len(), 3);
+    assert_eq!(registry.references().unwrap().len(), 6);
 
     assert!(matches!(rollback(&registry, "f", Some(1)), Err(PublishError::NoSuchRevision { .. })));
     assert_eq!(rollback(&registry, "f", None).unwrap().live.number, RevisionNumber(3));
@@ -176,7 +186,7 @@ fn removing_leaves_nothing() {
     let remove = |function: &str| registry.remove(&tenant(), &name(function), &Precondition::Any).unwrap();
     assert!(remove("f") && !remove("f"));
     assert!(registry.function(&tenant(), &name("f")).unwrap().is_none() && numbers(&registry, "f").is_empty());
-    assert_eq!(registry.references().unwrap().len(), 1);
+    assert_eq!(registry.references().unwrap().len(), 2);
     assert_eq!(publish(&registry, "f", "3", &["/y"]).unwrap().live.number, RevisionNumber::FIRST);
 }
 
@@ -205,13 +215,18 @@ fn an_artifact_can_be_replaced_while_its_revision_is_kept() {
     assert!(set(1) && set(1) && !set(2));
     let after = registry.function(&tenant(), &name("f")).unwrap().unwrap();
     assert_eq!((after.live.artifact, after.live.artifact_bytes, after.etag()), (key, 99, before.etag()));
-    assert_eq!(registry.references().unwrap(), [(tenant(), Digest::of(b"1"), key, None)]);
+    let needed = [Reference::Wasm(Digest::of(b"1")), Reference::Artifact(key)].map(|reference| (tenant(), reference));
+    assert_eq!(registry.references().unwrap(), needed);
+    // The second is what was made for a revision that is gone; whoever collects it finds that it is needed by another.
+    let released = [before.live.artifact, key].map(|key| (tenant(), Reference::Artifact(key)));
+    assert_eq!(registry.take_released(), released);
+    assert_eq!(registry.referenced(&released).unwrap(), released[1..]);
 }
 
 // Migration.
 
-/// What a build with format 1 left: the same without the table of routes.
-fn make_format_1(dir: &tempfile::TempDir) {
+/// What a build with an older format left: the same without the tables that came later.
+fn make_format(dir: &tempfile::TempDir, format: u32) {
     let registry = open(dir);
     publish(&registry, "a", "1", &["/a"]).unwrap();
     publish(&registry, "a", "2", &["/b", "/c"]).unwrap();
@@ -220,27 +235,105 @@ fn make_format_1(dir: &tempfile::TempDir) {
     drop(registry);
     let db = open_file(&file(dir)).unwrap();
     let txn = db.begin_write().unwrap();
-    assert!(txn.delete_table(ROUTES).unwrap());
+    if format < 2 {
+        assert!(txn.delete_table(ROUTES).unwrap());
+    }
+    if format < 3 {
+        assert!(txn.delete_table(references::REFERENCES).unwrap() && txn.delete_table(references::TENANTS).unwrap());
+    }
     txn.commit().unwrap();
+}
+
+#[test]
+fn format_2_gets_its_counts_and_may_be_migrated_again() {
+    let dir = tempfile::tempdir().unwrap();
+    make_format(&dir, 2);
+    for _ in 0..2 {
+        // The second time as after a kill before the directory's number was written.
+        let registry = Registry::open(&file(&dir), 2).unwrap();
+        let mut needed: Vec<_> = ["1", "2"].iter().flat_map(|wasm| needs(wasm)).collect();
+        needed.sort();
+        assert_eq!(registry.references().unwrap(), needed);
+        assert_eq!(registry.routes().unwrap().len(), 2);
+    }
+    let registry = open(&dir);
+    let add = |function: &str| registry.publish(&tenant(), &name(function), new("3", &[]), &Precondition::Any, 10, 3);
+    add("c").unwrap();
+    assert!(matches!(add("d"), Err(PublishError::TooManyFunctions { count: 3, max: 3 })), "a and b were counted");
+    assert!(registry.remove(&tenant(), &name("b"), &Precondition::Any).unwrap());
+    assert!(registry.take_released().is_empty(), "a needs the same module");
+    assert!(registry.remove(&tenant(), &name("a"), &Precondition::Any).unwrap());
+    let mut released = registry.take_released();
+    released.sort();
+    let mut needed: Vec<_> = ["1", "2"].iter().flat_map(|wasm| needs(wasm)).collect();
+    needed.sort();
+    assert_eq!(released, needed);
+    assert_eq!(registry.references().unwrap().len(), 2);
+}
+
+/// The files of a module.
+fn needs(wasm: &str) -> [(TenantId, Reference); 2] {
+    let new = new(wasm, &[]);
+    [Reference::Wasm(new.wasm), Reference::Artifact(new.artifact)].map(|reference| (tenant(), reference))
+}
+
+#[test]
+fn files_are_released_with_the_last_revision_that_needs_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    let keep = |function: &str, wasm: &str| {
+        registry.publish(&tenant(), &name(function), new(wasm, &[]), &Precondition::Any, 1, 1000).unwrap();
+        registry.take_released()
+    };
+    assert_eq!([keep("a", "1"), keep("b", "1"), keep("a", "2"), keep("a", "2")], [vec![], vec![], vec![], vec![]]);
+    assert_eq!(keep("b", "2"), needs("1"));
+    assert_eq!(registry.referenced(&[needs("1"), needs("2")].concat()).unwrap(), needs("2"));
+    registry.write::<()>(|_| panic!("cut off")).unwrap_err();
+    assert!(registry.publish(&tenant(), &name("a"), new("3", &[]), &Precondition::NoneMatch, 1, 1000).is_err());
+    assert!(registry.take_released().is_empty(), "what was not committed released nothing");
+    // A snapshot is a file too.
+    let snapshot = Some(SnapshotRecord { key: Digest::of(b"s"), bytes: 1, memory_bytes: 1 });
+    let with = NewRevision { snapshot, ..new("2", &[]) };
+    registry.publish(&tenant(), &name("a"), with, &Precondition::Any, 1, 1000).unwrap();
+    assert!(registry.references().unwrap().contains(&(tenant(), Reference::Snapshot(Digest::of(b"s")))));
+    assert_eq!(keep("a", "2"), [(tenant(), Reference::Snapshot(Digest::of(b"s")))]);
+}
+
+#[test]
+fn pages_of_the_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    for function in ["b", "a", "ab", "c"] {
+        publish(&registry, function, "w", &[]).unwrap();
+    }
+    // Neighbours in the order of tenants.
+    for other in ["aaa", "default-2"] {
+        registry.publish(&other.parse().unwrap(), &name("x"), new("w", &[]), &Precondition::Any, 1, 10).unwrap();
+    }
+    let page = |after: Option<&str>, count| {
+        let records = registry.list(&tenant(), after.map(name).as_ref(), count).unwrap();
+        records.iter().map(|record| record.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(page(None, 10), ["a", "ab", "b", "c"]);
+    assert_eq!(page(None, 2), ["a", "ab"]);
+    assert_eq!(page(Some("ab"), 10), ["b", "c"]);
+    assert_eq!(page(Some("aa"), 1), ["ab"], "what it begins after need not exist any more");
+    assert!(page(Some("c"), 10).is_empty() && page(None, 0).is_empty());
+    assert!(registry.list(&"nobody".parse().unwrap(), None, 10).unwrap().is_empty());
+    assert_eq!(registry.count().unwrap(), 6);
 }
 
 #[test]
 fn format_1_gets_its_routes_and_may_be_migrated_again() {
     let dir = tempfile::tempdir().unwrap();
-    make_format_1(&dir);
+    make_format(&dir, 1);
     for _ in 0..2 {
         // The second time as after a kill before the directory's number was written.
         let registry = Registry::open(&file(&dir), 1).unwrap();
-        let routes = registry.read(|txn| {
-            let table = txn.open_table(ROUTES).unwrap();
-            let routes = table.iter().unwrap().map(|entry| {
-                let (key, value) = entry.unwrap();
-                format!("{} {} {}", key.value().0, key.value().1, value.value())
-            });
-            Ok(routes.collect::<Vec<_>>())
-        });
-        assert_eq!(routes.unwrap(), ["default /a a", "default /d b"]);
-        assert_eq!(registry.functions().unwrap().len(), 2);
+        let routes = registry.routes().unwrap();
+        let routes: Vec<_> = routes.iter().map(|(tenant, route, name)| format!("{tenant} {route} {name}")).collect();
+        assert_eq!(routes, ["default /a a", "default /d b"]);
+        assert_eq!((all(&registry).unwrap().len(), registry.count().unwrap()), (2, 2));
     }
     let registry = open(&dir);
     assert!(matches!(publish(&registry, "c", "1", &["/d"]), Err(PublishError::RouteTaken { .. })));
