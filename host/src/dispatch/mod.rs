@@ -24,7 +24,7 @@ use templates::{Loaded, Templates};
 
 use crate::engine::{Call, Engine, UnknownKind};
 use crate::fault::{Code, Fault};
-use crate::id::{FunctionName, InvocationId, TenantId};
+use crate::id::{Digest, FunctionName, InvocationId, TenantId};
 use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload, Phases, Start, Target, bounded};
 use crate::limits::Limit;
 use crate::meter::{AdmissionError, FunctionMeter};
@@ -117,7 +117,9 @@ impl Dispatcher {
     pub fn begin_change(&self, tenant: &TenantId, name: &FunctionName) -> Change<'_> {
         let turn = self.0.changes.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.functions.set_changing(Some((tenant.clone(), name.clone())));
-        Change { inner: &self.0, _turn: turn }
+        // If the registry cannot be read, the change is not going to be made.
+        let artifact = self.0.registry.function(tenant, name).ok().flatten().map(|record| record.live.artifact);
+        Change { inner: &self.0, artifact, _turn: turn }
     }
 
     /// An identifier for an invocation.
@@ -255,6 +257,8 @@ impl Invoke for Dispatcher {
 #[derive(Debug)]
 pub struct Change<'a> {
     inner: &'a Inner,
+    /// Of the revision that was live when it began.
+    artifact: Option<Digest>,
     _turn: MutexGuard<'a, ()>,
 }
 
@@ -278,7 +282,7 @@ impl Change<'_> {
     /// Takes a function away from all invocations that begin from now on.
     pub fn remove(&self, tenant: &TenantId, name: &FunctionName) {
         let before = self.inner.functions.remove(tenant, name);
-        self.retire(before);
+        self.retire(tenant, before);
     }
 
     /// Shows what the registry holds, after a change of it that failed: it may have been made all the same.
@@ -296,7 +300,8 @@ impl Change<'_> {
         }
     }
 
-    fn retire(&self, retired: Option<Arc<Function>>) {
+    /// Lets go of what is in memory of the former revision. `before`: the function until now, if it was in memory.
+    fn retire(&self, tenant: &TenantId, before: Option<Arc<Function>>) {
         self.inner.count();
         if let Some(retired) = retired {
             let (tenant, artifact) = (&retired.tenant, retired.revision.artifact);

@@ -60,7 +60,6 @@ impl Samples {
 }
 
 /// What a sample leads to.
-#[derive(Debug, PartialEq, Eq)]
 enum Next {
     Nothing,
     /// To the large pool.

@@ -258,11 +258,16 @@ impl Ready {
 }
 
 impl Engine {
+    /// Whether making an instance of `template` takes so long that it is done ahead.
+    pub(super) fn wants_ready(&self, template: &Template) -> bool {
+        self.0.ready.each_max > 0 && template.ready.is_worth_it()
+    }
+
     /// Sees to it that instances of `template` wait on this thread, if making one is expensive. Returns at once: they are made by a
     /// task of this thread, after whatever runs now, under `limits`.
     pub(super) fn keep_ready(&self, template: &Arc<Template>, limits: &Arc<Limits>) {
         let ready = &template.ready;
-        if self.0.ready.each_max == 0 || !ready.is_worth_it() {
+        if !self.wants_ready(template) {
             return;
         }
         let thread = thread();

@@ -117,7 +117,7 @@ impl Engine {
             Some(Ok(response)) if done && reply::is_large(response.body()) => running.places.take().map(Arc::new),
             _ => None,
         };
-        let fault = ended.and_then(|ended| running.finish(self, template, ended, kept.clone()));
+        let fault = ended.and_then(|ended| running.finish(ended, kept.clone()));
         let response = match (fault, head) {
             // The head is still ours, so the status can tell what went wrong.
             (_, Some(Err(fault))) | (Some(fault), _) => return Err(running.fail(fault)),
@@ -131,7 +131,7 @@ impl Engine {
         let response = match kept {
             Some(places) => running.keep(response, places),
             None if done => response,
-            None => running.detach(self, template, response),
+            None => running.detach(response),
         };
         let entered = reply.entered().unwrap_or(instantiated);
         Ok(Began {
@@ -270,7 +270,7 @@ impl Running {
 
     /// Takes leave of a guest that has ended: its store is dropped after the response has left, on this thread. `kept`: its places,
     /// when somebody else needs them even longer.
-    fn finish(&mut self, engine: &Engine, template: &Arc<Template>, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
+    fn finish(&mut self, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
         match ended {
             Stopped::Ended(ended) => {
                 let Ended { result, store } = *ended;
@@ -319,12 +319,12 @@ impl Running {
     }
 
     /// Lets the guest go on by itself while its response is sent.
-    fn detach(self, engine: &Engine, template: &Arc<Template>, response: Response<Payload>) -> Response<Payload> {
+    fn detach(self, response: Response<Payload>) -> Response<Payload> {
         let reply = self.reply.clone();
-        let (engine, template, mut running) = (engine.clone(), template.clone(), self);
+        let mut running = self;
         let task = tokio::spawn(async move {
             let ended = std::future::poll_fn(|cx| running.poll_slice(cx, Instant::now())).await;
-            if let Some(fault) = running.finish(&engine, &template, ended, None) {
+            if let Some(fault) = running.finish(ended, None) {
                 // The status is out: what is left is to cut the connection, and to say why where it can be read.
                 running.fail(fault);
             }
