@@ -274,8 +274,9 @@ impl Change<'_> {
     /// # Errors
     /// [`UnknownKind`]: never for a revision that this version built.
     pub fn publish(&self, record: FunctionRecord) -> Result<(), UnknownKind> {
+        let tenant = record.tenant.clone();
         let before = self.inner.functions.publish(record)?;
-        self.retire(before);
+        self.retire(&tenant, before);
         Ok(())
     }
 
@@ -303,15 +304,13 @@ impl Change<'_> {
     /// Lets go of what is in memory of the former revision. `before`: the function until now, if it was in memory.
     fn retire(&self, tenant: &TenantId, before: Option<Arc<Function>>) {
         self.inner.count();
-        if let Some(retired) = retired {
-            let (tenant, artifact) = (&retired.tenant, retired.revision.artifact);
-            // The next revision may have the same artifact, and so may other functions of the tenant; it then just stays until it is
-            // the least used. What waits was not made for this revision alone, but before it ended.
-            let shared = self.inner.functions.catalog().functions(tenant).any(|function| function.revision.artifact == artifact);
-            match shared {
-                true => self.inner.templates.drop_ready(tenant, artifact),
-                false => self.inner.templates.forget(tenant, artifact),
-            }
+        let Some(artifact) = before.map(|before| before.revision.artifact).or(self.artifact) else { return };
+        // The next revision may have the same artifact, and so may other functions of the tenant; while one that is in use does, it
+        // stays until it is the least used. What waits goes, of whichever function it would have become.
+        let shared = self.inner.functions.catalog().functions(tenant).any(|function| function.revision.artifact == artifact);
+        match shared {
+            true => self.inner.templates.drop_ready(tenant, artifact),
+            false => self.inner.templates.forget(tenant, artifact),
         }
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct Trial {
 struct State {
     usual: Samples,
     large: Samples,
-    /// The code in the usual pool, once the template has moved.
+    /// The code in the usual pool, while the large one is tried.
     usual_code: Option<Arc<Resolved>>,
 }
 
@@ -64,8 +64,8 @@ enum Next {
     Nothing,
     /// To the large pool.
     Move,
-    /// To the usual one.
-    Back,
+    /// To the usual one, where this is its code.
+    Back(Arc<Resolved>),
 }
 
 impl Trial {
@@ -96,11 +96,9 @@ impl Trial {
             return Next::Nothing;
         }
         self.over.store(true, Ordering::Relaxed);
-        if state.large.best >= state.usual.best {
-            return Next::Back;
-        }
-        state.usual_code = None;
-        Next::Nothing
+        // Where it does not come from any more, it is mapped no longer.
+        let usual_code = state.usual_code.take().filter(|_| state.large.best >= state.usual.best);
+        usual_code.map_or(Next::Nothing, Next::Back)
     }
 }
 
@@ -135,11 +133,7 @@ impl Drop for Leaving {
         match trial.sample(in_large, ran * WAITED_FOR + began.elapsed()) {
             Next::Nothing => {}
             Next::Move => engine.enlarge(&template),
-            Next::Back => {
-                if let Some(usual) = trial.state().usual_code.take() {
-                    template.move_to(usual);
-                }
-            }
+            Next::Back(code) => drop(template.move_to(code)),
         }
     }
 }
@@ -159,8 +153,8 @@ impl Engine {
                 .and_then(|code| Entry::new(kind, &code, lane.modules.as_ref(), &lane.components));
             match moved {
                 Ok(entry) => {
-                    trial.state().usual_code = Some(template.resolved());
-                    template.move_to(Arc::new(Resolved { entry, place }));
+                    let mut state = trial.state();
+                    state.usual_code = Some(template.move_to(Arc::new(Resolved { entry, place })));
                 }
                 // It stays where it is, and works.
                 Err(error) => {

@@ -167,12 +167,39 @@ struct Running {
     timer: Option<Pin<Box<Sleep>>>,
     response_limit: u64,
     books: Books,
-    limits: Arc<Limits>,
-    /// Whether the instance is of the pool for large guests, while its template is on trial.
-    trial: Option<bool>,
+    /// Only while there is something to learn, or instances are to be made ahead: most templates need neither.
+    lessons: Option<Box<Lessons>>,
     /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first. A store that outlives its
     /// guest takes them along.
     places: Option<Places>,
+}
+
+/// What an invocation means for how the next ones begin.
+struct Lessons {
+    engine: Engine,
+    template: Arc<Template>,
+    /// Under which the instance is made that the next invocation may find waiting.
+    limits: Arc<Limits>,
+    /// Whether the instance is of the pool for large guests, while its template is on trial.
+    in_large: Option<bool>,
+}
+
+impl Lessons {
+    fn begin(engine: &Engine, template: &Arc<Template>, code: &Resolved, limits: &Arc<Limits>) -> Option<Box<Self>> {
+        let trial = template.trial.as_ref().filter(|trial| trial.wants_more());
+        let in_large = trial.map(|_| engine.place(code.place).large);
+        if in_large.is_none() && !engine.wants_ready(template) {
+            return None;
+        }
+        Some(Box::new(Self { engine: engine.clone(), template: template.clone(), limits: limits.clone(), in_large }))
+    }
+
+    /// `ran`: from the instance being live to the guest's end.
+    fn end(self, ran: Duration) -> Option<Timed> {
+        self.engine.keep_ready(&self.template, &self.limits);
+        let in_large = self.in_large?;
+        Some(Timed { engine: self.engine, template: self.template, in_large, ran })
+    }
 }
 
 /// Places among the node's instances and among the function's `concurrency`.
@@ -230,8 +257,7 @@ impl Running {
                 (store, output, Some(live), place, code)
             }
         };
-        let on_trial = template.trial.as_ref().filter(|trial| trial.wants_more());
-        let trial = on_trial.map(|_| engine.place(code.place).large);
+        let lessons = Lessons::begin(engine, template, &code, &call.limits);
         let guest = call::start(code, store, live, Input { request, output, reply: reply.clone() });
         engine.metrics().instances.inc();
         let wall = call.limits.duration(Limit::Wall);
@@ -246,8 +272,7 @@ impl Running {
             timer: None,
             response_limit: call.limits.get(Limit::ResponseBody),
             books: Books { log, meter: call.meter, metrics: engine.metrics().clone() },
-            limits: call.limits,
-            trial,
+            lessons,
             places: Some((place, call.permit)),
         })
     }
@@ -279,9 +304,8 @@ impl Running {
                     self.reply.cut(fault.code);
                 }
                 let ran = self.looked - self.reply.instantiated().unwrap_or(self.began);
-                let timed = |in_large| Timed { engine: engine.clone(), template: template.clone(), in_large, ran };
-                afterwards::put_off((Leaving::new(store, self.trial.map(timed)), self.places.take(), kept));
-                engine.keep_ready(template, &self.limits);
+                let timed = self.lessons.take().and_then(|lessons| lessons.end(ran));
+                afterwards::put_off((Leaving::new(store, timed), self.places.take(), kept));
                 result.err()
             }
             Stopped::Deadline => {

@@ -24,9 +24,9 @@ use crate::capability::handler::{ENTRY, INIT, RESTORED, WIZER_INIT};
 /// A function that can be instantiated now. Dropping it frees its code once the last instance is gone.
 pub struct Template {
     pub(super) shape: Shape,
-    /// In the usual pool, or in the one for large guests.
+    /// Replaced by the same code in the pool for large guests, and back.
     code: ArcSwap<Resolved>,
-    /// Which of the two; `None` when the guest is of a size for which it is always the usual one.
+    /// Whether it is to be; `None` when the guest is of a size for which it is never worth it.
     pub(super) trial: Option<Trial>,
     pub(super) ready: Arc<Ready>,
     image_bytes: usize,
@@ -124,10 +124,11 @@ impl Template {
         self.code.load_full()
     }
 
-    /// From now on instances come from another pool. Those that run keep the code that they were made of, those that wait go.
-    pub(super) fn move_to(&self, code: Arc<Resolved>) {
-        self.code.store(code);
+    /// From now on instances are made of `code`; returns what they were made of. Those that run keep theirs, those that wait go.
+    pub(super) fn move_to(&self, code: Arc<Resolved>) -> Arc<Resolved> {
+        let former = self.code.swap(code);
         self.ready.clear();
+        former
     }
 
     /// Drops the instances that wait.
