@@ -333,3 +333,16 @@ fn a_build_that_passes_its_walls_for_its_initialisation() {
     node.data.get("/a").problem(504, "cpu-deadline");
     deploy(&node, "b", &text, "snapshot = \"required\"").problem(422, "build-over-limit");
 }
+
+#[test]
+fn a_warm_up_request_whose_answer_streams() {
+    let node = Node::start(&[]);
+    let text = handler(
+        "(func $count (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 1))))
+         (func (export \"hob_handle\")
+           (call $count) (call $stream)
+           (drop (call $body_write (i32.const 0) (i32.const 4))))",
+    );
+    done(deploy(&node, "a", &text, "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /\", \"GET /\"]"));
+    assert_eq!((number(&node, "/a"), number(&node, "/a")), (3, 3));
+}
