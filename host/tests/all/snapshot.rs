@@ -346,3 +346,23 @@ fn a_warm_up_request_whose_answer_streams() {
     done(deploy(&node, "a", &text, "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /\", \"GET /\"]"));
     assert_eq!((number(&node, "/a"), number(&node, "/a")), (3, 3));
 }
+
+#[test]
+fn another_deploy_s_files_are_used_if_they_are_whole_and_its_notes_are_not() {
+    let node = Node::start(&[]);
+    let unsuited =
+        counter_and("(table.set $t (i32.const 0) (ref.null func))").replace("(func $count", "(table $t 1 funcref) (func $count");
+    assert!(reason(&deploy(&node, "a", &unsuited, "")).contains("table.set"));
+    let builds = node.metric("hob_builds_total");
+    assert_eq!(notes(&done(deploy(&node, "b", &unsuited, "snapshot = \"off\""))), [""; 0]);
+    assert_eq!(node.metric("hob_builds_total"), builds, "the code is the same");
+    // A snapshot that was damaged comes back with the next deploy of the same.
+    done(deploy(&node, "c", &counter(), ""));
+    let [path] = <[_; 1]>::try_from(node.files("snapshots")).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    done(deploy(&node, "c", &counter(), ""));
+    assert_eq!(node.metric("hob_builds_total"), builds + 1, "whole files are not made again");
+    std::fs::write(&path, &whole[1..]).unwrap();
+    done(deploy(&node, "c", &counter(), ""));
+    assert_eq!((node.metric("hob_builds_total"), std::fs::read(&path).unwrap()), (builds + 2, whole));
+}
