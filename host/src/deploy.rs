@@ -325,10 +325,16 @@ impl Inner {
             [keys.restored, keys.plain].into_iter().filter(|key| is_wanted(*key)).find_map(|key| {
                 // Whatever is wrong with it, building anew heals it.
                 let meta = inner.artifacts.verify_artifact(&tenant, key).ok()?.meta;
-                let built: Built = serde_json::from_slice(&meta).ok()?;
-                let has_files =
-                    built.snapshot.is_none() || inner.artifacts.file_len(&FileId::snapshot(&tenant, keys.snapshot)).is_some();
-                (built.serves(&manifest) && has_files).then_some(Made { built, key, staged: None })
+                let mut built: Built = serde_json::from_slice(&meta).ok()?;
+                let has_files = || built.snapshot.is_none() || inner.artifacts.open_snapshot(&tenant, keys.snapshot).is_ok();
+                if !built.serves(&manifest) || !has_files() {
+                    return None;
+                }
+                if manifest.snapshot.mode == SnapshotMode::Off {
+                    // They say why another function has no snapshot.
+                    built.notes.clear();
+                }
+                Some(Made { built, key, staged: None })
             })
         })
         .await

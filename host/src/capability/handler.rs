@@ -82,6 +82,11 @@ impl Exchange {
         Self { request: Some(Request { parts, prefix_len, inline }), body, response_limit, ..Self::default() }
     }
 
+    /// The handler has returned: nothing follows what it has written.
+    pub fn finish(&mut self) {
+        self.sender = None;
+    }
+
     /// Whether the handler has answered.
     #[must_use]
     pub fn has_responded(&self) -> bool {

@@ -154,6 +154,7 @@ async fn handler(
     for export in restored.into_iter().chain([handle]) {
         call_export(store, instance, export).await?;
     }
+    store.data_mut().exchange.finish();
     if store.data().exchange.has_responded() {
         return Ok(Ok(()));
     }

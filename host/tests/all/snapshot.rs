@@ -333,3 +333,36 @@ fn a_build_that_passes_its_walls_for_its_initialisation() {
     node.data.get("/a").problem(504, "cpu-deadline");
     deploy(&node, "b", &text, "snapshot = \"required\"").problem(422, "build-over-limit");
 }
+
+#[test]
+fn a_warm_up_request_whose_answer_streams() {
+    let node = Node::start(&[]);
+    let text = handler(
+        "(func $count (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 1))))
+         (func (export \"hob_handle\")
+           (call $count) (call $stream)
+           (drop (call $body_write (i32.const 0) (i32.const 4))))",
+    );
+    done(deploy(&node, "a", &text, "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /\", \"GET /\"]"));
+    assert_eq!((number(&node, "/a"), number(&node, "/a")), (3, 3));
+}
+
+#[test]
+fn another_deploy_s_files_are_used_if_they_are_whole_and_its_notes_are_not() {
+    let node = Node::start(&[]);
+    let unsuited =
+        counter_and("(table.set $t (i32.const 0) (ref.null func))").replace("(func $count", "(table $t 1 funcref) (func $count");
+    assert!(reason(&deploy(&node, "a", &unsuited, "")).contains("table.set"));
+    let builds = node.metric("hob_builds_total");
+    assert_eq!(notes(&done(deploy(&node, "b", &unsuited, "snapshot = \"off\""))), [""; 0]);
+    assert_eq!(node.metric("hob_builds_total"), builds, "the code is the same");
+    // A snapshot that was damaged comes back with the next deploy of the same.
+    done(deploy(&node, "c", &counter(), ""));
+    let [path] = <[_; 1]>::try_from(node.files("snapshots")).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    done(deploy(&node, "c", &counter(), ""));
+    assert_eq!(node.metric("hob_builds_total"), builds + 1, "whole files are not made again");
+    std::fs::write(&path, &whole[1..]).unwrap();
+    done(deploy(&node, "c", &counter(), ""));
+    assert_eq!((node.metric("hob_builds_total"), std::fs::read(&path).unwrap()), (builds + 2, whole));
+}

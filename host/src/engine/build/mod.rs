@@ -190,8 +190,8 @@ impl Builder {
         })?;
         let job = Job { init: self.config.init.0, snapshot_bytes_max: self.config.snapshot_bytes_max.0, ..job };
         match self.run(&wasm, &job, outputs).await {
-            // What passed the walls of the process may have been the guest's initialisation, which can be left to each start.
-            Err(fault) if fault.code == Code::BuildOverLimit && job.snapshot.mode == SnapshotMode::Auto && !job.restored => {
+            // What ended the process may have been the guest's initialisation, which can be left to each start, or its snapshot.
+            Err(Failed::Ended(fault)) if job.snapshot.mode == SnapshotMode::Auto && !job.restored => {
                 for output in [&outputs.native, &outputs.snapshot] {
                     if let Err(error) = std::fs::remove_file(output)
                         && error.kind() != std::io::ErrorKind::NotFound
@@ -204,10 +204,11 @@ impl Builder {
                 plain.snapshot.mode = SnapshotMode::Off;
                 // The first end is the one to tell of, if this one is no better.
                 let mut built = self.run(&wasm, &plain, outputs).await.map_err(|_| fault.clone())?;
-                built.notes.push(format!("no snapshot: {}", fault.detail));
+                let why = if fault.code == Code::BuildOverLimit { &fault.detail } else { UNEXPECTED };
+                built.notes.push(format!("no snapshot: {why}"));
                 Ok(built)
             }
-            done => done,
+            done => done.map_err(|(Failed::Told(fault) | Failed::Ended(fault))| fault),
         }
     }
 
@@ -219,7 +220,7 @@ impl Builder {
         Memory { wanted, granted: wanted.min(max) }
     }
 
-    async fn run(&self, wasm: &File, job: &Job, outputs: &Outputs) -> Result<Built, Fault> {
+    async fn run(&self, wasm: &File, job: &Job, outputs: &Outputs) -> Result<Built, Failed> {
         let memory = self.memory_bytes(job);
         let walls = child::Walls { memory_bytes: memory.granted, cpu_seconds: self.config.cpu.0.as_secs() };
         let mut command = Command::new(&self.program);
@@ -264,38 +265,62 @@ impl Builder {
         };
         match tokio::time::timeout(self.config.wall.0, talk).await {
             Ok(Ok((report, errors, status))) => self.conclude(&report, &errors, status, memory),
-            Ok(Err(error)) => Err(Fault::internal(error)),
-            Err(_) => Err(over_limit(format!("it took longer than {:?}", self.config.wall.0))),
+            Ok(Err(error)) => Err(Fault::internal(error).into()),
+            Err(_) => {
+                // Whoever builds next, with the same files it may be, is not to meet it.
+                child.kill().await.map_err(Fault::internal)?;
+                Err(Failed::Ended(over_limit(format!("it took longer than {:?}", self.config.wall.0))))
+            }
         }
     }
 
     /// What a child's end means.
-    fn conclude(&self, report: &[u8], errors: &[u8], status: ExitStatus, memory: Memory) -> Result<Built, Fault> {
+    fn conclude(&self, report: &[u8], errors: &[u8], status: ExitStatus, memory: Memory) -> Result<Built, Failed> {
         if status.success() {
             return match serde_json::from_slice(report) {
                 Ok(Report::Built(built)) => Ok(built),
-                Ok(Report::Refused(refused)) => Err(refused.into_fault()),
+                Ok(Report::Refused(refused)) => Err(refused.into_fault().into()),
                 Ok(Report::NoSpace) => Err(Fault::new(Code::StorageFull, "there is no room for the native code")
-                    .hint("remove functions that are not needed")),
-                Err(error) => Err(Fault::internal(format!("the build's report cannot be read: {error}"))),
+                    .hint("remove functions that are not needed")
+                    .into()),
+                Err(error) => Err(Fault::internal(format!("the build's report cannot be read: {error}")).into()),
             };
         }
         let errors = String::from_utf8_lossy(errors);
         let signal = status.signal().and_then(rustix::process::Signal::from_named_raw);
-        match signal {
+        Err(Failed::Ended(match signal {
             Some(rustix::process::Signal::XCPU | rustix::process::Signal::KILL) => {
-                Err(over_limit(format!("it used more than {:?} of processor time", self.config.cpu.0)))
+                over_limit(format!("it used more than {:?} of processor time", self.config.cpu.0))
             }
-            Some(rustix::process::Signal::ABORT) if errors.contains("memory allocation") => Err(over_limit(memory.passed())),
+            Some(rustix::process::Signal::ABORT) if errors.contains("memory allocation") => over_limit(memory.passed()),
             _ => {
                 // The compiler met its end in the child, as it may. Its last words are for the operator.
                 tracing::warn!(%status, errors = %errors.trim_end(), "a build ended unexpectedly");
-                let fault = Fault::new(Code::NotDeployable, "the compiler cannot cope with this module");
-                Err(fault.hint("try another optimisation level of your compiler, and report it: the node's log has the details"))
+                Fault::new(Code::NotDeployable, UNEXPECTED).hint(
+                    "report it: the node's log has the details; until then try snapshot = \"off\" in hob.toml, or another \
+                     optimisation level of your compiler",
+                )
             }
-        }
+        }))
     }
 }
+
+/// Why there is no report of something built.
+enum Failed {
+    /// The child said so, or it could not be asked.
+    Told(Fault),
+    /// The child met its end first.
+    Ended(Fault),
+}
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Self::Told(fault)
+    }
+}
+
+/// What is said of a child that died of something else than its walls.
+const UNEXPECTED: &str = "the build of this module ended unexpectedly: the compiler cannot cope with it";
 
 /// Data memory of one build, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -327,4 +352,42 @@ fn half_the_machine() -> u64 {
 fn over_limit(detail: String) -> Fault {
     Fault::new(Code::BuildOverLimit, format!("the build was ended: {detail}"))
         .hint("make the module smaller, or raise the limits in [build] of the node")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A child that dies unless it is to take no snapshot.
+    const CHILD: &str = r#"#!/bin/sh
+case "$(tr -d '\0')" in
+  *'"mode":"off"'*) echo '{"built":{"shape":"handler","memory_bytes_min":0,"image":{"start":0,"end":0},"snapshot":null,"notes":[],"tried":false,"limits":LIMITS}}' ;;
+  *) : >"$4"; kill -SEGV $$ ;;
+esac
+"#;
+
+    #[tokio::test]
+    async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("child");
+        let limits = serde_json::to_string(&Manifest::default().limits).unwrap();
+        std::fs::write(&program, CHILD.replace("LIMITS", &limits)).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let builder = Builder::new(program, config::Build::default());
+        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+        let build = async |mode: &str| {
+            let wasm = dir.path().join("wasm");
+            std::fs::write(&wasm, "a module").unwrap();
+            let manifest = Manifest::parse(&format!("snapshot = '{mode}'")).unwrap();
+            let job = Job::deploy(&"a".parse().unwrap(), &manifest);
+            builder.build(File::open(wasm).unwrap(), job, &outputs).await
+        };
+        let built = build("auto").await.unwrap();
+        assert_eq!(built.notes, [format!("no snapshot: {UNEXPECTED}")]);
+        assert!(!outputs.native.exists(), "what the first one left is in nobody's way");
+        assert_eq!(build("off").await.unwrap().notes, [""; 0]);
+        assert_eq!(build("required").await.unwrap_err().code, Code::NotDeployable);
+    }
 }
