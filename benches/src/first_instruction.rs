@@ -7,22 +7,18 @@ use std::time::Instant;
 
 use hob::invocation::{Invocation, Invoke, Payload, Target};
 
-use crate::guests;
+use crate::guests::Guest;
 use crate::report::{Figure, Report, quantile};
-use crate::servers::{LOAD_CORE, pin};
+use crate::servers::{LOAD_CORE, pin, setup};
 
 const SCENARIO: &str = "first-instruction";
 
 pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     let count = if quick { 2_000 } else { 50_000 };
-    let handler = guests::build("hello")?;
+    let handler = Guest::build("hello")?;
     let dir = tempfile::tempdir()?;
-    let mut setup = hob::daemon::Setup::default();
-    setup.config.net.addr.set_port(0);
-    setup.config.net.control.set_port(0);
-    setup.config.data.dir = Some(dir.path().to_owned());
-    let node = hob::daemon::Node::start(setup)?;
-    let record = node.deploy_file("hello".parse()?, &handler, hob::manifest::Manifest::default())?;
+    let node = hob::daemon::Node::start(setup(dir.path()))?;
+    let record = node.deploy_file("hello".parse()?, &handler.wasm, handler.manifest)?;
     let dispatcher = node.dispatcher().clone();
     pin(LOAD_CORE)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

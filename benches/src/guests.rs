@@ -3,15 +3,69 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use hob::manifest::Manifest;
 
-/// Builds an example, and returns its Wasm file.
-pub(crate) fn build(example: &str) -> anyhow::Result<PathBuf> {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
-    let dir = examples.join(example);
-    let manifest = hob::manifest::Manifest::parse(&std::fs::read_to_string(dir.join("hob.toml"))?)?;
-    let (build, wasm) = (manifest.build.unwrap_or_default(), manifest.wasm.unwrap_or_default());
-    let status = Command::new("sh").args(["-c", &build]).current_dir(&dir).env_remove("CARGO_TARGET_DIR").status()?;
+use crate::report::Report;
+
+/// An example that is built.
+#[derive(Debug, Clone)]
+pub(crate) struct Guest {
+    pub(crate) name: String,
+    pub(crate) wasm: PathBuf,
+    /// As its `hob.toml` has it.
+    pub(crate) manifest: Manifest,
+}
+
+fn folder(example: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(example)
+}
+
+impl Guest {
+    /// The example as it lies there; it need not be built.
+    pub(crate) fn load(example: &str) -> anyhow::Result<Self> {
+        let dir = folder(example);
+        let manifest = Manifest::parse(&std::fs::read_to_string(dir.join("hob.toml"))?)?;
+        let wasm = dir.join(manifest.wasm.as_deref().context("the manifest names no file")?);
+        Ok(Self { name: example.into(), wasm, manifest })
+    }
+
+    /// Builds an example.
+    pub(crate) fn build(example: &str) -> anyhow::Result<Self> {
+        let guest = Self::load(example)?;
+        let build = guest.manifest.build.clone().unwrap_or_default();
+        run(example, &build)?;
+        Ok(guest)
+    }
+
+    /// An example that needs the tools of another language: as it was built before, else built now. Where that fails, a note names
+    /// it, and there is none.
+    pub(crate) fn build_if_possible(report: &Report, example: &str) -> anyhow::Result<Option<Self>> {
+        let guest = Self::load(example)?;
+        if guest.wasm.is_file() {
+            return Ok(Some(guest));
+        }
+        match Self::build(example) {
+            Ok(guest) => Ok(Some(guest)),
+            Err(error) => {
+                report.note(&format!("skipped: {error:#}"));
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The example `wordcount` as a program of this machine.
+pub(crate) fn build_native_wordcount() -> anyhow::Result<PathBuf> {
+    run("wordcount", "cargo build --release --quiet --target-dir ../target")?;
+    Ok(folder("target/release/wordcount"))
+}
+
+fn run(example: &str, build: &str) -> anyhow::Result<()> {
+    let mut command = Command::new("sh");
+    // Standard output is for figures.
+    command.args(["-c", &format!("{build} >&2")]).current_dir(folder(example)).env_remove("CARGO_TARGET_DIR");
+    let status = command.status()?;
     ensure!(status.success(), "{example} does not build: '{build}' ended with {status}");
-    Ok(dir.join(wasm))
+    Ok(())
 }

@@ -9,9 +9,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::guests::Guest;
+use crate::load;
 use crate::report::{Figure, Report, quantile};
 use crate::servers::{self, Role, Server};
-use crate::{guests, load};
 
 const SCENARIO: &str = "http-hello";
 const CONNECTIONS: usize = 32;
@@ -25,15 +26,15 @@ struct System {
 
 pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     let (rounds, duration) = if quick { (2, Duration::from_millis(500)) } else { (7, Duration::from_secs(3)) };
-    let (handler, component) = (guests::build("hello")?, guests::build("hello-http")?);
-    let hob = |name: &str, path: &Path| servers::start(&Role::Hob(vec![(name.into(), path.into())]));
+    let (handler, component) = (Guest::build("hello")?, Guest::build("hello-http")?);
+    let hob = |guest: &Guest| servers::start(&Role::Hob(vec![guest.name.clone()]));
     let system = |name, server, target| System { name, server, target, rounds: Vec::new() };
     let mut systems = vec![
         system("hyper (ceiling)", servers::start(&Role::Hyper)?, "/"),
-        system("hob handler", hob("hello", &handler)?, "/hello"),
-        system("hob http-0.2", hob("hello-http", &component)?, "/hello-http"),
+        system("hob handler", hob(&handler)?, "/hello"),
+        system("hob http-0.2", hob(&component)?, "/hello-http"),
     ];
-    match wasmtime_serve(&component) {
+    match wasmtime_serve(&component.wasm) {
         Ok(server) => systems.push(system("wasmtime serve", server, "/")),
         Err(error) => report.note(&format!("without 'wasmtime serve': {error:#}")),
     }
@@ -58,11 +59,12 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn wasmtime_serve(component: &Path) -> anyhow::Result<Server> {
+/// `wasmtime serve` of a component, on the server's core.
+pub(crate) fn wasmtime_serve(component: &Path) -> anyhow::Result<Server> {
     // Its address is printed on standard error only, so it gets a port that was free a moment ago.
     let addr: SocketAddr = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let mut command = Command::new("sh");
     let serve = format!("exec wasmtime serve -S cli --addr {addr} '{}' 2>&1", component.display());
     command.args(["-c", &serve]);
-    servers::start_command(command, |line| line.contains("Serving HTTP").then_some(addr))
+    servers::start_pinned(command, |line| line.contains("Serving HTTP").then_some((addr, None)))
 }

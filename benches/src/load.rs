@@ -1,6 +1,7 @@
 //! The load generator: a fixed number of keep-alive connections, each with one request at a time, from one thread.
 //!
-//! Closed loop, so it measures throughput and the latency under that load. Of the responses it understands what it needs to find
+//! Closed loop ([`run`]) measures throughput and the latency under that load; open loop ([`run_open`]) the latency of requests that come
+//! when they come. Of the responses it understands what it needs to find
 //! their end: `content-length` and chunked.
 
 use std::io::{ErrorKind, Read, Write};
@@ -33,20 +34,11 @@ const RESPONSE_LEN_MAX: usize = 64 << 10;
 /// Runs `GET target` on `connections` connections for `duration`.
 ///
 /// # Errors
-/// When a connection fails, or an answer is not 200.
+/// When a connection fails, or an answer is not 2xx.
 pub(crate) fn run(addr: SocketAddr, target: &str, connections: usize, duration: Duration) -> anyhow::Result<Measured> {
     let request = format!("GET {target} HTTP/1.1\r\nhost: {addr}\r\n\r\n");
-    let mut poll = Poll::new()?;
-    let mut open = Vec::with_capacity(connections);
-    for index in 0..connections {
-        let stream = std::net::TcpStream::connect(addr)?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        let mut stream = TcpStream::from_std(stream);
-        poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
-        open.push(Connection { stream, sent: Instant::now(), received: Vec::with_capacity(4096) });
-    }
-    let mut latencies = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)?;
+    let (mut poll, mut open) = connect(addr, connections)?;
+    let mut latencies = histogram()?;
     let began = Instant::now();
     for connection in &mut open {
         send(connection, request.as_bytes())?;
@@ -65,17 +57,87 @@ pub(crate) fn run(addr: SocketAddr, target: &str, connections: usize, duration: 
         for event in &events {
             let connection = &mut open[event.token().0];
             if receive(connection)? {
-                let nanos = u64::try_from(connection.sent.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                latencies.saturating_record(nanos);
+                connection.end(&mut latencies);
                 done += 1;
-                connection.received.clear();
                 send(connection, request.as_bytes())?;
             }
         }
     }
-    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-    let (per_second, micros) = (done as f64 / began.elapsed().as_secs_f64(), |q| latencies.value_at_quantile(q) as f64 / 1e3);
-    Ok(Measured { per_second, p50_us: micros(0.5), p99_us: micros(0.99) })
+    Ok(Measured::new(done, began.elapsed(), &latencies))
+}
+
+/// Connections of the open loop; a request that finds none free is sent late, and its time tells.
+const OPEN_CONNECTIONS: usize = 32;
+
+/// Sends `GET target` at `rate` requests per second for `duration`, whatever the answers do. A time counts from when its request was due.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_open(addr: SocketAddr, target: &str, rate: f64, duration: Duration) -> anyhow::Result<Measured> {
+    let request = format!("GET {target} HTTP/1.1\r\nhost: {addr}\r\n\r\n");
+    let (mut poll, mut open) = connect(addr, OPEN_CONNECTIONS)?;
+    let mut latencies = histogram()?;
+    let mut free: Vec<usize> = (0..OPEN_CONNECTIONS).collect();
+    let mut events = Events::with_capacity(OPEN_CONNECTIONS);
+    let began = Instant::now();
+    let (mut number, mut done, mut last) = (0u32, 0u64, began);
+    while began.elapsed() < duration || free.len() < OPEN_CONNECTIONS {
+        let due = began + Duration::from_secs_f64(f64::from(number) / rate);
+        if due <= Instant::now()
+            && due < began + duration
+            && let Some(index) = free.pop()
+        {
+            let connection = &mut open[index];
+            send(connection, request.as_bytes())?;
+            connection.sent = due;
+            (number, last) = (number + 1, Instant::now());
+        }
+        poll.poll(&mut events, Some(Duration::ZERO))?;
+        ensure!(free.len() == OPEN_CONNECTIONS || last.elapsed() < PATIENCE, "no answer for {PATIENCE:?}");
+        for event in &events {
+            let index = event.token().0;
+            if receive(&mut open[index])? {
+                open[index].end(&mut latencies);
+                free.push(index);
+                (done, last) = (done + 1, Instant::now());
+            }
+        }
+    }
+    Ok(Measured::new(done, began.elapsed(), &latencies))
+}
+
+fn histogram() -> anyhow::Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, 60_000_000_000, 3)?)
+}
+
+fn connect(addr: SocketAddr, connections: usize) -> anyhow::Result<(Poll, Vec<Connection>)> {
+    let poll = Poll::new()?;
+    let mut open = Vec::with_capacity(connections);
+    for index in 0..connections {
+        let stream = std::net::TcpStream::connect(addr)?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        let mut stream = TcpStream::from_std(stream);
+        poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
+        open.push(Connection { stream, sent: Instant::now(), received: Vec::with_capacity(4096) });
+    }
+    Ok((poll, open))
+}
+
+impl Connection {
+    /// A response is whole.
+    fn end(&mut self, latencies: &mut Histogram<u64>) {
+        latencies.saturating_record(u64::try_from(self.sent.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        self.received.clear();
+    }
+}
+
+impl Measured {
+    fn new(done: u64, took: Duration, latencies: &Histogram<u64>) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+        let (per_second, micros) = (done as f64 / took.as_secs_f64(), |q| latencies.value_at_quantile(q) as f64 / 1e3);
+        Self { per_second, p50_us: micros(0.5), p99_us: micros(0.99) }
+    }
 }
 
 fn send(connection: &mut Connection, request: &[u8]) -> anyhow::Result<()> {
@@ -100,10 +162,14 @@ fn receive(connection: &mut Connection) -> anyhow::Result<bool> {
     is_whole(&connection.received)
 }
 
-fn is_whole(bytes: &[u8]) -> anyhow::Result<bool> {
+/// Whether `bytes` are a whole response.
+///
+/// # Errors
+/// When it is not a 2xx.
+pub(crate) fn is_whole(bytes: &[u8]) -> anyhow::Result<bool> {
     let Some(head_len) = bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4) else { return Ok(false) };
     let head = std::str::from_utf8(&bytes[..head_len]).context("the head is not text")?;
-    ensure!(head.starts_with("HTTP/1.1 200"), "expected 200, found {:?}", String::from_utf8_lossy(bytes));
+    ensure!(head.starts_with("HTTP/1.1 2"), "expected 2xx, found {:?}", String::from_utf8_lossy(bytes));
     for line in head.split("\r\n") {
         let (name, value) = line.split_once(':').unwrap_or((line, ""));
         if name.eq_ignore_ascii_case("content-length") {

@@ -3,13 +3,22 @@
 //! Only ratios within one run mean something: the machine drifts between runs by more than most changes are worth. Figures that
 //! documents quote come from a file in `results/`, written with `-o json`.
 
+mod bare;
+mod density;
 mod first_instruction;
+mod flat;
+mod fleet;
 mod guests;
 mod http_hello;
 mod load;
+mod local;
+mod memory;
 mod node;
+mod peers;
 mod report;
+mod restart;
 mod servers;
+mod start;
 
 use clap::{Parser, ValueEnum};
 
@@ -42,6 +51,14 @@ enum Scenario {
     Deploy,
     /// Start of a node with 1,000 functions deployed.
     NodeStart,
+    /// In process, start and whole invocation by rung of the ladder; and over HTTP; beside processes and `wasmtime serve`.
+    Start,
+    /// Start, memory and disk of a function whose initialisation built 1 MiB to 1 GiB.
+    Flat,
+    /// Up to 100,000 functions on one node: deploys per second, memory for each, starts by rung.
+    Density,
+    /// Start of a node with 100,000 functions, and its first request.
+    Restart,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -56,5 +73,9 @@ fn main() -> anyhow::Result<()> {
         Scenario::FirstInstruction => first_instruction::run(&report, args.quick),
         Scenario::Deploy => node::deploy(&report, args.quick),
         Scenario::NodeStart => node::start(&report, args.quick),
+        Scenario::Start => start::run(&report, args.quick),
+        Scenario::Flat => flat::run(&report, args.quick),
+        Scenario::Density => density::run(&report, args.quick),
+        Scenario::Restart => restart::run(&report, args.quick),
     }
 }

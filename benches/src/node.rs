@@ -2,23 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use hob::daemon::{Node, Setup};
+use hob::daemon::Node;
 use hob::manifest::Manifest;
 
-use crate::guests;
+use crate::guests::Guest;
 use crate::report::{Figure, Report, quantile};
-
-fn setup(dir: &Path) -> Setup {
-    let mut setup = Setup::default();
-    setup.config.net.addr.set_port(0);
-    setup.config.net.control.set_port(0);
-    setup.config.data.dir = Some(dir.to_owned());
-    setup
-}
+use crate::servers::setup;
 
 fn exchange(addr: SocketAddr, request: &[u8]) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(addr)?;
@@ -31,7 +23,7 @@ fn exchange(addr: SocketAddr, request: &[u8]) -> anyhow::Result<String> {
 /// From the first byte of a deploy to the first answer of the new revision, over both ports.
 pub(crate) fn deploy(report: &Report, quick: bool) -> anyhow::Result<()> {
     let count = if quick { 3 } else { 20 };
-    let wasm = std::fs::read(guests::build("hello")?)?;
+    let wasm = std::fs::read(Guest::build("hello")?.wasm)?;
     let dir = tempfile::tempdir()?;
     let node = Node::start(setup(dir.path()))?;
     let mut times = Vec::with_capacity(count);
@@ -59,7 +51,7 @@ pub(crate) fn deploy(report: &Report, quick: bool) -> anyhow::Result<()> {
 pub(crate) fn start(report: &Report, quick: bool) -> anyhow::Result<()> {
     let (functions, count) = if quick { (50, 3) } else { (1_000, 20) };
     // The smallest function: what counts here is how many there are.
-    let wasm = guests::build("hello")?;
+    let wasm = Guest::build("hello")?.wasm;
     let dir = tempfile::tempdir()?;
     let node = Node::start(setup(dir.path()))?;
     for number in 0..functions {

@@ -5,11 +5,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use hob::config::Config;
+use hob::daemon::{Node, Setup};
 use http::Response;
 use http_body_util::Full;
 use hyper::server::conn::http1;
@@ -17,14 +19,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use crate::guests::Guest;
+
 /// What a child is to be.
 #[derive(Debug)]
 pub(crate) enum Role {
     /// Hyper with a constant answer: the ceiling of anything that speaks HTTP through it. Its header timeout is on, because
     /// without one a server can be stopped by silence, and it flushes pipelined answers together.
     Hyper,
-    /// A node of Hob with these functions, each a name and a file.
-    Hob(Vec<(String, PathBuf)>),
+    /// A node of Hob with one data thread and these examples, deployed as their `hob.toml` says.
+    Hob(Vec<String>),
+    /// A node of Hob on this data directory, on all cores, with settings of the form `engine.templates_max=20`.
+    Node { data_dir: PathBuf, settings: Vec<String> },
 }
 
 const ROLE: &str = "bench-server";
@@ -37,10 +43,8 @@ pub(crate) fn role_of_child() -> Option<Role> {
     }
     match args.next()?.as_str() {
         "hyper" => Some(Role::Hyper),
-        _ => {
-            let rest: Vec<String> = args.collect();
-            Some(Role::Hob(rest.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone().into())).collect()))
-        }
+        "node" => Some(Role::Node { data_dir: args.next()?.into(), settings: args.collect() }),
+        _ => Some(Role::Hob(args.collect())),
     }
 }
 
@@ -49,6 +53,22 @@ pub(crate) fn role_of_child() -> Option<Role> {
 pub(crate) struct Server {
     child: Child,
     pub(crate) addr: SocketAddr,
+    /// The control port, of a node of Hob.
+    pub(crate) control: Option<SocketAddr>,
+}
+
+impl Server {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops it in order, as a kill would leave work for the next start.
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait()?;
+        anyhow::ensure!(status.success(), "the server ended with {status}");
+        Ok(())
+    }
 }
 
 impl Drop for Server {
@@ -70,29 +90,41 @@ pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &set).context("the process cannot be bound to a core")
 }
 
-/// Starts `role` on the server's core, and leaves the caller on the load's.
+/// Starts `role`: a node on all cores, any other on the server's core, which leaves the caller on the load's.
 pub(crate) fn start(role: &Role) -> anyhow::Result<Server> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(ROLE);
     match role {
         Role::Hyper => command.arg("hyper"),
-        Role::Hob(functions) => {
-            command.arg("hob").args(functions.iter().flat_map(|(name, path)| [name.into(), path.clone().into_os_string()]))
-        }
+        Role::Hob(examples) => command.arg("hob").args(examples),
+        Role::Node { data_dir, settings } => command.arg("node").arg(data_dir).args(settings),
     };
-    start_command(command, |line| line.trim().parse().ok())
+    let addresses = |line: &str| {
+        let mut words = line.split_whitespace().map(str::parse);
+        Some((words.next()?.ok()?, words.next().and_then(Result::ok)))
+    };
+    match role {
+        Role::Node { .. } => wait_for(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?, addresses),
+        _ => start_pinned(command, addresses),
+    }
 }
 
-/// Starts a command on the server's core; `address` finds its address in a line that it prints.
-pub(crate) fn start_command(mut command: Command, address: impl Fn(&str) -> Option<SocketAddr>) -> anyhow::Result<Server> {
+/// Starts a command on the server's core; `addresses` finds where it listens in a line that it prints.
+pub(crate) fn start_pinned(mut command: Command, addresses: impl Fn(&str) -> Option<Addresses>) -> anyhow::Result<Server> {
     pin(SERVER_CORE)?;
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     pin(LOAD_CORE)?;
-    let mut child = child.with_context(|| format!("{:?} does not start", command.get_program()))?;
+    wait_for(child.with_context(|| format!("{:?} does not start", command.get_program()))?, addresses)
+}
+
+/// Data port, and control port if there is one.
+type Addresses = (SocketAddr, Option<SocketAddr>);
+
+fn wait_for(mut child: Child, addresses: impl Fn(&str) -> Option<Addresses>) -> anyhow::Result<Server> {
     let stdout = child.stdout.take().context("a child without output")?;
     for line in BufReader::new(stdout).lines() {
-        if let Some(addr) = address(&line?) {
-            return Ok(Server { child, addr });
+        if let Some((addr, control)) = addresses(&line?) {
+            return Ok(Server { child, addr, control });
         }
     }
     let status = child.wait()?;
@@ -103,27 +135,43 @@ pub(crate) fn start_command(mut command: Command, address: impl Fn(&str) -> Opti
 pub(crate) fn run(role: Role) -> anyhow::Result<()> {
     match role {
         Role::Hyper => run_hyper(),
-        Role::Hob(functions) => {
+        Role::Hob(examples) => {
             let dir = tempfile::tempdir()?;
-            let mut setup = hob::daemon::Setup::default();
-            setup.config.net.addr = SocketAddr::from(([127, 0, 0, 1], 0));
-            setup.config.net.control = setup.config.net.addr;
+            let mut setup = setup(dir.path());
             setup.config.engine.threads = 1;
-            setup.config.data.dir = Some(dir.path().to_owned());
-            let node = hob::daemon::Node::start(setup)?;
-            for (name, path) in functions {
-                node.deploy_file(name.parse()?, &path, hob::manifest::Manifest::default())?;
+            let node = Node::start(setup)?;
+            for example in examples {
+                let Guest { name, wasm, manifest } = Guest::load(&example)?;
+                node.deploy_file(name.parse()?, &wasm, manifest)?;
             }
-            ready(node.addr())?;
-            node.stop();
-            Ok(())
+            serve(node)
+        }
+        Role::Node { data_dir, settings } => {
+            let mut setup = setup(&data_dir);
+            setup.config = Config { net: setup.config.net, data: setup.config.data, ..Config::read("", &settings)? };
+            serve(Node::start(setup)?)
         }
     }
 }
 
+/// A node on free ports.
+pub(crate) fn setup(data_dir: &Path) -> Setup {
+    let mut setup = Setup::default();
+    setup.config.net.addr = SocketAddr::from(([127, 0, 0, 1], 0));
+    setup.config.net.control = setup.config.net.addr;
+    setup.config.data.dir = Some(data_dir.to_owned());
+    setup
+}
+
+fn serve(node: Node) -> anyhow::Result<()> {
+    ready(format_args!("{} {}", node.addr(), node.control_addr()))?;
+    node.stop();
+    Ok(())
+}
+
 /// Says the address, then waits for the end of standard input.
-fn ready(addr: SocketAddr) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{addr}")?;
+fn ready(addresses: impl std::fmt::Display) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{addresses}")?;
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::harness::examples::example;
+use crate::harness::examples::{Example, NODE, PYTHON, example, example_with};
 use crate::harness::{Dice, Node};
 
 #[test]
@@ -130,6 +130,32 @@ fn hello_http() {
         conn.request("HEAD", &format!("/{name}"), &[], b"");
         assert_eq!(conn.reply_to("HEAD").status(), 200);
     }
+}
+
+/// Deploys a component that greets, and returns the deploy's answer.
+fn greets(name: &str, Example { wasm, manifest }: &Example) -> serde_json::Value {
+    let node = Node::start(&[]);
+    let reply = node.deploy(name, wasm, manifest);
+    assert_eq!(reply.status(), 201, "{}", reply.text());
+    for (query, text) in [("", "Hello, world!\n"), ("?name=Jos%C3%A9+M.", "Hello, José M.!\n"), ("", "Hello, world!\n")] {
+        let reply = node.data.get(&format!("/{name}/{query}")).ok();
+        assert_eq!((reply.text().as_str(), reply.header("content-type")), (text, Some("text/plain; charset=utf-8")));
+    }
+    reply.json()
+}
+
+#[test]
+fn python_hello() {
+    let Some(example) = example_with(PYTHON, "python-hello") else { return };
+    let deployed = greets("python-hello", &example);
+    assert_eq!(deployed["kind"], "http-0.2");
+    assert!(deployed["snapshot"]["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{deployed}");
+}
+
+#[test]
+fn js_hello() {
+    let Some(example) = example_with(NODE, "js-hello") else { return };
+    assert_eq!(greets("js-hello", &example)["kind"], "http-0.2");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The examples, and guests of other runtimes, built as a user would build them: once for all tests, whichever comes first.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 /// An example that was built.
@@ -40,6 +41,39 @@ static GUESTS: Workspace = Workspace {
 pub(crate) fn example(name: &str) -> Example {
     let manifest = EXAMPLES.folder().join(name).join("hob.toml");
     Example { wasm: std::fs::read(EXAMPLES.wasm(name)).unwrap(), manifest: std::fs::read_to_string(manifest).unwrap() }
+}
+
+/// A language that not every machine has the tools of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tools {
+    /// The program, as `HOB_TEST_REQUIRE` names it.
+    program: &'static str,
+    /// A shell command that succeeds where examples can be built.
+    probe: &'static str,
+}
+
+pub(crate) const PYTHON: Tools = Tools { program: "python3", probe: "python3 -c 'import ensurepip, venv'" };
+pub(crate) const NODE: Tools = Tools { program: "node", probe: "node --version && npm --version" };
+
+/// The example of this name, built by its own `build`; `None` without the tools, which is a failure if `HOB_TEST_REQUIRE` names
+/// them (`python3,node`).
+pub(crate) fn example_with(tools: Tools, name: &str) -> Option<Example> {
+    let dir = EXAMPLES.folder().join(name);
+    let Tools { program, probe } = tools;
+    let found = Command::new("sh").args(["-c", probe]).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    if !found.success() {
+        let required = std::env::var_os("HOB_TEST_REQUIRE").unwrap_or_default();
+        let required = required.to_string_lossy().split(',').any(|required| required == program);
+        assert!(!required, "{name} needs {program}, and HOB_TEST_REQUIRE names it: '{probe}' fails");
+        // The macros that print would show it only if the test failed.
+        writeln!(std::io::stderr(), "skipped: {name} needs {program}").unwrap();
+        return None;
+    }
+    let output = Command::new("./build").current_dir(&dir).output().unwrap();
+    assert!(output.status.success(), "{name}/build:\n{}", String::from_utf8_lossy(&output.stderr));
+    let manifest = std::fs::read_to_string(dir.join("hob.toml")).unwrap();
+    let wasm = hob::manifest::Manifest::parse(&manifest).unwrap().wasm.unwrap();
+    Some(Example { wasm: std::fs::read(dir.join(wasm)).unwrap(), manifest })
 }
 
 /// The file of a guest that was written for other runtimes.

@@ -1,0 +1,116 @@
+//! A node in this process, and invocations of its functions through the same `Invoke` that serves requests.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use hob::daemon::Node;
+use hob::invocation::{Invocation, Invoke, Payload, Start, Target};
+use hob::registry::FunctionRecord;
+use http_body_util::BodyExt as _;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::guests::Guest;
+use crate::servers::setup;
+
+/// A node and a thread that invokes.
+#[derive(Debug)]
+pub(crate) struct Local {
+    node: Node,
+    runtime: Runtime,
+    dir: TempDir,
+}
+
+/// One invocation, times in microseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taken {
+    /// The rung that it began on.
+    pub(crate) rung: Start,
+    /// From admission to the guest's first host call; for components, to a live instance.
+    pub(crate) start: f64,
+    /// From the call until the response is whole and what the thread had to do then is done: the instance is gone.
+    pub(crate) whole: f64,
+}
+
+impl Local {
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let node = Node::start(setup(dir.path()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { node, runtime, dir })
+    }
+
+    pub(crate) fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn deploy(&self, guest: &Guest) -> anyhow::Result<FunctionRecord> {
+        let deployed = self.node.deploy_file(guest.name.parse()?, &guest.wasm, guest.manifest.clone());
+        deployed.with_context(|| format!("{} cannot be deployed", guest.name))
+    }
+
+    /// Runs `count` invocations that ask for `rung`, with a pause before each. `target`: path and query of each by its number.
+    ///
+    /// # Errors
+    /// The [`hob::fault::Fault`] of the first invocation that has one; an answer other than 200.
+    pub(crate) fn repeat(
+        &self,
+        function: &FunctionRecord,
+        rung: Start,
+        count: usize,
+        pause: Duration,
+        target: impl Fn(usize) -> String,
+    ) -> anyhow::Result<Vec<Taken>> {
+        self.runtime.block_on(async {
+            let mut all = Vec::with_capacity(count);
+            for number in 0..count {
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
+                let began = Instant::now();
+                let (rung, start) = self.one(function, Some(rung), target(number)).await?;
+                // The instance is dropped here, as it is between two requests.
+                tokio::task::yield_now().await;
+                all.push(Taken { rung, start, whole: micros(began.elapsed()) });
+            }
+            Ok(all)
+        })
+    }
+
+    /// Runs `count` invocations in one turn of the thread, so that no instance is dropped before the last has answered; then `seen`,
+    /// while all of them are there.
+    pub(crate) fn hold<R>(
+        &self,
+        function: &FunctionRecord,
+        count: usize,
+        target: impl Fn(usize) -> String,
+        seen: impl FnOnce() -> R,
+    ) -> anyhow::Result<R> {
+        self.runtime.block_on(tokio::task::unconstrained(async {
+            for number in 0..count {
+                self.one(function, Some(Start::Resident), target(number)).await?;
+            }
+            Ok(seen())
+        }))
+    }
+
+    async fn one(&self, function: &FunctionRecord, rung: Option<Start>, target: String) -> anyhow::Result<(Start, f64)> {
+        let request = http::Request::get(target).header("host", "localhost").body(Payload::empty())?;
+        let (tenant, target) = (function.tenant.clone(), Target::Function(function.name.clone()));
+        let invocation = Invocation { tenant, target, request, received: Instant::now(), start: rung };
+        let outcome = self.node.dispatcher().invoke(invocation).await.result?;
+        let (head, body) = outcome.response.into_parts();
+        ensure!(head.status == http::StatusCode::OK, "expected 200, found {}", head.status);
+        body.collect().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        Ok((outcome.start, micros(outcome.phases.start())))
+    }
+
+    pub(crate) fn stop(self) {
+        self.node.stop();
+    }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
