@@ -66,7 +66,7 @@ pub(crate) fn example_with(tools: Tools, name: &str) -> Option<Example> {
         let required = required.to_string_lossy().split(',').any(|required| required == program);
         assert!(!required, "{name} needs {program}, and HOB_TEST_REQUIRE names it: '{probe}' fails");
         // The macros that print would show it only if the test failed.
-        writeln!(std::io::stderr(), "skipped: {name} needs {program}").unwrap();
+        std::io::stderr().write_all(format!("skipped: {name} needs {program}\n").as_bytes()).unwrap();
         return None;
     }
     let output = Command::new("./build").current_dir(&dir).output().unwrap();
