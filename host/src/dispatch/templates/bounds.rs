@@ -18,6 +18,8 @@ const DESCRIPTORS: u64 = 1;
 const SLOT_MAPPINGS: u64 = 4;
 /// Memory slots of both lanes, in halves of an instance: 1.5 and 1 for each (`engine/settings.rs`).
 const SLOT_HALVES: u64 = 5;
+/// Those of the pool for large guests.
+const LARGE_SLOT_HALVES: u64 = 3;
 /// Mappings of the stacks of an instance in both lanes: stack and guard.
 const STACK_MAPPINGS: u64 = 2 * 2;
 /// Mappings of everything else: libraries, heaps, threads, the registry.
@@ -83,11 +85,14 @@ impl Bounds {
     /// The bounds, and the name of what the count is bound by.
     fn of(config: &Config, system: System) -> (Self, &'static str) {
         let instances = u64::from(config.engine.instances_max);
+        let large = u64::from(config.engine.large_instances_max);
         let or_cores = |count: usize| if count == 0 { system.cores } else { count as u64 };
         // A template that is evicted lives on in the instances that run it.
         let evicted = instances;
         let mappings = instances * (SLOT_MAPPINGS * SLOT_HALVES).div_ceil(2)
             + instances * STACK_MAPPINGS
+            // One lane of the two has a pool for large guests.
+            + large * (SLOT_MAPPINGS * LARGE_SLOT_HALVES / 2 + STACK_MAPPINGS / 2)
             + evicted * MAPPINGS
             + OTHER_MAPPINGS;
         let connections = config.net.connections_max.saturating_add(config.net.control_connections_max) as u64;
@@ -124,8 +129,10 @@ mod tests {
         let many = "engine.templates_max=100000";
         assert_eq!(of(20_000, 65_530, &[]), (1000, "engine.templates_max"));
         assert_eq!(of(1 << 20, 1 << 20, &[many]), (100_000, "engine.templates_max"));
-        // 4 * 2.5 for memories, 4 for stacks, 4 for templates in use, of 1,000 instances each.
-        assert_eq!(of(1 << 20, 65_530, &[many]), ((65_530 - 18_000 - 4096) / 4, "vm.max_map_count"));
+        // 4 * 2.5 for memories, 4 for stacks, 4 for templates in use, of 1,000 instances each; 4 * 1.5 and 2 of 64 large ones.
+        assert_eq!(of(1 << 20, 65_530, &[many]), ((65_530 - 18_000 - 512 - 4096) / 4, "vm.max_map_count"));
+        let none_large = [many, "engine.large_instances_max=0"];
+        assert_eq!(of(1 << 20, 65_530, &none_large), ((65_530 - 18_000 - 4096) / 4, "vm.max_map_count"));
         assert_eq!(of(8000, 1 << 20, &[many]), (8000 - 4096 - 256 - 1000 - 16 - 32 - 256, "the limit of open files"));
     }
 
