@@ -193,7 +193,7 @@ fn warm_up_requests_that_fail() {
     assert!(differs.contains("[200]") && differs.contains("[404]"), "{differs}");
     assert_eq!(node.data.get("/b").status(), 200);
     for (name, code, word) in
-        [("traps", "unreachable", "trapped"), ("hangs", SPINS, "processor time"), ("silent", "nop", "respond")]
+        [("traps", "unreachable", "trapped"), ("hangs", SPINS, "300ms"), ("silent", "nop", "respond")]
     {
         let text = handler(&format!("(func (export \"hob_handle\") {code})"));
         let reason = reason(&deploy(&node, name, &text, "[snapshot]\nwarmup = [\"GET /x\"]"));
@@ -212,7 +212,7 @@ fn initialisation_that_fails() {
     let grow = "(if (i32.eq (memory.grow (i32.const 4096)) (i32.const -1)) (then unreachable))";
     let exit = "(call $exit (i32.const 3))";
     for (name, code, word) in [
-        ("loops", SPINS, "processor time"),
+        ("loops", SPINS, "300ms"),
         ("traps", "unreachable", "trapped"),
         ("grows", grow, "memory"),
         ("answers", "(call $answer (i32.const 200) (i32.const 0) (i32.const 0))", "no request to answer"),
