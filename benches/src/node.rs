@@ -8,6 +8,7 @@ use anyhow::ensure;
 use hob::daemon::Node;
 use hob::manifest::Manifest;
 
+use crate::fleet;
 use crate::guests::Guest;
 use crate::report::{Figure, Report, quantile};
 use crate::servers::setup;
@@ -23,12 +24,14 @@ fn exchange(addr: SocketAddr, request: &[u8]) -> anyhow::Result<String> {
 /// From the first byte of a deploy to the first answer of the new revision, over both ports.
 pub(crate) fn deploy(report: &Report, quick: bool) -> anyhow::Result<()> {
     let count = if quick { 3 } else { 20 };
-    let wasm = std::fs::read(Guest::build("hello")?.wasm)?;
+    let hello = std::fs::read(Guest::build("hello")?.wasm)?;
     let dir = tempfile::tempdir()?;
     let node = Node::start(setup(dir.path()))?;
     let mut times = Vec::with_capacity(count);
     for round in 0..count {
         let name = format!("hello-{round}");
+        // A module of its own: the same one under another name would not be built again.
+        let wasm = fleet::variant(&hello, round as u64)?;
         let mut put = format!(
             "PUT /v1/functions/{name} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/wasm\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
             wasm.len()

@@ -192,9 +192,7 @@ fn warm_up_requests_that_fail() {
     let differs = reason(&deploy(&node, "b", &changes, "[snapshot]\nwarmup = [\"GET /\"]"));
     assert!(differs.contains("[200]") && differs.contains("[404]"), "{differs}");
     assert_eq!(node.data.get("/b").status(), 200);
-    for (name, code, word) in
-        [("traps", "unreachable", "trapped"), ("hangs", SPINS, "300ms"), ("silent", "nop", "respond")]
-    {
+    for (name, code, word) in [("traps", "unreachable", "trapped"), ("hangs", SPINS, "300ms"), ("silent", "nop", "respond")] {
         let text = handler(&format!("(func (export \"hob_handle\") {code})"));
         let reason = reason(&deploy(&node, name, &text, "[snapshot]\nwarmup = [\"GET /x\"]"));
         assert!(reason.contains("GET /x") && reason.contains(word), "{reason}");
