@@ -148,6 +148,37 @@ fn what_a_snapshot_keeps_and_what_is_new() {
 }
 
 #[test]
+fn native_code_that_is_lost_is_made_of_the_snapshot() {
+    let mut node = Node::start(&[]);
+    let Example { wasm, manifest } = example("frozen");
+    done(node.deploy("frozen", &wasm, &manifest));
+    let kept = |node: &Node| {
+        let text = node.data.get("/frozen").ok().text();
+        text.lines().filter(|line| line.starts_with("same ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = kept(&node);
+    assert!(before.contains(&"same time runs backwards: false".to_owned()), "{before:?}");
+    node.stop();
+    for file in node.files("artifacts") {
+        std::fs::remove_file(file).unwrap();
+    }
+    node.restart();
+    let reply = node.data.get("/frozen").ok();
+    assert_eq!(reply.header("hob-start"), Some("compiled"));
+    // The numbers that its initialisation drew are the same, and its clock is not behind what it noted in another process.
+    assert_eq!(kept(&node), before);
+    node.stop();
+    for file in node.files("artifacts").into_iter().chain(node.files("snapshots")) {
+        std::fs::remove_file(file).unwrap();
+    }
+    node.restart();
+    // From here on it initialises itself at each start.
+    let (one, other) = (kept(&node), kept(&node));
+    assert!(one.contains(&"same inits: 1".to_owned()) && one.contains(&"same requests: 1".to_owned()), "{one:?}");
+    assert_ne!(one, other);
+}
+
+#[test]
 fn a_component_s_randomness_and_time() {
     let node = Node::start(&[]);
     let wasm = std::fs::read(guest("counter2")).unwrap();
