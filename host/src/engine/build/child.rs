@@ -21,9 +21,9 @@ use super::snapshot::{self, Snapshot, Taken, Unfit};
 use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, native, sentence, signature};
 use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
 use crate::capability::{self, Host, INTERFACES};
+use crate::engine::Kind;
 use crate::engine::artifact::Code;
 use crate::engine::template::Entry as CodeEntry;
-use crate::engine::{Kind, settings};
 use crate::fault::{Code as FaultCode, Fault};
 use crate::limits::Limit;
 use crate::telemetry::logs::Entry;
@@ -138,7 +138,7 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
             format!("its memories begin with {} bytes, more than the function's limit of {limit}", found.memory_bytes_min);
         return Err(Refused::unfit(detail, "raise 'memory' in [limits] of hob.toml").into());
     }
-    let stage = Stage::new(job, found.shape);
+    let stage = Stage::new(job, found.shape).map_err(|error| invalid(&error))?;
     let mut notes = Vec::new();
     if !job.only_compiles() {
         let unfit = match snapshot::take(&stage, &found, &wasm).await? {
@@ -161,7 +161,7 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
             notes.push(format!("no snapshot: {}; {}", unfit.reason, unfit.hint));
         }
     }
-    let native = compile(&found, &wasm)?;
+    let native = compile(&stage, &found, &wasm)?;
     drop(wasm);
     let image = native::write(&outputs.native, &native)?;
     drop(native);
@@ -174,7 +174,7 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
 /// Compiles a snapshot, and tries it before it is kept.
 async fn keep(stage: &Stage<'_>, found: &Found, snapshot: Snapshot, outputs: &Outputs) -> Result<Result<Built, Unfit>, Failure> {
     let Snapshot { wasm, memory_bytes, statuses, notes } = snapshot;
-    let native = match compile(found, &wasm) {
+    let native = match compile(stage, found, &wasm) {
         Ok(native) => native,
         Err(refused) => {
             return Ok(Err(Unfit::new(
@@ -241,7 +241,7 @@ async fn bare_start(stage: &Stage<'_>, native: &Path, notes: &[String]) -> Resul
 }
 
 fn load(stage: &Stage<'_>, native: &Path) -> wasmtime::Result<(crate::engine::Engine, Code)> {
-    let engine = settings::compiling(stage.shape.lane)?;
+    let engine = stage.engine.clone();
     let file = std::fs::File::open(native)?;
     let code = Code::load_own(&engine, stage.shape.kind, &file)?;
     Ok((crate::engine::Engine::for_build(stage.shape.lane, engine)?, code))
@@ -255,8 +255,8 @@ fn detect(wasm: Vec<u8>) -> Result<(Found, Vec<u8>), Refused> {
     Ok((Surface::of(&component)?.found()?, component))
 }
 
-fn compile(found: &Found, wasm: &[u8]) -> Result<Vec<u8>, Refused> {
-    let engine = &settings::compiling(found.shape.lane).map_err(|error| invalid(&error))?;
+fn compile(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<Vec<u8>, Refused> {
+    let engine = &stage.engine;
     match found.shape.kind {
         kind @ (Kind::Handler | Kind::Command) => {
             let module = Module::from_binary(engine, wasm).map_err(|error| invalid(&error))?;

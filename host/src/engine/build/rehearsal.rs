@@ -25,7 +25,7 @@ use crate::engine::artifact::Code;
 use crate::engine::call::{self, Input, Live};
 use crate::engine::store::{self, Blueprint, Streams};
 use crate::engine::template::Entry;
-use crate::engine::{Engine, Kind, Shape, deadline};
+use crate::engine::{Engine, Kind, Shape, deadline, settings};
 use crate::fault::{Code as FaultCode, Fault};
 use crate::id::{InvocationId, RevisionNumber};
 use crate::invocation::Payload;
@@ -41,11 +41,14 @@ pub(super) struct Stage<'a> {
     pub(super) job: &'a Job,
     pub(super) shape: Shape,
     pub(super) log: Arc<FunctionLog>,
+    /// Compiles what is published, and runs it for the first time.
+    pub(super) engine: wasmtime::Engine,
 }
 
 impl<'a> Stage<'a> {
-    pub(super) fn new(job: &'a Job, shape: Shape) -> Self {
-        Self { job, shape, log: Arc::new(FunctionLog::new(LogSpace::new(LOG_BYTES_MAX, LOG_BYTES_MAX))) }
+    pub(super) fn new(job: &'a Job, shape: Shape) -> Result<Self> {
+        let log = Arc::new(FunctionLog::new(LogSpace::new(LOG_BYTES_MAX, LOG_BYTES_MAX)));
+        Ok(Self { job, shape, log, engine: settings::compiling(shape.lane)? })
     }
 }
 
