@@ -26,6 +26,7 @@ use crate::engine::artifact::Code;
 use crate::engine::template::Entry as CodeEntry;
 use crate::fault::{Code as FaultCode, Fault};
 use crate::limits::Limit;
+use crate::manifest::SnapshotMode;
 use crate::telemetry::logs::Entry;
 
 /// Lines of the log of initialisation and warm-up that are kept.
@@ -146,7 +147,7 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
                 Ok(built) => return Ok(built),
                 Err(unfit) => Some(unfit),
             },
-            Taken::Nothing if snapshot::is_required(job.snapshot.mode) => Some(Unfit::new(
+            Taken::Nothing if job.snapshot.mode == SnapshotMode::Required => Some(Unfit::new(
                 "there is nothing to run before the memory is kept",
                 "declare a warm-up request in [snapshot], or an initialisation (guest-sdk: #[hob_sdk::init])",
             )),
@@ -154,7 +155,7 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
             Taken::Unfit(unfit) => Some(unfit),
         };
         if let Some(unfit) = unfit {
-            if snapshot::is_required(job.snapshot.mode) {
+            if job.snapshot.mode == SnapshotMode::Required {
                 let detail = format!("no snapshot could be taken, and the manifest requires one: {}", unfit.reason);
                 return Err(Refused::unfit(detail, unfit.hint).into());
             }
@@ -215,8 +216,8 @@ fn built(stage: &Stage<'_>, found: &Found, image: Range<u64>) -> Built {
 /// Makes two instances of what is to be published and repeats on each what was asked in warm-up.
 async fn verify(stage: &Stage<'_>, native: &Path, statuses: &[u16]) -> Result<(), Fault> {
     let times = Times::of(&stage.job.limits);
+    let (engine, code) = load(stage, native).map_err(Fault::internal)?;
     for _ in 0..2 {
-        let (engine, code) = load(stage, native).map_err(Fault::internal)?;
         let mut rehearsal = Rehearsal::start(stage, &engine, &code, times).await?;
         let again = rehearsal.ask_all(&stage.job.snapshot.warmup).await?;
         if again != statuses {

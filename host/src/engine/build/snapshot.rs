@@ -14,7 +14,7 @@ use super::rehearsal::{Instance, Rehearsal, Stage, Times};
 use crate::capability::Host;
 use crate::engine::artifact::Code;
 use crate::engine::{Engine, Kind, settings};
-use crate::manifest::{Randomness, SnapshotMode};
+use crate::manifest::Randomness;
 
 /// A module with its memory.
 pub(super) struct Snapshot {
@@ -260,9 +260,4 @@ impl ComponentInstanceState for ComponentState<'_> {
     async fn call_func_ret_f64(&mut self, instance: &str, func: &str) -> u64 {
         self.call::<f64>(instance, func).await.to_bits()
     }
-}
-
-/// Whether the mode asks for a snapshot whatever it takes.
-pub(super) fn is_required(mode: SnapshotMode) -> bool {
-    mode == SnapshotMode::Required
 }
