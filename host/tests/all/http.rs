@@ -1,7 +1,7 @@
 //! Rude clients on both ports: each gets the answer that fits, or a closed connection, and holds nothing afterwards.
 
 use crate::harness::http::{Conn, Port};
-use crate::harness::wat::{command, does, says, waits, wasm};
+use crate::harness::wat::{self, does, says, waits, wasm};
 use crate::harness::{Node, eventually, multipart};
 
 const GIB: u64 = 1 << 30;
@@ -105,14 +105,7 @@ fn more_than_was_announced_is_another_request() {
 fn less_than_was_announced() {
     let node = Node::start(&SHORT);
     node.deploy_wat("a", &waits(), "");
-    let cat = command(
-        "(func (export \"_start\")
-           (i32.store (i32.const 130000) (i32.const 0))
-           (i32.store (i32.const 130004) (i32.const 60000))
-           (loop $more
-             (if (call $fd_read (i32.const 0) (i32.const 130000) (i32.const 1) (i32.const 130008)) (then (call $proc_exit (i32.const 7))))
-             (br_if $more (i32.load (i32.const 130008)))))",
-    );
+    let cat = wat::reads();
     node.deploy_wat("command", &cat, "");
     let wasm = wasm(&says("good"));
     let head = |method: &str, target: &str, len: usize| {

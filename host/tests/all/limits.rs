@@ -533,14 +533,7 @@ fn request_bodies() {
     assert!(problem["hint"].as_str().unwrap().contains("request_body"), "{problem}");
     assert_eq!((reply.header("hob-executed"), reply.header("connection")), (Some("0"), Some("close")));
     // Without announcement it is found when it passes, by whoever reads: a handler, or a command from its standard input.
-    let reads = command(
-        "(func (export \"_start\")
-           (i32.store (i32.const 130000) (i32.const 0))
-           (i32.store (i32.const 130004) (i32.const 60000))
-           (loop $more
-             (if (call $fd_read (i32.const 0) (i32.const 130000) (i32.const 1) (i32.const 130008)) (then (call $proc_exit (i32.const 7))))
-             (br_if $more (i32.load (i32.const 130008)))))",
-    );
+    let reads = wat::reads();
     node.deploy_wat("command", &reads, "[limits]\nrequest_body = \"100KiB\"\n");
     for name in ["/a", "/command"] {
         let mut conn = node.data.connect();

@@ -104,6 +104,18 @@ pub(crate) fn command(fields: &str) -> String {
     )
 }
 
+/// A command that reads its standard input to the end, and exits with 7 when that fails.
+pub(crate) fn reads() -> String {
+    command(
+        "(func (export \"_start\")
+           (i32.store (i32.const 130000) (i32.const 0))
+           (i32.store (i32.const 130004) (i32.const 60000))
+           (loop $more
+             (if (call $fd_read (i32.const 0) (i32.const 130000) (i32.const 1) (i32.const 130008)) (then (call $proc_exit (i32.const 7))))
+             (br_if $more (i32.load (i32.const 130008)))))",
+    )
+}
+
 /// Text of a component that exports `wasi:cli/run` of 0.2 and exits well, with `more` before its end.
 pub(crate) fn component(more: &str) -> String {
     format!(
