@@ -209,7 +209,7 @@ fn the_attributes_of_the_sdk_make_the_exports() {
 fn geoip() {
     let node = Node::start(&[]);
     let example = example("geoip");
-    let manifest = example.manifest.replace("\"256\"", "\"8\"").replace("\"768MiB\"", "\"24MiB\"");
+    let manifest = example.manifest.replace("\"256\"", "\"8\"").replace("\"272MiB\"", "\"24MiB\"");
     let deployed = node.deploy("geoip", &example.wasm, &manifest).json();
     assert!(deployed["snapshot"]["memory_bytes"].as_u64().unwrap() > 8 << 20, "{deployed}");
     assert_eq!(deployed["notes"], serde_json::json!([]));

@@ -312,6 +312,24 @@ fn a_snapshot_s_size_on_both_sides() {
 }
 
 #[test]
+fn memory_in_which_every_other_byte_is_zero() {
+    // What is left beside the copies of the memory itself is far less than its size.
+    let node = Node::start(&["build.memory=128MiB"]);
+    let text = handler_with(
+        "(memory (export \"memory\") 1024) (global $at (mut i32) (i32.const 0))",
+        "(func (export \"hob_init\")
+           (loop $more
+             (i64.store (global.get $at) (i64.const 0x0001000100010001))
+             (global.set $at (i32.add (global.get $at) (i32.const 8)))
+             (br_if $more (i32.lt_u (global.get $at) (i32.const 0x4000000)))))
+         (func (export \"hob_handle\") (call $number (i32.load (i32.const 0x3FFFFFC))))",
+    );
+    assert_eq!(notes(&done(deploy(&node, "a", &text, "[limits]\nmemory = \"64MiB\""))), [""; 0]);
+    assert!(has_snapshot(&node, "a"));
+    assert_eq!(number(&node, "/a"), 0x0001_0001);
+}
+
+#[test]
 fn what_is_said_during_initialisation_is_in_the_log() {
     let node = Node::start(&[]);
     let text = counter_and("(call $log (i32.const 2) (i32.const 100) (i32.const 5))")

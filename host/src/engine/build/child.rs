@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use wasmtime::component::{Component, Linker as ComponentLinker};
-use wasmtime::{Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
+use wasmtime::{CodeBuilder, Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
 
 use super::componentize::componentize;
 use super::detect::{Found, Surface};
@@ -166,8 +166,10 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
     drop(wasm);
     let image = native::write(&outputs.native, &native)?;
     drop(native);
+    let code = load(&stage, &outputs.native)?;
+    check_code(&stage, &found, &code)?;
     if !job.only_compiles() {
-        bare_start(&stage, &outputs.native, &notes).await?;
+        bare_start(&stage, &code, &notes).await?;
     }
     Ok(Built { notes, ..built(&stage, &found, image) })
 }
@@ -186,7 +188,9 @@ async fn keep(stage: &Stage<'_>, found: &Found, snapshot: Snapshot, outputs: &Ou
     };
     let image = native::write(&outputs.native, &native)?;
     drop(native);
-    if let Err(fault) = verify(stage, &outputs.native, &statuses).await {
+    let code = load(stage, &outputs.native)?;
+    check_code(stage, found, &code)?;
+    if let Err(fault) = verify(stage, &code, &statuses).await {
         std::fs::remove_file(&outputs.native)?;
         return Ok(Err(Unfit::new(
             format!("an instance made of the snapshot failed: {}", fault.detail),
@@ -214,11 +218,11 @@ fn built(stage: &Stage<'_>, found: &Found, image: Range<u64>) -> Built {
 }
 
 /// Makes two instances of what is to be published and repeats on each what was asked in warm-up.
-async fn verify(stage: &Stage<'_>, native: &Path, statuses: &[u16]) -> Result<(), Fault> {
+async fn verify(stage: &Stage<'_>, code: &Code, statuses: &[u16]) -> Result<(), Fault> {
     let times = Times::of(&stage.job.limits);
-    let (engine, code) = load(stage, native).map_err(Fault::internal)?;
+    let engine = runner(stage)?;
     for _ in 0..2 {
-        let mut rehearsal = Rehearsal::start(stage, &engine, &code, times).await?;
+        let mut rehearsal = Rehearsal::start(stage, &engine, code, times).await?;
         let again = rehearsal.ask_all(&stage.job.snapshot.warmup).await?;
         if again != statuses {
             let detail = format!("the warm-up requests were answered with {statuses:?}, and by the snapshot with {again:?}");
@@ -229,10 +233,10 @@ async fn verify(stage: &Stage<'_>, native: &Path, statuses: &[u16]) -> Result<()
 }
 
 /// Starts what is to be published once. What cannot start would answer no request.
-async fn bare_start(stage: &Stage<'_>, native: &Path, notes: &[String]) -> Result<(), Refused> {
-    let started = match load(stage, native) {
-        Ok((engine, code)) => Rehearsal::start(stage, &engine, &code, Times::of(&stage.job.limits)).await.map(drop),
-        Err(error) => Err(Fault::internal(format!("{error:#}"))),
+async fn bare_start(stage: &Stage<'_>, code: &Code, notes: &[String]) -> Result<(), Refused> {
+    let started = match runner(stage) {
+        Ok(engine) => Rehearsal::start(stage, &engine, code, Times::of(&stage.job.limits)).await.map(drop),
+        Err(fault) => Err(fault),
     };
     started.map_err(|fault| {
         let before = notes.first().map(|note| format!("; {note}")).unwrap_or_default();
@@ -241,11 +245,14 @@ async fn bare_start(stage: &Stage<'_>, native: &Path, notes: &[String]) -> Resul
     })
 }
 
-fn load(stage: &Stage<'_>, native: &Path) -> wasmtime::Result<(crate::engine::Engine, Code)> {
-    let engine = stage.engine.clone();
-    let file = std::fs::File::open(native)?;
-    let code = Code::load_own(&engine, stage.shape.kind, &file)?;
-    Ok((crate::engine::Engine::for_build(stage.shape.lane, engine)?, code))
+/// What starts instances of code that was compiled here.
+fn runner(stage: &Stage<'_>) -> Result<crate::engine::Engine, Fault> {
+    crate::engine::Engine::for_build(stage.shape.lane, stage.engine.clone()).map_err(Fault::internal)
+}
+
+/// Maps the native code that was written.
+fn load(stage: &Stage<'_>, native: &Path) -> std::io::Result<Code> {
+    Code::load_own(&stage.engine, stage.shape.kind, &std::fs::File::open(native)?).map_err(std::io::Error::other)
 }
 
 /// What the bytes are, and the bytes to compile: a module that is to become a component is made one first.
@@ -256,19 +263,21 @@ fn detect(wasm: Vec<u8>) -> Result<(Found, Vec<u8>), Refused> {
     Ok((Surface::of(&component)?.found()?, component))
 }
 
+/// Native code of `wasm`. It is not loaded on the way: memory that is kept would exist once more.
 fn compile(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<Vec<u8>, Refused> {
-    let engine = &stage.engine;
-    match found.shape.kind {
-        kind @ (Kind::Handler | Kind::Command) => {
-            let module = Module::from_binary(engine, wasm).map_err(|error| invalid(&error))?;
-            check_module(engine, kind, &module)?;
-            module.serialize().map_err(|error| invalid(&error))
-        }
-        _ => {
-            let component = Component::from_binary(engine, wasm).map_err(|error| invalid(&error))?;
-            check_component(engine, found, &component)?;
-            component.serialize().map_err(|error| invalid(&error))
-        }
+    let mut builder = CodeBuilder::new(&stage.engine);
+    let native = builder.wasm_binary(wasm, None).and_then(|builder| match found.shape.kind {
+        Kind::Handler | Kind::Command => builder.compile_module_serialized(),
+        _ => builder.compile_component_serialized(),
+    });
+    native.map_err(|error| invalid(&error))
+}
+
+/// Whether the code has the entry that its kind has, and imports what this host has.
+fn check_code(stage: &Stage<'_>, found: &Found, code: &Code) -> Result<(), Refused> {
+    match code {
+        Code::Module(module) => check_module(&stage.engine, found.shape.kind, module),
+        Code::Component(component) => check_component(&stage.engine, found, component),
     }
 }
 

@@ -225,8 +225,8 @@ impl Builder {
         let walls = child::Walls { memory_bytes: memory.granted, cpu_seconds: self.config.cpu.0.as_secs() };
         let mut command = Command::new(&self.program);
         command.arg(CHILD_COMMAND).args(walls.to_args()).arg(&outputs.native).arg(&outputs.snapshot).env_clear().current_dir("/");
-        // The allocator would else reserve more at once than the walls allow; the number is KiB.
-        command.env("MIMALLOC_ARENA_RESERVE", "32768");
+        // An arena is reserved in larger pieces than the walls may allow, and never given back: what is freed would still count.
+        command.env("MIMALLOC_DISALLOW_ARENA_ALLOC", "1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(Fault::internal)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());

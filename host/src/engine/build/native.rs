@@ -14,7 +14,7 @@ use object::{Object, ObjectSection};
 /// Where wasmtime puts the initial memory of a guest (`wasmtime_environ::obj::ELF_WASM_DATA`).
 const IMAGE_SECTION: &str = ".rodata.wasm";
 /// Unit of what is left out, in bytes: the file system's.
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// Effort of compression: the lowest is about as fast as a disk.
 const COMPRESSION: i32 = 1;
 /// What a compressed file begins with (RFC 8878, 3.1.1).

@@ -4,12 +4,15 @@
 //! `wasmtime-wizer`'s. Knows nothing about files. Invariant: what comes out was initialised with no capability but its own
 //! memory, and holds nothing that lives outside of it.
 
+use std::collections::HashSet;
+
 use wasmtime::component::{Component, Lift, WasmList};
 use wasmtime::{Module, Val};
 use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, ValType, Wizer};
 
 use super::Refused;
 use super::detect::Found;
+use super::native::PAGE;
 use super::rehearsal::{Instance, Rehearsal, Stage, Times};
 use crate::capability::Host;
 use crate::engine::artifact::Code;
@@ -131,7 +134,7 @@ async fn of_module(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(Sna
     let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
     let Instance::Module(instance) = rehearsal.instance else { return Err(unsuited(&"a component came of a module")) };
     let drawn = rehearsal.drawn.count();
-    let mut state = ModuleState { rehearsal: &mut rehearsal, instance, missing: None };
+    let mut state = ModuleState { rehearsal: &mut rehearsal, instance, outlined: Outlined::default(), missing: None };
     let wasm = wizer.snapshot(&context, &mut state).await.map_err(|error| unsuited(&error))?;
     match state.missing {
         Some(name) => Err(unsuited(&format!("'{name}' could not be read"))),
@@ -148,7 +151,7 @@ async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64),
     let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
     let Instance::Component(instance) = rehearsal.instance else { return Err(unsuited(&"a module came of a component")) };
     let drawn = rehearsal.drawn.count();
-    let mut state = ComponentState { rehearsal: &mut rehearsal, instance, failed: None };
+    let mut state = ComponentState { rehearsal: &mut rehearsal, instance, outlined: Outlined::default(), failed: None };
     let wasm = wizer.snapshot_component(&context, &mut state).await.map_err(|error| unsuited(&error))?;
     match state.failed {
         Some(error) => Err(unsuited(&error)),
@@ -176,9 +179,36 @@ fn unsuited(error: &dyn std::fmt::Display) -> Unfit {
     )
 }
 
+/// Memories that wizer has read once.
+///
+/// Wizer reads each memory twice, first to find what is not zero and then to copy it. Of the first reading it notes 24 bytes for each
+/// run of bytes with no zero in it, which for a table of small numbers is several times the table. So it is shown an outline first, in
+/// which whole pages are zero or not: what it copies then are whole pages, which is what a memory image is made of anyway.
+#[derive(Default)]
+struct Outlined(HashSet<String>);
+
+impl Outlined {
+    /// Shows `contents` the memory that goes by `name`.
+    fn show(&mut self, name: &str, memory: &[u8], contents: impl FnOnce(&[u8])) {
+        if self.0.insert(name.into()) { contents(&outline(memory)) } else { contents(memory) }
+    }
+}
+
+/// Ones where a page holds anything, zeros elsewhere.
+fn outline(memory: &[u8]) -> Vec<u8> {
+    let mut outline = vec![0; memory.len()];
+    for (page, drawn) in memory.chunks(PAGE).zip(outline.chunks_mut(PAGE)) {
+        if page.iter().any(|byte| *byte != 0) {
+            drawn.fill(1);
+        }
+    }
+    outline
+}
+
 struct ModuleState<'a> {
     rehearsal: &'a mut Rehearsal,
     instance: wasmtime::Instance,
+    outlined: Outlined,
     missing: Option<String>,
 }
 
@@ -200,7 +230,7 @@ impl InstanceState for ModuleState<'_> {
 
     async fn memory_contents(&mut self, name: &str, contents: impl FnOnce(&[u8]) + Send) {
         match self.instance.get_memory(&mut self.rehearsal.store, name) {
-            Some(memory) => contents(memory.data(&self.rehearsal.store)),
+            Some(memory) => self.outlined.show(name, memory.data(&self.rehearsal.store), contents),
             None => {
                 self.missing.get_or_insert_with(|| name.into());
             }
@@ -211,6 +241,7 @@ impl InstanceState for ModuleState<'_> {
 struct ComponentState<'a> {
     rehearsal: &'a mut Rehearsal,
     instance: wasmtime::component::Instance,
+    outlined: Outlined,
     failed: Option<wasmtime::Error>,
 }
 
@@ -238,7 +269,7 @@ impl ComponentState<'_> {
 impl ComponentInstanceState for ComponentState<'_> {
     async fn call_func_ret_list_u8(&mut self, instance: &str, func: &str, contents: impl FnOnce(&[u8]) + Send) {
         match self.try_call::<WasmList<u8>>(instance, func).await {
-            Ok(list) => contents(list.as_le_slice(&self.rehearsal.store)),
+            Ok(list) => self.outlined.show(func, list.as_le_slice(&self.rehearsal.store), contents),
             Err(error) => {
                 self.failed.get_or_insert(error);
             }
@@ -259,5 +290,23 @@ impl ComponentInstanceState for ComponentState<'_> {
 
     async fn call_func_ret_f64(&mut self, instance: &str, func: &str) -> u64 {
         self.call::<f64>(instance, func).await.to_bits()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outline_is_of_whole_pages_and_shown_once() {
+        let mut memory = vec![0; 3 * PAGE];
+        (memory[0], memory[3 * PAGE - 1]) = (7, 8);
+        let mut seen = Vec::new();
+        let mut outlined = Outlined::default();
+        for name in ["a", "b", "a"] {
+            outlined.show(name, &memory, |bytes| seen.push(bytes.to_vec()));
+        }
+        let outline = [[1; PAGE], [0; PAGE], [1; PAGE]].concat();
+        assert_eq!(seen, [&outline, &outline, &memory].map(Vec::clone));
     }
 }
