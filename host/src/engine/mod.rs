@@ -12,6 +12,7 @@ mod deadline;
 mod kind;
 mod large;
 mod limiter;
+mod opening;
 mod ready;
 mod run;
 mod settings;

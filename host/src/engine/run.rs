@@ -32,6 +32,7 @@ use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
 
 use super::large::{Leaving, Timed};
+use super::opening::Opening;
 use super::ready::Waiting;
 use super::template::{Resolved, Template};
 
@@ -97,15 +98,29 @@ impl Engine {
         let began = Instant::now();
         let mut running = Running::start(self, template, call, vessel, began)?;
         let reply = running.reply.clone();
-        let mut now = Some(began);
-        let first = std::future::poll_fn(|cx| match running.poll_slice(cx, now.take().unwrap_or_else(Instant::now)) {
-            Poll::Ready(ended) => Poll::Ready((Some(ended), reply.take())),
-            Poll::Pending => match reply.take() {
-                Some(head) => Poll::Ready((None, Some(head))),
-                None => Poll::Pending,
-            },
-        });
-        let (ended, head) = first.await;
+        let (mut now, mut head) = (Some(began), None);
+        let ended = std::future::poll_fn(|cx| {
+            loop {
+                let polled = running.poll_slice(cx, now.take().unwrap_or_else(Instant::now));
+                if head.is_none() {
+                    head = reply.take().map(|head| head.map(Opening::new));
+                }
+                let came = match &mut head {
+                    Some(Ok(opening)) => opening.read(cx),
+                    Some(Err(_)) => false,
+                    None if polled.is_pending() => return Poll::Pending,
+                    None => false,
+                };
+                match polled {
+                    Poll::Ready(ended) => return Poll::Ready(Some(ended)),
+                    // A guest that waited for its body to be taken goes on, and need not wait for whoever sends it.
+                    Poll::Pending if came => {}
+                    Poll::Pending => return Poll::Ready(None),
+                }
+            }
+        })
+        .await;
+        let head = head.map(|head| head.map(Opening::into_response));
         if let Some(instantiated) = reply.instantiated() {
             template.ready.measured(instantiated - began);
         }
@@ -126,7 +141,6 @@ impl Engine {
                 return Err(running.fail(Fault::executed(Code::GuestNoResponse, "the function ended without a response")));
             }
         };
-        let response = wasi_http::settle(response, done);
         let response = bound(response, running.response_limit, &running.books).map_err(|fault| running.fail(fault))?;
         let response = match kept {
             Some(places) => running.keep(response, places),
@@ -353,8 +367,10 @@ impl Running {
                 running.fail(fault);
             }
         });
-        let guard = AbortGuest { task: task.abort_handle(), reply, finished: false };
-        response.map(|payload| Payload::Stream(Box::pin(Attached { payload, guard })))
+        response.map(|payload| {
+            let guard = AbortGuest { task: task.abort_handle(), reply, finished: payload.is_end_stream() };
+            Payload::Stream(Box::pin(Attached { payload, guard }))
+        })
     }
 }
 
@@ -398,8 +414,12 @@ impl Body for Attached {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = std::task::ready!(Pin::new(&mut self.payload).poll_frame(cx));
         // A guest that has said all may still work; its deadlines end it, not the client that got its answer.
-        self.guard.finished |= frame.is_none();
+        self.guard.finished |= frame.is_none() || self.payload.is_end_stream();
         Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.payload.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
