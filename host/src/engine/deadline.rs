@@ -34,34 +34,47 @@ pub(super) fn start_ticker(engines: &[wasmtime::Engine]) -> std::io::Result<()> 
 struct Slice {
     began: Instant,
     used_before: Duration,
+    /// Whether it ended because it was a slice's time, and not because the guest waits for something.
+    yielded: bool,
+}
+
+/// What a slice came to.
+#[derive(Debug)]
+pub(super) struct Sliced<R> {
+    pub(super) result: R,
+    pub(super) ended: Instant,
+    /// Whether the guest would have gone on computing.
+    pub(super) yielded: bool,
 }
 
 thread_local! {
     static SLICE: Cell<Option<Slice>> = const { Cell::new(None) };
 }
 
-/// Runs one slice of a guest that used `used` before, and adds what this one took. `began`: now; returns the time at its end.
+/// Runs one slice of a guest that used `used` before, and adds what this one took. `began`: now.
 ///
 /// Measured by the monotonic clock (20 ns) and not by the thread's CPU clock (a system call): a slice is at most one tick long,
 /// so the two differ only by what the kernel gave to other threads meanwhile.
-pub(super) fn slice<R>(used: &mut Duration, began: Instant, run: impl FnOnce() -> R) -> (R, Instant) {
-    let outer = SLICE.replace(Some(Slice { began, used_before: *used }));
+pub(super) fn slice<R>(used: &mut Duration, began: Instant, run: impl FnOnce() -> R) -> Sliced<R> {
+    let outer = SLICE.replace(Some(Slice { began, used_before: *used, yielded: false }));
     let result = run();
-    SLICE.set(outer);
+    let yielded = SLICE.replace(outer).is_some_and(|slice| slice.yielded);
     let ended = Instant::now();
     *used += ended - began;
-    (result, ended)
+    Sliced { result, ended, yielded }
 }
 
 /// Arms a store: yield at each tick, end when the guest has used `cpu` on its processor.
 pub(super) fn arm(store: &mut Store<Host>, cpu: Duration) {
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(move |_| {
-        let used = SLICE.get().map(|slice| slice.used_before + slice.began.elapsed());
+        let slice = SLICE.get();
+        let used = slice.map(|slice| slice.used_before + slice.began.elapsed());
         if used.is_some_and(|used| used >= cpu) {
             let detail = format!("the function used up its processor time of {cpu:?}");
             return Err(Refusal { code: Code::CpuDeadline, detail }.into());
         }
+        SLICE.set(slice.map(|slice| Slice { yielded: true, ..slice }));
         // tokio's yield looks at I/O before it runs the guest again; a plain wake-up would not for up to 61 slices.
         Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
     });

@@ -327,7 +327,8 @@ impl Engine {
         let made = {
             let mut making = std::pin::pin!(call::instantiate(&code.entry, &mut store));
             let mut used = Duration::ZERO;
-            let making = std::future::poll_fn(|cx| deadline::slice(&mut used, Instant::now(), || making.as_mut().poll(cx)).0);
+            let making =
+                std::future::poll_fn(|cx| deadline::slice(&mut used, Instant::now(), || making.as_mut().poll(cx)).result);
             tokio::time::timeout(MAKING_MAX, making).await
         };
         let host = store.data();

@@ -36,6 +36,10 @@ use super::opening::Opening;
 use super::ready::Waiting;
 use super::template::{Resolved, Template};
 
+/// How long the head of a response is held back while the guest goes on computing: what most guests have left to do between head and
+/// body. A guest that waits for anything sends its head at once.
+const HEAD_HOLD: Duration = Duration::from_millis(5);
+
 /// One call of a template.
 #[derive(Debug)]
 pub struct Call {
@@ -98,12 +102,13 @@ impl Engine {
         let began = Instant::now();
         let mut running = Running::start(self, template, call, vessel, began)?;
         let reply = running.reply.clone();
-        let (mut now, mut head) = (Some(began), None);
+        let (mut now, mut head, mut put) = (Some(began), None, None);
         let ended = std::future::poll_fn(|cx| {
             loop {
                 let polled = running.poll_slice(cx, now.take().unwrap_or_else(Instant::now));
                 if head.is_none() {
                     head = reply.take().map(|head| head.map(Opening::new));
+                    put = head.is_some().then_some(running.looked);
                 }
                 let came = match &mut head {
                     Some(Ok(opening)) => opening.read(cx),
@@ -115,6 +120,9 @@ impl Engine {
                     Poll::Ready(ended) => return Poll::Ready(Some(ended)),
                     // A guest that waited for its body to be taken goes on, and need not wait for whoever sends it.
                     Poll::Pending if came => {}
+                    Poll::Pending if running.yielded && put.is_some_and(|put| running.looked - put < HEAD_HOLD) => {
+                        return Poll::Pending;
+                    }
                     Poll::Pending => return Poll::Ready(None),
                 }
             }
@@ -175,6 +183,8 @@ struct Running {
     began: Instant,
     /// When the last slice ended.
     looked: Instant,
+    /// Whether the guest goes on computing then, and waits for nothing.
+    yielded: bool,
     deadline: tokio::time::Instant,
     wall: Duration,
     /// Armed only when the guest waits for something: most never do.
@@ -281,6 +291,7 @@ impl Running {
             cpu: Duration::ZERO,
             began,
             looked: began,
+            yielded: false,
             deadline: (call.admitted + wall).into(),
             wall,
             timer: None,
@@ -294,9 +305,9 @@ impl Running {
     /// Runs the guest until it waits, yields or ends, and looks at the clock.
     fn poll_slice(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Stopped> {
         let Some(guest) = &mut self.guest else { return Poll::Pending };
-        let (polled, looked) = deadline::slice(&mut self.cpu, now, || guest.as_mut().poll(cx));
-        self.looked = looked;
-        if let Poll::Ready(ended) = polled {
+        let sliced = deadline::slice(&mut self.cpu, now, || guest.as_mut().poll(cx));
+        (self.looked, self.yielded) = (sliced.ended, sliced.yielded);
+        if let Poll::Ready(ended) = sliced.result {
             self.guest = None;
             return Poll::Ready(Stopped::Ended(Box::new(ended)));
         }

@@ -47,7 +47,8 @@ impl Engine {
         let (store, output) = store::build(&self.place(resolved.place).engine, blueprint);
         let mut guest = call::start(resolved, store, None, Input { request: None, output, reply });
         let mut used = std::time::Duration::ZERO;
-        let run = std::future::poll_fn(|cx| deadline::slice(&mut used, std::time::Instant::now(), || guest.as_mut().poll(cx)).0);
+        let run =
+            std::future::poll_fn(|cx| deadline::slice(&mut used, std::time::Instant::now(), || guest.as_mut().poll(cx)).result);
         match tokio::time::timeout(limits.duration(Limit::Wall), run).await {
             Ok(ended) => match ended.store.data().exit_code {
                 Some(code) => Ok(code),

@@ -223,7 +223,7 @@ async fn within<T>(times: Times, store: &mut Store<Host>, work: impl AsyncFnOnce
     deadline::arm(store, times.cpu);
     let mut used = Duration::ZERO;
     let mut work = std::pin::pin!(work(store));
-    let sliced = std::future::poll_fn(|cx| deadline::slice(&mut used, Instant::now(), || work.as_mut().poll(cx)).0);
+    let sliced = std::future::poll_fn(|cx| deadline::slice(&mut used, Instant::now(), || work.as_mut().poll(cx)).result);
     tokio::time::timeout(times.wall, sliced)
         .await
         .map_err(|_| Fault::executed(FaultCode::WallDeadline, format!("it did not end within {:?}", times.wall)))
