@@ -21,5 +21,6 @@ mod isolation;
 mod limits;
 mod ready;
 mod registry;
+mod rehearsal;
 mod snapshot;
 mod templates;

@@ -16,7 +16,7 @@ use wasmtime::{Engine, ExternType, Linker as ModuleLinker, Module, UnknownImport
 use super::componentize::componentize;
 use super::detect::{Found, Surface};
 use super::job::Job;
-use super::rehearsal::{Rehearsal, Stage, Times};
+use super::rehearsal::{Rehearsal, Stage, Start, Times};
 use super::snapshot::{self, Snapshot, Taken, Unfit};
 use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, native, sentence, signature};
 use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
@@ -218,7 +218,7 @@ async fn verify(stage: &Stage<'_>, native: &Path, statuses: &[u16]) -> Result<()
     let times = Times::of(&stage.job.limits);
     let (engine, code) = load(stage, native).map_err(Fault::internal)?;
     for _ in 0..2 {
-        let mut rehearsal = Rehearsal::start(stage, &engine, &code, times).await?;
+        let mut rehearsal = Rehearsal::start(stage, &engine, &code, times, Start::Serving).await?;
         let again = rehearsal.ask_all(&stage.job.snapshot.warmup).await?;
         if again != statuses {
             let detail = format!("the warm-up requests were answered with {statuses:?}, and by the snapshot with {again:?}");
@@ -231,7 +231,9 @@ async fn verify(stage: &Stage<'_>, native: &Path, statuses: &[u16]) -> Result<()
 /// Starts what is to be published once. What cannot start would answer no request.
 async fn bare_start(stage: &Stage<'_>, native: &Path, notes: &[String]) -> Result<(), Refused> {
     let started = match load(stage, native) {
-        Ok((engine, code)) => Rehearsal::start(stage, &engine, &code, Times::of(&stage.job.limits)).await.map(drop),
+        Ok((engine, code)) => {
+            Rehearsal::start(stage, &engine, &code, Times::of(&stage.job.limits), Start::Serving).await.map(drop)
+        }
         Err(error) => Err(Fault::internal(format!("{error:#}"))),
     };
     started.map_err(|fault| {

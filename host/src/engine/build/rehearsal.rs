@@ -84,12 +84,21 @@ pub(super) enum Instance {
     Component(ComponentInstance),
 }
 
+/// What a guest runs before its first request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// What is there to be kept: also the [`WIZER_INIT`] of a component.
+    Initialising,
+    /// What it runs in every invocation.
+    Serving,
+}
+
 impl Rehearsal {
     /// Makes an instance of `code` and runs what it runs at its start.
     ///
     /// # Errors
     /// A fault of the guest, as an invocation would have it.
-    pub(super) async fn start(stage: &Stage<'_>, engine: &Engine, code: &Code, times: Times) -> Result<Self, Fault> {
+    pub(super) async fn start(stage: &Stage<'_>, engine: &Engine, code: &Code, times: Times, how: Start) -> Result<Self, Fault> {
         let (_, lane) = engine.usual_place(stage.shape.lane).map_err(Fault::internal)?;
         let kind = stage.shape.kind;
         let entry = Entry::new(kind, code, lane.modules.as_ref(), &lane.components).map_err(Fault::internal)?;
@@ -110,7 +119,7 @@ impl Rehearsal {
         store.data_mut().drawn = Some(drawn.clone());
         // A snapshot of a component is read through its own host calls, all of its memory in one.
         store.set_hostcall_fuel(usize::MAX);
-        let started = within(times, &mut store, async |store: &mut Store<Host>| start(&entry, store, kind).await).await?;
+        let started = within(times, &mut store, async |store: &mut Store<Host>| start(&entry, store, kind, how).await).await?;
         let (instance, live) = match started {
             Ok(started) => started,
             Err(error) => return Err(call::fault(&error, &store)),
@@ -186,7 +195,7 @@ impl Rehearsal {
     }
 }
 
-async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind) -> Result<(Instance, Live)> {
+async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind, how: Start) -> Result<(Instance, Live)> {
     let pre = match entry {
         Entry::Handler { .. } | Entry::Command { .. } => {
             let live = call::instantiate(entry, store).await?;
@@ -199,7 +208,9 @@ async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind) -> Result<(In
         Entry::Command03(pre) => pre.instance_pre(),
     };
     let instance = pre.instantiate_async(&mut *store).await?;
-    if let Some(init) = instance.get_func(&mut *store, WIZER_INIT) {
+    if how == Start::Initialising
+        && let Some(init) = instance.get_func(&mut *store, WIZER_INIT)
+    {
         init.typed::<(), ()>(&*store)
             .with_context(|| format!("'{WIZER_INIT}' must have no parameters and no result"))?
             .call_async(&mut *store, ())

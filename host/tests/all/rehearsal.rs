@@ -1,0 +1,95 @@
+//! What a function that runs in its build may reach, and what it may take there.
+
+use crate::harness::Node;
+use crate::harness::examples::guest;
+use crate::harness::wat::{component, handler, says};
+use crate::snapshot::{deploy, done, has_snapshot, notes, number, reason};
+
+/// A manifest of the guest `reaches`, with the node's own data port as where it reaches for.
+fn reaching(node: &Node, how: &str, snapshot: &str) -> String {
+    format!("[env]\nREACH = \"{how}\"\nNODE = \"{}\"\n[snapshot]\n{snapshot}\n", node.data.addr)
+}
+
+#[test]
+fn a_component_in_its_build_reaches_no_network() {
+    let node = Node::start(&[]);
+    node.deploy_wat("other", &says("reached"), "");
+    let wasm = std::fs::read(guest("reaches")).unwrap();
+    // It is refused, and goes on: what it makes of that is in the snapshot.
+    for (how, refused) in [("http", "ErrorCode::HttpRequestDenied"), ("socket", "permission denied")] {
+        done(node.deploy("init", &wasm, &reaching(&node, how, "mode = \"required\"")));
+        done(node.deploy("warmup", &wasm, &reaching(&node, "none", &format!("mode = \"required\"\nwarmup = [\"GET /{how}\"]"))));
+        for _ in 0..2 {
+            assert_eq!(node.data.get("/init").text(), format!("init {how}: {refused}\n"));
+            assert_eq!(node.data.get("/warmup").text(), format!("init none: not told how\nrequest {how}: {refused}\n"));
+        }
+    }
+    let starts = node.inspect("other")["usage"]["starts"].clone();
+    assert!(starts.as_object().unwrap().values().all(|count| count == 0), "{starts}");
+}
+
+#[test]
+fn a_component_is_initialised_for_its_snapshot_alone() {
+    let node = Node::start(&[]);
+    let wasm = std::fs::read(guest("reaches")).unwrap();
+    done(node.deploy("off", &wasm, &reaching(&node, "http", "mode = \"off\"")));
+    assert_eq!(node.data.get("/off").text(), "");
+    // What no start runs is nothing that a start can fail of.
+    let reply = done(node.deploy("panics", &wasm, &reaching(&node, "panic", "")));
+    assert!(reason(&reply).contains("initialisation failed"), "{reply:?}");
+    assert_eq!(node.data.get("/panics").text(), "");
+}
+
+#[test]
+fn a_core_module_s_initialisation_opens_no_socket() {
+    let node = Node::start(&[]);
+    let imports = ["sock_accept", "sock_recv", "sock_send", "sock_shutdown"].map(|name| {
+        let params = match name {
+            "sock_accept" => "i32 i32 i32",
+            "sock_recv" => "i32 i32 i32 i32 i32 i32",
+            "sock_send" => "i32 i32 i32 i32 i32",
+            _ => "i32 i32",
+        };
+        format!("(import \"wasi_snapshot_preview1\" \"{name}\" (func ${name} (param {params}) (result i32)))")
+    });
+    // No descriptor is a socket: those that exist are the standard streams. It would trap if one call worked.
+    let call = |name: &str, rest: &str| {
+        let call = format!("(call ${name} (local.get $fd) {rest})");
+        format!("(if (i32.eqz {call}) (then unreachable))")
+    };
+    let reach = [
+        call("sock_accept", "(i32.const 0) (i32.const 16)"),
+        call("sock_recv", "(i32.const 64) (i32.const 1) (i32.const 0) (i32.const 16) (i32.const 24)"),
+        call("sock_send", "(i32.const 64) (i32.const 1) (i32.const 0) (i32.const 16)"),
+        call("sock_shutdown", "(i32.const 3)"),
+    ];
+    let text = handler(&format!(
+        "(func $reach (local $fd i32)
+           (loop $more
+             {}
+             (local.set $fd (i32.add (local.get $fd) (i32.const 1)))
+             (br_if $more (i32.lt_u (local.get $fd) (i32.const 8))))
+           (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 1))))
+         (func (export \"hob_init\") (call $reach))
+         (func (export \"hob_handle\") (call $reach) (call $number (i32.load (i32.const 0))))",
+        reach.concat()
+    ));
+    let text = text.replacen("(module", &format!("(module {}", imports.concat()), 1);
+    let reply = done(deploy(&node, "a", &text, "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /\"]"));
+    assert_eq!(notes(&reply), [""; 0]);
+    assert!(has_snapshot(&node, "a"));
+    assert_eq!((number(&node, "/a"), number(&node, "/a")), (3, 3));
+}
+
+#[test]
+fn there_is_no_call_of_another_function_to_make() {
+    let node = Node::start(&[]);
+    let text = handler("(func (export \"hob_init\") (call $call)) (func (export \"hob_handle\"))");
+    let text = text.replacen("(module", "(module (import \"hob1\" \"call\" (func $call))", 1);
+    let refused = deploy(&node, "a", &text, "").problem(422, "not-deployable");
+    assert!(refused["detail"].as_str().unwrap().contains("'call' from 'hob1'"), "{refused}");
+    let calls = component("(import \"hob:functions/call\" (instance (export \"call\" (func))))");
+    let refused = deploy(&node, "a", &calls, "").problem(422, "not-deployable");
+    assert!(refused["detail"].as_str().unwrap().contains("hob:functions/call"), "{refused}");
+    node.control.get("/v1/functions/a").problem(404, "not-found");
+}
