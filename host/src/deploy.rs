@@ -131,6 +131,9 @@ impl Deployer {
             let artifact = inner.artifacts.verify_artifact(&tenant, key).map_err(|error| error.fault())?;
             let shape = built.shape().map_err(Fault::internal)?;
             let template = inner.engine.load(shape, &artifact).map_err(|error| {
+                if error.is_exhausted() {
+                    return Fault::exhausted();
+                }
                 // What the build process cannot see: whether the node's pool takes the whole of a component.
                 tracing::warn!(%error, "a module that was built cannot be loaded");
                 Fault::new(Code::ModuleOverCap, "the component has more instances, memories or tables than one function may have")
@@ -343,7 +346,7 @@ impl Inner {
     async fn make(&self, name: &FunctionName, keys: Keys, uploaded: &Uploaded, manifest: &Manifest) -> Result<Made, Fault> {
         let staged = self.artifacts.stage_build();
         let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
-        let wasm = std::fs::File::open(uploaded.path()).map_err(Fault::internal)?;
+        let wasm = std::fs::File::open(uploaded.path()).map_err(|error| Fault::system(&error))?;
         let built = self.builder.build(wasm, Job::deploy(name, manifest), &outputs).await?;
         self.engine.metrics().builds.inc();
         crash::point("build-done");

@@ -22,5 +22,6 @@ mod limits;
 mod ready;
 mod registry;
 mod rehearsal;
+mod shortage;
 mod snapshot;
 mod templates;

@@ -4,12 +4,12 @@
 //! of what came out. Invariant: the walls stand before the first byte is read, and nothing is reported as built that was not
 //! started. It has no network, no data and no environment: bytes to read, two files to write, one line to say.
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
 
@@ -19,6 +19,7 @@ use super::job::Job;
 use super::rehearsal::{Rehearsal, Stage, Start, Times};
 use super::snapshot::{self, Snapshot, Taken, Unfit};
 use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, native, sentence, signature};
+use crate::artifacts::is_full;
 use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
 use crate::capability::{self, Host, INTERFACES};
 use crate::engine::Kind;
@@ -61,7 +62,11 @@ impl Walls {
 
     /// Stands the walls up around this process.
     fn stand(self) -> std::io::Result<()> {
-        let set = |resource, soft: u64, hard: u64| setrlimit(resource, Rlimit { current: Some(soft), maximum: Some(hard) });
+        // What the system allows this process less of stays as it is: that is a wall too, and only an administrator can move it.
+        let set = |resource, soft: u64, hard: u64| {
+            let least = |wall: u64| Some(getrlimit(resource).maximum.map_or(wall, |given| given.min(wall)));
+            setrlimit(resource, Rlimit { current: least(soft), maximum: least(hard) })
+        };
         set(Resource::Data, self.memory_bytes, self.memory_bytes)?;
         // The kernel sends SIGXCPU at the soft limit, which tells this end apart from a kill by somebody else.
         set(Resource::Cpu, self.cpu_seconds, self.cpu_seconds + 2)?;
@@ -106,10 +111,8 @@ fn work(outputs: &Outputs) -> anyhow::Result<Report> {
     match runtime.block_on(make(&job, wasm, outputs)) {
         Ok(built) => Ok(Report::Built(built)),
         Err(Failure::Refused(refused)) => Ok(Report::Refused(refused)),
-        Err(Failure::Io(error)) => match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Ok(Report::NoSpace),
-            _ => Err(error.into()),
-        },
+        Err(Failure::Io(error)) if is_full(&error) => Ok(Report::NoSpace),
+        Err(Failure::Io(error)) => Err(error.into()),
     }
 }
 

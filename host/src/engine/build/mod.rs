@@ -228,9 +228,9 @@ impl Builder {
         // The allocator would else reserve more at once than the walls allow; the number is KiB.
         command.env("MIMALLOC_ARENA_RESERVE", "32768");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().map_err(Fault::internal)?;
+        let mut child = command.spawn().map_err(|error| Fault::system(&error))?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (head, module) = (job.to_bytes().map_err(Fault::internal)?, wasm.try_clone().map_err(Fault::internal)?);
+        let (head, module) = (job.to_bytes().map_err(Fault::internal)?, wasm.try_clone().map_err(|error| Fault::system(&error))?);
         let talk = async {
             let write = async {
                 let Some(mut pipe) = stdin else { return Ok(()) };
@@ -265,7 +265,7 @@ impl Builder {
         };
         match tokio::time::timeout(self.config.wall.0, talk).await {
             Ok(Ok((report, errors, status))) => self.conclude(&report, &errors, status, memory),
-            Ok(Err(error)) => Err(Fault::internal(error).into()),
+            Ok(Err(error)) => Err(Fault::system(&error).into()),
             Err(_) => {
                 // Whoever builds next, with the same files it may be, is not to meet it.
                 child.kill().await.map_err(Fault::internal)?;
@@ -292,6 +292,7 @@ impl Builder {
             Some(rustix::process::Signal::XCPU | rustix::process::Signal::KILL) => {
                 over_limit(format!("it used more than {:?} of processor time", self.config.cpu.0))
             }
+            Some(rustix::process::Signal::XFSZ) => over_limit("a file that it wrote became too large".into()),
             Some(rustix::process::Signal::ABORT) if errors.contains("memory allocation") => over_limit(memory.passed()),
             _ => {
                 // The compiler met its end in the child, as it may. Its last words are for the operator.
