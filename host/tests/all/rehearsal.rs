@@ -1,8 +1,8 @@
 //! What a function that runs in its build may reach, and what it may take there.
 
 use crate::harness::Node;
-use crate::harness::examples::guest;
-use crate::harness::wat::{component, handler, says};
+use crate::harness::examples::{example, guest};
+use crate::harness::wat::{component, handler, says, wasm};
 use crate::snapshot::{deploy, done, has_snapshot, notes, number, reason};
 
 /// A manifest of the guest `reaches`, with the node's own data port as where it reaches for.
@@ -92,4 +92,53 @@ fn there_is_no_call_of_another_function_to_make() {
     let refused = deploy(&node, "a", &calls, "").problem(422, "not-deployable");
     assert!(refused["detail"].as_str().unwrap().contains("hob:functions/call"), "{refused}");
     node.control.get("/v1/functions/a").problem(404, "not-found");
+}
+
+/// A handler that does not start unless its arguments, its name first, and its variables have `len` bytes, and that answers 1.
+fn particular(len: u32) -> String {
+    let imports = ["args", "environ"].map(|what| {
+        format!("(import \"wasi_snapshot_preview1\" \"{what}_sizes_get\" (func ${what} (param i32 i32) (result i32)))")
+    });
+    let text = handler(&format!(
+        "(func (export \"_initialize\")
+           (drop (call $args (i32.const 0) (i32.const 4)))
+           (drop (call $environ (i32.const 8) (i32.const 12)))
+           (if (i32.ne (i32.add (i32.load (i32.const 4)) (i32.load (i32.const 12))) (i32.const {len})) (then unreachable)))
+         (func (export \"hob_handle\") (call $number (i32.const 1)))"
+    ));
+    text.replacen("(module", &format!("(module {}", imports.concat()), 1)
+}
+
+#[test]
+fn a_start_that_looks_at_its_environment_is_tried_with_each() {
+    let node = Node::start(&[]);
+    // `a` and `A=1`, each with a zero behind it, are six bytes.
+    let good = "[env]\nA = \"1\"\n";
+    assert_eq!(notes(&done(deploy(&node, "a", &particular(6), good))), [""; 0]);
+    for (name, manifest) in [("a", "args = [\"b\"]\n[env]\nA = \"1\"\n"), ("a", "[env]\nA = \"10\"\n"), ("aa", good)] {
+        let refused = deploy(&node, name, &particular(6), manifest).problem(422, "not-deployable");
+        assert!(refused["detail"].as_str().unwrap().contains("does not start"), "{refused}");
+    }
+    let builds = node.metric("hob_builds_total");
+    done(deploy(&node, "a", &particular(6), good));
+    assert_eq!((node.metric("hob_builds_total"), number(&node, "/a")), (builds, 1), "the same was tried");
+}
+
+#[test]
+fn a_start_that_looks_at_nothing_is_tried_once() {
+    let node = Node::start(&[]);
+    let builds = || node.metric("hob_builds_total");
+    let hello = example("hello-http").wasm;
+    for (wasm, what) in [(wasm(&says("a")), "a handler"), (hello, "a component")] {
+        done(node.deploy("a", &wasm, ""));
+        let before = builds();
+        for (name, manifest) in [("b", ""), ("b", "[env]\nA = \"1\"\n"), ("b", "args = [\"b\"]\n"), ("b", "snapshot = \"off\"\n")]
+        {
+            done(node.deploy(name, &wasm, manifest));
+        }
+        assert_eq!(builds(), before, "{what}");
+        // What a start may take belongs to what was tried.
+        done(node.deploy("b", &wasm, "[limits]\nmemory = \"64MiB\"\n"));
+        assert_eq!(builds(), before + 1, "{what}");
+    }
 }

@@ -18,7 +18,7 @@ use super::detect::{Found, Surface};
 use super::job::Job;
 use super::rehearsal::{Rehearsal, Stage, Start, Times};
 use super::snapshot::{self, Snapshot, Taken, Unfit};
-use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, native, sentence, signature};
+use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, Tried, native, sentence, signature};
 use crate::artifacts::is_full;
 use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
 use crate::capability::{self, Host, INTERFACES};
@@ -169,10 +169,11 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
     drop(wasm);
     let image = native::write(&outputs.native, &native)?;
     drop(native);
-    if !job.only_compiles() {
-        bare_start(&stage, &outputs.native, &notes).await?;
-    }
-    Ok(Built { notes, ..built(&stage, &found, image) })
+    let tried = match job.only_compiles() {
+        true => Tried::No,
+        false => bare_start(&stage, &outputs.native, &notes).await?,
+    };
+    Ok(Built { notes, tried, ..built(&stage, &found, image) })
 }
 
 /// Compiles a snapshot, and tries it before it is kept.
@@ -211,7 +212,7 @@ fn built(stage: &Stage<'_>, found: &Found, image: Range<u64>) -> Built {
         snapshot: None,
         notes: Vec::new(),
         log: entries.iter().map(said).collect(),
-        tried: !stage.job.only_compiles(),
+        tried: Tried::With(stage.job.environment()),
         limits: stage.job.limits.clone(),
     }
 }
@@ -232,14 +233,16 @@ async fn verify(stage: &Stage<'_>, native: &Path, statuses: &[u16]) -> Result<()
 }
 
 /// Starts what is to be published once. What cannot start would answer no request.
-async fn bare_start(stage: &Stage<'_>, native: &Path, notes: &[String]) -> Result<(), Refused> {
+async fn bare_start(stage: &Stage<'_>, native: &Path, notes: &[String]) -> Result<Tried, Refused> {
     let started = match load(stage, native) {
-        Ok((engine, code)) => {
-            Rehearsal::start(stage, &engine, &code, Times::of(&stage.job.limits), Start::Serving).await.map(drop)
-        }
+        Ok((engine, code)) => Rehearsal::start(stage, &engine, &code, Times::of(&stage.job.limits), Start::Serving).await,
         Err(error) => Err(Fault::internal(format!("{error:#}"))),
     };
-    started.map_err(|fault| {
+    let tried = |rehearsal: Rehearsal| match rehearsal.store.data().has_looked_outside() {
+        true => Tried::With(stage.job.environment()),
+        false => Tried::Alone,
+    };
+    started.map(tried).map_err(|fault| {
         let before = notes.first().map(|note| format!("; {note}")).unwrap_or_default();
         let detail = format!("the function does not start: {}{before}", fault.detail);
         Refused::unfit(detail, "correct its start, or say snapshot = \"off\" in hob.toml to deploy it untried")

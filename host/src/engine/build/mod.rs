@@ -31,8 +31,9 @@ use tokio::process::Command;
 
 use crate::config;
 use crate::fault::{Code, Fault};
+use crate::id::Digest;
 use crate::limits::{Limit, Limits};
-use crate::manifest::{Manifest, Randomness, SnapshotMode};
+use crate::manifest::{Randomness, SnapshotMode};
 use crate::meter::Admission;
 
 use super::Shape;
@@ -65,10 +66,22 @@ pub struct Built {
     /// What it said during initialisation and warm-up.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<Said>,
-    /// Whether it was started, and whatever it asks for was run.
-    pub tried: bool,
+    /// Whether it was started.
+    pub tried: Tried,
     /// Under which ceilings.
     pub limits: Limits,
+}
+
+/// Whether a function was started in its build, and for whom that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tried {
+    /// It was not.
+    No,
+    /// It asked for nothing outside of its memory: it starts under any name, with any arguments and variables.
+    Alone,
+    /// It may start otherwise with other arguments or variables than those of this [`Job::environment`].
+    With(Digest),
 }
 
 /// A snapshot.
@@ -97,17 +110,20 @@ pub struct Outputs {
 }
 
 impl Built {
-    /// Whether a build of the same module under `manifest` would come to the same. Its snapshot's inputs are the caller's to compare.
+    /// Whether doing `job` to the same module would come to the same. Its snapshot's inputs are the caller's to compare.
     #[must_use]
-    pub fn serves(&self, manifest: &Manifest) -> bool {
-        let snapshot = &manifest.snapshot;
+    pub fn serves(&self, job: &Job) -> bool {
+        let snapshot = &job.snapshot;
         let randomness_is_fine = self.notes.is_empty() || snapshot.randomness == Randomness::Warn;
+        let starts = match self.tried {
+            Tried::No => false,
+            Tried::Alone => true,
+            Tried::With(environment) => environment == job.environment(),
+        };
         match snapshot.mode {
-            SnapshotMode::Off => self.snapshot.is_none() && self.memory_bytes_min <= manifest.limits.get(Limit::Memory),
-            _ if self.snapshot.is_some() => self.limits == manifest.limits && randomness_is_fine,
-            SnapshotMode::Auto => {
-                self.tried && self.notes.is_empty() && snapshot.warmup.is_empty() && self.limits == manifest.limits
-            }
+            SnapshotMode::Off => self.snapshot.is_none() && self.memory_bytes_min <= job.limits.get(Limit::Memory),
+            _ if self.snapshot.is_some() => self.limits == job.limits && randomness_is_fine,
+            SnapshotMode::Auto => starts && self.notes.is_empty() && snapshot.warmup.is_empty() && self.limits == job.limits,
             SnapshotMode::Required => false,
         }
     }
@@ -364,7 +380,7 @@ mod tests {
     /// A child that dies unless it is to take no snapshot.
     const CHILD: &str = r#"#!/bin/sh
 case "$(tr -d '\0')" in
-  *'"mode":"off"'*) echo '{"built":{"shape":"handler","memory_bytes_min":0,"image":{"start":0,"end":0},"snapshot":null,"notes":[],"tried":false,"limits":LIMITS}}' ;;
+  *'"mode":"off"'*) echo '{"built":{"shape":"handler","memory_bytes_min":0,"image":{"start":0,"end":0},"snapshot":null,"notes":[],"tried":"no","limits":LIMITS}}' ;;
   *) : >"$4"; kill -SEGV $$ ;;
 esac
 "#;
@@ -372,6 +388,7 @@ esac
     #[tokio::test]
     async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
         let dir = tempfile::tempdir().unwrap();
+    use crate::manifest::Manifest;
         let program = dir.path().join("child");
         let limits = serde_json::to_string(&Manifest::default().limits).unwrap();
         std::fs::write(&program, CHILD.replace("LIMITS", &limits)).unwrap();
