@@ -426,15 +426,17 @@ fn bound(response: Response<Payload>, limit: u64, books: &Books) -> Result<Respo
         Payload::Stream(stream) => {
             let books = books.clone();
             // The status is out by then, and the guest may have ended already: this is the place that knows.
-            let passed = move || {
-                let fault = too_large(format!("the response body passed the function's limit of {limit} bytes"));
-                BodyError::Cut(books.fail(fault).code)
-            };
+            let passed = move || BodyError::Cut(books.fail(self::passed(limit)).code);
             Payload::Stream(bounded(stream, limit, passed))
         }
         whole => whole,
     };
     Ok(Response::from_parts(parts, payload))
+}
+
+/// The fault for a streamed body that passed its limit.
+pub(super) fn passed(limit: u64) -> Fault {
+    too_large(format!("the response body passed the function's limit of {limit} bytes"))
 }
 
 fn too_large(detail: String) -> Fault {

@@ -142,3 +142,25 @@ fn a_start_that_looks_at_nothing_is_tried_once() {
         assert_eq!(builds(), before + 1, "{what}");
     }
 }
+
+#[test]
+fn the_answer_of_a_warm_up_request_is_bounded_as_any() {
+    let node = Node::start(&[]);
+    let streams = handler(
+        "(func (export \"hob_handle\") (call $stream)
+           (drop (call $body_write (i32.const 0) (i32.const 3)))
+           (drop (call $body_write (i32.const 0) (i32.const 2))))",
+    );
+    let component = example("hello-http").wasm;
+    let len = {
+        done(node.deploy("component", &component, ""));
+        node.data.get("/component").good().len()
+    };
+    for (name, wasm, len) in [("whole", wasm(&says("hello")), 5), ("streams", wasm(&streams), 5), ("component", component, len)] {
+        let manifest = |limit: usize| format!("[limits]\nresponse_body = \"{limit}\"\n[snapshot]\nwarmup = [\"GET /\"]\n");
+        assert_eq!(notes(&done(node.deploy(name, &wasm, &manifest(len)))), [""; 0], "{name}");
+        let reason = reason(&done(node.deploy(name, &wasm, &manifest(len - 1))));
+        assert!(reason.contains("GET /") && reason.contains("the function's limit"), "{name}: {reason}");
+        assert!(!has_snapshot(&node, name));
+    }
+}
