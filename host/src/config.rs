@@ -158,7 +158,8 @@ impl Default for Engine {
 pub struct Build {
     /// Data memory of one build (`RLIMIT_DATA`) beside five times the function's memory limit. Default 1 GiB.
     pub memory: Bytes,
-    /// Most data memory of one build, whatever the function's memory limit. Default: half the machine's.
+    /// Most data memory of one build, whatever the function's memory limit; at least `memory`. Default: half the machine's, or `memory`
+    /// if that is more.
     pub memory_max: Option<Bytes>,
     /// Time that the initialisation of a function may take, and each of its warm-up requests, on the clock and on the processor.
     /// Default 30 s.
@@ -276,6 +277,22 @@ impl Engine {
     }
 }
 
+impl Build {
+    fn check(&self) -> Result<(), ConfigError> {
+        range(self.cpu.0.as_secs() >= 1, "build.cpu", format!("{:?}", self.cpu.0), "1s or more")?;
+        range(self.wall.0.as_secs() >= 1, "build.wall", format!("{:?}", self.wall.0), "1s or more")?;
+        range(self.queue <= 10_000, "build.queue", self.queue.to_string(), "at most 10000")?;
+        range(self.memory.0 >= 64 << 20, "build.memory", self.memory.0.to_string(), "64MiB or more")?;
+        let max = self.memory_max.unwrap_or(self.memory);
+        range(
+            max >= self.memory,
+            "build.memory_max",
+            max.0.to_string(),
+            "build.memory or more: raise it, lower build.memory, or leave it out for half of the machine's memory",
+        )
+    }
+}
+
 impl Config {
     /// Reads a configuration: the text of a file (may be empty), then settings of the form `net.header_timeout=5s`, which win.
     ///
@@ -328,9 +345,6 @@ impl Config {
             range(!time.0.is_zero(), key, "0".into(), "more than no time")?;
         }
         self.engine.check()?;
-        range(self.build.cpu.0.as_secs() >= 1, "build.cpu", format!("{:?}", self.build.cpu.0), "1s or more")?;
-        range(self.build.wall.0.as_secs() >= 1, "build.wall", format!("{:?}", self.build.wall.0), "1s or more")?;
-        range(self.build.queue <= 10_000, "build.queue", self.build.queue.to_string(), "at most 10000")?;
         range(self.data.functions_max > 0, "data.functions_max", "0".into(), "1 or more")?;
         range(
             self.logs.function_bytes.0 <= self.logs.total_bytes.0,
@@ -338,7 +352,7 @@ impl Config {
             self.logs.function_bytes.0.to_string(),
             "at most logs.total_bytes",
         )?;
-        range(self.build.memory.0 >= 64 << 20, "build.memory", self.build.memory.0.to_string(), "64MiB or more")?;
+        self.build.check()?;
         range(
             (1..=1000).contains(&self.data.revisions_max),
             "data.revisions_max",
@@ -433,6 +447,7 @@ mod tests {
             "data.functions_max=1",
             "logs.function_bytes=64MiB",
             "build.memory=64MiB",
+            "build.memory_max=1GiB",
             "data.revisions_max=1",
             "data.revisions_max=1000",
             "data.upload_bytes_max=1KiB",
@@ -464,6 +479,7 @@ mod tests {
             "data.functions_max=0",
             "logs.function_bytes=65MiB",
             "build.memory=67108863",
+            "build.memory_max=1073741823",
             "data.revisions_max=0",
             "data.revisions_max=1001",
             "data.upload_bytes_max=1023",

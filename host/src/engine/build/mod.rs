@@ -232,7 +232,7 @@ impl Builder {
     /// five copies on its way (`docs/decisions/0010-snapshots.md`).
     fn memory_bytes(&self, job: &Job) -> Memory {
         let wanted = self.config.memory.0.saturating_add(job.limits.get(Limit::Memory).saturating_mul(5));
-        let max = self.config.memory_max.map_or_else(half_the_machine, |max| max.0).max(self.config.memory.0);
+        let max = self.config.memory_max.map_or_else(|| half_the_machine().max(self.config.memory.0), |max| max.0);
         Memory { wanted, granted: wanted.min(max) }
     }
 
