@@ -305,8 +305,16 @@ impl Builder {
         let errors = String::from_utf8_lossy(errors);
         let signal = status.signal().and_then(rustix::process::Signal::from_named_raw);
         Err(Failed::Ended(match signal {
-            Some(rustix::process::Signal::XCPU | rustix::process::Signal::KILL) => {
+            // The child ends at the first of its two limits of processor time, so at the second, where it would be killed, it is gone.
+            Some(rustix::process::Signal::XCPU) => {
                 over_limit(format!("it used more than {:?} of processor time", self.config.cpu.0))
+            }
+            Some(rustix::process::Signal::KILL) => {
+                tracing::warn!("a build was killed from outside; look for the kernel's words about memory");
+                over_limit(KILLED.into()).hint(
+                    "deploy it again when the node has more memory to spare, or lower build.concurrency and build.memory_max, so that \
+                     all builds together fit",
+                )
             }
             Some(rustix::process::Signal::XFSZ) => over_limit("a file that it wrote became too large".into()),
             Some(rustix::process::Signal::ABORT) if errors.contains("memory allocation") => over_limit(memory.passed()),
@@ -338,6 +346,10 @@ impl From<Fault> for Failed {
 
 /// What is said of a child that died of something else than its walls.
 const UNEXPECTED: &str = "the build of this module ended unexpectedly: the compiler cannot cope with it";
+
+/// What is said of a child that somebody else ended.
+const KILLED: &str =
+    "somebody else killed it, most often the system, when the machine or the node's share of it is out of memory";
 
 /// Data memory of one build, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -376,6 +388,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::manifest::Manifest;
 
     /// A child that dies unless it is to take no snapshot.
     const CHILD: &str = r#"#!/bin/sh
@@ -388,11 +401,9 @@ esac
     #[tokio::test]
     async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
         let dir = tempfile::tempdir().unwrap();
-    use crate::manifest::Manifest;
         let program = dir.path().join("child");
         let limits = serde_json::to_string(&Manifest::default().limits).unwrap();
-        std::fs::write(&program, CHILD.replace("LIMITS", &limits)).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        write_program(&program, &CHILD.replace("LIMITS", &limits));
         let builder = Builder::new(program, config::Build::default());
         let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
         let build = async |mode: &str| {
@@ -407,5 +418,34 @@ esac
         assert!(!outputs.native.exists(), "what the first one left is in nobody's way");
         assert_eq!(build("off").await.unwrap().notes, [""; 0]);
         assert_eq!(build("required").await.unwrap_err().code, Code::NotDeployable);
+    }
+
+    #[tokio::test]
+    async fn who_killed_a_child_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+        for (signal, word, code) in [
+            ("XCPU", "60s of processor time", Code::BuildOverLimit),
+            ("KILL", "out of memory", Code::BuildOverLimit),
+            ("XFSZ", "became too large", Code::BuildOverLimit),
+            ("SEGV", "unexpectedly", Code::NotDeployable),
+        ] {
+            let (program, wasm) = (dir.path().join(signal), dir.path().join("wasm"));
+            // A core file of a shell is nobody's.
+            let script = format!("#!/bin/sh\nulimit -c 0\ncat >/dev/null\nkill -{signal} $$\n");
+            write_program(&program, &script);
+            std::fs::write(&wasm, "a module").unwrap();
+            let builder = Builder::new(program, config::Build::default());
+            let manifest = Manifest::parse("snapshot = 'required'").unwrap();
+            let job = Job::deploy(&"a".parse().unwrap(), &manifest);
+            let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
+            assert!(fault.code == code && fault.detail.contains(word), "{signal}: {fault:?}");
+            assert_eq!(fault.detail.contains("processor"), signal == "XCPU", "{signal}: {fault:?}");
+        }
+    }
+
+    fn write_program(path: &std::path::Path, text: &str) {
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
     }
 }
