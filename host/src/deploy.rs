@@ -116,9 +116,10 @@ impl Deployer {
         let files = keys.files(&tenant);
         let pin = inner.artifacts.pin(files.clone());
         let deploying = inner.dispatcher.templates().deploying();
-        let made = match inner.find(&tenant, keys, &manifest).await? {
+        let job = Job::deploy(&name, &manifest);
+        let made = match inner.find(&tenant, keys, job.clone()).await? {
             Some(found) => found,
-            None => inner.make(&name, keys, &uploaded, &manifest).await?,
+            None => inner.make(keys, &uploaded, job).await?,
         };
         let this = inner.clone();
         let publish = move || {
@@ -131,6 +132,9 @@ impl Deployer {
             let artifact = inner.artifacts.verify_artifact(&tenant, key).map_err(|error| error.fault())?;
             let shape = built.shape().map_err(Fault::internal)?;
             let template = inner.engine.load(shape, &artifact).map_err(|error| {
+                if error.is_exhausted() {
+                    return Fault::exhausted();
+                }
                 // What the build process cannot see: whether the node's pool takes the whole of a component.
                 tracing::warn!(%error, "a module that was built cannot be loaded");
                 Fault::new(Code::ModuleOverCap, "the component has more instances, memories or tables than one function may have")
@@ -318,19 +322,19 @@ struct Made {
 
 impl Inner {
     /// What an earlier deploy left that would come out again: another name for the same module need not be built.
-    async fn find(self: &Arc<Self>, tenant: &TenantId, keys: Keys, manifest: &Manifest) -> Result<Option<Made>, Fault> {
-        let (inner, tenant, manifest) = (self.clone(), tenant.clone(), manifest.clone());
+    async fn find(self: &Arc<Self>, tenant: &TenantId, keys: Keys, job: Job) -> Result<Option<Made>, Fault> {
+        let (inner, tenant) = (self.clone(), tenant.clone());
         blocking(move || {
-            let is_wanted = |key: Digest| manifest.snapshot.mode != SnapshotMode::Off || key == keys.plain;
+            let is_wanted = |key: Digest| job.snapshot.mode != SnapshotMode::Off || key == keys.plain;
             [keys.restored, keys.plain].into_iter().filter(|key| is_wanted(*key)).find_map(|key| {
                 // Whatever is wrong with it, building anew heals it.
                 let meta = inner.artifacts.verify_artifact(&tenant, key).ok()?.meta;
                 let mut built: Built = serde_json::from_slice(&meta).ok()?;
                 let has_files = || built.snapshot.is_none() || inner.artifacts.open_snapshot(&tenant, keys.snapshot).is_ok();
-                if !built.serves(&manifest) || !has_files() {
+                if !built.serves(&job) || !has_files() {
                     return None;
                 }
-                if manifest.snapshot.mode == SnapshotMode::Off {
+                if job.snapshot.mode == SnapshotMode::Off {
                     // They say why another function has no snapshot.
                     built.notes.clear();
                 }
@@ -340,11 +344,11 @@ impl Inner {
         .await
     }
 
-    async fn make(&self, name: &FunctionName, keys: Keys, uploaded: &Uploaded, manifest: &Manifest) -> Result<Made, Fault> {
+    async fn make(&self, keys: Keys, uploaded: &Uploaded, job: Job) -> Result<Made, Fault> {
         let staged = self.artifacts.stage_build();
         let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
-        let wasm = std::fs::File::open(uploaded.path()).map_err(Fault::internal)?;
-        let built = self.builder.build(wasm, Job::deploy(name, manifest), &outputs).await?;
+        let wasm = std::fs::File::open(uploaded.path()).map_err(|error| Fault::system(&error))?;
+        let built = self.builder.build(wasm, job, &outputs).await?;
         self.engine.metrics().builds.inc();
         crash::point("build-done");
         let key = if built.snapshot.is_some() { keys.restored } else { keys.plain };

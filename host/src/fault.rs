@@ -5,7 +5,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::time::Duration;
+
+use rustix::io::Errno;
 
 /// Kind of a fault; its text in [`Code::as_str`] is stable and is what clients may test for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -241,6 +244,19 @@ impl Fault {
         Self::new(Code::Internal, "something went wrong that is not your fault; the node's log says what")
     }
 
+    /// A failure of the operating system: `overloaded` if the process has no descriptors, mappings or memory left, else a bug of Hob.
+    pub fn system(error: &io::Error) -> Self {
+        if is_exhausted(error) { Self::exhausted() } else { Self::internal(error) }
+    }
+
+    /// The process has no descriptors, mappings or memory left.
+    #[must_use]
+    pub fn exhausted() -> Self {
+        Self::new(Code::Overloaded, "the node is out of file descriptors, memory mappings or memory")
+            .hint("try again, or raise its limit of open files and vm.max_map_count")
+            .retry_after(EXHAUSTED_RETRY)
+    }
+
     /// Adds what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
@@ -256,9 +272,34 @@ impl Fault {
     }
 }
 
+/// When a client may try again after the process was out of something.
+const EXHAUSTED_RETRY: Duration = Duration::from_secs(1);
+
+/// Whether an error of the system says that the process has no descriptors, mappings or memory left, which passes.
+#[must_use]
+pub fn is_exhausted(error: &io::Error) -> bool {
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|errno| short.contains(&errno))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shortage_is_told_from_other_errors_of_the_system() {
+        for (errno, code) in [
+            (Errno::MFILE, Code::Overloaded),
+            (Errno::NFILE, Code::Overloaded),
+            (Errno::NOMEM, Code::Overloaded),
+            (Errno::AGAIN, Code::Overloaded),
+            (Errno::IO, Code::Internal),
+            (Errno::ACCESS, Code::Internal),
+        ] {
+            assert_eq!(Fault::system(&errno.into()).code, code, "{errno}");
+        }
+        assert_eq!(Fault::system(&io::Error::other("24")).code, Code::Internal);
+    }
 
     #[test]
     fn codes_have_distinct_texts() {

@@ -42,9 +42,9 @@ pub(super) fn create_dirs(path: &Path) -> io::Result<()> {
     sync_dir(parent)
 }
 
-/// Whether an operation failed because the disk, or this user's share of it, is full (`ENOSPC`, `EDQUOT`).
-pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+/// Whether an operation failed because the disk, this user's share of it, or what a file may have is full (`ENOSPC`, `EDQUOT`, `EFBIG`).
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
 
 #[cfg(test)]
@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn a_full_disk_and_a_full_quota_are_told_from_other_errors() {
         use rustix::io::Errno;
-        assert!(is_full(&Errno::NOSPC.into()) && is_full(&Errno::DQUOT.into()));
+        assert!(is_full(&Errno::NOSPC.into()) && is_full(&Errno::DQUOT.into()) && is_full(&Errno::FBIG.into()));
         assert!(!is_full(&Errno::ACCESS.into()) && !is_full(&Errno::IO.into()));
         let real = OpenOptions::new().write(true).open("/dev/full").unwrap().write_all(b"x").unwrap_err();
         assert!(is_full(&real), "{real}");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::FileId;
 use super::disk::is_full;
 use super::space::Full;
-use crate::fault::{Code, Fault};
+use crate::fault::{Code, Fault, is_exhausted};
 
 /// A file that could not be stored or used.
 #[derive(Debug, thiserror::Error)]
@@ -52,13 +52,10 @@ pub enum ArtifactError {
 }
 
 impl ArtifactError {
-    /// The system's error behind it, if there is one.
+    /// Whether the process has no descriptors, mappings or memory left, and the file is as good as any.
     #[must_use]
-    pub fn system(&self) -> Option<&io::Error> {
-        match self {
-            Self::Io { source, .. } => Some(source),
-            _ => None,
-        }
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_exhausted(source))
     }
 
     /// What a client is told.
@@ -68,6 +65,7 @@ impl ArtifactError {
             Self::StorageFull { .. } => {
                 Fault::new(Code::StorageFull, "there is no room to store this").hint("remove functions that are not needed")
             }
+            Self::Io { source, .. } if is_exhausted(source) => Fault::exhausted(),
             Self::Missing { .. } | Self::Corrupt { .. } | Self::Unfit { .. } | Self::Io { .. } => Fault::internal(self),
         }
     }

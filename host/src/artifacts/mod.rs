@@ -43,6 +43,7 @@ use crate::id::{Digest, TenantId};
 
 pub use self::collect::Collected;
 pub use self::dir::{DataDir, DataDirError, FORMAT, FORMAT_MIN};
+pub use self::disk::is_full;
 pub use self::error::ArtifactError;
 pub use self::file::FileId;
 pub use self::seal::MacKey;

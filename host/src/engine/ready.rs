@@ -13,11 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use wasmtime::{PoolConcurrencyLimitError, Store};
+use wasmtime::Store;
 
 use super::call::{self, Live};
 use super::store::{self, Blueprint, Streams};
 use super::template::{Resolved, Template};
+use super::trap::is_shortage;
 use super::{Engine, deadline};
 use crate::capability::handler::Exchange;
 use crate::capability::reply::Reply;
@@ -341,7 +342,7 @@ impl Engine {
                 charge.set(bytes).then_some(Waiting { live, store, place, code, thread, charge, _counted: counted })
             }
             // The node has no room, which passes.
-            Ok(Err(error)) if error.is::<PoolConcurrencyLimitError>() => None,
+            Ok(Err(error)) if is_shortage(&error) => None,
             // It has looked at something of its invocation while it started, or it does not start: invocations will see for themselves.
             _ => {
                 ready.useless.store(true, Ordering::Relaxed);

@@ -102,33 +102,7 @@ impl Engine {
         let began = Instant::now();
         let mut running = Running::start(self, template, call, vessel, began)?;
         let reply = running.reply.clone();
-        let (mut now, mut head, mut put) = (Some(began), None, None);
-        let ended = std::future::poll_fn(|cx| {
-            loop {
-                let polled = running.poll_slice(cx, now.take().unwrap_or_else(Instant::now));
-                if head.is_none() {
-                    head = reply.take().map(|head| head.map(Opening::new));
-                    put = head.is_some().then_some(running.looked);
-                }
-                let came = match &mut head {
-                    Some(Ok(opening)) => opening.read(cx),
-                    Some(Err(_)) => false,
-                    None if polled.is_pending() => return Poll::Pending,
-                    None => false,
-                };
-                match polled {
-                    Poll::Ready(ended) => return Poll::Ready(Some(ended)),
-                    // A guest that waited for its body to be taken goes on, and need not wait for whoever sends it.
-                    Poll::Pending if came => {}
-                    Poll::Pending if running.yielded && put.is_some_and(|put| running.looked - put < HEAD_HOLD) => {
-                        return Poll::Pending;
-                    }
-                    Poll::Pending => return Poll::Ready(None),
-                }
-            }
-        })
-        .await;
-        let head = head.map(|head| head.map(Opening::into_response));
+        let (ended, head) = running.until_it_begins().await;
         if let Some(instantiated) = reply.instantiated() {
             template.ready.measured(instantiated - began);
         }
@@ -302,6 +276,37 @@ impl Running {
         })
     }
 
+    /// Drives the guest until its response begins, and on while more of it comes at once. Why it stopped, if it did, and the response.
+    async fn until_it_begins(&mut self) -> (Option<Stopped>, Option<Result<Response<Payload>, Fault>>) {
+        let (mut now, mut head, mut put) = (Some(self.began), None, None);
+        let ended = std::future::poll_fn(|cx| {
+            loop {
+                let polled = self.poll_slice(cx, now.take().unwrap_or_else(Instant::now));
+                if head.is_none() {
+                    head = self.reply.take().map(|head| head.map(Opening::new));
+                    put = head.is_some().then_some(self.looked);
+                }
+                let came = match &mut head {
+                    Some(Ok(opening)) => opening.read(cx),
+                    Some(Err(_)) => false,
+                    None if polled.is_pending() => return Poll::Pending,
+                    None => false,
+                };
+                match polled {
+                    Poll::Ready(ended) => return Poll::Ready(Some(ended)),
+                    // A guest that waited for its body to be taken goes on, and need not wait for whoever sends it.
+                    Poll::Pending if came => {}
+                    Poll::Pending if self.yielded && put.is_some_and(|put| self.looked - put < HEAD_HOLD) => {
+                        return Poll::Pending;
+                    }
+                    Poll::Pending => return Poll::Ready(None),
+                }
+            }
+        })
+        .await;
+        (ended, head.map(|head| head.map(Opening::into_response)))
+    }
+
     /// Runs the guest until it waits, yields or ends, and looks at the clock.
     fn poll_slice(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Stopped> {
         let Some(guest) = &mut self.guest else { return Poll::Pending };
@@ -457,15 +462,17 @@ fn bound(response: Response<Payload>, limit: u64, books: &Books) -> Result<Respo
         Payload::Stream(stream) => {
             let books = books.clone();
             // The status is out by then, and the guest may have ended already: this is the place that knows.
-            let passed = move || {
-                let fault = too_large(format!("the response body passed the function's limit of {limit} bytes"));
-                BodyError::Cut(books.fail(fault).code)
-            };
+            let passed = move || BodyError::Cut(books.fail(self::passed(limit)).code);
             Payload::Stream(bounded(stream, limit, passed))
         }
         whole => whole,
     };
     Ok(Response::from_parts(parts, payload))
+}
+
+/// The fault for a streamed body that passed its limit.
+pub(super) fn passed(limit: u64) -> Fault {
+    too_large(format!("the response body passed the function's limit of {limit} bytes"))
 }
 
 fn too_large(detail: String) -> Fault {

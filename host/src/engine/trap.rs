@@ -3,11 +3,15 @@
 //! Owns the only place that looks inside a wasmtime error of a running guest. Invariant: the detail of a fault holds the kind of
 //! trap and numbers, never a guest's words; those go to the function's log.
 
+use std::io;
+
+use rustix::io::Errno;
 use wasmtime::{Error, PoolConcurrencyLimitError, Trap};
 use wasmtime_wasi::I32Exit;
 
+use super::LoadError;
 use crate::capability::Refusal;
-use crate::fault::{Code, Fault};
+use crate::fault::{self, Code, Executed, Fault};
 use crate::meter::MemoryBudget;
 
 /// How a guest ended, when not by a trap.
@@ -28,10 +32,13 @@ pub(super) fn classify(error: &Error, memory: &MemoryBudget) -> Exit {
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         return Exit::Fault(Fault::executed(refusal.code, refusal.detail.clone()));
     }
-    if error.downcast_ref::<PoolConcurrencyLimitError>().is_some() {
-        // Start functions of a component's first instances may have run.
+    // Start functions of a component's first instances may have run.
+    if error.is::<PoolConcurrencyLimitError>() {
         let fault = Fault::executed(Code::Overloaded, "no room for another instance on this node");
         return Exit::Fault(fault.retry_after(std::time::Duration::from_secs(1)));
+    }
+    if is_exhausted(error) {
+        return Exit::Fault(Fault { executed: Executed::Yes, ..Fault::exhausted() });
     }
     let Some(trap) = error.downcast_ref::<Trap>() else {
         return Exit::Fault(other(error, memory));
@@ -47,6 +54,27 @@ pub(super) fn classify(error: &Error, memory: &MemoryBudget) -> Exit {
         trap => format!("the function trapped: {trap}"),
     };
     Exit::Fault(Fault::executed(Code::GuestTrap, detail).hint("the function's log has the backtrace: hob logs NAME"))
+}
+
+/// Whether it is the node that lacks something, which passes: room in a pool, or what the system gives.
+pub(super) fn is_shortage(error: &Error) -> bool {
+    error.is::<PoolConcurrencyLimitError>() || is_exhausted(error)
+}
+
+fn is_exhausted(error: &Error) -> bool {
+    error.chain().any(|cause| match (cause.downcast_ref::<io::Error>(), cause.downcast_ref::<Errno>()) {
+        (Some(error), _) => fault::is_exhausted(error),
+        (None, Some(errno)) => fault::is_exhausted(&(*errno).into()),
+        (None, None) => false,
+    })
+}
+
+impl LoadError {
+    /// Whether the process has no descriptors, mappings or memory left, and the artifact is as good as any.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        is_exhausted(&self.0)
+    }
 }
 
 fn out_of_memory(memory: &MemoryBudget) -> Fault {

@@ -198,6 +198,34 @@ fn at_every_cap() {
     }
 }
 
+/// A core module that is to become a component, and imports `count` functions that take a text.
+fn unfinished(count: usize) -> Vec<u8> {
+    let functions: String = (0..count).map(|n| format!("call{n}: func(text: string);")).collect();
+    let types = format!("package test:caps; interface calls {{ {functions} }} world caps {{ import calls; }}");
+    let mut resolve = wit_parser::Resolve::new();
+    let package = resolve.push_str("caps.wit", &types).unwrap();
+    let world = resolve.select_world(&[package], None).unwrap();
+    let imports: String =
+        (0..count).map(|n| format!("(import \"test:caps/calls\" \"call{n}\" (func (param i32 i32)))")).collect();
+    let mut module = wasm(&format!("(module {imports} (memory (export \"memory\") 1) (func (export \"_start\")))"));
+    wit_component::embed_component_metadata(&mut module, &resolve, world, wit_component::StringEncoding::UTF8).unwrap();
+    module
+}
+
+#[test]
+fn a_module_within_the_caps_whose_component_is_not() {
+    let node = Node::start(&[]);
+    let max = CAPS.iter().find(|cap| cap.name == "imports").unwrap().max;
+    let count = usize::try_from(max).unwrap();
+    // Its component has a module that puts each function that needs the memory into a table: it imports them all, and two more.
+    check_refused(&node, "imports", max, &unfinished(count));
+    check_refused(&node, "imports", max, &unfinished(count - 1));
+    // With two less it is within the caps, and refused for what it imports.
+    let refused = node.deploy("past", &unfinished(count - 2), "").problem(422, "not-deployable");
+    assert!(refused["detail"].as_str().unwrap().contains("test:caps/calls"), "{refused}");
+    node.control.get("/v1/functions/past").problem(404, "not-found");
+}
+
 #[test]
 fn an_upload_at_and_past_its_size() {
     let node = Node::start(&["data.upload_bytes_max=64KiB"]);

@@ -7,6 +7,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "numbers of a test are small")]
 
 mod bench;
+mod bodies;
 mod caps;
 mod cli;
 mod control;
@@ -20,6 +21,9 @@ mod invoke;
 mod isolation;
 mod limits;
 mod ready;
+mod refused;
 mod registry;
+mod rehearsal;
+mod shortage;
 mod snapshot;
 mod templates;

@@ -30,21 +30,21 @@ fn requests() -> String {
 }
 
 #[track_caller]
-fn number(node: &Node, path: &str) -> u32 {
+pub(crate) fn number(node: &Node, path: &str) -> u32 {
     let body = node.data.get(path).good();
     u32::from_le_bytes(body.try_into().unwrap())
 }
 
 /// A deploy that worked.
 #[track_caller]
-fn done(reply: Reply) -> Reply {
+pub(crate) fn done(reply: Reply) -> Reply {
     assert!(matches!(reply.status(), 200 | 201), "{} {}", reply.status(), reply.text());
     reply
 }
 
 /// The notes of a deploy.
 #[track_caller]
-fn notes(reply: &Reply) -> Vec<String> {
+pub(crate) fn notes(reply: &Reply) -> Vec<String> {
     let json = reply.json();
     let notes = json["notes"].as_array().cloned().unwrap_or_default();
     notes.iter().map(|note| note.as_str().unwrap().to_owned()).collect()
@@ -52,18 +52,18 @@ fn notes(reply: &Reply) -> Vec<String> {
 
 /// The one note, which says why there is no snapshot.
 #[track_caller]
-fn reason(reply: &Reply) -> String {
+pub(crate) fn reason(reply: &Reply) -> String {
     let notes = notes(reply);
     assert!(notes.len() == 1 && notes[0].starts_with("no snapshot: "), "{notes:?}");
     notes[0].clone()
 }
 
-fn has_snapshot(node: &Node, name: &str) -> bool {
+pub(crate) fn has_snapshot(node: &Node, name: &str) -> bool {
     node.inspect(name)["snapshot"] != Value::Null
 }
 
 #[track_caller]
-fn deploy(node: &Node, name: &str, text: &str, manifest: &str) -> Reply {
+pub(crate) fn deploy(node: &Node, name: &str, text: &str, manifest: &str) -> Reply {
     node.deploy(name, &wasm(text), manifest)
 }
 
@@ -265,17 +265,6 @@ fn initialisation_that_fails() {
         };
         node.data.get(&format!("/{name}")).problem(expected.0, expected.1);
     }
-}
-
-#[test]
-fn initialisation_has_no_network() {
-    let node = Node::start(&[]);
-    // Bad file descriptors and refusals are what such a guest gets; it decides what to make of them.
-    let text = counter_and("(if (i32.eqz (call $sock_accept (i32.const 3) (i32.const 0) (i32.const 16))) (then unreachable))");
-    let import =
-        "(module (import \"wasi_snapshot_preview1\" \"sock_accept\" (func $sock_accept (param i32 i32 i32) (result i32)))";
-    done(deploy(&node, "a", &text.replacen("(module", import, 1), "snapshot = \"required\""));
-    assert_eq!(number(&node, "/a"), 2);
 }
 
 #[test]

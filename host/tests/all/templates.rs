@@ -1,6 +1,5 @@
 //! Templates in memory: their bounds, what evicting one costs, and what happens to them when the engine is another.
 
-use std::process::Command;
 use std::sync::Arc;
 
 use hob::artifacts::{Artifacts, DataDir};
@@ -27,7 +26,7 @@ use crate::harness::{Node, data_dir, eventually, serve};
 
 /// The rung on which a request of a function began, which must answer with `text`.
 #[track_caller]
-fn start(node: &Node, name: &str, text: &str) -> String {
+pub(crate) fn start(node: &Node, name: &str, text: &str) -> String {
     let reply = node.data.get(&format!("/{name}")).ok();
     assert_eq!(reply.text(), text);
     reply.header("hob-start").unwrap().to_owned()
@@ -97,89 +96,6 @@ fn templates_are_bounded_by_their_bytes() {
     assert_eq!(start(&node, "huge", "huge"), "stored");
     assert_eq!((start(&node, "b", "b").as_str(), start(&node, "c", "c").as_str()), ("resident", "resident"));
     assert_eq!(node.metric("hob_templates"), 2);
-}
-
-/// A node that may have so many descriptors, and whose functions `0`, `1` and so on were deployed in this order.
-fn short_of_descriptors(limit: usize, functions: usize, settings: &[&str]) -> Node {
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    let hob = serve(&data_dir(&dir));
-    let mut command = Command::new("sh");
-    command.arg("-c").arg(format!("ulimit -n {limit}; exec \"$@\"")).arg("sh").arg(hob.get_program()).args(hob.get_args());
-    for setting in ["engine.threads=1", "net.header_timeout=1h"].iter().chain(settings) {
-        command.args(["--set", setting]);
-    }
-    let node = Node::run(command, dir).unwrap();
-    for name in 0..functions {
-        node.deploy_wat(&name.to_string(), &says(&name.to_string()), "");
-    }
-    node
-}
-
-/// Opens connections until the node has no descriptor left. The first can be used.
-fn take_all_descriptors(node: &Node, limit: usize) -> Vec<Conn> {
-    // It may have inherited some above its limit.
-    let number =
-        |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().to_str().unwrap().parse::<usize>().unwrap();
-    let count = || {
-        let all = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap();
-        all.map(number).filter(|number| *number < limit).count()
-    };
-    let mut conns = vec![node.data.connect()];
-    conns[0].request("GET", "/nothing", &[], b"");
-    conns[0].reply().problem(404, "not-found");
-    // What the deploys left closes late, so it must be none for a while.
-    let mut times = 0;
-    eventually("none is left", || {
-        times = if count() < limit { 0 } else { times + 1 };
-        if times == 0 {
-            conns.push(node.data.connect());
-        }
-        times == 20
-    });
-    conns
-}
-
-#[test]
-fn out_of_descriptors_half_of_the_templates_are_given_up() {
-    const LIMIT: usize = 100;
-    let node = short_of_descriptors(LIMIT, 12, &["engine.templates_max=8"]);
-    assert!(node.stderr().contains("templates in memory at most"), "{}", node.stderr());
-    let mut conns = take_all_descriptors(&node, LIMIT);
-    conns[0].request("GET", "/0", &[], b"");
-    let reply = conns[0].reply().ok();
-    assert_eq!((reply.text().as_str(), reply.header("hob-start")), ("0", Some("stored")));
-    // Those that were used last stayed.
-    conns[0].request("GET", "/11", &[], b"");
-    assert_eq!(conns[0].reply().ok().header("hob-start"), Some("resident"));
-    drop(conns);
-    eventually("the control port answers again", || node.control.try_connect().is_ok());
-    assert_eq!(node.metric("hob_templates"), 5);
-}
-
-#[test]
-fn out_of_descriptors_with_nothing_to_give_up_is_503() {
-    const LIMIT: usize = 100;
-    let node = short_of_descriptors(LIMIT, 2, &["engine.templates_max=1"]);
-    let mut conns = take_all_descriptors(&node, LIMIT);
-    // Loading takes two descriptors for a moment, and giving up the one template leaves one.
-    conns[0].request("GET", "/0", &[], b"");
-    let reply = conns[0].reply();
-    reply.problem(503, "overloaded");
-    assert!(reply.header("retry-after").is_some());
-    drop(conns);
-    assert_eq!(start(&node, "0", "0"), "stored");
-    assert_eq!(node.metric("hob_artifacts_corrupt_total"), 0, "nothing was wrong with its artifact");
-}
-
-#[test]
-fn the_limit_of_descriptors_bounds_the_templates() {
-    const LIMIT: usize = 100;
-    let node = short_of_descriptors(LIMIT, 30, &[]);
-    assert_eq!(node.metric("hob_templates"), LIMIT as u64 / 4);
-    for name in 0..30 {
-        assert_eq!(start(&node, &name.to_string(), &name.to_string()), "stored", "{name}");
-    }
-    assert!(node.stderr().contains("the limit of open files"), "{}", node.stderr());
 }
 
 /// A node whose engine is another one, in the folder of one before.

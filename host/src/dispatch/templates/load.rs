@@ -4,11 +4,8 @@
 //! what is resident but that half of it can be given up. Invariant: `init` runs again only if the snapshot is lost too.
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use rustix::io::Errno;
 
 use super::super::catalog::Function;
 use super::{Loaded, Origin, Templates, blocking, blocking_if, let_go};
@@ -23,8 +20,6 @@ use crate::registry::{FunctionRecord, RevisionRecord};
 /// Artifacts up to this many bytes are verified where they are needed; reading a larger one would hold up a data thread's other
 /// connections, so it goes to a thread for blocking work.
 const INLINE_LOAD_BYTES: u64 = 1 << 20;
-/// When a client may try again after the process was out of descriptors or mappings.
-const EXHAUSTED_RETRY: Duration = Duration::from_secs(1);
 
 /// What is to be loaded.
 #[derive(Debug, Clone)]
@@ -107,7 +102,7 @@ impl Templates {
         match attempt().await? {
             Err(error) if error.is_exhausted() => {
                 tracing::error!(%error, "descriptors or mappings are short");
-                Err(exhausted())
+                Err(Fault::exhausted())
             }
             done => Ok(done),
         }
@@ -141,7 +136,7 @@ impl Templates {
         blocking(move || {
             let _pin = pin;
             let put = this.0.artifacts.put_artifact(&subject.tenant, key, staged.native, contents);
-            let bytes = put.map_err(|error| storage_fault(&error))?;
+            let bytes = put.map_err(|error| error.fault())?;
             this.set_artifact(&subject, key, bytes)
         })
         .await?
@@ -169,7 +164,7 @@ impl Templates {
             if let Some(record) = &revision.snapshot {
                 match artifacts.open_snapshot(tenant, record.key) {
                     Ok(snapshot) => return Ok(Source::Snapshot(snapshot.file)),
-                    Err(error) if is_exhausted(error.system()) => return Err(storage_fault(&error)),
+                    Err(error) if error.is_exhausted() => return Err(error.fault()),
                     Err(error) => {
                         tracing::warn!(function = %name, %error, "a snapshot cannot be used; building its module anew");
                     }
@@ -202,39 +197,18 @@ impl LoadError {
     /// Whether the process has no descriptors, mappings or memory left, and the artifact is as good as any.
     fn is_exhausted(&self) -> bool {
         match self {
-            Self::Artifact(error) => is_exhausted(error.system()),
-            // Its text is all that the engine gives; the system's errors end with their number there.
-            Self::Engine(error) => says_exhausted(&error.to_string()),
+            Self::Artifact(error) => error.is_exhausted(),
+            Self::Engine(error) => error.is_exhausted(),
         }
     }
 
     /// For one that was made just now.
     fn fault(&self) -> Fault {
         match self {
-            Self::Artifact(error) => storage_fault(error),
+            Self::Artifact(error) => error.fault(),
             Self::Engine(error) => Fault::internal(error),
         }
     }
-}
-
-const EXHAUSTED: [Errno; 3] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
-
-fn is_exhausted(error: Option<&io::Error>) -> bool {
-    error.and_then(io::Error::raw_os_error).is_some_and(|errno| EXHAUSTED.map(Errno::raw_os_error).contains(&errno))
-}
-
-fn says_exhausted(text: &str) -> bool {
-    EXHAUSTED.iter().any(|errno| text.contains(&format!("(os error {})", errno.raw_os_error())))
-}
-
-fn exhausted() -> Fault {
-    Fault::new(Code::Overloaded, "the node is out of file descriptors or memory mappings")
-        .hint("try again, or raise its limit of open files and vm.max_map_count")
-        .retry_after(EXHAUSTED_RETRY)
-}
-
-fn storage_fault(error: &ArtifactError) -> Fault {
-    if is_exhausted(error.system()) { exhausted() } else { error.fault() }
 }
 
 /// The fault for a function whose module cannot be opened: nothing is left to make it from.
@@ -245,24 +219,6 @@ fn lost(error: &ArtifactError) -> Fault {
             Fault::new(Code::Damaged, "the function's module and native code on this node are lost or damaged")
                 .hint("deploy it again")
         }
-        _ => storage_fault(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shortage_is_told_from_other_errors_of_the_system_and_of_the_engine() {
-        for (errno, short) in
-            [(Errno::MFILE, true), (Errno::NFILE, true), (Errno::NOMEM, true), (Errno::IO, false), (Errno::ACCESS, false)]
-        {
-            let error = io::Error::from(errno);
-            assert_eq!(is_exhausted(Some(&error)), short, "{error}");
-            assert_eq!(says_exhausted(&format!("failed to map it: {error}")), short, "{error}");
-            assert_eq!(says_exhausted(&format!("failed to map it: {errno}")), short, "{errno}");
-        }
-        assert!(!is_exhausted(None) && !says_exhausted("Module was compiled with another version (24)"));
+        _ => error.fault(),
     }
 }

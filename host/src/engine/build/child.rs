@@ -4,21 +4,22 @@
 //! of what came out. Invariant: the walls stand before the first byte is read, and nothing is reported as built that was not
 //! started. It has no network, no data and no environment: bytes to read, two files to write, one line to say.
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{CodeBuilder, Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
 
 use super::componentize::componentize;
 use super::detect::{Found, Surface};
 use super::job::Job;
-use super::rehearsal::{Rehearsal, Stage, Times};
+use super::rehearsal::{Rehearsal, Stage, Start, Times};
 use super::snapshot::{self, Snapshot, Taken, Unfit};
-use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, native, sentence, signature};
+use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, Tried, native, sentence, signature};
+use crate::artifacts::is_full;
 use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
 use crate::capability::{self, Host, INTERFACES};
 use crate::engine::Kind;
@@ -61,7 +62,11 @@ impl Walls {
 
     /// Stands the walls up around this process.
     fn stand(self) -> std::io::Result<()> {
-        let set = |resource, soft: u64, hard: u64| setrlimit(resource, Rlimit { current: Some(soft), maximum: Some(hard) });
+        // What the system allows this process less of stays as it is: that is a wall too, and only an administrator can move it.
+        let set = |resource, soft: u64, hard: u64| {
+            let least = |wall: u64| Some(getrlimit(resource).maximum.map_or(wall, |given| given.min(wall)));
+            setrlimit(resource, Rlimit { current: least(soft), maximum: least(hard) })
+        };
         set(Resource::Data, self.memory_bytes, self.memory_bytes)?;
         // The kernel sends SIGXCPU at the soft limit, which tells this end apart from a kill by somebody else.
         set(Resource::Cpu, self.cpu_seconds, self.cpu_seconds + 2)?;
@@ -106,10 +111,8 @@ fn work(outputs: &Outputs) -> anyhow::Result<Report> {
     match runtime.block_on(make(&job, wasm, outputs)) {
         Ok(built) => Ok(Report::Built(built)),
         Err(Failure::Refused(refused)) => Ok(Report::Refused(refused)),
-        Err(Failure::Io(error)) => match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Ok(Report::NoSpace),
-            _ => Err(error.into()),
-        },
+        Err(Failure::Io(error)) if is_full(&error) => Ok(Report::NoSpace),
+        Err(Failure::Io(error)) => Err(error.into()),
     }
 }
 
@@ -168,10 +171,11 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
     drop(native);
     let code = load(&stage, &outputs.native)?;
     check_code(&stage, &found, &code)?;
-    if !job.only_compiles() {
-        bare_start(&stage, &code, &notes).await?;
-    }
-    Ok(Built { notes, ..built(&stage, &found, image) })
+    let tried = match job.only_compiles() {
+        true => Tried::No,
+        false => bare_start(&stage, &code, &notes).await?,
+    };
+    Ok(Built { notes, tried, ..built(&stage, &found, image) })
 }
 
 /// Compiles a snapshot, and tries it before it is kept.
@@ -212,7 +216,7 @@ fn built(stage: &Stage<'_>, found: &Found, image: Range<u64>) -> Built {
         snapshot: None,
         notes: Vec::new(),
         log: entries.iter().map(said).collect(),
-        tried: !stage.job.only_compiles(),
+        tried: Tried::With(stage.job.environment()),
         limits: stage.job.limits.clone(),
     }
 }
@@ -222,7 +226,7 @@ async fn verify(stage: &Stage<'_>, code: &Code, statuses: &[u16]) -> Result<(), 
     let times = Times::of(&stage.job.limits);
     let engine = runner(stage)?;
     for _ in 0..2 {
-        let mut rehearsal = Rehearsal::start(stage, &engine, code, times).await?;
+        let mut rehearsal = Rehearsal::start(stage, &engine, code, times, Start::Serving).await?;
         let again = rehearsal.ask_all(&stage.job.snapshot.warmup).await?;
         if again != statuses {
             let detail = format!("the warm-up requests were answered with {statuses:?}, and by the snapshot with {again:?}");
@@ -233,12 +237,16 @@ async fn verify(stage: &Stage<'_>, code: &Code, statuses: &[u16]) -> Result<(), 
 }
 
 /// Starts what is to be published once. What cannot start would answer no request.
-async fn bare_start(stage: &Stage<'_>, code: &Code, notes: &[String]) -> Result<(), Refused> {
+async fn bare_start(stage: &Stage<'_>, code: &Code, notes: &[String]) -> Result<Tried, Refused> {
     let started = match runner(stage) {
-        Ok(engine) => Rehearsal::start(stage, &engine, code, Times::of(&stage.job.limits)).await.map(drop),
+        Ok(engine) => Rehearsal::start(stage, &engine, code, Times::of(&stage.job.limits), Start::Serving).await,
         Err(fault) => Err(fault),
     };
-    started.map_err(|fault| {
+    let tried = |rehearsal: Rehearsal| match rehearsal.store.data().has_looked_outside() {
+        true => Tried::With(stage.job.environment()),
+        false => Tried::Alone,
+    };
+    started.map(tried).map_err(|fault| {
         let before = notes.first().map(|note| format!("; {note}")).unwrap_or_default();
         let detail = format!("the function does not start: {}{before}", fault.detail);
         Refused::unfit(detail, "correct its start, or say snapshot = \"off\" in hob.toml to deploy it untried")

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::FunctionName;
+use crate::id::{Digest, FunctionName};
 use crate::limits::Limits;
 use crate::manifest::{Manifest, Snapshot, SnapshotMode};
 
@@ -61,6 +61,16 @@ impl Job {
     #[must_use]
     pub fn recompile(name: &FunctionName, manifest: &Manifest) -> Self {
         Self { restored: true, ..Self::deploy(name, manifest) }
+    }
+
+    /// Digest of arguments and variables.
+    ///
+    /// # Cost
+    /// Proportional to their length.
+    #[must_use]
+    pub fn environment(&self) -> Digest {
+        let json = serde_json::to_vec(&(&self.args, &self.env)).expect("texts can be written as JSON");
+        Digest::of(&json)
     }
 
     /// Whether the module is only compiled: it is not even started once.

@@ -31,8 +31,9 @@ use tokio::process::Command;
 
 use crate::config;
 use crate::fault::{Code, Fault};
+use crate::id::Digest;
 use crate::limits::{Limit, Limits};
-use crate::manifest::{Manifest, Randomness, SnapshotMode};
+use crate::manifest::{Randomness, SnapshotMode};
 use crate::meter::Admission;
 
 use super::Shape;
@@ -65,10 +66,22 @@ pub struct Built {
     /// What it said during initialisation and warm-up.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<Said>,
-    /// Whether it was started, and whatever it asks for was run.
-    pub tried: bool,
+    /// Whether it was started.
+    pub tried: Tried,
     /// Under which ceilings.
     pub limits: Limits,
+}
+
+/// Whether a function was started in its build, and for whom that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tried {
+    /// It was not.
+    No,
+    /// It asked for nothing outside of its memory: it starts under any name, with any arguments and variables.
+    Alone,
+    /// It may start otherwise with other arguments or variables than those of this [`Job::environment`].
+    With(Digest),
 }
 
 /// A snapshot.
@@ -97,17 +110,20 @@ pub struct Outputs {
 }
 
 impl Built {
-    /// Whether a build of the same module under `manifest` would come to the same. Its snapshot's inputs are the caller's to compare.
+    /// Whether doing `job` to the same module would come to the same. Its snapshot's inputs are the caller's to compare.
     #[must_use]
-    pub fn serves(&self, manifest: &Manifest) -> bool {
-        let snapshot = &manifest.snapshot;
+    pub fn serves(&self, job: &Job) -> bool {
+        let snapshot = &job.snapshot;
         let randomness_is_fine = self.notes.is_empty() || snapshot.randomness == Randomness::Warn;
+        let starts = match self.tried {
+            Tried::No => false,
+            Tried::Alone => true,
+            Tried::With(environment) => environment == job.environment(),
+        };
         match snapshot.mode {
-            SnapshotMode::Off => self.snapshot.is_none() && self.memory_bytes_min <= manifest.limits.get(Limit::Memory),
-            _ if self.snapshot.is_some() => self.limits == manifest.limits && randomness_is_fine,
-            SnapshotMode::Auto => {
-                self.tried && self.notes.is_empty() && snapshot.warmup.is_empty() && self.limits == manifest.limits
-            }
+            SnapshotMode::Off => self.snapshot.is_none() && self.memory_bytes_min <= job.limits.get(Limit::Memory),
+            _ if self.snapshot.is_some() => self.limits == job.limits && randomness_is_fine,
+            SnapshotMode::Auto => starts && self.notes.is_empty() && snapshot.warmup.is_empty() && self.limits == job.limits,
             SnapshotMode::Required => false,
         }
     }
@@ -216,7 +232,7 @@ impl Builder {
     /// five copies on its way (`docs/decisions/0010-snapshots.md`).
     fn memory_bytes(&self, job: &Job) -> Memory {
         let wanted = self.config.memory.0.saturating_add(job.limits.get(Limit::Memory).saturating_mul(5));
-        let max = self.config.memory_max.map_or_else(half_the_machine, |max| max.0).max(self.config.memory.0);
+        let max = self.config.memory_max.map_or_else(|| half_the_machine().max(self.config.memory.0), |max| max.0);
         Memory { wanted, granted: wanted.min(max) }
     }
 
@@ -228,9 +244,9 @@ impl Builder {
         // An arena is reserved in larger pieces than the walls may allow, and never given back: what is freed would still count.
         command.env("MIMALLOC_DISALLOW_ARENA_ALLOC", "1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().map_err(Fault::internal)?;
+        let mut child = command.spawn().map_err(|error| Fault::system(&error))?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (head, module) = (job.to_bytes().map_err(Fault::internal)?, wasm.try_clone().map_err(Fault::internal)?);
+        let (head, module) = (job.to_bytes().map_err(Fault::internal)?, wasm.try_clone().map_err(|error| Fault::system(&error))?);
         let talk = async {
             let write = async {
                 let Some(mut pipe) = stdin else { return Ok(()) };
@@ -265,7 +281,7 @@ impl Builder {
         };
         match tokio::time::timeout(self.config.wall.0, talk).await {
             Ok(Ok((report, errors, status))) => self.conclude(&report, &errors, status, memory),
-            Ok(Err(error)) => Err(Fault::internal(error).into()),
+            Ok(Err(error)) => Err(Fault::system(&error).into()),
             Err(_) => {
                 // Whoever builds next, with the same files it may be, is not to meet it.
                 child.kill().await.map_err(Fault::internal)?;
@@ -289,9 +305,18 @@ impl Builder {
         let errors = String::from_utf8_lossy(errors);
         let signal = status.signal().and_then(rustix::process::Signal::from_named_raw);
         Err(Failed::Ended(match signal {
-            Some(rustix::process::Signal::XCPU | rustix::process::Signal::KILL) => {
+            // The child ends at the first of its two limits of processor time, so at the second, where it would be killed, it is gone.
+            Some(rustix::process::Signal::XCPU) => {
                 over_limit(format!("it used more than {:?} of processor time", self.config.cpu.0))
             }
+            Some(rustix::process::Signal::KILL) => {
+                tracing::warn!("a build was killed from outside; look for the kernel's words about memory");
+                over_limit(KILLED.into()).hint(
+                    "deploy it again when the node has more memory to spare, or lower build.concurrency and build.memory_max, so that \
+                     all builds together fit",
+                )
+            }
+            Some(rustix::process::Signal::XFSZ) => over_limit("a file that it wrote became too large".into()),
             Some(rustix::process::Signal::ABORT) if errors.contains("memory allocation") => over_limit(memory.passed()),
             _ => {
                 // The compiler met its end in the child, as it may. Its last words are for the operator.
@@ -321,6 +346,10 @@ impl From<Fault> for Failed {
 
 /// What is said of a child that died of something else than its walls.
 const UNEXPECTED: &str = "the build of this module ended unexpectedly: the compiler cannot cope with it";
+
+/// What is said of a child that somebody else ended.
+const KILLED: &str =
+    "somebody else killed it, most often the system, when the machine or the node's share of it is out of memory";
 
 /// Data memory of one build, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -359,11 +388,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::manifest::Manifest;
 
     /// A child that dies unless it is to take no snapshot.
     const CHILD: &str = r#"#!/bin/sh
 case "$(tr -d '\0')" in
-  *'"mode":"off"'*) echo '{"built":{"shape":"handler","memory_bytes_min":0,"image":{"start":0,"end":0},"snapshot":null,"notes":[],"tried":false,"limits":LIMITS}}' ;;
+  *'"mode":"off"'*) echo '{"built":{"shape":"handler","memory_bytes_min":0,"image":{"start":0,"end":0},"snapshot":null,"notes":[],"tried":"no","limits":LIMITS}}' ;;
   *) : >"$4"; kill -SEGV $$ ;;
 esac
 "#;
@@ -373,8 +403,7 @@ esac
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("child");
         let limits = serde_json::to_string(&Manifest::default().limits).unwrap();
-        std::fs::write(&program, CHILD.replace("LIMITS", &limits)).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        write_program(&program, &CHILD.replace("LIMITS", &limits));
         let builder = Builder::new(program, config::Build::default());
         let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
         let build = async |mode: &str| {
@@ -389,5 +418,34 @@ esac
         assert!(!outputs.native.exists(), "what the first one left is in nobody's way");
         assert_eq!(build("off").await.unwrap().notes, [""; 0]);
         assert_eq!(build("required").await.unwrap_err().code, Code::NotDeployable);
+    }
+
+    #[tokio::test]
+    async fn who_killed_a_child_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+        for (signal, word, code) in [
+            ("XCPU", "60s of processor time", Code::BuildOverLimit),
+            ("KILL", "out of memory", Code::BuildOverLimit),
+            ("XFSZ", "became too large", Code::BuildOverLimit),
+            ("SEGV", "unexpectedly", Code::NotDeployable),
+        ] {
+            let (program, wasm) = (dir.path().join(signal), dir.path().join("wasm"));
+            // A core file of a shell is nobody's.
+            let script = format!("#!/bin/sh\nulimit -c 0\ncat >/dev/null\nkill -{signal} $$\n");
+            write_program(&program, &script);
+            std::fs::write(&wasm, "a module").unwrap();
+            let builder = Builder::new(program, config::Build::default());
+            let manifest = Manifest::parse("snapshot = 'required'").unwrap();
+            let job = Job::deploy(&"a".parse().unwrap(), &manifest);
+            let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
+            assert!(fault.code == code && fault.detail.contains(word), "{signal}: {fault:?}");
+            assert_eq!(fault.detail.contains("processor"), signal == "XCPU", "{signal}: {fault:?}");
+        }
+    }
+
+    fn write_program(path: &std::path::Path, text: &str) {
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
     }
 }

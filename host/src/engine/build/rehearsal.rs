@@ -23,6 +23,7 @@ use crate::capability::wasi::Drawn;
 use crate::capability::{Environment, Host, http as wasi_http};
 use crate::engine::artifact::Code;
 use crate::engine::call::{self, Input, Live};
+use crate::engine::run::passed;
 use crate::engine::store::{self, Blueprint, Streams};
 use crate::engine::template::Entry;
 use crate::engine::{Engine, Kind, Shape, deadline, settings};
@@ -75,6 +76,8 @@ pub(super) struct Rehearsal {
     live: Live,
     kind: Kind,
     times: Times,
+    /// Most bytes of an answer's body.
+    response_body: u64,
 }
 
 /// The instance as the engine has it.
@@ -84,12 +87,21 @@ pub(super) enum Instance {
     Component(ComponentInstance),
 }
 
+/// What a guest runs before its first request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// What is there to be kept: also the [`WIZER_INIT`] of a component.
+    Initialising,
+    /// What it runs in every invocation.
+    Serving,
+}
+
 impl Rehearsal {
     /// Makes an instance of `code` and runs what it runs at its start.
     ///
     /// # Errors
     /// A fault of the guest, as an invocation would have it.
-    pub(super) async fn start(stage: &Stage<'_>, engine: &Engine, code: &Code, times: Times) -> Result<Self, Fault> {
+    pub(super) async fn start(stage: &Stage<'_>, engine: &Engine, code: &Code, times: Times, how: Start) -> Result<Self, Fault> {
         let (_, lane) = engine.usual_place(stage.shape.lane).map_err(Fault::internal)?;
         let kind = stage.shape.kind;
         let entry = Entry::new(kind, code, lane.modules.as_ref(), &lane.components).map_err(Fault::internal)?;
@@ -110,12 +122,13 @@ impl Rehearsal {
         store.data_mut().drawn = Some(drawn.clone());
         // A snapshot of a component is read through its own host calls, all of its memory in one.
         store.set_hostcall_fuel(usize::MAX);
-        let started = within(times, &mut store, async |store: &mut Store<Host>| start(&entry, store, kind).await).await?;
+        let started = within(times, &mut store, async |store: &mut Store<Host>| start(&entry, store, kind, how).await).await?;
         let (instance, live) = match started {
             Ok(started) => started,
             Err(error) => return Err(call::fault(&error, &store)),
         };
-        Ok(Self { store, instance, drawn, entry, live, kind, times })
+        let response_body = stage.job.limits.get(Limit::ResponseBody);
+        Ok(Self { store, instance, drawn, entry, live, kind, times, response_body })
     }
 
     /// Makes the requests in their order; the status of each.
@@ -135,17 +148,17 @@ impl Rehearsal {
     }
 
     async fn ask(&mut self, request: &WarmupRequest) -> Result<u16, Fault> {
-        let Self { store, entry, live, kind, times, .. } = self;
+        let Self { store, entry, live, kind, times, response_body, .. } = self;
         let parts = request.head().map_err(Fault::internal)?;
         let body = Payload::Whole(request.body.clone().into());
         let reply = Arc::new(Reply::default());
         store.data_mut().reply = reply.clone();
         let mut input = Input { request: None, output: None, reply: reply.clone() };
         match kind {
-            Kind::Handler => store.data_mut().exchange = Exchange::new(parts, 0, body, u64::from(u32::MAX)),
+            Kind::Handler => store.data_mut().exchange = Exchange::new(parts, 0, body, *response_body),
             _ => input.request = Some(wasi_http::request(parts, 0, body, reply.clone())?),
         }
-        let (mut status, mut payload) = (None, None);
+        let (mut status, mut payload, mut left, mut broken) = (None, None, *response_body, None);
         let ended = within(*times, store, async |store: &mut Store<Host>| {
             let mut guest = std::pin::pin!(call::serve(entry, store, live, input));
             let mut ended = None;
@@ -165,28 +178,36 @@ impl Rehearsal {
                 // The guest may wait until its body is read.
                 while let Some(body) = &mut payload {
                     match Pin::new(body).poll_frame(cx) {
-                        Poll::Ready(Some(Ok(_))) => {}
-                        Poll::Ready(Some(Err(_)) | None) => payload = None,
+                        Poll::Ready(Some(Ok(frame))) => {
+                            let len = frame.data_ref().map_or(0, |data| data.len() as u64);
+                            let Some(rest) = left.checked_sub(len) else { return Poll::Ready(Err(passed(*response_body))) };
+                            left = rest;
+                        }
+                        Poll::Ready(Some(Err(error))) => (payload, broken) = (None, Some(error)),
+                        Poll::Ready(None) => payload = None,
                         Poll::Pending => return Poll::Pending,
                     }
                 }
                 match ended.take() {
-                    Some(result) => Poll::Ready(result),
+                    Some(result) => Poll::Ready(Ok(result)),
                     None => Poll::Pending,
                 }
             })
             .await
         })
-        .await?;
+        .await??;
         match ended {
             Ok(result) => result?,
             Err(error) => return Err(call::fault(&error, store)),
+        }
+        if let Some(error) = broken {
+            return Err(Fault::executed(FaultCode::GuestBadResponse, format!("the answer broke off: {error}")));
         }
         status.unwrap_or_else(|| Err(Fault::executed(FaultCode::GuestNoResponse, "the function ended without a response")))
     }
 }
 
-async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind) -> Result<(Instance, Live)> {
+async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind, how: Start) -> Result<(Instance, Live)> {
     let pre = match entry {
         Entry::Handler { .. } | Entry::Command { .. } => {
             let live = call::instantiate(entry, store).await?;
@@ -199,7 +220,9 @@ async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind) -> Result<(In
         Entry::Command03(pre) => pre.instance_pre(),
     };
     let instance = pre.instantiate_async(&mut *store).await?;
-    if let Some(init) = instance.get_func(&mut *store, WIZER_INIT) {
+    if how == Start::Initialising
+        && let Some(init) = instance.get_func(&mut *store, WIZER_INIT)
+    {
         init.typed::<(), ()>(&*store)
             .with_context(|| format!("'{WIZER_INIT}' must have no parameters and no result"))?
             .call_async(&mut *store, ())

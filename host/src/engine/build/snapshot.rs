@@ -13,7 +13,7 @@ use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, ValType
 use super::Refused;
 use super::detect::Found;
 use super::native::PAGE;
-use super::rehearsal::{Instance, Rehearsal, Stage, Times};
+use super::rehearsal::{Instance, Rehearsal, Stage, Start, Times};
 use crate::capability::Host;
 use crate::engine::artifact::Code;
 use crate::engine::{Engine, Kind, settings};
@@ -143,7 +143,9 @@ async fn of_module(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(Sna
 }
 
 async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64), Unfit> {
-    let wizer = Wizer::new();
+    let mut wizer = Wizer::new();
+    // It would take the export out of the core module, which the component around it still names.
+    wizer.keep_init_func(true);
     let (context, instrumented) = wizer.instrument_component(wasm).map_err(|error| unsuited(&error))?;
     let engine = settings::initialising(stage.shape.lane).map_err(|error| unsuited(&error))?;
     let code = Code::Component(Component::from_binary(&engine, &instrumented).map_err(|error| unsuited(&error))?);
@@ -162,7 +164,7 @@ async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64),
 /// Initialises and warms up.
 async fn rehearse(stage: &Stage<'_>, engine: wasmtime::Engine, code: &Code) -> Result<(Rehearsal, Vec<u16>, u64), Unfit> {
     let engine = Engine::for_build(stage.shape.lane, engine).map_err(|error| unsuited(&error))?;
-    let mut rehearsal = Rehearsal::start(stage, &engine, code, init_times(stage))
+    let mut rehearsal = Rehearsal::start(stage, &engine, code, init_times(stage), Start::Initialising)
         .await
         .map_err(|fault| Unfit::new(format!("initialisation failed: {}", fault.detail), HINT_INIT))?;
     let statuses =

@@ -1,0 +1,100 @@
+//! Ranges: what the type of a value does not say.
+//!
+//! Owns the ends of each range, and the sentence for a value outside of it.
+
+use super::{Build, Config, ConfigError, Engine};
+
+fn range(good: bool, key: &'static str, found: String, expected: &'static str) -> Result<(), ConfigError> {
+    if good { Ok(()) } else { Err(ConfigError::Range { key, found, expected }) }
+}
+
+impl Engine {
+    fn check(&self) -> Result<(), ConfigError> {
+        range(self.threads <= 1024, "engine.threads", self.threads.to_string(), "at most 1024")?;
+        range((1..=10_000).contains(&self.instances_max), "engine.instances_max", self.instances_max.to_string(), "1 to 10000")?;
+        range(self.templates_max > 0, "engine.templates_max", "0".into(), "1 or more")?;
+        let large = self.large_instances_max;
+        range(large <= 10_000, "engine.large_instances_max", large.to_string(), "at most 10000")?;
+        let bytes = self.templates_bytes_max.0;
+        range(bytes >= 1 << 20, "engine.templates_bytes_max", bytes.to_string(), "1MiB or more")?;
+        range(self.functions_hot_max > 0, "engine.functions_hot_max", "0".into(), "1 or more")?;
+        Ok(())
+    }
+}
+
+impl Build {
+    fn check(&self) -> Result<(), ConfigError> {
+        range(self.cpu.0.as_secs() >= 1, "build.cpu", format!("{:?}", self.cpu.0), "1s or more")?;
+        range(self.wall.0.as_secs() >= 1, "build.wall", format!("{:?}", self.wall.0), "1s or more")?;
+        range(self.queue <= 10_000, "build.queue", self.queue.to_string(), "at most 10000")?;
+        range(self.memory.0 >= 64 << 20, "build.memory", self.memory.0.to_string(), "64MiB or more")?;
+        let max = self.memory_max.unwrap_or(self.memory);
+        range(
+            max >= self.memory,
+            "build.memory_max",
+            max.0.to_string(),
+            "build.memory or more: raise it, lower build.memory, or leave it out for half of the machine's memory",
+        )
+    }
+}
+
+impl Config {
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// [`ConfigError::Range`] for the first value outside of its range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let net = &self.net;
+        range(
+            net.control.ip().is_loopback(),
+            "net.control",
+            net.control.to_string(),
+            "a loopback address, because the control port asks for no token yet; use 127.0.0.1:3900, and a tunnel from elsewhere",
+        )?;
+        range(net.connections_max > 0, "net.connections_max", "0".into(), "1 or more")?;
+        range(net.control_connections_max > 0, "net.control_connections_max", "0".into(), "1 or more")?;
+        range((1..=1024).contains(&net.headers_max), "net.headers_max", net.headers_max.to_string(), "1 to 1024")?;
+        range(
+            (8 << 10..=1 << 20).contains(&net.head_bytes_max.0),
+            "net.head_bytes_max",
+            net.head_bytes_max.0.to_string(),
+            "8KiB to 1MiB",
+        )?;
+        range(
+            (1..=net.head_bytes_max.0).contains(&net.uri_bytes_max.0),
+            "net.uri_bytes_max",
+            net.uri_bytes_max.0.to_string(),
+            "1 to net.head_bytes_max",
+        )?;
+        for (key, time) in [
+            ("net.header_timeout", net.header_timeout),
+            ("net.body_idle_timeout", net.body_idle_timeout),
+            ("net.write_idle_timeout", net.write_idle_timeout),
+            ("data.upload_timeout", self.data.upload_timeout),
+            ("engine.ready_idle", self.engine.ready_idle),
+        ] {
+            range(!time.0.is_zero(), key, "0".into(), "more than no time")?;
+        }
+        self.engine.check()?;
+        range(self.data.functions_max > 0, "data.functions_max", "0".into(), "1 or more")?;
+        range(
+            self.logs.function_bytes.0 <= self.logs.total_bytes.0,
+            "logs.function_bytes",
+            self.logs.function_bytes.0.to_string(),
+            "at most logs.total_bytes",
+        )?;
+        self.build.check()?;
+        range(
+            (1..=1000).contains(&self.data.revisions_max),
+            "data.revisions_max",
+            self.data.revisions_max.to_string(),
+            "1 to 1000",
+        )?;
+        range(
+            (1024..=1 << 30).contains(&self.data.upload_bytes_max.0),
+            "data.upload_bytes_max",
+            self.data.upload_bytes_max.0.to_string(),
+            "1KiB to 1GiB",
+        )
+    }
+}

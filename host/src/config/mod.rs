@@ -1,0 +1,250 @@
+//! The node's configuration: one struct per part, every key with its unit, default and range.
+//!
+//! Owns the keys, how they are read (`read.rs`) and their ranges (`check.rs`). Knows nothing about who uses them. Invariant: a
+//! [`Config`] that left this module was checked whole, before any socket or file was opened.
+
+mod check;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// A number of bytes, written `64MiB` or plain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+/// A time, written `500ms` or `10s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time(pub Duration);
+
+/// Configuration of one node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where requests and bytes come in.
+    pub net: Net,
+    /// What runs guests.
+    pub engine: Engine,
+    /// The child process that compiles.
+    pub build: Build,
+    /// What is kept on disk.
+    pub data: Data,
+    /// Logs of functions.
+    pub logs: Logs,
+}
+
+/// `[net]`: both ports.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Net {
+    /// Where functions are reached. Default `127.0.0.1:3000`.
+    pub addr: SocketAddr,
+    /// Where functions are deployed. Default `127.0.0.1:3900`; loopback only, because it asks for no token yet.
+    pub control: SocketAddr,
+    /// Most connections of the data port at once. Default 4,096.
+    pub connections_max: usize,
+    /// Most connections of the control port at once. Default 256.
+    pub control_connections_max: usize,
+    /// From accept, or the end of the last response, to the end of a request's head. Default 10 s.
+    pub header_timeout: Time,
+    /// Longest silence in a request's body. Default 10 s.
+    pub body_idle_timeout: Time,
+    /// Longest time in which a client takes nothing of its response. Default 30 s.
+    pub write_idle_timeout: Time,
+    /// Most headers of a request. Default 64.
+    pub headers_max: usize,
+    /// Longest head of a request in bytes. Default 32 KiB; at least 8 KiB (hyper's smallest buffer).
+    pub head_bytes_max: Bytes,
+    /// Longest target of a request in bytes. Default 8 KiB.
+    pub uri_bytes_max: Bytes,
+    /// How long accepted requests may take to finish once the node was told to stop. Default 30 s.
+    pub drain_timeout: Time,
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Self {
+            addr: SocketAddr::from(([127, 0, 0, 1], 3000)),
+            control: SocketAddr::from(([127, 0, 0, 1], 3900)),
+            connections_max: 4096,
+            control_connections_max: 256,
+            header_timeout: Time(Duration::from_secs(10)),
+            body_idle_timeout: Time(Duration::from_secs(10)),
+            write_idle_timeout: Time(Duration::from_secs(30)),
+            headers_max: 64,
+            head_bytes_max: Bytes(32 << 10),
+            uri_bytes_max: Bytes(8 << 10),
+            drain_timeout: Time(Duration::from_secs(30)),
+        }
+    }
+}
+
+/// `[engine]`: what runs guests.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Engine {
+    /// Threads that run guests and their connections; 0 means one for each core. Default 0.
+    pub threads: usize,
+    /// Most instances at once. Default 1,000; at most 10,000, so that their mappings stay below the usual 65,530.
+    pub instances_max: u32,
+    /// How long an invocation waits for an instance when all are taken. Default 1 s.
+    pub instance_wait: Time,
+    /// Most templates in memory; the system's limits of descriptors and mappings may allow fewer. Default 1,000.
+    pub templates_max: usize,
+    /// Most instances at once of guests that use much of a large memory, such as interpreters; each keeps up to 16 MiB. 0: they run
+    /// among the others. Default 64.
+    pub large_instances_max: u32,
+    /// Most instances of one function that wait on one thread for a request. 0: none. Default 4.
+    pub ready_max: usize,
+    /// Guest memory of all instances that wait for a request. Default 256 MiB.
+    pub ready_bytes_max: Bytes,
+    /// How long an instance waits when nobody asks for one of its function. Default 10 s.
+    pub ready_idle: Time,
+    /// Most bytes of code and memory images that templates in memory map, holes and all. They are pages of files, which the
+    /// system takes back when it is short of memory; what they cost for certain is page tables, 2 MiB for each GiB that was touched.
+    /// Default 16 GiB.
+    pub templates_bytes_max: Bytes,
+    /// Most functions in memory: what a request needs to know of one before its template. Default 4,000, of some 2 KiB each. One that
+    /// is not there costs its next request a read of the registry.
+    pub functions_hot_max: usize,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            instances_max: 1000,
+            instance_wait: Time(Duration::from_secs(1)),
+            templates_max: 1000,
+            large_instances_max: 64,
+            ready_max: 4,
+            ready_bytes_max: Bytes(256 << 20),
+            ready_idle: Time(Duration::from_secs(10)),
+            templates_bytes_max: Bytes(16 << 30),
+            functions_hot_max: 4000,
+        }
+    }
+}
+
+/// `[build]`: the child process that compiles.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Build {
+    /// Data memory of one build (`RLIMIT_DATA`) beside five times the function's memory limit. Default 1 GiB.
+    pub memory: Bytes,
+    /// Most data memory of one build, whatever the function's memory limit; at least `memory`. Default: half the machine's, or `memory`
+    /// if that is more.
+    pub memory_max: Option<Bytes>,
+    /// Time that the initialisation of a function may take, and each of its warm-up requests, on the clock and on the processor.
+    /// Default 30 s.
+    pub init: Time,
+    /// Largest memory of a guest that is kept as a snapshot. Default 2 GiB.
+    pub snapshot_bytes_max: Bytes,
+    /// Processor time of one build, in whole seconds. Default 60 s.
+    pub cpu: Time,
+    /// Time of one build. Default 120 s.
+    pub wall: Time,
+    /// Builds at once; 0 means as many as cores. Default 0.
+    pub concurrency: usize,
+    /// Builds that wait; beyond it a deploy gets 503. Default 64.
+    pub queue: usize,
+}
+
+impl Default for Build {
+    fn default() -> Self {
+        Self {
+            memory: Bytes(1 << 30),
+            memory_max: None,
+            init: Time(Duration::from_secs(30)),
+            snapshot_bytes_max: Bytes(2 << 30),
+            cpu: Time(Duration::from_secs(60)),
+            wall: Time(Duration::from_secs(120)),
+            concurrency: 0,
+            queue: 64,
+        }
+    }
+}
+
+/// `[data]`: what is kept on disk.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// Where. Default `$XDG_DATA_HOME/hob`, else `~/.local/share/hob`.
+    pub dir: Option<PathBuf>,
+    /// Most bytes of modules and artifacts; past it a deploy gets 507. Default 64 GiB.
+    pub bytes_max: Bytes,
+    /// Largest Wasm file of a deploy. Default 64 MiB.
+    pub upload_bytes_max: Bytes,
+    /// Longest time from the head of a deploy to the end of its body, however steadily it comes. Default 5 min.
+    pub upload_timeout: Time,
+    /// Revisions kept of each function, the live one among them. Default 10.
+    pub revisions_max: usize,
+    /// Most functions of one tenant. Default 100,000.
+    pub functions_max: usize,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            bytes_max: Bytes(64 << 30),
+            upload_bytes_max: Bytes(64 << 20),
+            upload_timeout: Time(Duration::from_secs(300)),
+            revisions_max: 10,
+            functions_max: 100_000,
+        }
+    }
+}
+
+/// `[logs]`: what functions log, kept in memory.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logs {
+    /// Bytes kept for each function; the oldest entries go first. Default 256 KiB.
+    pub function_bytes: Bytes,
+    /// Bytes kept in all. Default 64 MiB.
+    pub total_bytes: Bytes,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { function_bytes: Bytes(256 << 10), total_bytes: Bytes(64 << 20) }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("the configuration cannot be read: {0}")]
+    Syntax(String),
+    /// `--set` without `=`, or with a key that is no path.
+    #[error("'{0}' sets nothing: expected TABLE.KEY=VALUE, such as net.header_timeout=5s")]
+    Setting(String),
+    /// A value outside of its range.
+    #[error("{key} is {found}: expected {expected}")]
+    Range {
+        /// Which key.
+        key: &'static str,
+        /// What it was.
+        found: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+}
+
+impl Config {
+    /// Whether functions can be reached from other machines.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        match self.net.addr.ip() {
+            IpAddr::V4(ip) => !ip.is_loopback(),
+            IpAddr::V6(ip) => !ip.is_loopback(),
+        }
+    }
+}

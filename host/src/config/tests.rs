@@ -1,0 +1,124 @@
+//! Both ends of every range, and the messages of what cannot be read.
+
+use std::time::Duration;
+
+use super::*;
+
+fn set(setting: &str) -> Result<Config, ConfigError> {
+    Config::read("", &[setting.into()])
+}
+
+#[test]
+fn defaults_pass_their_own_check() {
+    Config::default().check().unwrap();
+    Config::read("", &[]).unwrap();
+}
+
+#[test]
+fn settings_win_over_the_file() {
+    let config =
+        Config::read("[net]\nheader_timeout = '3s'\n", &["net.header_timeout=500ms".into(), "data.bytes_max=1MiB".into()])
+            .unwrap();
+    assert_eq!(config.net.header_timeout.0, Duration::from_millis(500));
+    assert_eq!(config.data.bytes_max.0, 1 << 20);
+}
+
+#[test]
+fn every_range_on_both_sides() {
+    for good in [
+        "net.headers_max=1",
+        "net.headers_max=1024",
+        "net.head_bytes_max=8KiB",
+        "net.head_bytes_max=1MiB",
+        "engine.instances_max=1",
+        "engine.instances_max=10000",
+        "engine.threads=1024",
+        "engine.templates_max=1",
+        "engine.templates_bytes_max=1MiB",
+        "engine.functions_hot_max=1",
+        "engine.large_instances_max=0",
+        "engine.large_instances_max=10000",
+        "engine.ready_idle=1ms",
+        "build.cpu=1s",
+        "build.wall=1s",
+        "build.queue=10000",
+        "data.functions_max=1",
+        "logs.function_bytes=64MiB",
+        "build.memory=64MiB",
+        "build.memory_max=1GiB",
+        "data.revisions_max=1",
+        "data.revisions_max=1000",
+        "data.upload_bytes_max=1KiB",
+        "data.upload_bytes_max=1GiB",
+        "data.upload_timeout=1ns",
+        "net.uri_bytes_max=1",
+        "net.uri_bytes_max=32KiB",
+        "net.connections_max=1",
+        "net.control=[::1]:0",
+    ] {
+        set(good).unwrap();
+    }
+    for bad in [
+        "net.headers_max=0",
+        "net.headers_max=1025",
+        "net.head_bytes_max=8191",
+        "net.head_bytes_max=1048577",
+        "engine.instances_max=0",
+        "engine.instances_max=10001",
+        "engine.threads=1025",
+        "engine.templates_max=0",
+        "engine.templates_bytes_max=1048575",
+        "engine.functions_hot_max=0",
+        "engine.large_instances_max=10001",
+        "engine.ready_idle=0s",
+        "build.cpu=999ms",
+        "build.wall=999ms",
+        "build.queue=10001",
+        "data.functions_max=0",
+        "logs.function_bytes=65MiB",
+        "build.memory=67108863",
+        "build.memory_max=1073741823",
+        "data.revisions_max=0",
+        "data.revisions_max=1001",
+        "data.upload_bytes_max=1023",
+        "data.upload_bytes_max=1073741825",
+        "data.upload_timeout=0s",
+        "net.uri_bytes_max=0",
+        "net.uri_bytes_max=32769",
+        "net.connections_max=0",
+        "net.control_connections_max=0",
+        "net.header_timeout=0s",
+        "net.body_idle_timeout=0s",
+        "net.write_idle_timeout=0s",
+        "net.control=0.0.0.0:3900",
+    ] {
+        assert!(matches!(set(bad), Err(ConfigError::Range { .. })), "{bad}: {:?}", set(bad));
+    }
+}
+
+#[test]
+fn a_setting_has_the_type_of_its_key() {
+    for text in ["12", "true", "\"12\"", "./a b"] {
+        let config = set(&format!("data.dir={text}")).unwrap();
+        assert_eq!(config.data.dir.unwrap().to_str(), Some(text.trim_matches('"')));
+    }
+    assert_eq!(set("data.bytes_max=4096").unwrap().data.bytes_max.0, 4096);
+    assert_eq!(set("engine.threads=3").unwrap().engine.threads, 3);
+    for bad in ["engine.threads=true", "engine.threads=many", "data.bytes_max=-1", "net.addr=3000"] {
+        assert!(matches!(set(bad), Err(ConfigError::Syntax(_))), "{bad}");
+    }
+}
+
+#[test]
+fn unknown_keys_and_wrong_types_are_named() {
+    for (bad, word) in [
+        ("net.hedaer_timeout=1s", "hedaer_timeout"),
+        ("net.header_timeout=5", "a time"),
+        ("net.addr=nowhere", "addr"),
+        ("data.bytes_max=lots", "bytes"),
+    ] {
+        let error = set(bad).unwrap_err().to_string();
+        assert!(error.contains(word), "{bad}: {error}");
+    }
+    assert!(matches!(set("nothing"), Err(ConfigError::Setting(_))) && matches!(set("a=b"), Err(ConfigError::Setting(_))));
+}

@@ -1,0 +1,198 @@
+//! Bodies: how long they may be, who waits for whom while they pass, and what happens when a client leaves.
+
+use crate::harness::wat::{self, SPINS, command, does, handler_with, says, waits};
+use crate::harness::{Node, eventually};
+use crate::limits::{hold, number};
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn response_bodies() {
+    let node = Node::start(&[]);
+    let answers = |len: usize| does(&format!("(call $answer (i32.const 200) (i32.const 0) (i32.const {len}))"));
+    let limit = "[limits]\nresponse_body = \"1000\"\n";
+    node.deploy_wat("at", &answers(1000), limit);
+    assert_eq!(node.data.get("/at").good().len(), 1000);
+    node.deploy_wat("past", &answers(1001), limit);
+    node.data.get("/past").problem(502, "response-too-large");
+    let writes =
+        |len: usize| command(&format!("(func (export \"_start\") (call $write (i32.const 1) (i32.const 0) (i32.const {len})))"));
+    node.deploy_wat("command", &writes(1001), limit);
+    node.data.get("/command").problem(502, "response-too-large");
+}
+
+#[test]
+fn a_large_answer_stays_out_of_the_daemons_memory() {
+    const GIB: usize = 1 << 30;
+    let node = Node::start(&[]);
+    let code = "(local $left i32) (call $stream) (local.set $left (i32.const 16384))
+        (loop $more
+          (if (call $body_write (i32.const 0) (i32.const 65536)) (then unreachable))
+          (br_if $more (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))";
+    // 1 GiB is what a response may have; only the time is raised, for slow machines.
+    node.deploy_wat("a", &does(code), "[limits]\ncpu = \"10m\"\nwall = \"10m\"\n");
+    let mut conn = node.data.connect();
+    conn.request("GET", "/a", &[], b"");
+    let head = conn.head();
+    let mut len = 0;
+    assert!(conn.body(&head, |piece| len += piece.len()), "{len} bytes came");
+    assert_eq!((head.status, len), (200, GIB));
+    let peak = node.peak_memory() as usize;
+    assert!(peak < 200 * MIB, "{} MiB", peak / MIB);
+}
+
+#[test]
+fn a_reader_that_stops_holds_its_guest_back() {
+    let node = Node::start(&[]);
+    // Logs once for each MiB that was taken from it.
+    let code = "(local $left i32)
+        (i32.store8 (i32.const 65530) (i32.const 109))
+        (call $stream)
+        (local.set $left (i32.const 16384))
+        (loop $more
+          (if (call $body_write (i32.const 0) (i32.const 65536)) (then unreachable))
+          (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+          (if (i32.eqz (i32.rem_u (local.get $left) (i32.const 16))) (then (call $log (i32.const 2) (i32.const 65530) (i32.const 1))))
+          (br_if $more (local.get $left)))";
+    node.deploy_wat("a", &does(code), "[limits]\ncpu = \"1h\"\nwall = \"3s\"\nlog = \"1MiB\"\n");
+    let mut conn = node.data.connect();
+    conn.request("GET", "/a", &[], b"");
+    assert_eq!(conn.head().status, 200);
+    // The client reads nothing more: the guest gets as far as the sockets' buffers, and waits until its time is over.
+    eventually("its time is over", || node.faults("wall-deadline") == 1);
+    let taken = node.logs("a").iter().filter(|(source, _, _)| source == "log").count();
+    assert!(taken < 64, "{taken} MiB were taken though nobody read");
+    assert!((node.peak_memory() as usize) < 200 * MIB);
+}
+
+/// More than the sockets between two processes hold.
+const LARGE: usize = 40 * MIB;
+
+/// A handler that answers with [`LARGE`] bytes at once.
+fn large() -> String {
+    let code = format!(
+        "(func (export \"hob_handle\")
+           (call $record (i32.const 0) (i32.const 200) (i32.const {LARGE}))
+           (call $respond (i32.const 32768) (i32.const {})))",
+        LARGE + 12
+    );
+    handler_with("(memory (export \"memory\") 700)", &code)
+}
+
+#[test]
+fn a_large_answer_keeps_its_place_until_it_was_taken() {
+    let node = Node::start(&["engine.instances_max=1", "engine.instance_wait=0s"]);
+    node.deploy_wat("a", &large(), "[limits]\nconcurrency = 1\nqueue = 0\nwall = \"1h\"\n");
+    node.deploy_wat("small", &says("small"), "");
+    for ends_well in [true, false] {
+        let mut conn = node.data.connect();
+        conn.request("GET", "/a", &[], b"");
+        let head = conn.head();
+        assert_eq!((head.status, head.header("content-length")), (200, Some(LARGE.to_string().as_str())));
+        assert_eq!(node.occupancy("a"), (1, 0));
+        node.data.get("/a").problem(429, "concurrency");
+        node.data.get("/small").problem(503, "overloaded");
+        if ends_well {
+            assert!(conn.body(&head, |_| ()), "all of it came");
+        } else {
+            drop(conn);
+        }
+        eventually("its place is free", || node.occupancy("a") == (0, 0));
+        node.data.get("/small").ok();
+    }
+    // By the control port too, and without a body.
+    assert_eq!(node.control.get("/v1/functions/a/invoke").good().len(), LARGE);
+    eventually("its place is free", || node.occupancy("a") == (0, 0));
+    node.data.request("HEAD", "/a", &[], b"").ok();
+    eventually("its place is free", || node.occupancy("a") == (0, 0));
+    assert_eq!(node.faults("wall-deadline"), 0);
+}
+
+#[test]
+fn a_large_answer_is_cut_when_its_time_is_over() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &large(), "[limits]\nconcurrency = 1\nwall = \"2s\"\n");
+    let mut conn = node.data.connect();
+    conn.request("GET", "/a", &[], b"");
+    let head = conn.head();
+    assert_eq!(head.status, 200);
+    eventually("its time is over", || node.faults("wall-deadline") == 1);
+    assert_eq!(node.occupancy("a"), (0, 0), "its place is free, though the client took nothing");
+    assert!(!conn.body(&head, |_| ()), "the rest never comes");
+    assert_eq!(node.inspect("a")["usage"]["faults"]["wall-deadline"], 1);
+    let logs = node.logs("a");
+    assert!(logs.iter().any(|(source, _, text)| source == "host" && text.contains("did not take")), "{logs:?}");
+}
+
+#[test]
+fn a_client_that_leaves_stops_its_guest() {
+    let node = Node::start(&[]);
+    let limit = "[limits]\ncpu = \"1h\"\nwall = \"1h\"\n";
+    let writes = "(call $stream) (loop $more (br_if $more (i32.eqz (call $body_write (i32.const 0) (i32.const 30000)))))";
+    node.deploy_wat("reads", &waits(), limit);
+    node.deploy_wat("writes", &does(writes), limit);
+    node.deploy_wat("spins", &does(&format!("(call $stream) {SPINS}")), limit);
+    node.deploy_wat("command", &command(&format!("(func (export \"_start\") {SPINS})")), limit);
+    for name in ["reads", "writes", "spins", "command"] {
+        let mut conn = match name {
+            "reads" => hold(&node, "/reads"),
+            _ => node.data.connect(),
+        };
+        if name != "reads" {
+            conn.request("GET", &format!("/{name}"), &[], b"");
+        }
+        eventually("it runs", || node.occupancy(name) == (1, 0));
+        drop(conn);
+        eventually(&format!("{name} is stopped"), || node.occupancy(name) == (0, 0) && node.metric("hob_instances") == 0);
+    }
+}
+
+#[test]
+fn a_client_that_leaves_with_a_body_that_nobody_reads() {
+    let node = Node::start(&[]);
+    let limit = "[limits]\ncpu = \"1h\"\nwall = \"1h\"\nconcurrency = 1\nqueue_wait = \"60s\"\n";
+    node.deploy_wat("silent", &does(SPINS), limit);
+    node.deploy_wat("streams", &does(&format!("(call $stream) {SPINS}")), limit);
+    for name in ["silent", "streams"] {
+        let running = hold(&node, &format!("/{name}"));
+        eventually("it runs", || node.occupancy(name) == (1, 0));
+        let waiting = hold(&node, &format!("/{name}"));
+        eventually("another waits", || node.occupancy(name) == (1, 1));
+        drop(waiting);
+        eventually("it left the queue", || node.occupancy(name) == (1, 0));
+        drop(running);
+        eventually(&format!("{name} is stopped"), || node.occupancy(name) == (0, 0) && node.metric("hob_instances") == 0);
+    }
+}
+
+#[test]
+fn request_bodies() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &waits(), "[limits]\nrequest_body = \"100KiB\"\n");
+    let at = vec![b'x'; 100 << 10];
+    assert_eq!(number(&node.data.post("/a", &at).good()), 100 << 10);
+    let past = vec![b'x'; (100 << 10) + 1];
+    let reply = node.data.post("/a", &past);
+    let problem = reply.problem(413, "body-too-large");
+    assert!(problem["hint"].as_str().unwrap().contains("request_body"), "{problem}");
+    assert_eq!((reply.header("hob-executed"), reply.header("connection")), (Some("0"), Some("close")));
+    // Without announcement it is found when it passes, by whoever reads: a handler, or a command from its standard input.
+    let reads = wat::reads();
+    node.deploy_wat("command", &reads, "[limits]\nrequest_body = \"100KiB\"\n");
+    for name in ["/a", "/command"] {
+        let mut conn = node.data.connect();
+        conn.begin_chunked("POST", name);
+        conn.chunk(&at).unwrap();
+        conn.chunk(b"x").unwrap();
+        conn.reply().problem(413, "body-too-large");
+        let mut conn = node.data.connect();
+        conn.begin_chunked("POST", name);
+        conn.chunk(&at).unwrap();
+        conn.end_chunks();
+        conn.reply().ok();
+    }
+    // A small body is read whole before it is known for whom it is, and counts all the same.
+    node.deploy_wat("none", &waits(), "[limits]\nrequest_body = 0\n");
+    node.data.post("/none", b"x").problem(413, "body-too-large");
+    node.data.post("/none", b"").ok();
+}

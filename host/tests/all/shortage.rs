@@ -1,0 +1,289 @@
+//! What the system gives no more: descriptors, mappings, memory, room on disk. It degrades what is served, and ends nothing.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use crate::harness::http::Conn;
+use crate::harness::wat::{handler, says, wasm};
+use crate::harness::{Dice, Node, data_dir, eventually, files, serve};
+use crate::templates::start;
+
+/// A node that may have so many descriptors, and whose functions `0`, `1` and so on were deployed in this order.
+fn short_of_descriptors(limit: usize, functions: usize, settings: &[&str]) -> Node {
+    let settings = [&["engine.threads=1", "net.header_timeout=1h"], settings].concat();
+    let node = behind(&format!("ulimit -n {limit};"), &["sh"], &settings);
+    for name in 0..functions {
+        node.deploy_wat(&name.to_string(), &says(&name.to_string()), "");
+    }
+    node
+}
+
+/// Opens connections until the node has no descriptor left. The first can be used.
+fn take_all_descriptors(node: &Node, limit: usize) -> Vec<Conn> {
+    // It may have inherited some above its limit.
+    let number =
+        |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().to_str().unwrap().parse::<usize>().unwrap();
+    let count = || {
+        let all = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap();
+        all.map(number).filter(|number| *number < limit).count()
+    };
+    let mut conns = vec![node.data.connect()];
+    conns[0].request("GET", "/nothing", &[], b"");
+    conns[0].reply().problem(404, "not-found");
+    // What the deploys left closes late, so it must be none for a while.
+    let mut times = 0;
+    eventually("none is left", || {
+        times = if count() < limit { 0 } else { times + 1 };
+        if times == 0 {
+            conns.push(node.data.connect());
+        }
+        times == 20
+    });
+    conns
+}
+
+#[test]
+fn out_of_descriptors_half_of_the_templates_are_given_up() {
+    const LIMIT: usize = 100;
+    let node = short_of_descriptors(LIMIT, 12, &["engine.templates_max=8"]);
+    assert!(node.stderr().contains("templates in memory at most"), "{}", node.stderr());
+    let mut conns = take_all_descriptors(&node, LIMIT);
+    conns[0].request("GET", "/0", &[], b"");
+    let reply = conns[0].reply().ok();
+    assert_eq!((reply.text().as_str(), reply.header("hob-start")), ("0", Some("stored")));
+    // Those that were used last stayed.
+    conns[0].request("GET", "/11", &[], b"");
+    assert_eq!(conns[0].reply().ok().header("hob-start"), Some("resident"));
+    drop(conns);
+    eventually("the control port answers again", || node.control.try_connect().is_ok());
+    assert_eq!(node.metric("hob_templates"), 5);
+}
+
+#[test]
+fn out_of_descriptors_with_nothing_to_give_up_is_503() {
+    const LIMIT: usize = 100;
+    let node = short_of_descriptors(LIMIT, 2, &["engine.templates_max=1"]);
+    let mut conns = take_all_descriptors(&node, LIMIT);
+    // Loading takes two descriptors for a moment, and giving up the one template leaves one.
+    conns[0].request("GET", "/0", &[], b"");
+    let reply = conns[0].reply();
+    reply.problem(503, "overloaded");
+    assert!(reply.header("retry-after").is_some());
+    drop(conns);
+    assert_eq!(start(&node, "0", "0"), "stored");
+    assert_eq!(node.metric("hob_artifacts_corrupt_total"), 0, "nothing was wrong with its artifact");
+}
+
+#[test]
+fn the_limit_of_descriptors_bounds_the_templates() {
+    const LIMIT: usize = 100;
+    let node = short_of_descriptors(LIMIT, 30, &[]);
+    assert_eq!(node.metric("hob_templates"), LIMIT as u64 / 4);
+    for name in 0..30 {
+        assert_eq!(start(&node, &name.to_string(), &name.to_string()), "stored", "{name}");
+    }
+    assert!(node.stderr().contains("the limit of open files"), "{}", node.stderr());
+}
+
+/// Bounds what the node has of `resource` from now on; `None` lifts the bound.
+fn bound(node: &Node, resource: Resource, bytes: Option<u64>) {
+    let pid = Pid::from_raw(node.pid().try_into().unwrap());
+    prlimit(pid, resource, Rlimit { current: bytes, maximum: None }).unwrap();
+}
+
+/// A node that is started by a line of shell in front of its own command, with arguments from `$1` on and its folder as `$0`.
+fn behind(line: &str, shell: &[&str], settings: &[&str]) -> Node {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let hob = serve(&data_dir(&dir));
+    let mut command = Command::new(shell[0]);
+    command
+        .args(&shell[1..])
+        .arg("-c")
+        .arg(format!("{line} exec \"$@\""))
+        .arg(dir.path())
+        .arg(hob.get_program())
+        .args(hob.get_args());
+    for setting in settings {
+        command.args(["--set", setting]);
+    }
+    Node::run(command, dir).unwrap()
+}
+
+/// Addresses that the node has reserved, in bytes.
+fn addresses(node: &Node) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// A handler that answers with `text`, and whose snapshot has 256 MiB, most of them holes.
+fn sparse(text: &str) -> String {
+    let len = text.len();
+    handler(&format!(
+        "(func (export \"hob_init\")
+           (if (i32.eq (memory.grow (i32.const 4095)) (i32.const -1)) (then unreachable))
+           (i32.store8 (i32.const 268435455) (i32.const 1)))
+         (data (i32.const 0) \"{text}\")
+         (func (export \"hob_handle\") (call $answer (i32.const 200) (i32.const 0) (i32.const {len})))"
+    ))
+}
+
+#[test]
+fn a_template_that_cannot_be_mapped_is_503_until_it_can() {
+    let node = Node::start(&["engine.threads=1", "engine.templates_max=2"]);
+    node.deploy_wat("sparse", &sparse("sparse"), "snapshot = \"required\"\n[limits]\nmemory = \"257MiB\"\n");
+    for name in ["a", "b"] {
+        node.deploy_wat(name, &says(name), "");
+    }
+    // Room for whatever the node itself needs, and none for 256 MiB more.
+    bound(&node, Resource::As, Some(addresses(&node) + (192 << 20)));
+    for _ in 0..3 {
+        let reply = node.data.get("/sparse");
+        let problem = reply.problem(503, "overloaded");
+        assert!(problem["detail"].as_str().unwrap().contains("mappings"), "{problem}");
+        assert!(reply.header("retry-after").is_some());
+    }
+    // Half of the templates were given up each time; they come back.
+    for name in ["a", "b"] {
+        assert_eq!((start(&node, name, name).as_str(), start(&node, name, name).as_str()), ("stored", "resident"), "{name}");
+    }
+    bound(&node, Resource::As, None);
+    assert_eq!(start(&node, "sparse", "sparse"), "stored");
+    assert_eq!(node.metric("hob_artifacts_corrupt_total"), 0, "nothing was wrong with its artifact");
+}
+
+#[test]
+fn an_instance_that_cannot_be_mapped_is_503_until_it_can() {
+    let node = Node::start(&["engine.threads=1"]);
+    for name in ["a", "b"] {
+        node.deploy_wat(name, &says(name), "");
+    }
+    // No memory may be mapped for writing any more, not even in place of memory that is.
+    bound(&node, Resource::Data, Some(4096));
+    for name in ["a", "b", "a", "b"] {
+        let reply = node.data.get(&format!("/{name}"));
+        assert_eq!((reply.status(), reply.header("hob-error")), (503, Some("overloaded")), "{}", reply.text());
+        assert!(reply.header("retry-after").is_some());
+    }
+    bound(&node, Resource::Data, None);
+    for name in ["a", "b", "a", "b"] {
+        assert_eq!(start(&node, name, name), "resident", "{name}");
+    }
+    eventually("no instance is left", || node.metric("hob_instances") == 0);
+}
+
+#[test]
+fn a_deploy_without_descriptors_is_503_and_leaves_nothing() {
+    const LIMIT: usize = 100;
+    let node = short_of_descriptors(LIMIT, 1, &[]);
+    // A deploy that is refused before its body was read ends its connection.
+    let connect = || {
+        let mut conn = node.control.connect();
+        conn.request("GET", "/readyz", &[], b"");
+        conn.reply().ok();
+        conn
+    };
+    let deploy = |mut conn: Conn, name: &str| {
+        conn.request("PUT", &format!("/v1/functions/{name}"), &[("content-type", "application/wasm")], &wasm(&says("new")));
+        conn.reply()
+    };
+    let deploys = ["0", "new"].map(|name| (connect(), name));
+    let conns = take_all_descriptors(&node, LIMIT);
+    for (conn, name) in deploys {
+        let reply = deploy(conn, name);
+        reply.problem(503, "overloaded");
+        assert!(reply.header("retry-after").is_some());
+    }
+    drop(conns);
+    eventually("the control port answers again", || node.control.try_connect().is_ok());
+    assert_eq!(start(&node, "0", "0"), "resident");
+    assert_eq!(node.files("staging").len(), 0);
+    assert_eq!(deploy(connect(), "new").status(), 201);
+}
+
+const MIB: usize = 1 << 20;
+
+/// A function whose upload and native code have some 4 MiB each, and whose snapshot has 8: nothing in it can be compressed.
+fn swells() -> Vec<u8> {
+    let mut wasm = wasm(&handler(
+        "(func (export \"hob_init\") (local $at i32) (local $x i64)
+           (drop (memory.grow (i32.const 64)))
+           (local.set $x (i64.const 88172645463325252))
+           (loop $more
+             (local.set $x (i64.xor (local.get $x) (i64.shl (local.get $x) (i64.const 13))))
+             (local.set $x (i64.xor (local.get $x) (i64.shr_u (local.get $x) (i64.const 7))))
+             (local.set $x (i64.xor (local.get $x) (i64.shl (local.get $x) (i64.const 17))))
+             (i64.store (i32.add (local.get $at) (i32.const 65536)) (local.get $x))
+             (local.set $at (i32.add (local.get $at) (i32.const 8)))
+             (br_if $more (i32.lt_u (local.get $at) (i32.const 4194304)))))
+         (func (export \"hob_handle\") (call $number (i32.const 1)))",
+    ));
+    let mut dice = Dice::new(1);
+    let noise: Vec<u8> = (0..4 * MIB).map(|_| dice.below(256) as u8).collect();
+    wasm_encoder::Section::append_to(&wasm_encoder::CustomSection { name: "noise".into(), data: noise.into() }, &mut wasm);
+    wasm
+}
+
+/// Deploys a function, and another revision of it for whose snapshot there is no room after `fill`; `folder`: the data directory.
+#[track_caller]
+fn check_no_room(node: &Node, folder: &Path, fill: impl FnOnce()) {
+    node.deploy_wat("a", &says("old"), "");
+    let all = || {
+        let kept = ["wasm", "snapshots", "artifacts", "staging"].map(|name| files(&folder.join(name)));
+        (kept, node.metric("hob_data_bytes"))
+    };
+    let before = all();
+    assert_eq!(before.0.each_ref().map(Vec::len), [1, 0, 1, 0]);
+    fill();
+    for _ in 0..2 {
+        node.deploy("a", &swells(), "snapshot = \"required\"").problem(507, "storage-full");
+        assert_eq!(start(node, "a", "old"), "resident");
+        eventually("nothing is left of it", || all() == before);
+    }
+}
+
+#[test]
+fn a_snapshot_past_the_room_of_the_node_is_507() {
+    let node = Node::start(&["data.bytes_max=13MiB"]);
+    check_no_room(&node, &node.data_dir(), || {});
+    let node = Node::start(&["data.bytes_max=18MiB"]);
+    assert_eq!(node.deploy("a", &swells(), "snapshot = \"required\"").status(), 201);
+}
+
+#[test]
+fn a_snapshot_past_what_a_file_may_have_is_507() {
+    // Without the signal, passing the bound is an error as any other.
+    let node = behind("trap '' XFSZ;", &["sh"], &[]);
+    check_no_room(&node, &node.data_dir(), || {
+        let pid = Pid::from_raw(node.pid().try_into().unwrap());
+        let bytes = Some(6 << 20);
+        prlimit(pid, Resource::Fsize, Rlimit { current: bytes, maximum: bytes }).unwrap();
+    });
+}
+
+#[test]
+fn a_snapshot_past_a_full_file_system_is_507() {
+    const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
+    const MOUNT: &str = "mount -t tmpfs -o size=64m tmpfs \"$0\" &&";
+    let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        // The macros that print would show it only if the test failed.
+        std::io::stderr().write_all(b"skipped: a full file system needs unshare and user namespaces\n").unwrap();
+        return;
+    }
+    let node = behind(MOUNT, &SHELL, &[]);
+    // The file system is the node's alone.
+    let folder = PathBuf::from(format!("/proc/{}/root{}", node.pid(), node.data_dir().display()));
+    check_no_room(&node, &folder, || {
+        let room = rustix::fs::statvfs(&folder).unwrap();
+        let free = usize::try_from(room.f_bavail * room.f_frsize).unwrap();
+        // For the upload, the native code and half of the snapshot.
+        std::fs::write(folder.join("others"), vec![1; free - 12 * MIB]).unwrap();
+    });
+    std::fs::remove_file(folder.join("others")).unwrap();
+    assert_eq!(node.deploy("a", &swells(), "snapshot = \"required\"").status(), 200);
+}
