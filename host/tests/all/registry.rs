@@ -264,6 +264,17 @@ fn a_folder_that_cannot_be() {
 }
 
 #[test]
+fn a_folder_named_from_where_the_daemon_is_started() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let mut command = serve("some/where".as_ref());
+    command.current_dir(&*dir);
+    let node = Node::run(command, dir.clone()).unwrap();
+    node.deploy_wat("a", &says("here"), "");
+    assert_eq!(node.data.get("/a").ok().text(), "here");
+    assert!(dir.path().join("some/where/format").exists());
+}
+
+#[test]
 fn a_port_that_is_in_use() {
     let node = Node::start(&[]);
     for setting in [format!("net.addr={}", node.data.addr), format!("net.control={}", node.control.addr)] {
