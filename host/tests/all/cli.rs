@@ -215,7 +215,10 @@ fn invoke_tells_faults_by_its_exit_code_and_logs_shows_why() {
 
 #[test]
 fn without_a_daemon_the_exit_code_is_5() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Held without being listened on: nobody answers there, and no other test gets it.
+    let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    held.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let free = held.local_addr().unwrap().as_socket().unwrap();
     let (_, stderr) = check(&hob(&["ls", "--server", &format!("http://{free}")]).output().unwrap(), 5);
     assert!(stderr.contains("next: hob serve"), "{stderr}");
     check(&hob(&["ls", "--server", "https://127.0.0.1:1"]).output().unwrap(), 2);

@@ -195,12 +195,12 @@ fn a_command_that_fails_after_its_head_was_sent() {
     let writes = |end: &str| {
         command(&format!("(func (export \"_start\") (call $write (i32.const 1) (i32.const 0) (i32.const 80000)) {end})"))
     };
-    for (name, end, code) in [
-        ("traps", "unreachable", "guest-trap"),
-        ("exits", "(call $proc_exit (i32.const 3))", "guest-exit"),
-        ("spins", SPINS, "cpu-deadline"),
+    for (name, end, code, cpu) in [
+        ("traps", "unreachable", "guest-trap", "1h"),
+        ("exits", "(call $proc_exit (i32.const 3))", "guest-exit", "1h"),
+        ("spins", SPINS, "cpu-deadline", "1s"),
     ] {
-        node.deploy_wat(name, &writes(end), "[limits]\ncpu = \"200ms\"\n");
+        node.deploy_wat(name, &writes(end), &format!("[limits]\ncpu = \"{cpu}\"\nwall = \"1h\"\n"));
         let reply = node.data.get(&format!("/{name}"));
         assert_eq!((reply.status(), reply.header("transfer-encoding")), (200, Some("chunked")), "{name}");
         assert!(!reply.whole && reply.body.len() <= 80_000, "{name}: {} bytes", reply.body.len());
@@ -218,7 +218,6 @@ fn a_command_that_fails_after_its_head_was_sent() {
 #[test]
 fn a_handler_that_fails_after_its_head_was_sent() {
     let node = Node::start(&[]);
-    let limit = "[limits]\ncpu = \"200ms\"\nwall = \"500ms\"\nresponse_body = \"100KiB\"\n";
     // What comes in one go with the head can still become a status; so the head goes first, and the rest waits for the client.
     let write = "(call $stream) (drop (call $body_write (i32.const 0) (i32.const 5))) (drop (call $drain))";
     let much = "(loop $more (br_if $more (i32.eqz (call $body_write (i32.const 0) (i32.const 30000)))))";
@@ -230,7 +229,10 @@ fn a_handler_that_fails_after_its_head_was_sent() {
         ("outside", "(drop (call $body_write (i32.const 65535) (i32.const 2)))", "guest-bad-call"),
         ("much", much, "response-too-large"),
     ] {
-        node.deploy_wat(name, &does(&format!("{write} {end}")), limit);
+        let cpu = if name == "spins" { "1s" } else { "1h" };
+        let wall = if name == "waits" { "3s" } else { "1h" };
+        let limit = format!("[limits]\ncpu = \"{cpu}\"\nwall = \"{wall}\"\nresponse_body = \"100KiB\"\n");
+        node.deploy_wat(name, &does(&format!("{write} {end}")), &limit);
         let mut conn = hold(&node, &format!("/{name}"));
         let head = conn.head();
         assert_eq!((head.status, head.header("transfer-encoding")), (200, Some("chunked")), "{name}");
@@ -410,8 +412,8 @@ fn a_reader_that_stops_holds_its_guest_back() {
           (local.set $left (i32.sub (local.get $left) (i32.const 1)))
           (if (i32.eqz (i32.rem_u (local.get $left) (i32.const 16))) (then (call $log (i32.const 2) (i32.const 65530) (i32.const 1))))
           (br_if $more (local.get $left)))";
-    node.deploy_wat("a", &does(code), "[limits]\ncpu = \"1h\"\nwall = \"3s\"\nlog = \"1MiB\"\n");
-    let mut conn = node.data.connect();
+    node.deploy_wat("a", &does(code), "[limits]\ncpu = \"1h\"\nwall = \"5s\"\nlog = \"1MiB\"\n");
+    let mut conn = node.data.connect_narrow();
     conn.request("GET", "/a", &[], b"");
     assert_eq!(conn.head().status, 200);
     // The client reads nothing more: the guest gets as far as the sockets' buffers, and waits until its time is over.
@@ -421,7 +423,7 @@ fn a_reader_that_stops_holds_its_guest_back() {
     assert!((node.peak_memory() as usize) < 200 * MIB);
 }
 
-/// More than the sockets between two processes hold.
+/// More than the sockets between a node and a narrow client hold.
 const LARGE: usize = 40 * MIB;
 
 /// A handler that answers with [`LARGE`] bytes at once.
@@ -441,7 +443,7 @@ fn a_large_answer_keeps_its_place_until_it_was_taken() {
     node.deploy_wat("a", &large(), "[limits]\nconcurrency = 1\nqueue = 0\nwall = \"1h\"\n");
     node.deploy_wat("small", &says("small"), "");
     for ends_well in [true, false] {
-        let mut conn = node.data.connect();
+        let mut conn = node.data.connect_narrow();
         conn.request("GET", "/a", &[], b"");
         let head = conn.head();
         assert_eq!((head.status, head.header("content-length")), (200, Some(LARGE.to_string().as_str())));
@@ -467,8 +469,8 @@ fn a_large_answer_keeps_its_place_until_it_was_taken() {
 #[test]
 fn a_large_answer_is_cut_when_its_time_is_over() {
     let node = Node::start(&[]);
-    node.deploy_wat("a", &large(), "[limits]\nconcurrency = 1\nwall = \"2s\"\n");
-    let mut conn = node.data.connect();
+    node.deploy_wat("a", &large(), "[limits]\nconcurrency = 1\nwall = \"5s\"\n");
+    let mut conn = node.data.connect_narrow();
     conn.request("GET", "/a", &[], b"");
     let head = conn.head();
     assert_eq!(head.status, 200);
