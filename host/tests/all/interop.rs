@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::cli::hob;
+use crate::cli::{file, hob};
 use crate::harness::examples::guest;
 use crate::harness::http::Reply;
-use crate::harness::wat::wasm;
+use crate::harness::wat::{self, wasm};
 use crate::harness::{Dice, Node, compiled};
 
 /// Deploys the guest of this name as it was built, and returns its kind.
@@ -85,6 +85,24 @@ fn a_function_of_spin_for_http_03() {
     let node = Node::start(&[]);
     assert_eq!(deploy(&node, "spin7"), "http-0.3");
     assert_eq!(node.data.post("/spin7/a/b", b"body").ok().text(), "POST /a/b");
+}
+
+#[test]
+fn a_program_of_the_first_preview() {
+    let text = wat::command(
+        r#"(data (i32.const 0) "old\n")
+           (func (export "_start")
+             (if (call $environ_sizes_get (i32.const 64) (i32.const 68)) (then unreachable))
+             (call $write (i32.const 1) (i32.const 0) (i32.const 4))
+             (call $proc_exit (i32.load8_u (i32.const 128))))"#,
+    );
+    let text = text.replace("wasi_snapshot_preview1", "wasi_unstable");
+    let node = Node::start(&[]);
+    assert_eq!(node.deploy_wat("old", &text, "").json()["kind"], "command");
+    assert_eq!(node.data.get("/old").ok().text(), "old\n");
+    let (_dir, path) = file("old.wasm", &wasm(&text.replace("\"old\\n\")", "\"old\\n\") (data (i32.const 128) \"\\ff\")")));
+    let output = hob(&["run", path.to_str().unwrap()]).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(255), &b"old\n"[..]), "{output:?}");
 }
 
 /// A command that answers with its arguments and its input in capitals, and fails when that is `fail`.
