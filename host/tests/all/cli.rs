@@ -65,7 +65,9 @@ fn run_passes_streams_arguments_and_the_exit_code() {
 fn run_tells_traps_deadlines_and_odd_files_apart() {
     let start = |code: &str| wasm(&command(&format!(r#"(func (export "_start") {code})"#)));
     let (dir, traps) = file("traps.wasm", &start("unreachable"));
-    check(&hob(&["run", traps.to_str().unwrap()]).output().unwrap(), 6);
+    let (_, stderr) = check(&hob(&["run", traps.to_str().unwrap()]).output().unwrap(), 6);
+    // There is no daemon that could be asked for its log: what is in it is here.
+    assert!(stderr.contains("wasm backtrace") && !stderr.contains("hob logs"), "{stderr}");
     let (_dir, spins) = file("spins.wasm", &start(SPINS));
     check(&hob(&["run", "--limit", "cpu=50ms", spins.to_str().unwrap()]).output().unwrap(), 124);
     check(&hob(&["run", "--limit", "cpu", spins.to_str().unwrap()]).output().unwrap(), 2);
@@ -152,6 +154,31 @@ fn run_serves_what_is_no_command_until_a_signal() {
     let addr = held.local_addr().unwrap().to_string();
     let (_, stderr) = check(&hob(&["run", "--addr", &addr, handler.to_str().unwrap()]).output().unwrap(), 1);
     assert!(stderr.contains("next: hob run --addr 127.0.0.1:0"), "{stderr}");
+}
+
+#[test]
+fn run_shows_what_a_served_function_logs() {
+    let text = wat::handler(
+        r#"(data (i32.const 0) "heard") (func (export "hob_handle") (call $log (i32.const 2) (i32.const 0) (i32.const 5)) unreachable)"#,
+    );
+    let (_dir, path) = file("speaks.wasm", &wasm(&text));
+    let mut child = hob(&["run", "--addr", "127.0.0.1:0", path.to_str().unwrap()]).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    let addr = line.trim().split("http://").nth(1).unwrap_or_else(|| panic!("{line}"));
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("hob-error: guest-trap"), "{answer}");
+    signal(&child, Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    for word in [" heard\n", "wasm backtrace", "guest-trap: "] {
+        assert!(log.contains(word), "{word}: {log}");
+    }
 }
 
 #[test]
