@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 use crate::limits::{parse_bytes, parse_time};
+use crate::manifest;
 
 /// A number of bytes, written `64MiB` or plain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -282,11 +283,11 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the key and what was expected.
     pub fn read(text: &str, settings: &[String]) -> Result<Self, ConfigError> {
-        let mut table: Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax(e.to_string()))?;
+        let mut table: Table = text.parse().map_err(|error| ConfigError::Syntax(manifest::syntax(text, &error)))?;
         for setting in settings {
             apply(&mut table, setting)?;
         }
-        let config = Self::deserialize(table).map_err(|e| ConfigError::Syntax(e.to_string().trim_end().into()))?;
+        let config = Self::deserialize(table).map_err(|error| ConfigError::Syntax(in_one_line(&error)))?;
         config.check()?;
         Ok(config)
     }
@@ -360,6 +361,15 @@ impl Config {
             IpAddr::V4(ip) => !ip.is_loopback(),
             IpAddr::V6(ip) => !ip.is_loopback(),
         }
+    }
+}
+
+/// Where a value stands, and what is wrong with it. `toml` says where last, on a line of its own.
+fn in_one_line(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    match text.trim_end().rsplit_once("\nin ") {
+        Some((wrong, place)) => format!("{place}: {wrong}"),
+        None => text.trim_end().into(),
     }
 }
 
@@ -497,6 +507,8 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_wrong_types_are_named() {
+        let error = Config::read("[net]\nx = \n", &[]).unwrap_err().to_string();
+        assert!(error.contains("line 2, column 5: ") && !error.contains('\n'), "{error}");
         for (bad, word) in [
             ("net.hedaer_timeout=1s", "hedaer_timeout"),
             ("net.header_timeout=5", "a time"),
@@ -504,7 +516,8 @@ mod tests {
             ("data.bytes_max=lots", "bytes"),
         ] {
             let error = set(bad).unwrap_err().to_string();
-            assert!(error.contains(word), "{bad}: {error}");
+            let table = bad.split_once('.').unwrap().0;
+            assert!(error.contains(word) && error.contains(&format!(": `{table}")) && !error.contains('\n'), "{bad}: {error}");
         }
         assert!(matches!(set("nothing"), Err(ConfigError::Setting(_))) && matches!(set("a=b"), Err(ConfigError::Setting(_))));
     }

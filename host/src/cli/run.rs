@@ -216,15 +216,18 @@ fn show_log(node: &Node, manifest: &Manifest) -> Result<Receiver<Infallible>, Fa
 /// Opens the file, if it can be one that holds a module.
 fn open(path: &Path) -> Result<File, Failure> {
     let shown = path.display();
-    let missing = || format!("cannot open '{shown}'");
+    let missing = |error: std::io::Error| {
+        let exit = if error.kind() == std::io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Failure };
+        Failure::from(error).context(format!("cannot open '{shown}'")).exit(exit).next("hob run --help")
+    };
     // Looked at first, because opening a pipe waits for its other end.
-    let meta = std::fs::metadata(path).with_context(missing).map_err(next("hob run --help"))?;
+    let meta = std::fs::metadata(path).map_err(missing)?;
     let refuse = |what: &str| Err(Failure::new(Exit::Failure, format!("'{shown}' {what}")).next("hob run --help"));
     match meta.len() {
         _ if meta.is_dir() => refuse("is a folder, not a Wasm file"),
         _ if !meta.is_file() => refuse("is a device or pipe, not a Wasm file"),
         len if len > FILE_LEN_MAX => refuse("has more than 1 GiB"),
-        _ => File::open(path).with_context(missing).map_err(next("hob run --help")),
+        _ => File::open(path).map_err(missing),
     }
 }
 
@@ -337,8 +340,8 @@ mod tests {
     #[test]
     fn odd_files_are_refused_in_a_sentence() {
         let temp = tempfile::tempdir().unwrap();
-        for path in [Path::new("/nonexistent.wasm"), temp.path(), Path::new("/dev/null")] {
-            assert_eq!(open(path).map(drop).unwrap_err().code(), 1, "{}", path.display());
+        for (path, code) in [(Path::new("/nonexistent.wasm"), 3), (temp.path(), 1), (Path::new("/dev/null"), 1)] {
+            assert_eq!(open(path).map(drop).unwrap_err().code(), code, "{}", path.display());
         }
     }
 }

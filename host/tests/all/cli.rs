@@ -73,7 +73,8 @@ fn run_tells_traps_deadlines_and_odd_files_apart() {
     check(&hob(&["run", "--limit", "cpu", spins.to_str().unwrap()]).output().unwrap(), 2);
     let (_dir, text) = file("text.wasm", b"hello");
     let (_dir, empty) = file("empty.wasm", b"");
-    for odd in [Path::new("/nonexistent.wasm"), dir.path(), &text, &empty, Path::new("/dev/null")] {
+    check(&hob(&["run", "/nonexistent.wasm"]).output().unwrap(), 3);
+    for odd in [dir.path(), &text, &empty, Path::new("/dev/null")] {
         let (stdout, stderr) = check(&hob(&["run", odd.to_str().unwrap()]).output().unwrap(), 1);
         assert!(stdout.is_empty() && !stderr.contains("panicked"), "{stderr}");
     }
