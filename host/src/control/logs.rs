@@ -33,7 +33,8 @@ pub(super) struct Wanted {
 #[utoipa::path(get, path = "/v1/functions/{name}/logs",
     params(("name" = String, Path), ("tail" = Option<usize>, Query, description = "how many; 100 when absent"),
         ("follow" = Option<bool>, Query, description = "go on with new entries as server-sent events, each a LogEntry")),
-    responses((status = 200, body = LogList), (status = 404, body = Problem)))]
+    responses((status = 200, description = "with `follow=true` events without end", content((LogList = "application/json"), (String = "text/event-stream"))),
+        (status = 400, body = Problem), (status = 404, body = Problem)))]
 pub(super) async fn logs(
     State(control): State<Control>,
     Name(name): Name,

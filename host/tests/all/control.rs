@@ -234,6 +234,8 @@ fn every_refusal_is_counted_once_by_its_code() {
 
 #[test]
 fn the_description_lists_every_route() {
+    // In the order of their names.
+    const METHODS: [&str; 7] = ["delete", "get", "head", "options", "patch", "post", "put"];
     let node = Node::start(&[]);
     let reply = node.control.get("/openapi.json").ok();
     assert_eq!(reply.header("content-type"), Some("application/json"));
@@ -245,16 +247,33 @@ fn the_description_lists_every_route() {
         ("/v1/functions/{name}/revisions", &["get"]),
         ("/v1/functions/{name}/rollback", &["post"]),
         ("/v1/functions/{name}/logs", &["get"]),
-        ("/v1/functions/{name}/invoke", &["post"]),
-        ("/v1/functions/{name}/invoke/{path}", &["post"]),
+        ("/v1/functions/{name}/invoke", &METHODS),
+        ("/v1/functions/{name}/invoke/{path}", &METHODS),
         ("/livez", &["get"]),
         ("/readyz", &["get"]),
         ("/metrics", &["get"]),
     ];
+    let mut ids = std::collections::BTreeSet::new();
     for (path, methods) in expected {
-        let have: Vec<_> = paths[path].as_object().unwrap().keys().map(String::as_str).collect();
-        assert!(methods.iter().all(|method| have.contains(method)), "{path}: {have:?}");
+        let operations = paths[path].as_object().unwrap();
+        assert_eq!(operations.keys().map(String::as_str).collect::<Vec<_>>(), methods, "{path}");
+        for (method, operation) in operations {
+            assert!(operation["operationId"].as_str().is_some_and(|id| ids.insert(id)), "{method} {path}: {operation}");
+            let responses = operation["responses"].as_object().unwrap();
+            assert!(responses.contains_key("default"), "{method} {path}");
+            for (status, response) in responses {
+                assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path} {status}");
+                // As it comes, and as every refusal does.
+                let is_problem =
+                    response["content"]["application/problem+json"]["schema"]["$ref"] == "#/components/schemas/Problem";
+                assert_eq!(is_problem, !status.starts_with('2'), "{method} {path} {status}: {response}");
+            }
+        }
     }
+    let upload = paths["/v1/functions/{name}"]["put"]["requestBody"]["content"].as_object().unwrap();
+    assert!(upload.contains_key("application/wasm") && upload.contains_key("multipart/form-data"), "{upload:?}");
+    let logs = paths["/v1/functions/{name}/logs"]["get"]["responses"]["200"]["content"].as_object().unwrap();
+    assert_eq!(logs.keys().collect::<Vec<_>>(), ["application/json", "text/event-stream"]);
     assert_eq!(paths.len(), expected.len(), "{:?}", paths.keys());
     // What is described is there: no route answers that it does not exist.
     node.deploy_wat("a", &says("a"), "");
