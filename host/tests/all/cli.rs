@@ -158,6 +158,66 @@ fn run_serves_what_is_no_command_until_a_signal() {
 }
 
 #[test]
+fn run_grants_what_it_is_told_to_and_no_more() {
+    let guest = guest("reach2");
+    let run = |grant: &[&str], args: &[&str]| {
+        let mut command = hob(&[&["run"], grant, &[guest.to_str().unwrap()], args].concat());
+        // Nothing of the program's own environment is the guest's.
+        command.env("SECRET", "kept").output().unwrap()
+    };
+    let granted = |grant: &[&str], args: &[&str]| check(&run(grant, args), 0).0;
+    // The guest's own words and exit code, whatever it makes of a refusal.
+    let refused = |grant: &[&str], args: &[&str]| {
+        let output = run(grant, args);
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b""[..]), "{args:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).starts_with("Error: "), "{args:?}: {output:?}");
+    };
+    assert_eq!(granted(&["--env", "A=b=c", "--env", "D=e"], &["env", "A"]), "b=c");
+    refused(&["--env", "A=b"], &["env", "SECRET"]);
+
+    let host = tempfile::tempdir().unwrap();
+    let (inside, outside) = (host.path().join("inside"), host.path().join("outside"));
+    std::fs::create_dir(&inside).unwrap();
+    std::fs::write(inside.join("in"), "from the host").unwrap();
+    std::fs::write(&outside, "not granted").unwrap();
+    std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+    let dir = format!("{}::/data", inside.display());
+    assert_eq!(granted(&["--dir", &dir], &["read", "/data/in"]), "from the host");
+    granted(&["--dir", &dir], &["write", "/data/out", "from the guest"]);
+    assert_eq!(std::fs::read_to_string(inside.join("out")).unwrap(), "from the guest");
+    for file in ["/data/../outside", "/data/link", outside.to_str().unwrap()] {
+        refused(&["--dir", &dir], &["read", file]);
+        refused(&["--dir", &dir], &["write", file, "changed"]);
+    }
+    refused(&[], &["read", "/data/in"]);
+    assert_eq!(std::fs::read_to_string(&outside).unwrap(), "not granted");
+    check(&run(&["--dir", "/nonexistent::/data"], &["env", "A"]), 1);
+
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = server.local_addr().unwrap().to_string();
+    refused(&[], &["connect", &addr]);
+    refused(&["--dir", &dir], &["connect", &addr]);
+    let serving = std::thread::spawn(move || server.accept().unwrap().0.write_all(b"from the network").unwrap());
+    assert_eq!(granted(&["--net"], &["connect", &addr]), "from the network");
+    serving.join().unwrap();
+}
+
+#[test]
+fn a_deployed_command_reaches_nothing_outside() {
+    let node = Node::start(&[]);
+    let wasm = std::fs::read(guest("reach2")).unwrap();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let addr = server.local_addr().unwrap().to_string();
+    for args in [["connect", &addr], ["read", "/etc/passwd"], ["env", "PATH"]] {
+        assert!(matches!(node.deploy("a", &wasm, &format!("args = {args:?}\n")).status(), 200 | 201));
+        node.data.get("/a").problem(502, "guest-exit");
+        eventually("it says why in its log", || node.logs("a").iter().any(|(source, _, _)| source == "stderr"));
+    }
+    assert!(server.accept().is_err(), "somebody connected");
+}
+
+#[test]
 fn run_shows_what_a_served_function_logs() {
     let text = wat::handler(
         r#"(data (i32.const 0) "heard") (func (export "hob_handle") (call $log (i32.const 2) (i32.const 0) (i32.const 5)) unreachable)"#,
