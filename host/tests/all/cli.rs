@@ -197,8 +197,16 @@ fn run_grants_what_it_is_told_to_and_no_more() {
     let addr = server.local_addr().unwrap().to_string();
     refused(&[], &["connect", &addr]);
     refused(&["--dir", &dir], &["connect", &addr]);
-    let serving = std::thread::spawn(move || server.accept().unwrap().0.write_all(b"from the network").unwrap());
+    refused(&[], &["get", &addr]);
+    let serving = std::thread::spawn(move || {
+        server.accept().unwrap().0.write_all(b"from the network").unwrap();
+        let mut asked = server.accept().unwrap().0;
+        // The head of a request that has no body.
+        BufReader::new(&asked).lines().find(|line| line.as_ref().unwrap().is_empty()).unwrap().unwrap();
+        asked.write_all(b"HTTP/1.1 418 Teapot\r\ncontent-length: 0\r\n\r\n").unwrap();
+    });
     assert_eq!(granted(&["--net"], &["connect", &addr]), "from the network");
+    assert_eq!(granted(&["--net"], &["get", &addr]), "418");
     serving.join().unwrap();
 }
 
@@ -209,7 +217,7 @@ fn a_deployed_command_reaches_nothing_outside() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     server.set_nonblocking(true).unwrap();
     let addr = server.local_addr().unwrap().to_string();
-    for args in [["connect", &addr], ["read", "/etc/passwd"], ["env", "PATH"]] {
+    for args in [["connect", &addr], ["get", &addr], ["read", "/etc/passwd"], ["env", "PATH"]] {
         assert!(matches!(node.deploy("a", &wasm, &format!("args = {args:?}\n")).status(), 200 | 201));
         node.data.get("/a").problem(502, "guest-exit");
         eventually("it says why in its log", || node.logs("a").iter().any(|(source, _, _)| source == "stderr"));
