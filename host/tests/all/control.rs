@@ -109,6 +109,24 @@ fn what_guests_write_is_one_line_an_entry() {
 }
 
 #[test]
+fn no_guest_writes_to_the_node_s_log() {
+    let mut node = Node::start(&[]);
+    let import = "(import \"wasi_snapshot_preview1\" \"sock_shutdown\" (func $sock_shutdown (param i32 i32) (result i32)))";
+    let calls = does(
+        "(local $n i32)
+         (loop $more
+           (drop (call $sock_shutdown (i32.const 1) (i32.const 0)))
+           (local.set $n (i32.add (local.get $n) (i32.const 1)))
+           (br_if $more (i32.lt_u (local.get $n) (i32.const 100))))
+         (call $number (i32.const 0))",
+    );
+    node.deploy_wat("a", &calls.replacen("(module", &format!("(module {import}"), 1), "");
+    node.data.get("/a").ok();
+    node.stop();
+    assert!(!node.stderr().contains("sock_shutdown"), "{}", node.stderr());
+}
+
+#[test]
 fn a_log_is_a_ring() {
     let node = Node::start(&["logs.function_bytes=4KiB"]);
     node.deploy_wat("a", &logs(), "");
