@@ -335,6 +335,18 @@ fn the_documents_mention_every_limit_key_and_code() {
     report("docs/*.md do not mention, in backticks or as a heading", &missing);
 }
 
+#[test]
+fn every_dependency_says_what_it_is_for() {
+    let text = std::fs::read_to_string(root().join("host/Cargo.toml")).unwrap();
+    let tables = text.split("\n[").filter(|table| table.contains("dependencies]"));
+    let silent: Vec<_> = tables
+        .flat_map(|table| table.lines().zip(table.lines().skip(1)))
+        .filter(|(above, line)| line.contains('=') && !line.starts_with('#') && !above.starts_with("# "))
+        .map(|(_, line)| line.to_owned())
+        .collect();
+    report("dependencies of host/Cargo.toml without a comment above that says what for", &silent);
+}
+
 /// A document without its code: fenced blocks, and what stands between backticks.
 fn prose(text: &str) -> String {
     let mut prose = String::new();

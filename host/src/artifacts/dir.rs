@@ -128,6 +128,7 @@ fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -
 /// A data directory, locked for this process for as long as this value lives.
 #[derive(Debug)]
 pub struct DataDir {
+    /// Absolute: builds get paths below it, and run in another folder.
     path: PathBuf,
     format: u32,
     /// Closing it gives the lock back. Not inherited by children: std opens files with `O_CLOEXEC`.
@@ -144,6 +145,7 @@ impl DataDir {
     /// A few system calls; a new one 3 fsyncs.
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
         create(path)?;
+        let path = &std::path::absolute(path).map_err(io_error("find", path))?;
         // Before the lock, because making the lock's file would change a directory that is refused.
         find_format(path)?;
         check_writable(path)?;
@@ -158,10 +160,10 @@ impl DataDir {
         };
         // A file that was renamed just before a kill is not durable yet, and this start builds on it.
         sync_dir(path).map_err(io_error("sync", path))?;
-        Ok(Self { path: path.into(), format, _lock: lock })
+        Ok(Self { path: path.clone(), format, _lock: lock })
     }
 
-    /// The directory.
+    /// The directory, as an absolute path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

@@ -1,4 +1,4 @@
-//! WASI: preview 1 for core modules, 0.2 and 0.3 for components.
+//! WASI: previews 0 and 1 for core modules, 0.2 and 0.3 for components.
 //!
 //! Owns when WASI's state is made (at the guest's first call, because most handlers never make one) and what is in it.
 //! Without a grant there are no folders and no sockets: each call answers with the interface's own refusal.
@@ -12,22 +12,27 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use rand_core::TryRng;
 use wasmtime::component::Linker as ComponentLinker;
 use wasmtime::{Linker as ModuleLinker, Result, StoreContextMut};
+use wasmtime_wasi::p0;
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
 use wasmtime_wasi::{FsPerms, HostMonotonicClock, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::{Environment, Host};
 use crate::capability::stdio::Stdio;
 
-/// Links `wasi_snapshot_preview1`.
+/// Links `wasi_snapshot_preview1`, and `wasi_unstable`, as it was called before: programs of 2019 and 2020 import that, and
+/// `wasmtime run` takes them.
 ///
 /// # Errors
 /// Only if a name is defined twice: a bug of ours.
-pub fn link_preview1(linker: &mut ModuleLinker<Host>) -> Result<()> {
+pub fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
     p1::add_to_linker_async(linker, Host::preview1)?;
+    p0::add_to_linker_async(linker, Host::preview1)?;
     // wasmtime-wasi 48 turns codes from 126 up into an error without a code; programs have always exited with up to 255.
     linker.allow_shadowing(true);
     let exit = |code: u32| -> Result<()> { Err(I32Exit(code.cast_signed()).into()) };
-    linker.func_wrap("wasi_snapshot_preview1", "proc_exit", exit)?;
+    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
+        linker.func_wrap(preview, "proc_exit", exit)?;
+    }
     linker.allow_shadowing(false);
     Ok(())
 }

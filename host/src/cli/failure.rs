@@ -134,11 +134,17 @@ impl Failure {
     }
 
     fn text(&self) -> String {
-        let mut text = format!("{} {}\n", output::paint(output::Colour::Red, "error:"), clean(&self.error.to_string()));
-        for cause in self.error.chain().skip(1) {
-            text.push_str(&format!("  caused by: {}\n", clean(&cause.to_string())));
+        let mut said = self.error.to_string();
+        let mut text = format!("{} {}\n", output::paint(output::Colour::Red, "error:"), clean(&said));
+        for cause in self.error.chain().skip(1).map(ToString::to_string) {
+            // Many sentences end with their cause.
+            if !said.contains(&cause) {
+                text.push_str(&format!("  caused by: {}\n", clean(&cause)));
+                said = cause;
+            }
         }
-        if let Some(hint) = &self.hint {
+        // Nor is one command named twice.
+        if let Some(hint) = self.hint.as_ref().filter(|hint| !hint.ends_with(&self.next)) {
             text.push_str(&format!("  hint: {}\n", clean(hint)));
         }
         text.push_str(&format!("  next: {}\n", self.next));
@@ -194,5 +200,12 @@ mod tests {
         let error = anyhow::anyhow!("the \x1b[2J bottom").context("the top");
         let text = Failure::from(error).next("hob ls").hint("look").text();
         assert_eq!(text, "error: the top\n  caused by: the \\u{1b}[2J bottom\n  hint: look\n  next: hob ls\n");
+    }
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let error = anyhow::anyhow!("no room").context("cannot write: no room; remove something");
+        let text = Failure::from(error).next("hob ls").hint("list them with: hob ls").text();
+        assert_eq!(text, "error: cannot write: no room; remove something\n  next: hob ls\n");
     }
 }

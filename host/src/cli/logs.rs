@@ -46,7 +46,7 @@ impl Logs {
 }
 
 /// One line: time, level, source, invocation, and the guest's words, never at its start and never in control of the terminal.
-fn show(entry: &LogEntry) -> String {
+pub(super) fn show(entry: &LogEntry) -> String {
     let LogEntry { level, source, invocation, text, .. } = entry;
     format!("{} {:5} {:6} [{}] {}\n", time(entry.time_ms), clean(level), clean(source), clean(invocation), clean(text))
 }

@@ -2,27 +2,32 @@
 //!
 //! Owns the way from a file to something that runs: it is deployed, as by a daemon but without a port, into a temporary data
 //! directory, by the one pipeline that there is. A command then runs on this terminal, and the directory is gone before it
-//! starts; anything else is served by a node over that directory, under the route `/*`.
+//! starts; anything else is served by a node over that directory, under the route `/*`, and what it logs is shown.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use clap::Args;
 use tokio::runtime::{self, Runtime};
+use tokio::sync::broadcast::error::RecvError;
 
 use super::failure::{Exit, next};
 use super::interrupt::or_signal;
 use super::output::Format;
 use super::scratch::Scratch;
-use super::{Ctx, Failure, output, serve};
+use super::text::clean;
+use super::{Ctx, Failure, logs, output, serve};
 use crate::artifacts::{Artifacts, DataDir};
 use crate::capability::Environment;
 use crate::config::{self, Config};
@@ -34,14 +39,14 @@ use crate::dispatch::templates::Templates;
 use crate::dispatch::templates::bounds::Bounds;
 use crate::engine::build::{Builder, check_magic};
 use crate::engine::{Engine, Template};
-use crate::fault::Fault;
+use crate::fault::{Code, Fault};
 use crate::grants::{DirGrant, Grants};
 use crate::id::{FunctionName, TenantId};
 use crate::limits::{Limit, Limits};
 use crate::manifest::Manifest;
 use crate::registry::{Precondition, Registry};
 use crate::route::Route;
-use crate::telemetry::logs::LogSpace;
+use crate::telemetry::logs::{Entry, FunctionLog, LogSpace};
 use crate::telemetry::metrics::Metrics;
 
 /// Arguments of `hob run`.
@@ -129,11 +134,14 @@ impl Run {
         let node = Node::start(Setup { config, key_file: None, grants: self.grants(), ports: Ports::DataOnly })
             .map_err(|error| serve::start_failure(error, &format!("hob run --addr 127.0.0.1:0 {file}")))?;
         output::note(format!("serving http://{}", node.addr()));
+        let shown = show_log(&node, manifest)?;
         if format == Format::Json {
             // Whoever started it without reading its output does not need to know.
             let _ = output::json_line(&serde_json::json!({ "addr": node.addr().to_string() }));
         }
         node.run_until_signal(signals).context("cannot wait for signals")?;
+        // The log went with the node, unless something of it still ends; that must not hold up the exit.
+        let _ended = shown.recv_timeout(Duration::from_secs(1));
         Ok(())
     }
 
@@ -181,18 +189,45 @@ impl Run {
     }
 }
 
+/// Shows on standard error what the served function logs: there is no port at which `hob logs` could ask for it. The receiver hears
+/// the end of the thread that does, which comes with the end of the node.
+fn show_log(node: &Node, manifest: &Manifest) -> Result<Receiver<Infallible>, Failure> {
+    let name = manifest.name.as_ref().context("it was given a name")?;
+    let function = node.dispatcher().function(&TenantId::default(), name);
+    let function = function.map_err(|fault| Failure::from_fault(&fault))?;
+    let (entries, mut feed) = function.log.follow(usize::MAX);
+    let (sender, ended) = sync_channel(0);
+    let show = |entry: &Entry| output::note(logs::show(&entry.into()).trim_end());
+    let body = move || {
+        let _ends_with_the_thread = sender;
+        entries.iter().for_each(|entry| show(entry));
+        loop {
+            match feed.blocking_recv() {
+                Ok(entry) => show(&entry),
+                Err(RecvError::Lagged(count)) => output::note(format!("{count} entries were lost: this terminal is too slow")),
+                Err(RecvError::Closed) => break,
+            }
+        }
+    };
+    std::thread::Builder::new().name("hob-log".into()).spawn(body).context("cannot start a thread")?;
+    Ok(ended)
+}
+
 /// Opens the file, if it can be one that holds a module.
 fn open(path: &Path) -> Result<File, Failure> {
     let shown = path.display();
-    let missing = || format!("cannot open '{shown}'");
+    let missing = |error: std::io::Error| {
+        let exit = if error.kind() == std::io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Failure };
+        Failure::from(error).context(format!("cannot open '{shown}'")).exit(exit).next("hob run --help")
+    };
     // Looked at first, because opening a pipe waits for its other end.
-    let meta = std::fs::metadata(path).with_context(missing).map_err(next("hob run --help"))?;
+    let meta = std::fs::metadata(path).map_err(missing)?;
     let refuse = |what: &str| Err(Failure::new(Exit::Failure, format!("'{shown}' {what}")).next("hob run --help"));
     match meta.len() {
         _ if meta.is_dir() => refuse("is a folder, not a Wasm file"),
         _ if !meta.is_file() => refuse("is a device or pipe, not a Wasm file"),
         len if len > FILE_LEN_MAX => refuse("has more than 1 GiB"),
-        _ => File::open(path).with_context(missing).map_err(next("hob run --help")),
+        _ => File::open(path).map_err(missing),
     }
 }
 
@@ -232,9 +267,19 @@ fn on_terminal(
     environment: Environment,
     limits: &Limits,
 ) -> Result<u8, Failure> {
+    let log = Arc::new(FunctionLog::new(LogSpace::new(1 << 20, 1 << 20)));
     let run = async {
-        let ended = engine.run_on_terminal(template, environment, limits).await;
-        ended.map_err(|fault| Failure::from_fault(&fault).next("hob run --help"))
+        let ended = engine.run_on_terminal(template, environment, limits, log.clone()).await;
+        ended.map_err(|mut fault| {
+            for entry in log.tail(usize::MAX) {
+                output::note(clean(&entry.text));
+            }
+            if fault.code == Code::GuestTrap {
+                // It says where the log is, and this is all of it.
+                fault.hint = None;
+            }
+            Failure::from_fault(&fault).next("hob run --help")
+        })
     };
     let ended = runtime.block_on(or_signal(run));
     // A thread may still wait for standard input, for ever.
@@ -295,8 +340,8 @@ mod tests {
     #[test]
     fn odd_files_are_refused_in_a_sentence() {
         let temp = tempfile::tempdir().unwrap();
-        for path in [Path::new("/nonexistent.wasm"), temp.path(), Path::new("/dev/null")] {
-            assert_eq!(open(path).map(drop).unwrap_err().code(), 1, "{}", path.display());
+        for (path, code) in [(Path::new("/nonexistent.wasm"), 3), (temp.path(), 1), (Path::new("/dev/null"), 1)] {
+            assert_eq!(open(path).map(drop).unwrap_err().code(), code, "{}", path.display());
         }
     }
 }

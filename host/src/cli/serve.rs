@@ -101,12 +101,16 @@ fn announce(format: Format, node: &Node) {
     }
 }
 
+/// What the libraries that link WASI say is about what guests did, a line for each call: a guest could write the node's log full.
+/// A later directive for the same target wins.
+const QUIET: &str = "wasmtime_wasi=off,wasmtime_wasi_http=off,";
+
 /// Sends what Hob notices to standard error. `HOB_LOG` says how much, such as `debug` or `hob::net=trace`; else `usual` does.
 pub(super) fn start_tracing(format: Format, usual: &str) {
     let filter = environment::var("HOB_LOG").unwrap_or_else(|| usual.into());
-    let filter = EnvFilter::builder().parse(&filter).unwrap_or_else(|error| {
+    let filter = EnvFilter::builder().parse(format!("{QUIET}{filter}")).unwrap_or_else(|error| {
         output::note(format!("HOB_LOG is not understood and not used: {error}"));
-        EnvFilter::new(usual)
+        EnvFilter::new(format!("{QUIET}{usual}"))
     });
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // It fails only if there is a subscriber already, and then that one is wanted.

@@ -7,6 +7,7 @@ use toml::{Table, Value};
 
 use super::{Bytes, Config, ConfigError, Time};
 use crate::limits::{parse_bytes, parse_time};
+use crate::manifest;
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -37,13 +38,22 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the key and what was expected.
     pub fn read(text: &str, settings: &[String]) -> Result<Self, ConfigError> {
-        let mut table: Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax(e.to_string()))?;
+        let mut table: Table = text.parse().map_err(|error| ConfigError::Syntax(manifest::syntax(text, &error)))?;
         for setting in settings {
             apply(&mut table, setting)?;
         }
-        let config = Self::deserialize(table).map_err(|e| ConfigError::Syntax(e.to_string().trim_end().into()))?;
+        let config = Self::deserialize(table).map_err(|error| ConfigError::Syntax(in_one_line(&error)))?;
         config.check()?;
         Ok(config)
+    }
+}
+
+/// Where a value stands, and what is wrong with it. `toml` says where last, on a line of its own.
+fn in_one_line(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    match text.trim_end().rsplit_once("\nin ") {
+        Some((wrong, place)) => format!("{place}: {wrong}"),
+        None => text.trim_end().into(),
     }
 }
 

@@ -111,6 +111,8 @@ fn a_setting_has_the_type_of_its_key() {
 
 #[test]
 fn unknown_keys_and_wrong_types_are_named() {
+    let error = Config::read("[net]\nx = \n", &[]).unwrap_err().to_string();
+    assert!(error.contains("line 2, column 5: ") && !error.contains('\n'), "{error}");
     for (bad, word) in [
         ("net.hedaer_timeout=1s", "hedaer_timeout"),
         ("net.header_timeout=5", "a time"),
@@ -118,7 +120,8 @@ fn unknown_keys_and_wrong_types_are_named() {
         ("data.bytes_max=lots", "bytes"),
     ] {
         let error = set(bad).unwrap_err().to_string();
-        assert!(error.contains(word), "{bad}: {error}");
+        let table = bad.split_once('.').unwrap().0;
+        assert!(error.contains(word) && error.contains(&format!(": `{table}")) && !error.contains('\n'), "{bad}: {error}");
     }
     assert!(matches!(set("nothing"), Err(ConfigError::Setting(_))) && matches!(set("a=b"), Err(ConfigError::Setting(_))));
 }

@@ -67,9 +67,9 @@ fn tagged(status: StatusCode, record: &FunctionRecord, body: impl IntoResponse) 
     params(("name" = String, Path, description = "1 to 63 of a-z, 0-9 and '-'"),
         ("if-match" = Option<String>, Header, description = "deploy only if this is the live revision's ETag"),
         ("if-none-match" = Option<String>, Header, description = "`*`: deploy only if there is no such function")),
-    request_body(content_type = "application/wasm", content = Vec<u8>),
-    responses((status = 201, description = "a new function", body = FunctionInfo), (status = 200, description = "a new revision", body = FunctionInfo),
-        (status = 400, body = Problem), (status = 409, description = "a route is taken", body = Problem), (status = 412, body = Problem),
+    responses((status = 201, description = "a new function", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String))),
+        (status = 200, description = "a new revision", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String))),
+        (status = 400, body = Problem), (status = 408, body = Problem), (status = 409, description = "a route is taken", body = Problem), (status = 412, body = Problem),
         (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, description = "not a function", body = Problem),
         (status = 503, description = "too many builds", body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn put(State(control): State<Control>, Name(name): Name, request: Request) -> Result<Response, Refusal> {
@@ -111,7 +111,7 @@ pub(super) async fn list(
 
 /// Shows all that is known about a function.
 #[utoipa::path(get, path = "/v1/functions/{name}", params(("name" = String, Path)),
-    responses((status = 200, body = FunctionDetail), (status = 404, body = Problem)))]
+    responses((status = 200, body = FunctionDetail, headers(("etag" = String))), (status = 400, body = Problem), (status = 404, body = Problem)))]
 pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Result<Response, Refusal> {
     let record = control.deployer.get(control.tenant.clone(), name).await?;
     let (meter, (running, waiting)) = control.dispatcher.usage(&record.tenant, &record.name);
@@ -150,7 +150,7 @@ fn start_times(starts: &StartTimes) -> BTreeMap<String, StartTimeInfo> {
 
 /// Lists the kept revisions of a function, newest first.
 #[utoipa::path(get, path = "/v1/functions/{name}/revisions", params(("name" = String, Path)),
-    responses((status = 200, body = RevisionList), (status = 404, body = Problem)))]
+    responses((status = 200, body = RevisionList), (status = 400, body = Problem), (status = 404, body = Problem)))]
 pub(super) async fn revisions(State(control): State<Control>, Name(name): Name) -> Result<Json<RevisionList>, Refusal> {
     let live = control.deployer.get(control.tenant.clone(), name.clone()).await?.live.number;
     let revisions = control.deployer.revisions(control.tenant.clone(), name).await?;
@@ -168,8 +168,8 @@ pub(super) async fn revisions(State(control): State<Control>, Name(name): Name) 
 
 /// Makes an older revision live again. The body may be empty.
 #[utoipa::path(post, path = "/v1/functions/{name}/rollback",
-    params(("name" = String, Path), ("if-match" = Option<String>, Header)), request_body = RollbackRequest,
-    responses((status = 200, body = FunctionInfo), (status = 404, body = Problem), (status = 409, body = Problem), (status = 412, body = Problem)))]
+    params(("name" = String, Path), ("if-match" = Option<String>, Header)), request_body = Option<RollbackRequest>,
+    responses((status = 200, body = FunctionInfo, headers(("etag" = String))), (status = 400, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 412, body = Problem)))]
 pub(super) async fn rollback(
     State(control): State<Control>,
     Name(name): Name,
@@ -189,7 +189,7 @@ pub(super) async fn rollback(
 
 /// Removes a function with all its revisions. Invocations that run finish.
 #[utoipa::path(delete, path = "/v1/functions/{name}", params(("name" = String, Path), ("if-match" = Option<String>, Header)),
-    responses((status = 204), (status = 404, body = Problem), (status = 412, body = Problem)))]
+    responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem)))]
 pub(super) async fn delete(State(control): State<Control>, Name(name): Name, headers: HeaderMap) -> Result<StatusCode, Refusal> {
     control.deployer.remove(control.tenant.clone(), name, precondition(&headers)?).await?;
     Ok(StatusCode::NO_CONTENT)

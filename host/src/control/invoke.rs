@@ -21,15 +21,16 @@ use crate::net::status::HOB_START;
         ("hob-timing" = Option<String>, Header, description = "`1` asks for server-timing"),
         ("hob-start" = Option<String>, Header, description = "the rung to begin on, for measuring: `ready`, `resident`, `stored` or `compiled`")),
     responses((status = 200, description = "whatever the function answers"), (status = 400, body = Problem), (status = 404, body = Problem),
-        (status = 429, body = Problem), (status = 502, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem)))]
+        (status = 408, body = Problem), (status = 413, body = Problem), (status = 429, body = Problem), (status = 502, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem)))]
 #[expect(dead_code, reason = "only described: the routes take every method, which OpenAPI cannot say")]
 pub(super) fn describe() {}
 
 /// Invokes a function with the path `/`. Any method: the function sees method, query, headers and body as they are.
 #[utoipa::path(post, path = "/v1/functions/{name}/invoke",
-    params(("name" = String, Path), ("hob-timing" = Option<String>, Header, description = "`1` asks for server-timing")),
-    responses((status = 200, description = "whatever the function answers"), (status = 404, body = Problem),
-        (status = 429, body = Problem), (status = 502, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem)))]
+    params(("name" = String, Path), ("hob-timing" = Option<String>, Header, description = "`1` asks for server-timing"),
+        ("hob-start" = Option<String>, Header, description = "the rung to begin on, for measuring: `ready`, `resident`, `stored` or `compiled`")),
+    responses((status = 200, description = "whatever the function answers"), (status = 400, body = Problem), (status = 404, body = Problem),
+        (status = 408, body = Problem), (status = 413, body = Problem), (status = 429, body = Problem), (status = 502, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem)))]
 #[expect(dead_code, reason = "as the one above; `invoke/` is the one above with an empty path")]
 pub(super) fn describe_bare() {}
 

@@ -33,7 +33,8 @@ pub(super) struct Wanted {
 #[utoipa::path(get, path = "/v1/functions/{name}/logs",
     params(("name" = String, Path), ("tail" = Option<usize>, Query, description = "how many; 100 when absent"),
         ("follow" = Option<bool>, Query, description = "go on with new entries as server-sent events, each a LogEntry")),
-    responses((status = 200, body = LogList), (status = 404, body = Problem)))]
+    responses((status = 200, description = "with `follow=true` events without end", content((LogList = "application/json"), (String = "text/event-stream"))),
+        (status = 400, body = Problem), (status = 404, body = Problem)))]
 pub(super) async fn logs(
     State(control): State<Control>,
     Name(name): Name,
@@ -47,18 +48,20 @@ pub(super) async fn logs(
         let events = stream::unfold(Follow { entries: entries.into_iter(), feed, stop: control.stop }, next);
         return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
     }
-    Ok(Json(LogList { items: log.tail(count).iter().map(|entry| wire(entry)).collect() }).into_response())
+    Ok(Json(LogList { items: log.tail(count).iter().map(|entry| LogEntry::from(entry.as_ref())).collect() }).into_response())
 }
 
-fn wire(entry: &Entry) -> LogEntry {
-    LogEntry {
-        seq: entry.seq,
-        time_ms: entry.time_ms,
-        invocation: entry.invocation.to_string(),
-        revision: entry.revision.0,
-        source: entry.source.as_str().into(),
-        level: entry.level.as_str().into(),
-        text: entry.text.clone(),
+impl From<&Entry> for LogEntry {
+    fn from(entry: &Entry) -> Self {
+        Self {
+            seq: entry.seq,
+            time_ms: entry.time_ms,
+            invocation: entry.invocation.to_string(),
+            revision: entry.revision.0,
+            source: entry.source.as_str().into(),
+            level: entry.level.as_str().into(),
+            text: entry.text.clone(),
+        }
     }
 }
 
@@ -92,6 +95,6 @@ async fn next(mut follow: Follow) -> Next {
 }
 
 fn event(entry: &Entry) -> Event {
-    let text = serde_json::to_string(&wire(entry)).unwrap_or_default();
+    let text = serde_json::to_string(&LogEntry::from(entry)).unwrap_or_default();
     Event::default().data(text)
 }

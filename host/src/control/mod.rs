@@ -9,6 +9,7 @@ mod guard;
 mod invoke;
 mod logs;
 mod node;
+mod openapi;
 mod upload;
 pub mod wire;
 
@@ -83,7 +84,7 @@ impl Control {
             .routes(routes!(node::readyz))
             .routes(routes!(node::metrics))
             .split_for_parts();
-        let text = description.to_pretty_json().unwrap_or_default();
+        let text = openapi::text(&description);
         router
             .route("/v1/functions/{name}/invoke", axum::routing::any(invoke::invoke))
             .route("/v1/functions/{name}/invoke/", axum::routing::any(invoke::invoke))

@@ -26,7 +26,7 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<&'static st
 }
 
 /// All metrics, as OpenMetrics text.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub(super) async fn metrics(State(control): State<Control>) -> Response {
     let (tenant, templates) = (&control.tenant, control.dispatcher.templates());
     let metered = control.dispatcher.metered(tenant);

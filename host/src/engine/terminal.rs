@@ -15,10 +15,11 @@ use crate::capability::reply::Reply;
 use crate::fault::{Code, Fault};
 use crate::id::{InvocationId, RevisionNumber};
 use crate::limits::{Limit, Limits};
-use crate::telemetry::logs::{FunctionLog, LogSink, LogSpace};
+use crate::telemetry::logs::{FunctionLog, LogSink};
 
 impl Engine {
-    /// Runs a command with the process's own standard streams, and returns its exit code.
+    /// Runs a command with the process's own standard streams, and returns its exit code. Its words go to these streams; `log` gets
+    /// the backtrace of a trap.
     ///
     /// # Errors
     /// Any fault of a guest but an exit code.
@@ -29,10 +30,9 @@ impl Engine {
         template: &Arc<Template>,
         environment: Environment,
         limits: &Limits,
+        log: Arc<FunctionLog>,
     ) -> Result<i32, Fault> {
         let reply = Arc::new(Reply::default());
-        // A command's words go to the terminal; only Hob's own about a trap come here, and they are in the fault as well.
-        let log = Arc::new(FunctionLog::new(LogSpace::new(1 << 20, 1 << 20)));
         let log = Arc::new(LogSink::new(log, InvocationId::new(0, 0), RevisionNumber::FIRST, 0));
         let blueprint = Blueprint {
             kind: template.shape.kind,

@@ -13,7 +13,7 @@ use http_body::Frame;
 use http_body_util::BodyExt as _;
 
 use super::*;
-use crate::config::{Net, Time};
+use crate::config::Net;
 use crate::fault::{Code, Fault};
 use crate::id::InvocationId;
 use crate::id::RevisionNumber;
@@ -333,7 +333,7 @@ fn a_client_that_leaves_in_the_response_stops_the_guest() {
 
 #[test]
 fn a_slow_head_does_not_wait_for_the_body_timeout() {
-    let net = Net { header_timeout: Time(std::time::Duration::from_millis(100)), ..Net::default() };
+    let net = Net { header_timeout: quick().header_timeout, ..Net::default() };
     let server = start(&net, describe);
     server.client().send("GET / HT").response().check_problem(408, "client-timeout");
 }

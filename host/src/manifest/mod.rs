@@ -94,6 +94,16 @@ pub enum ManifestError {
     },
 }
 
+/// What is wrong with a text that is not TOML, and where, in one line.
+pub(crate) fn syntax(text: &str, error: &toml::de::Error) -> String {
+    let at = error.span().and_then(|span| text.get(..span.start));
+    let place = at.map_or(String::new(), |before| {
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        format!("line {}, column {column}: ", before.matches('\n').count() + 1)
+    });
+    format!("{place}{}", error.message().replace('\n', "; "))
+}
+
 impl Manifest {
     /// Reads a manifest from the text of a `hob.toml`.
     ///
@@ -103,7 +113,7 @@ impl Manifest {
         if text.len() > MANIFEST_LEN_MAX {
             return Err(ManifestError::TooLong { len: text.len() });
         }
-        let table: Table = text.parse().map_err(|e: toml::de::Error| ManifestError::Syntax(e.to_string().trim_end().into()))?;
+        let table: Table = text.parse().map_err(|error| ManifestError::Syntax(syntax(text, &error)))?;
         let mut manifest = Self::default();
         for (key, value) in table {
             match key.as_str() {

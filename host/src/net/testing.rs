@@ -18,14 +18,14 @@ use super::serve::{Options, serve};
 use crate::config::{Net, Time};
 
 /// How long a test waits for what must happen before it says that it did not.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Short enough that a test may wait for each of them to pass.
 pub(crate) fn quick() -> Net {
     Net {
-        header_timeout: Time(Duration::from_millis(200)),
-        body_idle_timeout: Time(Duration::from_millis(200)),
-        write_idle_timeout: Time(Duration::from_millis(200)),
+        header_timeout: Time(Duration::from_secs(1)),
+        body_idle_timeout: Time(Duration::from_secs(1)),
+        write_idle_timeout: Time(Duration::from_secs(1)),
         drain_timeout: Time(Duration::from_millis(500)),
         ..Net::default()
     }

@@ -54,8 +54,8 @@ fn a_reader_that_stops_holds_its_guest_back() {
           (local.set $left (i32.sub (local.get $left) (i32.const 1)))
           (if (i32.eqz (i32.rem_u (local.get $left) (i32.const 16))) (then (call $log (i32.const 2) (i32.const 65530) (i32.const 1))))
           (br_if $more (local.get $left)))";
-    node.deploy_wat("a", &does(code), "[limits]\ncpu = \"1h\"\nwall = \"3s\"\nlog = \"1MiB\"\n");
-    let mut conn = node.data.connect();
+    node.deploy_wat("a", &does(code), "[limits]\ncpu = \"1h\"\nwall = \"5s\"\nlog = \"1MiB\"\n");
+    let mut conn = node.data.connect_narrow();
     conn.request("GET", "/a", &[], b"");
     assert_eq!(conn.head().status, 200);
     // The client reads nothing more: the guest gets as far as the sockets' buffers, and waits until its time is over.
@@ -65,7 +65,7 @@ fn a_reader_that_stops_holds_its_guest_back() {
     assert!((node.peak_memory() as usize) < 200 * MIB);
 }
 
-/// More than the sockets between two processes hold.
+/// More than the sockets between a node and a narrow client hold.
 const LARGE: usize = 40 * MIB;
 
 /// A handler that answers with [`LARGE`] bytes at once.
@@ -85,7 +85,7 @@ fn a_large_answer_keeps_its_place_until_it_was_taken() {
     node.deploy_wat("a", &large(), "[limits]\nconcurrency = 1\nqueue = 0\nwall = \"1h\"\n");
     node.deploy_wat("small", &says("small"), "");
     for ends_well in [true, false] {
-        let mut conn = node.data.connect();
+        let mut conn = node.data.connect_narrow();
         conn.request("GET", "/a", &[], b"");
         let head = conn.head();
         assert_eq!((head.status, head.header("content-length")), (200, Some(LARGE.to_string().as_str())));
@@ -111,8 +111,8 @@ fn a_large_answer_keeps_its_place_until_it_was_taken() {
 #[test]
 fn a_large_answer_is_cut_when_its_time_is_over() {
     let node = Node::start(&[]);
-    node.deploy_wat("a", &large(), "[limits]\nconcurrency = 1\nwall = \"2s\"\n");
-    let mut conn = node.data.connect();
+    node.deploy_wat("a", &large(), "[limits]\nconcurrency = 1\nwall = \"5s\"\n");
+    let mut conn = node.data.connect_narrow();
     conn.request("GET", "/a", &[], b"");
     let head = conn.head();
     assert_eq!(head.status, 200);

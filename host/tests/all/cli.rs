@@ -65,13 +65,16 @@ fn run_passes_streams_arguments_and_the_exit_code() {
 fn run_tells_traps_deadlines_and_odd_files_apart() {
     let start = |code: &str| wasm(&command(&format!(r#"(func (export "_start") {code})"#)));
     let (dir, traps) = file("traps.wasm", &start("unreachable"));
-    check(&hob(&["run", traps.to_str().unwrap()]).output().unwrap(), 6);
+    let (_, stderr) = check(&hob(&["run", traps.to_str().unwrap()]).output().unwrap(), 6);
+    // There is no daemon that could be asked for its log: what is in it is here.
+    assert!(stderr.contains("wasm backtrace") && !stderr.contains("hob logs"), "{stderr}");
     let (_dir, spins) = file("spins.wasm", &start(SPINS));
     check(&hob(&["run", "--limit", "cpu=50ms", spins.to_str().unwrap()]).output().unwrap(), 124);
     check(&hob(&["run", "--limit", "cpu", spins.to_str().unwrap()]).output().unwrap(), 2);
     let (_dir, text) = file("text.wasm", b"hello");
     let (_dir, empty) = file("empty.wasm", b"");
-    for odd in [Path::new("/nonexistent.wasm"), dir.path(), &text, &empty, Path::new("/dev/null")] {
+    check(&hob(&["run", "/nonexistent.wasm"]).output().unwrap(), 3);
+    for odd in [dir.path(), &text, &empty, Path::new("/dev/null")] {
         let (stdout, stderr) = check(&hob(&["run", odd.to_str().unwrap()]).output().unwrap(), 1);
         assert!(stdout.is_empty() && !stderr.contains("panicked"), "{stderr}");
     }
@@ -155,6 +158,99 @@ fn run_serves_what_is_no_command_until_a_signal() {
 }
 
 #[test]
+fn run_grants_what_it_is_told_to_and_no_more() {
+    let guest = guest("reach2");
+    let run = |grant: &[&str], args: &[&str]| {
+        let mut command = hob(&[&["run"], grant, &[guest.to_str().unwrap()], args].concat());
+        // Nothing of the program's own environment is the guest's.
+        command.env("SECRET", "kept").output().unwrap()
+    };
+    let granted = |grant: &[&str], args: &[&str]| check(&run(grant, args), 0).0;
+    // The guest's own words and exit code, whatever it makes of a refusal.
+    let refused = |grant: &[&str], args: &[&str]| {
+        let output = run(grant, args);
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b""[..]), "{args:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).starts_with("Error: "), "{args:?}: {output:?}");
+    };
+    assert_eq!(granted(&["--env", "A=b=c", "--env", "D=e"], &["env", "A"]), "b=c");
+    refused(&["--env", "A=b"], &["env", "SECRET"]);
+
+    let host = tempfile::tempdir().unwrap();
+    let (inside, outside) = (host.path().join("inside"), host.path().join("outside"));
+    std::fs::create_dir(&inside).unwrap();
+    std::fs::write(inside.join("in"), "from the host").unwrap();
+    std::fs::write(&outside, "not granted").unwrap();
+    std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+    let dir = format!("{}::/data", inside.display());
+    assert_eq!(granted(&["--dir", &dir], &["read", "/data/in"]), "from the host");
+    granted(&["--dir", &dir], &["write", "/data/out", "from the guest"]);
+    assert_eq!(std::fs::read_to_string(inside.join("out")).unwrap(), "from the guest");
+    for file in ["/data/../outside", "/data/link", outside.to_str().unwrap()] {
+        refused(&["--dir", &dir], &["read", file]);
+        refused(&["--dir", &dir], &["write", file, "changed"]);
+    }
+    refused(&[], &["read", "/data/in"]);
+    assert_eq!(std::fs::read_to_string(&outside).unwrap(), "not granted");
+    check(&run(&["--dir", "/nonexistent::/data"], &["env", "A"]), 1);
+
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = server.local_addr().unwrap().to_string();
+    refused(&[], &["connect", &addr]);
+    refused(&["--dir", &dir], &["connect", &addr]);
+    refused(&[], &["get", &addr]);
+    let serving = std::thread::spawn(move || {
+        server.accept().unwrap().0.write_all(b"from the network").unwrap();
+        let mut asked = server.accept().unwrap().0;
+        // The head of a request that has no body.
+        BufReader::new(&asked).lines().find(|line| line.as_ref().unwrap().is_empty()).unwrap().unwrap();
+        asked.write_all(b"HTTP/1.1 418 Teapot\r\ncontent-length: 0\r\n\r\n").unwrap();
+    });
+    assert_eq!(granted(&["--net"], &["connect", &addr]), "from the network");
+    assert_eq!(granted(&["--net"], &["get", &addr]), "418");
+    serving.join().unwrap();
+}
+
+#[test]
+fn a_deployed_command_reaches_nothing_outside() {
+    let node = Node::start(&[]);
+    let wasm = std::fs::read(guest("reach2")).unwrap();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let addr = server.local_addr().unwrap().to_string();
+    for args in [["connect", &addr], ["get", &addr], ["read", "/etc/passwd"], ["env", "PATH"]] {
+        assert!(matches!(node.deploy("a", &wasm, &format!("args = {args:?}\n")).status(), 200 | 201));
+        node.data.get("/a").problem(502, "guest-exit");
+        eventually("it says why in its log", || node.logs("a").iter().any(|(source, _, _)| source == "stderr"));
+    }
+    assert!(server.accept().is_err(), "somebody connected");
+}
+
+#[test]
+fn run_shows_what_a_served_function_logs() {
+    let text = wat::handler(
+        r#"(data (i32.const 0) "heard") (func (export "hob_handle") (call $log (i32.const 2) (i32.const 0) (i32.const 5)) unreachable)"#,
+    );
+    let (_dir, path) = file("speaks.wasm", &wasm(&text));
+    let mut child = hob(&["run", "--addr", "127.0.0.1:0", path.to_str().unwrap()]).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    let addr = line.trim().split("http://").nth(1).unwrap_or_else(|| panic!("{line}"));
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("hob-error: guest-trap"), "{answer}");
+    signal(&child, Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    for word in [" heard\n", "wasm backtrace", "guest-trap: "] {
+        assert!(log.contains(word), "{word}: {log}");
+    }
+}
+
+#[test]
 fn a_function_goes_through_its_life() {
     let node = Node::start(&[]);
     let (_dir, first) = file("greeter.wasm", &wasm(&says("one")));
@@ -215,7 +311,10 @@ fn invoke_tells_faults_by_its_exit_code_and_logs_shows_why() {
 
 #[test]
 fn without_a_daemon_the_exit_code_is_5() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Held without being listened on: nobody answers there, and no other test gets it.
+    let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    held.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let free = held.local_addr().unwrap().as_socket().unwrap();
     let (_, stderr) = check(&hob(&["ls", "--server", &format!("http://{free}")]).output().unwrap(), 5);
     assert!(stderr.contains("next: hob serve"), "{stderr}");
     check(&hob(&["ls", "--server", "https://127.0.0.1:1"]).output().unwrap(), 2);

@@ -109,6 +109,24 @@ fn what_guests_write_is_one_line_an_entry() {
 }
 
 #[test]
+fn no_guest_writes_to_the_node_s_log() {
+    let mut node = Node::start(&[]);
+    let import = "(import \"wasi_snapshot_preview1\" \"sock_shutdown\" (func $sock_shutdown (param i32 i32) (result i32)))";
+    let calls = does(
+        "(local $n i32)
+         (loop $more
+           (drop (call $sock_shutdown (i32.const 1) (i32.const 0)))
+           (local.set $n (i32.add (local.get $n) (i32.const 1)))
+           (br_if $more (i32.lt_u (local.get $n) (i32.const 100))))
+         (call $number (i32.const 0))",
+    );
+    node.deploy_wat("a", &calls.replacen("(module", &format!("(module {import}"), 1), "");
+    node.data.get("/a").ok();
+    node.stop();
+    assert!(!node.stderr().contains("sock_shutdown"), "{}", node.stderr());
+}
+
+#[test]
 fn a_log_is_a_ring() {
     let node = Node::start(&["logs.function_bytes=4KiB"]);
     node.deploy_wat("a", &logs(), "");
@@ -234,6 +252,8 @@ fn every_refusal_is_counted_once_by_its_code() {
 
 #[test]
 fn the_description_lists_every_route() {
+    // In the order of their names.
+    const METHODS: [&str; 7] = ["delete", "get", "head", "options", "patch", "post", "put"];
     let node = Node::start(&[]);
     let reply = node.control.get("/openapi.json").ok();
     assert_eq!(reply.header("content-type"), Some("application/json"));
@@ -245,16 +265,33 @@ fn the_description_lists_every_route() {
         ("/v1/functions/{name}/revisions", &["get"]),
         ("/v1/functions/{name}/rollback", &["post"]),
         ("/v1/functions/{name}/logs", &["get"]),
-        ("/v1/functions/{name}/invoke", &["post"]),
-        ("/v1/functions/{name}/invoke/{path}", &["post"]),
+        ("/v1/functions/{name}/invoke", &METHODS),
+        ("/v1/functions/{name}/invoke/{path}", &METHODS),
         ("/livez", &["get"]),
         ("/readyz", &["get"]),
         ("/metrics", &["get"]),
     ];
+    let mut ids = std::collections::BTreeSet::new();
     for (path, methods) in expected {
-        let have: Vec<_> = paths[path].as_object().unwrap().keys().map(String::as_str).collect();
-        assert!(methods.iter().all(|method| have.contains(method)), "{path}: {have:?}");
+        let operations = paths[path].as_object().unwrap();
+        assert_eq!(operations.keys().map(String::as_str).collect::<Vec<_>>(), methods, "{path}");
+        for (method, operation) in operations {
+            assert!(operation["operationId"].as_str().is_some_and(|id| ids.insert(id)), "{method} {path}: {operation}");
+            let responses = operation["responses"].as_object().unwrap();
+            assert!(responses.contains_key("default"), "{method} {path}");
+            for (status, response) in responses {
+                assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path} {status}");
+                // As it comes, and as every refusal does.
+                let is_problem =
+                    response["content"]["application/problem+json"]["schema"]["$ref"] == "#/components/schemas/Problem";
+                assert_eq!(is_problem, !status.starts_with('2'), "{method} {path} {status}: {response}");
+            }
+        }
     }
+    let upload = paths["/v1/functions/{name}"]["put"]["requestBody"]["content"].as_object().unwrap();
+    assert!(upload.contains_key("application/wasm") && upload.contains_key("multipart/form-data"), "{upload:?}");
+    let logs = paths["/v1/functions/{name}/logs"]["get"]["responses"]["200"]["content"].as_object().unwrap();
+    assert_eq!(logs.keys().collect::<Vec<_>>(), ["application/json", "text/event-stream"]);
     assert_eq!(paths.len(), expected.len(), "{:?}", paths.keys());
     // What is described is there: no route answers that it does not exist.
     node.deploy_wat("a", &says("a"), "");

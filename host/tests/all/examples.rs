@@ -206,6 +206,35 @@ fn the_attributes_of_the_sdk_make_the_exports() {
 }
 
 #[test]
+fn a_small_request_costs_two_host_calls() {
+    // A host of this test's own that writes down who called it; whatever else the guest calls is a trap.
+    type Calls = Vec<&'static str>;
+    // GET / with one header, as `guest-sdk/abi.md` has it.
+    let head = [&[1, 0, 0, 0, 3, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0][..], b"GET/", &[4, 0, 0, 0, 1, 0, 0, 0], b"hosta"].concat();
+    let engine = wasmtime::Engine::default();
+    let module = wasmtime::Module::new(&engine, example("hello").wasm).unwrap();
+    let mut linker = wasmtime::Linker::<Calls>::new(&engine);
+    let read = move |mut caller: wasmtime::Caller<'_, Calls>, at: u32, cap: u32| {
+        caller.data_mut().push("request_read");
+        let memory = caller.get_export("memory").unwrap().into_memory().unwrap();
+        assert!(head.len() <= cap as usize);
+        memory.write(&mut caller, at as usize, &head).unwrap();
+        head.len() as u32
+    };
+    linker.func_wrap("hob1", "request_read", read).unwrap();
+    let respond = |mut caller: wasmtime::Caller<'_, Calls>, _at: u32, _len: u32| caller.data_mut().push("respond");
+    linker.func_wrap("hob1", "respond", respond).unwrap();
+    linker.define_unknown_imports_as_traps(&module).unwrap();
+    let mut store = wasmtime::Store::new(&engine, Calls::new());
+    let instance = linker.instantiate(&mut store, &module).unwrap();
+    if let Ok(initialize) = instance.get_typed_func::<(), ()>(&mut store, "_initialize") {
+        initialize.call(&mut store, ()).unwrap();
+    }
+    instance.get_typed_func::<(), ()>(&mut store, "hob_handle").unwrap().call(&mut store, ()).unwrap();
+    assert_eq!(*store.data(), ["request_read", "respond"]);
+}
+
+#[test]
 fn geoip() {
     let node = Node::start(&[]);
     let example = example("geoip");

@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::cli::hob;
+use crate::cli::{file, hob};
 use crate::harness::examples::guest;
-use crate::harness::wat::wasm;
-use crate::harness::{Dice, Node};
+use crate::harness::http::Reply;
+use crate::harness::wat::{self, wasm};
+use crate::harness::{Dice, Node, compiled};
 
 /// Deploys the guest of this name as it was built, and returns its kind.
 #[track_caller]
@@ -22,23 +23,23 @@ fn a_module_of_spin_is_made_a_component() {
     let mut node = Node::start(&[]);
     assert_eq!(&std::fs::read(guest("spin5")).unwrap()[..8], b"\0asm\x01\0\0\0");
     assert_eq!(deploy(&node, "spin5"), "http-0.2");
-    let ask = |node: &Node| {
-        let reply = node.data.post("/spin5/a/b", b"body");
+    let ask = |node: &Node| node.data.post("/spin5/a/b", b"body");
+    let check = |reply: Reply| {
         assert_eq!((reply.status(), reply.header("hob-error")), (201, None), "{}", reply.text());
         assert_eq!((reply.text().as_str(), reply.header("content-type")), ("POST /a/b: body", Some("text/x-spin")));
         reply.header("hob-start").unwrap().to_owned()
     };
-    assert_eq!(ask(&node), "resident");
+    assert_eq!(check(ask(&node)), "resident");
     assert!(node.logs("spin5").iter().any(|(_, _, text)| text == "4 bytes"));
     node.restart();
-    assert_eq!(ask(&node), "stored");
+    assert_eq!(check(ask(&node)), "stored");
     // What is kept is what was uploaded, and it is built again as it was at first.
     let dir = node.dir();
     for artifact in node.files("artifacts") {
         std::fs::remove_file(artifact).unwrap();
     }
     node.restart();
-    assert_eq!(ask(&node), "compiled");
+    check(compiled(|| ask(&node)));
     drop(dir);
 }
 
@@ -84,6 +85,24 @@ fn a_function_of_spin_for_http_03() {
     let node = Node::start(&[]);
     assert_eq!(deploy(&node, "spin7"), "http-0.3");
     assert_eq!(node.data.post("/spin7/a/b", b"body").ok().text(), "POST /a/b");
+}
+
+#[test]
+fn a_program_of_the_first_preview() {
+    let text = wat::command(
+        r#"(data (i32.const 0) "old\n")
+           (func (export "_start")
+             (if (call $environ_sizes_get (i32.const 64) (i32.const 68)) (then unreachable))
+             (call $write (i32.const 1) (i32.const 0) (i32.const 4))
+             (call $proc_exit (i32.load8_u (i32.const 128))))"#,
+    );
+    let text = text.replace("wasi_snapshot_preview1", "wasi_unstable");
+    let node = Node::start(&[]);
+    assert_eq!(node.deploy_wat("old", &text, "").json()["kind"], "command");
+    assert_eq!(node.data.get("/old").ok().text(), "old\n");
+    let (_dir, path) = file("old.wasm", &wasm(&text.replace("\"old\\n\")", "\"old\\n\") (data (i32.const 128) \"\\ff\")")));
+    let output = hob(&["run", path.to_str().unwrap()]).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(255), &b"old\n"[..]), "{output:?}");
 }
 
 /// A command that answers with its arguments and its input in capitals, and fails when that is `fail`.

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::harness::Node;
 use crate::harness::http::Reply;
 use crate::harness::wat::{command, does, handler, handler_with, mirror, says, waits};
+use crate::harness::{Node, patiently};
 
 /// A request as a handler saw it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -158,7 +158,7 @@ fn a_rung_is_asked_for_on_the_control_port_alone() {
     node.deploy_wat("a", &mirror(), "");
     let invoke = |headers: &[(&str, &str)]| node.control.request("GET", "/v1/functions/a/invoke", headers, b"");
     for start in hob::invocation::Start::ALL {
-        let reply = invoke(&[("hob-start", start.as_str())]).ok();
+        let reply = patiently(|| invoke(&[("hob-start", start.as_str())])).0.ok();
         // A rung that cannot be had is another one, and said.
         assert!(reply.header("hob-start").unwrap().parse::<hob::invocation::Start>().is_ok());
         assert!(!decode(&reply.body).headers.contains_key("hob-start"));

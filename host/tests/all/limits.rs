@@ -193,12 +193,12 @@ fn a_command_that_fails_after_its_head_was_sent() {
     let writes = |end: &str| {
         command(&format!("(func (export \"_start\") (call $write (i32.const 1) (i32.const 0) (i32.const 80000)) {end})"))
     };
-    for (name, end, code) in [
-        ("traps", "unreachable", "guest-trap"),
-        ("exits", "(call $proc_exit (i32.const 3))", "guest-exit"),
-        ("spins", SPINS, "cpu-deadline"),
+    for (name, end, code, cpu) in [
+        ("traps", "unreachable", "guest-trap", "1h"),
+        ("exits", "(call $proc_exit (i32.const 3))", "guest-exit", "1h"),
+        ("spins", SPINS, "cpu-deadline", "1s"),
     ] {
-        node.deploy_wat(name, &writes(end), "[limits]\ncpu = \"200ms\"\n");
+        node.deploy_wat(name, &writes(end), &format!("[limits]\ncpu = \"{cpu}\"\nwall = \"1h\"\n"));
         let reply = node.data.get(&format!("/{name}"));
         assert_eq!((reply.status(), reply.header("transfer-encoding")), (200, Some("chunked")), "{name}");
         assert!(!reply.whole && reply.body.len() <= 80_000, "{name}: {} bytes", reply.body.len());
@@ -216,7 +216,6 @@ fn a_command_that_fails_after_its_head_was_sent() {
 #[test]
 fn a_handler_that_fails_after_its_head_was_sent() {
     let node = Node::start(&[]);
-    let limit = "[limits]\ncpu = \"200ms\"\nwall = \"500ms\"\nresponse_body = \"100KiB\"\n";
     // What comes in one go with the head can still become a status; so the head goes first, and the rest waits for the client.
     let write = "(call $stream) (drop (call $body_write (i32.const 0) (i32.const 5))) (drop (call $drain))";
     let much = "(loop $more (br_if $more (i32.eqz (call $body_write (i32.const 0) (i32.const 30000)))))";
@@ -228,7 +227,10 @@ fn a_handler_that_fails_after_its_head_was_sent() {
         ("outside", "(drop (call $body_write (i32.const 65535) (i32.const 2)))", "guest-bad-call"),
         ("much", much, "response-too-large"),
     ] {
-        node.deploy_wat(name, &does(&format!("{write} {end}")), limit);
+        let cpu = if name == "spins" { "1s" } else { "1h" };
+        let wall = if name == "waits" { "3s" } else { "1h" };
+        let limit = format!("[limits]\ncpu = \"{cpu}\"\nwall = \"{wall}\"\nresponse_body = \"100KiB\"\n");
+        node.deploy_wat(name, &does(&format!("{write} {end}")), &limit);
         let mut conn = hold(&node, &format!("/{name}"));
         let head = conn.head();
         assert_eq!((head.status, head.header("transfer-encoding")), (200, Some("chunked")), "{name}");

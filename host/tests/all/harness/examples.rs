@@ -33,7 +33,7 @@ static EXAMPLES: Workspace = Workspace {
 
 static GUESTS: Workspace = Workspace {
     folder: "tests/guests",
-    targets: &[("wasm32-wasip1", &["cli2", "spin5"]), ("wasm32-wasip2", &["cli3", "counter2", "reaches", "spin7"])],
+    targets: &[("wasm32-wasip1", &["cli2", "spin5"]), ("wasm32-wasip2", &["cli3", "counter2", "reach2", "reaches", "spin7"])],
     built: OnceLock::new(),
 };
 

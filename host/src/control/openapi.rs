@@ -1,0 +1,76 @@
+//! The description at `/openapi.json`: what the routes say of themselves, and what is the same for all of them.
+//!
+//! Owns that completion: every refusal is a problem document, every answer says what it is, an upload is bytes or a form, and a
+//! function takes every method. The routes' own parameters and answers stand with the routes.
+
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+use utoipa::openapi::OpenApi;
+
+/// Schema of a refusal.
+const PROBLEM: &str = "#/components/schemas/Problem";
+/// Where functions are invoked: described once, for `post`.
+const INVOKE: [&str; 2] = ["/v1/functions/{name}/invoke", "/v1/functions/{name}/invoke/{path}"];
+/// Where they are deployed.
+const FUNCTION: &str = "/v1/functions/{name}";
+
+/// The whole description as text.
+pub(super) fn text(described: &OpenApi) -> String {
+    let mut description = json!(described);
+    if let Some(paths) = description["paths"].as_object_mut() {
+        for path in INVOKE {
+            every_method(&mut paths[path]);
+        }
+        paths[FUNCTION]["put"]["requestBody"] = upload();
+        let operations = paths.values_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut);
+        for responses in operations.filter_map(|operation| operation["responses"].as_object_mut()) {
+            complete(responses);
+        }
+    }
+    format!("{description:#}")
+}
+
+/// What `post` says holds for the other methods too.
+fn every_method(item: &mut Value) {
+    let described = item["post"].clone();
+    for method in ["get", "head", "options", "post", "put", "patch", "delete"] {
+        let mut operation = described.clone();
+        operation["operationId"] = format!("{}_{method}", described["operationId"].as_str().unwrap_or_default()).into();
+        if ["post", "put", "patch"].contains(&method) {
+            operation["requestBody"] = json!({ "description": "what the function gets", "content": { "*/*": {} } });
+        }
+        item[method] = operation;
+    }
+}
+
+/// A module as it is, or in a form with its manifest.
+fn upload() -> Value {
+    let form = json!({
+        "type": "object",
+        "required": ["wasm"],
+        "properties": {
+            "manifest": { "type": "string", "description": "the text of hob.toml" },
+            "wasm": { "description": "the module or component", "contentMediaType": "application/wasm" },
+        },
+    });
+    let content = json!({
+        "application/wasm": {},
+        "application/octet-stream": {},
+        "multipart/form-data": { "schema": form },
+    });
+    json!({ "required": true, "content": content })
+}
+
+fn complete(responses: &mut Map<String, Value>) {
+    let problem = || json!({ "application/problem+json": { "schema": { "$ref": PROBLEM } } });
+    for (status, response) in responses.iter_mut() {
+        if response["content"]["application/json"]["schema"]["$ref"] == PROBLEM {
+            response["content"] = problem();
+        }
+        if response["description"].as_str().is_none_or(str::is_empty) {
+            let reason = StatusCode::from_bytes(status.as_bytes()).ok().and_then(|status| status.canonical_reason());
+            response["description"] = reason.unwrap_or("an answer").into();
+        }
+    }
+    responses.insert("default".into(), json!({ "description": "any other refusal: `code` says which", "content": problem() }));
+}
