@@ -2,16 +2,19 @@
 //!
 //! Owns the reading of a body on the guest's behalf before anybody sends it: a guest that waits until its body is taken goes on, and
 //! most have ended before the next request begins. Knows nothing about guests and time. Invariant: at most
-//! [`PIECE_LEN_MAX`] bytes and one piece more are held here, and nothing that was read is lost.
+//! [`PIECE_LEN_MAX`] bytes and one piece more are held here, nothing that was read is lost, and a body is whole only if its guest ended
+//! it where it said it would.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http::Response;
+use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::capability::reply::PIECE_LEN_MAX;
+use crate::fault::{Code, Fault};
 use crate::invocation::{BodyError, Payload, StreamBody};
 
 /// What a piece counts at least, in bytes: many small ones hold more than their bytes.
@@ -73,15 +76,40 @@ impl Opening {
     }
 
     /// The response: its body in one piece if all of it was read, which saves chunked framing.
-    pub(super) fn into_response(self) -> Response<Payload> {
+    ///
+    /// # Errors
+    /// When the body broke off. Nothing of it has left yet.
+    pub(super) fn into_response(self) -> Result<Response<Payload>, Fault> {
         let payload = match self.body {
             Beginning::Whole(bytes) => Payload::Whole(bytes),
-            Beginning::Stream { read, rest: Rest::End, .. } if read.iter().all(Frame::is_data) => Payload::Whole(join(read)),
+            Beginning::Stream { rest: Rest::Broken(error), .. } => return Err(broken(&error)),
+            Beginning::Stream { read, rest: Rest::End, .. } if is_whole(&self.head, &read) => Payload::Whole(join(read)),
             Beginning::Stream { read, rest: Rest::More(stream), .. } if read.is_empty() => Payload::Stream(stream),
             Beginning::Stream { read, rest, .. } => Payload::Stream(Box::pin(Resumed { read: read.into_iter(), rest })),
         };
-        self.head.map(|()| payload)
+        Ok(self.head.map(|()| payload))
     }
+}
+
+fn broken(error: &BodyError) -> Fault {
+    let code = match error {
+        BodyError::Cut(code) => *code,
+        _ => Code::GuestBadResponse,
+    };
+    Fault::executed(code, "the function broke off the body of its response")
+        .hint("finish each outgoing body, with as many bytes as its content-length says")
+}
+
+/// Whether these frames, after which nothing follows, are a body of one piece: data alone, not more than a piece, and as many bytes as
+/// the head says.
+fn is_whole(head: &Response<()>, frames: &[Frame<Bytes>]) -> bool {
+    let mut len = 0;
+    for frame in frames {
+        let Some(data) = frame.data_ref() else { return false };
+        len += data.len();
+    }
+    let said = head.headers().get(CONTENT_LENGTH).map(|said| said.to_str().ok().and_then(|said| said.parse().ok()));
+    len <= PIECE_LEN_MAX && said.is_none_or(|said| said == Some(len))
 }
 
 fn join(frames: Vec<Frame<Bytes>>) -> Bytes {
@@ -120,17 +148,8 @@ impl Body for Resumed {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = match &self.rest {
-            Rest::More(stream) => stream.size_hint(),
-            Rest::End | Rest::Broken(_) => SizeHint::with_exact(0),
-        };
-        let read: u64 = self.read.as_slice().iter().filter_map(|frame| Some(frame.data_ref()?.len() as u64)).sum();
-        let mut hint = SizeHint::new();
-        hint.set_lower(read.saturating_add(rest.lower()));
-        if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(read)) {
-            hint.set_upper(upper);
-        }
-        hint
+        // What the guest said in its head is what counts: whoever sends this holds the body against it.
+        SizeHint::default()
     }
 }
 
@@ -152,7 +171,7 @@ mod tests {
     }
 
     fn whole(opening: Opening) -> Bytes {
-        match opening.into_response().into_body() {
+        match opening.into_response().unwrap().into_body() {
             Payload::Whole(bytes) => bytes,
             Payload::Stream(_) => panic!("a stream"),
         }
@@ -181,14 +200,15 @@ mod tests {
         let mut opening = Opening::new(Response::new(payload));
         sender.try_send(PIECE).unwrap();
         assert!(read(&mut opening));
-        let body = opening.into_response().into_body();
+        let body = opening.into_response().unwrap().into_body();
+        assert_eq!(body.size_hint().exact(), None);
         sender.try_send(PIECE).unwrap();
         drop(sender);
         assert_eq!(body.collect().await.unwrap().to_bytes(), "abcabc");
     }
 
     #[tokio::test]
-    async fn a_body_that_was_cut_is_not_whole() {
+    async fn a_body_that_was_cut_is_no_response() {
         let reply = Arc::new(Reply::default());
         let (sender, payload) = reply::stream(reply.clone());
         let mut opening = Opening::new(Response::new(payload));
@@ -196,8 +216,21 @@ mod tests {
         reply.cut(Code::GuestTrap);
         drop(sender);
         assert!(read(&mut opening));
-        let error = opening.into_response().into_body().collect().await.unwrap_err();
-        assert!(matches!(error, BodyError::Cut(Code::GuestTrap)), "{error:?}");
+        assert_eq!(opening.into_response().unwrap_err().code, Code::GuestTrap);
+    }
+
+    #[tokio::test]
+    async fn a_body_of_another_length_than_was_said_is_not_whole() {
+        for (said, whole) in [("3", true), ("2", false), ("4", false)] {
+            let (sender, payload) = reply::stream(Arc::default());
+            let mut opening = Opening::new(Response::builder().header(CONTENT_LENGTH, said).body(payload).unwrap());
+            sender.try_send(PIECE).unwrap();
+            drop(sender);
+            assert!(read(&mut opening));
+            let body = opening.into_response().unwrap().into_body();
+            assert_eq!(body.size_hint().exact(), whole.then_some(3), "{said}");
+            assert_eq!(body.collect().await.unwrap().to_bytes(), PIECE);
+        }
     }
 
     #[tokio::test]
@@ -210,7 +243,7 @@ mod tests {
                 assert_eq!(read(&mut opening), at < reads, "{len} bytes, the {at}th");
             }
             drop(sender);
-            let body = opening.into_response().into_body();
+            let body = opening.into_response().unwrap().into_body();
             assert_eq!(body.collect().await.unwrap().to_bytes().len(), len * (reads + 1));
         }
     }

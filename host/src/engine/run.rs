@@ -102,14 +102,14 @@ impl Engine {
         let began = Instant::now();
         let mut running = Running::start(self, template, call, vessel, began)?;
         let reply = running.reply.clone();
-        let (ended, head) = running.until_it_begins().await;
+        let Driven { ended, head, put } = running.until_it_begins().await;
         if let Some(instantiated) = reply.instantiated() {
             template.ready.measured(instantiated - began);
         }
         // One that waited was there from the beginning.
         let instantiated = reply.instantiated().unwrap_or(began);
         let done = ended.is_some();
-        let ended_at = running.looked;
+        let answered = put.unwrap_or(running.looked);
         let kept = match &head {
             Some(Ok(response)) if done && reply::is_large(response.body()) => running.places.take().map(Arc::new),
             _ => None,
@@ -135,7 +135,7 @@ impl Engine {
             ready,
             instantiate: instantiated - began,
             enter: entered - instantiated,
-            run: ended_at.saturating_duration_since(entered),
+            run: answered.saturating_duration_since(entered),
         })
     }
 }
@@ -276,8 +276,8 @@ impl Running {
         })
     }
 
-    /// Drives the guest until its response begins, and on while more of it comes at once. Why it stopped, if it did, and the response.
-    async fn until_it_begins(&mut self) -> (Option<Stopped>, Option<Result<Response<Payload>, Fault>>) {
+    /// Drives the guest until its response begins, and on while more of it comes at once.
+    async fn until_it_begins(&mut self) -> Driven {
         let (mut now, mut head, mut put) = (Some(self.began), None, None);
         let ended = std::future::poll_fn(|cx| {
             loop {
@@ -294,17 +294,19 @@ impl Running {
                 };
                 match polled {
                     Poll::Ready(ended) => return Poll::Ready(Some(ended)),
+                    // It had its slice: now the others of this thread have theirs.
+                    Poll::Pending if self.yielded => {
+                        let is_early = put.is_some_and(|put| self.looked - put < HEAD_HOLD);
+                        return if is_early { Poll::Pending } else { Poll::Ready(None) };
+                    }
                     // A guest that waited for its body to be taken goes on, and need not wait for whoever sends it.
                     Poll::Pending if came => {}
-                    Poll::Pending if self.yielded && put.is_some_and(|put| self.looked - put < HEAD_HOLD) => {
-                        return Poll::Pending;
-                    }
                     Poll::Pending => return Poll::Ready(None),
                 }
             }
         })
         .await;
-        (ended, head.map(|head| head.map(Opening::into_response)))
+        Driven { ended, head: head.map(|head| head.and_then(Opening::into_response)), put }
     }
 
     /// Runs the guest until it waits, yields or ends, and looks at the clock.
@@ -388,6 +390,15 @@ impl Running {
             Payload::Stream(Box::pin(Attached { payload, guard }))
         })
     }
+}
+
+/// How far a guest came.
+struct Driven {
+    /// Why it does not go on, if it does not.
+    ended: Option<Stopped>,
+    head: Option<Result<Response<Payload>, Fault>>,
+    /// When the head was there.
+    put: Option<Instant>,
 }
 
 /// Why driving stopped.
