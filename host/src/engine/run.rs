@@ -31,7 +31,6 @@ use crate::net::afterwards;
 use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
 
-use super::large::{Leaving, Timed};
 use super::opening::Opening;
 use super::ready::Waiting;
 use super::template::{Resolved, Template};
@@ -94,13 +93,21 @@ impl Engine {
         let vessel = match waiting {
             Some(waiting) => Vessel::Waiting(waiting),
             None => {
-                let code = template.resolved();
-                Vessel::Fresh(self.admit(code.place).await?, code)
+                let (place, code) = self.admit(template).await?;
+                Vessel::Fresh(place, code)
             }
         };
+        let limits = call.limits.clone();
+        let began = self.run_in(vessel, template, call).await;
+        // What the guest still has to do comes first.
+        self.keep_ready(template, &limits);
+        began
+    }
+
+    async fn run_in(&self, vessel: Vessel, template: &Template, call: Call) -> Result<Began, Fault> {
         let ready = matches!(vessel, Vessel::Waiting(_));
         let began = Instant::now();
-        let mut running = Running::start(self, template, call, vessel, began)?;
+        let mut running = Running::start(self, template.shape.kind, call, vessel, began)?;
         let reply = running.reply.clone();
         let (ended, head) = running.until_it_begins().await;
         if let Some(instantiated) = reply.instantiated() {
@@ -165,39 +172,9 @@ struct Running {
     timer: Option<Pin<Box<Sleep>>>,
     response_limit: u64,
     books: Books,
-    /// Only while there is something to learn, or instances are to be made ahead: most templates need neither.
-    lessons: Option<Box<Lessons>>,
     /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first. A store that outlives its
     /// guest takes them along.
     places: Option<Places>,
-}
-
-/// What an invocation means for how the next ones begin.
-struct Lessons {
-    engine: Engine,
-    template: Arc<Template>,
-    /// Under which the instance is made that the next invocation may find waiting.
-    limits: Arc<Limits>,
-    /// Whether the instance is of the pool for large guests, while its template is on trial.
-    in_large: Option<bool>,
-}
-
-impl Lessons {
-    fn begin(engine: &Engine, template: &Arc<Template>, code: &Resolved, limits: &Arc<Limits>) -> Option<Box<Self>> {
-        let trial = template.trial.as_ref().filter(|trial| trial.wants_more());
-        let in_large = trial.map(|_| engine.place(code.place).large);
-        if in_large.is_none() && !engine.wants_ready(template) {
-            return None;
-        }
-        Some(Box::new(Self { engine: engine.clone(), template: template.clone(), limits: limits.clone(), in_large }))
-    }
-
-    /// `ran`: from the instance being live to the guest's end.
-    fn end(self, ran: Duration) -> Option<Timed> {
-        self.engine.keep_ready(&self.template, &self.limits);
-        let in_large = self.in_large?;
-        Some(Timed { engine: self.engine, template: self.template, in_large, ran })
-    }
 }
 
 /// Places among the node's instances and among the function's `concurrency`.
@@ -222,8 +199,7 @@ impl Books {
 }
 
 impl Running {
-    fn start(engine: &Engine, template: &Arc<Template>, call: Call, vessel: Vessel, began: Instant) -> Result<Self, Fault> {
-        let kind = template.shape.kind;
+    fn start(engine: &Engine, kind: Kind, call: Call, vessel: Vessel, began: Instant) -> Result<Self, Fault> {
         let reply = Arc::new(Reply::default());
         let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
@@ -255,7 +231,9 @@ impl Running {
                 (store, output, Some(live), place, code)
             }
         };
-        let lessons = Lessons::begin(engine, template, &code, &call.limits);
+        if engine.place(code.place).large {
+            engine.metrics().large.inc();
+        }
         let guest = call::start(code, store, live, Input { request, output, reply: reply.clone() });
         engine.metrics().instances.inc();
         let wall = call.limits.duration(Limit::Wall);
@@ -271,7 +249,6 @@ impl Running {
             timer: None,
             response_limit: call.limits.get(Limit::ResponseBody),
             books: Books { log, meter: call.meter, metrics: engine.metrics().clone() },
-            lessons,
             places: Some((place, call.permit)),
         })
     }
@@ -333,9 +310,7 @@ impl Running {
                 if let Err(fault) = &result {
                     self.reply.cut(fault.code);
                 }
-                let ran = self.looked - self.reply.instantiated().unwrap_or(self.began);
-                let timed = self.lessons.take().and_then(|lessons| lessons.end(ran));
-                afterwards::put_off((Leaving::new(store, timed), self.places.take(), kept));
+                afterwards::put_off((store, self.places.take(), kept));
                 result.err()
             }
             Stopped::Deadline => {

@@ -102,7 +102,7 @@ impl Rehearsal {
     /// # Errors
     /// A fault of the guest, as an invocation would have it.
     pub(super) async fn start(stage: &Stage<'_>, engine: &Engine, code: &Code, times: Times, how: Start) -> Result<Self, Fault> {
-        let (_, lane) = engine.usual_place(stage.shape.lane).map_err(Fault::internal)?;
+        let (_, lane) = engine.pool(stage.shape.lane, false).map_err(Fault::internal)?;
         let kind = stage.shape.kind;
         let entry = Entry::new(kind, code, lane.modules.as_ref(), &lane.components).map_err(Fault::internal)?;
         let log = LogSink::new(stage.log.clone(), InvocationId::new(0, 0), RevisionNumber::FIRST, LOG_BYTES_MAX as u64);
