@@ -20,8 +20,8 @@ use tokio::task::AbortHandle;
 use crate::fault::{Code, Fault};
 use crate::invocation::{BodyError, Payload};
 
-/// Pieces of a response body that wait between guest and client. With at most 64 KiB each, that is what one response holds
-/// in the daemon's memory.
+/// Pieces of a response body that wait between guest and client. With at most 64 KiB each, and what is read before the head leaves
+/// (`engine/opening.rs`), that is what one response holds in the daemon's memory.
 pub const PIECES: usize = 4;
 /// Largest piece, in bytes.
 pub const PIECE_LEN_MAX: usize = 64 << 10;

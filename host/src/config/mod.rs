@@ -96,8 +96,8 @@ pub struct Engine {
     pub instance_wait: Time,
     /// Most templates in memory; the system's limits of descriptors and mappings may allow fewer. Default 1,000.
     pub templates_max: usize,
-    /// Most instances at once of guests that use much of a large memory, such as interpreters; each keeps up to 16 MiB. 0: they run
-    /// among the others. Default 64.
+    /// Most instances at once in the pool for guests with a large memory, such as interpreters; each keeps up to 16 MiB. More run among
+    /// the others, and with 0 all. Default 64.
     pub large_instances_max: u32,
     /// Most instances of one function that wait on one thread for a request. 0: none. Default 4.
     pub ready_max: usize,

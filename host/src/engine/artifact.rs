@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use wasmtime::component::Component;
-use wasmtime::{Engine, Module, Result};
+use wasmtime::{Engine, Module, ResourcesRequired, Result};
 
 use super::kind::Kind;
 use crate::artifacts::VerifiedArtifact;
@@ -35,13 +35,12 @@ impl Code {
         (range.end as usize).saturating_sub(range.start as usize)
     }
 
-    /// Guest memory at its start, in bytes; 0 when the code does not say.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        let needed = match self {
+    /// What an instance takes of a pool at its start; `None` for a component that does not say.
+    pub(super) fn resources_required(&self) -> Option<ResourcesRequired> {
+        match self {
             Self::Module(module) => Some(module.resources_required()),
             Self::Component(component) => component.resources_required(),
-        };
-        needed.and_then(|needed| needed.max_initial_memory_size).map_or(0, |pages| pages.saturating_mul(64 << 10))
+        }
     }
 
     /// Maps a verified artifact. Cost: one mapping and its relocation, no copy.

@@ -5,6 +5,7 @@
 //! nothing ran in before.
 
 mod artifact;
+mod body;
 pub mod build;
 mod call;
 mod cgi;
@@ -42,7 +43,7 @@ use crate::fault::{Code, Fault};
 use crate::meter::{Admission, Permit};
 use crate::telemetry::metrics::Metrics;
 
-use large::Trial;
+use large::Large;
 use template::{Entry, Resolved};
 
 /// What runs guests. Cheap to clone.
@@ -144,14 +145,20 @@ impl Engine {
     /// Some 50 us for a small module, 2 ms for an interpreter of 30 MB; no copy.
     pub fn load(&self, shape: Shape, artifact: &VerifiedArtifact) -> Result<Template, LoadError> {
         let load = || {
-            let (place, lane) = self.usual_place(shape.lane)?;
-            let code = artifact::Code::load(&lane.engine, shape.kind, artifact)?;
-            let entry = Entry::new(shape.kind, &code, lane.modules.as_ref(), &lane.components)?;
-            let trial =
-                self.large_place().filter(|_| shape.lane == Lane::Plain).and_then(|_| Trial::new(artifact, code.memory_bytes()));
-            Ok(Template::new(shape, Resolved { entry, place }, trial, code.image_bytes()))
+            let (code, resolved) = self.resolve(shape.lane, false, shape.kind, artifact)?;
+            let large = self.pool(shape.lane, true).ok().and_then(|_| Large::of(&code, artifact));
+            let image_bytes = code.image_bytes() * if large.is_some() { 2 } else { 1 };
+            Ok(Template::new(shape, resolved, large, image_bytes))
         };
         load().map_err(LoadError)
+    }
+
+    /// Loads a verified artifact into one of the pools.
+    fn resolve(&self, lane: Lane, large: bool, kind: Kind, artifact: &VerifiedArtifact) -> Result<(artifact::Code, Resolved)> {
+        let (place, lane) = self.pool(lane, large)?;
+        let code = artifact::Code::load(&lane.engine, kind, artifact)?;
+        let entry = Entry::new(kind, &code, lane.modules.as_ref(), &lane.components)?;
+        Ok((code, Resolved { entry, place }))
     }
 
     /// Bytes that differ whenever artifacts of one engine must not be loaded by the other: full version, and all settings and
@@ -180,37 +187,28 @@ impl Engine {
     }
 
     fn place(&self, place: usize) -> &LaneEngine {
-        // Only `usual_place` and `large_place` make these numbers, of a list that never changes.
+        // Only `pool` makes these numbers, of a list that never changes.
         &self.0.lanes[place]
     }
 
-    fn usual_place(&self, lane: Lane) -> Result<(usize, &LaneEngine)> {
+    fn pool(&self, lane: Lane, large: bool) -> Result<(usize, &LaneEngine)> {
         let mut places = self.0.lanes.iter().enumerate();
-        places.find(|(_, place)| place.lane == lane && !place.large).context("this engine has no such lane")
+        places.find(|(_, place)| place.lane == lane && place.large == large).context("this engine has no such pool")
     }
 
-    /// A place among the instances of one of the pools. One that waits for a request gives way to one that has it.
-    async fn admit(&self, place: usize) -> Result<Permit, Fault> {
-        let lane = self.place(place);
-        if let Some(permit) = lane.instances.try_admit() {
-            return Ok(permit);
+    /// What to make an instance of, and its place: in the best pool that has one free, else in the usual one, as soon as it has. One that
+    /// waits there for a request gives way to one that has it.
+    async fn admit(&self, template: &Arc<Template>) -> Result<(Permit, Arc<Resolved>), Fault> {
+        let free = |code: &Arc<Resolved>| Some((self.place(code.place).instances.try_admit()?, code.clone()));
+        if let Some(admitted) = self.codes(template).find_map(free) {
+            return Ok(admitted);
         }
-        drop(self.0.ready.give_up(place));
-        lane.admit().await
-    }
-
-    fn large_place(&self) -> Option<usize> {
-        self.0.lanes.iter().position(|place| place.large)
-    }
-}
-
-impl LaneEngine {
-    /// A place among the instances of the pool, as soon as there is one.
-    async fn admit(&self) -> Result<Permit, Fault> {
-        self.instances.admit().await.map_err(|_| {
+        let code = &template.code;
+        drop(self.0.ready.give_up(code.place));
+        let permit = self.place(code.place).instances.admit().await.map_err(|_| {
             let fault = Fault::new(Code::Overloaded, "all instances of this node are taken").retry_after(Duration::from_secs(1));
-            let key = if self.large { "engine.large_instances_max" } else { "engine.instances_max" };
-            fault.hint(format!("try again, or raise {key}"))
-        })
+            fault.hint("try again, or raise engine.instances_max")
+        })?;
+        Ok((permit, code.clone()))
     }
 }

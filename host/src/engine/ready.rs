@@ -39,7 +39,7 @@ pub(super) struct Waiting {
     pub(super) live: Live,
     pub(super) store: Store<Host>,
     pub(super) place: Permit,
-    /// What it was made of; the template may have moved to another pool since.
+    /// What it was made of, in one of the template's pools.
     pub(super) code: Arc<Resolved>,
     thread: usize,
     charge: Charge,
@@ -259,16 +259,11 @@ impl Ready {
 }
 
 impl Engine {
-    /// Whether making an instance of `template` takes so long that it is done ahead.
-    pub(super) fn wants_ready(&self, template: &Template) -> bool {
-        self.0.ready.each_max > 0 && template.ready.is_worth_it()
-    }
-
     /// Sees to it that instances of `template` wait on this thread, if making one is expensive. Returns at once: they are made by a
     /// task of this thread, after whatever runs now, under `limits`.
     pub(super) fn keep_ready(&self, template: &Arc<Template>, limits: &Arc<Limits>) {
         let ready = &template.ready;
-        if !self.wants_ready(template) {
+        if self.0.ready.each_max == 0 || !ready.is_worth_it() {
             return;
         }
         let thread = thread();
@@ -305,12 +300,17 @@ impl Engine {
         }
     }
 
-    async fn make(&self, template: &Arc<Template>, limits: &Limits, thread: usize) -> Option<Waiting> {
-        let (ready, code) = (&template.ready, template.resolved());
-        let lane = self.place(code.place);
-        // At most half of the places; those too are given up for an invocation that finds no other (`Engine::admit`).
+    /// A place for an instance that nobody has asked for yet: one of at most half. Of the usual pool those too are given up for an
+    /// invocation that finds no other (`Engine::admit`).
+    fn spare(&self, place: usize) -> Option<Permit> {
+        let lane = self.place(place);
         let (used, _waiting) = lane.instances.occupancy();
-        let place = lane.instances.try_admit().filter(|_| used < lane.instances_max / 2)?;
+        lane.instances.try_admit().filter(|_| used < lane.instances_max / 2)
+    }
+
+    async fn make(&self, template: &Arc<Template>, limits: &Limits, thread: usize) -> Option<Waiting> {
+        let ready = &template.ready;
+        let (place, code) = self.codes(template).find_map(|code| Some((self.spare(code.place)?, code.clone())))?;
         let mut charge = self.0.ready.charge(ready.bytes.load(Ordering::Relaxed))?;
         // Whose it will be is not known yet: what it says goes nowhere, and makes it useless.
         let log = LogSink::new(self.0.ready.nowhere.clone(), InvocationId::new(0, 0), RevisionNumber::FIRST, 0);
@@ -323,7 +323,7 @@ impl Engine {
             streams: Streams::Served { input: None },
             exchange: Exchange::default(),
         };
-        let (mut store, _output) = store::build(&lane.engine, blueprint);
+        let (mut store, _output) = store::build(&self.place(code.place).engine, blueprint);
         deadline::arm(&mut store, MAKING_MAX.min(limits.duration(Limit::Cpu)));
         let made = {
             let mut making = std::pin::pin!(call::instantiate(&code.entry, &mut store));

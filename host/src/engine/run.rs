@@ -10,12 +10,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::Response;
-use http_body::{Body, Frame, SizeHint};
-use tokio::task::AbortHandle;
 use tokio::time::{Sleep, sleep_until};
 
+use super::body;
 use super::call::{self, Ended, Guest, Input};
 use super::store::{self, Blueprint, Streams};
 use super::{Engine, Kind, deadline};
@@ -24,14 +22,13 @@ use crate::capability::reply::{self, Reply};
 use crate::capability::{Environment, http as wasi_http};
 use crate::fault::{Code, Fault};
 use crate::id::{InvocationId, RevisionNumber};
-use crate::invocation::{BodyError, Payload, bounded};
+use crate::invocation::{BodyError, Payload};
 use crate::limits::{Limit, Limits};
 use crate::meter::{FunctionMeter, Permit, Usage};
 use crate::net::afterwards;
 use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
 
-use super::large::{Leaving, Timed};
 use super::opening::Opening;
 use super::ready::Waiting;
 use super::template::{Resolved, Template};
@@ -94,13 +91,21 @@ impl Engine {
         let vessel = match waiting {
             Some(waiting) => Vessel::Waiting(waiting),
             None => {
-                let code = template.resolved();
-                Vessel::Fresh(self.admit(code.place).await?, code)
+                let (place, code) = self.admit(template).await?;
+                Vessel::Fresh(place, code)
             }
         };
+        let limits = call.limits.clone();
+        let began = self.run_in(vessel, template, call).await;
+        // What the guest still has to do comes first.
+        self.keep_ready(template, &limits);
+        began
+    }
+
+    async fn run_in(&self, vessel: Vessel, template: &Template, call: Call) -> Result<Began, Fault> {
         let ready = matches!(vessel, Vessel::Waiting(_));
         let began = Instant::now();
-        let mut running = Running::start(self, template, call, vessel, began)?;
+        let mut running = Running::start(self, template.shape.kind, call, vessel, began)?;
         let reply = running.reply.clone();
         let Driven { ended, head, put } = running.until_it_begins().await;
         if let Some(instantiated) = reply.instantiated() {
@@ -123,7 +128,9 @@ impl Engine {
                 return Err(running.fail(Fault::executed(Code::GuestNoResponse, "the function ended without a response")));
             }
         };
-        let response = bound(response, running.response_limit, &running.books).map_err(|fault| running.fail(fault))?;
+        let books = running.books.clone();
+        let response = body::bound(response, running.response_limit, move |fault| books.fail(fault));
+        let response = response.map_err(|fault| running.fail(fault))?;
         let response = match kept {
             Some(places) => running.keep(response, places),
             None if done => response,
@@ -165,39 +172,9 @@ struct Running {
     timer: Option<Pin<Box<Sleep>>>,
     response_limit: u64,
     books: Books,
-    /// Only while there is something to learn, or instances are to be made ahead: most templates need neither.
-    lessons: Option<Box<Lessons>>,
     /// Given back after the guest's store is gone: fields drop in this order, and `guest` is first. A store that outlives its
     /// guest takes them along.
     places: Option<Places>,
-}
-
-/// What an invocation means for how the next ones begin.
-struct Lessons {
-    engine: Engine,
-    template: Arc<Template>,
-    /// Under which the instance is made that the next invocation may find waiting.
-    limits: Arc<Limits>,
-    /// Whether the instance is of the pool for large guests, while its template is on trial.
-    in_large: Option<bool>,
-}
-
-impl Lessons {
-    fn begin(engine: &Engine, template: &Arc<Template>, code: &Resolved, limits: &Arc<Limits>) -> Option<Box<Self>> {
-        let trial = template.trial.as_ref().filter(|trial| trial.wants_more());
-        let in_large = trial.map(|_| engine.place(code.place).large);
-        if in_large.is_none() && !engine.wants_ready(template) {
-            return None;
-        }
-        Some(Box::new(Self { engine: engine.clone(), template: template.clone(), limits: limits.clone(), in_large }))
-    }
-
-    /// `ran`: from the instance being live to the guest's end.
-    fn end(self, ran: Duration) -> Option<Timed> {
-        self.engine.keep_ready(&self.template, &self.limits);
-        let in_large = self.in_large?;
-        Some(Timed { engine: self.engine, template: self.template, in_large, ran })
-    }
 }
 
 /// Places among the node's instances and among the function's `concurrency`.
@@ -222,8 +199,7 @@ impl Books {
 }
 
 impl Running {
-    fn start(engine: &Engine, template: &Arc<Template>, call: Call, vessel: Vessel, began: Instant) -> Result<Self, Fault> {
-        let kind = template.shape.kind;
+    fn start(engine: &Engine, kind: Kind, call: Call, vessel: Vessel, began: Instant) -> Result<Self, Fault> {
         let reply = Arc::new(Reply::default());
         let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
@@ -255,7 +231,9 @@ impl Running {
                 (store, output, Some(live), place, code)
             }
         };
-        let lessons = Lessons::begin(engine, template, &code, &call.limits);
+        if engine.place(code.place).large {
+            engine.metrics().large.inc();
+        }
         let guest = call::start(code, store, live, Input { request, output, reply: reply.clone() });
         engine.metrics().instances.inc();
         let wall = call.limits.duration(Limit::Wall);
@@ -271,7 +249,6 @@ impl Running {
             timer: None,
             response_limit: call.limits.get(Limit::ResponseBody),
             books: Books { log, meter: call.meter, metrics: engine.metrics().clone() },
-            lessons,
             places: Some((place, call.permit)),
         })
     }
@@ -335,9 +312,7 @@ impl Running {
                 if let Err(fault) = &result {
                     self.reply.cut(fault.code);
                 }
-                let ran = self.looked - self.reply.instantiated().unwrap_or(self.began);
-                let timed = self.lessons.take().and_then(|lessons| lessons.end(ran));
-                afterwards::put_off((Leaving::new(store, timed), self.places.take(), kept));
+                afterwards::put_off((store, self.places.take(), kept));
                 result.err()
             }
             Stopped::Deadline => {
@@ -385,10 +360,7 @@ impl Running {
                 running.fail(fault);
             }
         });
-        response.map(|payload| {
-            let guard = AbortGuest { task: task.abort_handle(), reply, finished: payload.is_end_stream() };
-            Payload::Stream(Box::pin(Attached { payload, guard }))
-        })
+        response.map(|payload| body::attach(payload, task.abort_handle(), reply))
     }
 }
 
@@ -418,74 +390,4 @@ impl Drop for Running {
             self.account(0);
         }
     }
-}
-
-/// Ends a guest whose response nobody reads any more.
-struct AbortGuest {
-    task: AbortHandle,
-    reply: Arc<Reply>,
-    /// Whether the response was read to its end.
-    finished: bool,
-}
-
-/// A response body with the guest that still writes it.
-struct Attached {
-    payload: Payload,
-    guard: AbortGuest,
-}
-
-impl Body for Attached {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.payload).poll_frame(cx));
-        // A guest that has said all may still work; its deadlines end it, not the client that got its answer.
-        self.guard.finished |= frame.is_none() || self.payload.is_end_stream();
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.payload.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.payload.size_hint()
-    }
-}
-
-impl Drop for AbortGuest {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.task.abort();
-            self.reply.cut(Code::ClientTimeout);
-        }
-    }
-}
-
-/// Bounds a response body: at once when it is whole, piece by piece when it streams.
-fn bound(response: Response<Payload>, limit: u64, books: &Books) -> Result<Response<Payload>, Fault> {
-    let (parts, payload) = response.into_parts();
-    let payload = match payload {
-        Payload::Whole(bytes) if bytes.len() as u64 > limit => {
-            return Err(too_large(format!("the response body has {} bytes, the function's limit is {limit}", bytes.len())));
-        }
-        Payload::Stream(stream) => {
-            let books = books.clone();
-            // The status is out by then, and the guest may have ended already: this is the place that knows.
-            let passed = move || BodyError::Cut(books.fail(self::passed(limit)).code);
-            Payload::Stream(bounded(stream, limit, passed))
-        }
-        whole => whole,
-    };
-    Ok(Response::from_parts(parts, payload))
-}
-
-/// The fault for a streamed body that passed its limit.
-pub(super) fn passed(limit: u64) -> Fault {
-    too_large(format!("the response body passed the function's limit of {limit} bytes"))
-}
-
-fn too_large(detail: String) -> Fault {
-    Fault::executed(Code::ResponseTooLarge, detail).hint("raise 'response_body' in [limits] of hob.toml")
 }

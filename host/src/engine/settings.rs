@@ -2,7 +2,9 @@
 //!
 //! Owns every knob. `docs/decisions/` says why each differs from its default. Invariant: the two lanes differ in one knob only.
 
-use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Result};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, ResourcesRequired, Result,
+};
 
 use super::kind::Lane;
 
@@ -27,6 +29,9 @@ const INSTANCE_BYTES: usize = 32 << 20;
 const CORE_INSTANCES: u32 = 64;
 const MEMORIES: u32 = 8;
 const TABLES: u32 = 64;
+/// Tables of a pool for each of its instances, and core instances in the usual one.
+const TABLES_EACH: u32 = 3;
+const CORE_INSTANCES_EACH: u32 = 16;
 
 fn common(lane: Lane) -> Result<Config> {
     let mut config = Config::new();
@@ -68,13 +73,15 @@ pub(super) fn compiling(lane: Lane) -> Result<Engine> {
 /// When the address space for the pool cannot be reserved.
 pub(super) fn serving(lane: Lane, instances: u32, keep_resident: usize) -> Result<Engine> {
     let mut pool = PoolingAllocationConfig::new();
+    // These are only counted, and what a guest takes of them is not known before.
+    let core_instances = if keep_resident == LARGE_KEEP_RESIDENT { CORE_INSTANCES } else { CORE_INSTANCES_EACH };
     // A component has several core instances (its adapters), and may have more than one memory. Each memory reserves 4 GiB of
     // addresses, 47 bits of which are there: 25,000 for both lanes together at the most instances a node may have.
     let memories = if lane == Lane::Plain { instances + instances / 2 } else { instances };
     pool.total_component_instances(instances)
-        .total_core_instances(16 * instances)
+        .total_core_instances(core_instances * instances)
         .total_memories(memories)
-        .total_tables(3 * instances)
+        .total_tables(TABLES_EACH * instances)
         .total_stacks(instances + 64)
         .max_memory_size(4 << 30)
         .max_memories_per_module(2)
@@ -95,6 +102,11 @@ pub(super) fn serving(lane: Lane, instances: u32, keep_resident: usize) -> Resul
     let mut config = common(lane)?;
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool)).parallel_compilation(false);
     Engine::new(&config)
+}
+
+/// Whether any guest that needs this finds its slots in a pool that has a place for it, whatever runs there.
+pub(super) fn has_slots(needed: &ResourcesRequired) -> bool {
+    needed.num_memories <= 1 && needed.num_tables <= TABLES_EACH
 }
 
 /// The engine of the build process for what runs there once and is thrown away: compiled fast, not well.

@@ -5,7 +5,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use wasmtime::component::InstancePre as ComponentPre;
 use wasmtime::error::Context as _;
 use wasmtime::{InstancePre, Module, ModuleExport, Result};
@@ -16,7 +15,7 @@ use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use super::artifact::Code;
 use super::kind::{Kind, Shape};
-use super::large::Trial;
+use super::large::Large;
 use super::ready::Ready;
 use crate::capability::Host;
 use crate::capability::handler::{ENTRY, INIT, RESTORED, WIZER_INIT};
@@ -24,10 +23,9 @@ use crate::capability::handler::{ENTRY, INIT, RESTORED, WIZER_INIT};
 /// A function that can be instantiated now. Dropping it frees its code once the last instance is gone.
 pub struct Template {
     pub(super) shape: Shape,
-    /// Replaced by the same code in the pool for large guests, and back.
-    code: ArcSwap<Resolved>,
-    /// Whether it is to be; `None` when the guest is of a size for which it is never worth it.
-    pub(super) trial: Option<Trial>,
+    pub(super) code: Arc<Resolved>,
+    /// Only of a large guest, on a node that has a pool for them.
+    pub(super) large: Option<Large>,
     pub(super) ready: Arc<Ready>,
     image_bytes: usize,
 }
@@ -114,21 +112,9 @@ impl fmt::Debug for Template {
 }
 
 impl Template {
-    /// A template of resolved code that maps `image_bytes`.
-    pub(super) fn new(shape: Shape, code: Resolved, trial: Option<Trial>, image_bytes: usize) -> Self {
-        Self { shape, code: ArcSwap::from_pointee(code), trial, ready: Arc::default(), image_bytes }
-    }
-
-    /// The code to instantiate now. An invocation asks once and keeps the answer: another time it may be another engine's.
-    pub(super) fn resolved(&self) -> Arc<Resolved> {
-        self.code.load_full()
-    }
-
-    /// From now on instances are made of `code`; returns what they were made of. Those that run keep theirs, those that wait go.
-    pub(super) fn move_to(&self, code: Arc<Resolved>) -> Arc<Resolved> {
-        let former = self.code.swap(code);
-        self.ready.clear();
-        former
+    /// A template of resolved code that maps `image_bytes`, as often as it may be loaded.
+    pub(super) fn new(shape: Shape, code: Resolved, large: Option<Large>, image_bytes: usize) -> Self {
+        Self { shape, code: Arc::new(code), large, ready: Arc::default(), image_bytes }
     }
 
     /// Drops the instances that wait.
@@ -153,7 +139,7 @@ impl Template {
         self.shape
     }
 
-    /// Bytes of code and memory image that it maps.
+    /// Bytes of code and memory image that it maps; twice those of a large guest, which may be loaded into both pools.
     #[must_use]
     pub fn image_bytes(&self) -> usize {
         self.image_bytes

@@ -43,9 +43,9 @@ impl Engine {
             streams: Streams::Terminal,
             exchange: Exchange::default(),
         };
-        let resolved = template.resolved();
-        let (store, output) = store::build(&self.place(resolved.place).engine, blueprint);
-        let mut guest = call::start(resolved, store, None, Input { request: None, output, reply });
+        let code = template.code.clone();
+        let (store, output) = store::build(&self.place(code.place).engine, blueprint);
+        let mut guest = call::start(code, store, None, Input { request: None, output, reply });
         let mut used = std::time::Duration::ZERO;
         let run =
             std::future::poll_fn(|cx| deadline::slice(&mut used, std::time::Instant::now(), || guest.as_mut().poll(cx)).result);

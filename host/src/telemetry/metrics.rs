@@ -41,6 +41,8 @@ pub struct Metrics {
     pub instances: Gauge<i64, AtomicI64>,
     /// Instances that wait for an invocation.
     pub ready: Gauge<i64, AtomicI64>,
+    /// Invocations whose instance was of the pool for large guests.
+    pub large: Counter,
     /// Functions that are deployed.
     pub functions: Gauge<i64, AtomicI64>,
     /// Templates in memory.
@@ -82,6 +84,7 @@ impl Metrics {
             registry,
             instances: Gauge::default(),
             ready: Gauge::default(),
+            large: Counter::default(),
             functions: Gauge::default(),
             templates: Gauge::default(),
             data_bytes: Gauge::default(),
@@ -94,6 +97,7 @@ impl Metrics {
         let registry = &mut metrics.registry;
         registry.register("instances", "Instances alive", metrics.instances.clone());
         registry.register("ready_instances", "Instances that wait for an invocation", metrics.ready.clone());
+        registry.register("large_invocations", "Invocations in the pool for large guests", metrics.large.clone());
         registry.register("functions", "Functions deployed", metrics.functions.clone());
         registry.register("templates", "Templates in memory", metrics.templates.clone());
         registry.register_with_unit("data", "Modules and artifacts on disk", Unit::Bytes, metrics.data_bytes.clone());

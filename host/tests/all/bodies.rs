@@ -1,5 +1,6 @@
 //! Bodies: how long they may be, who waits for whom while they pass, and what happens when a client leaves.
 
+use crate::harness::examples::guest;
 use crate::harness::wat::{self, SPINS, command, does, handler_with, says, waits};
 use crate::harness::{Node, eventually};
 use crate::limits::{hold, number};
@@ -19,6 +20,86 @@ fn response_bodies() {
         |len: usize| command(&format!("(func (export \"_start\") (call $write (i32.const 1) (i32.const 0) (i32.const {len})))"));
     node.deploy_wat("command", &writes(1001), limit);
     node.data.get("/command").problem(502, "response-too-large");
+}
+
+#[test]
+fn a_small_body_is_whole_however_it_was_written() {
+    let node = Node::start(&[]);
+    // More pieces than wait for a client, so that the guest does too.
+    for pieces in [1, 2, 6] {
+        let piece = "(if (call $body_write (i32.const 0) (i32.const 1000)) (then unreachable))";
+        node.deploy_wat("a", &does(&format!("(call $stream) {}", piece.repeat(pieces))), "");
+        let reply = node.data.get("/a");
+        assert_eq!(reply.header("content-length"), Some((pieces * 1000).to_string().as_str()));
+        assert_eq!(reply.header("transfer-encoding"), None);
+        assert_eq!(reply.good().len(), pieces * 1000);
+    }
+}
+
+#[test]
+fn a_head_waits_for_a_guest_that_computes_but_not_for_long() {
+    let node = Node::start(&[]);
+    let computes = |ns: u64| {
+        let memory = "(import \"wasi_snapshot_preview1\" \"clock_time_get\" (func $clock (param i32 i64 i32) (result i32)))
+            (memory (export \"memory\") 1)
+            (func $now (result i64) (drop (call $clock (i32.const 1) (i64.const 1) (i32.const 8))) (i64.load (i32.const 8)))";
+        handler_with(
+            memory,
+            &format!(
+                "(func (export \"hob_handle\") (local $until i64)
+                   (call $stream)
+                   (local.set $until (i64.add (call $now) (i64.const {ns})))
+                   (loop $more (br_if $more (i64.lt_u (call $now) (local.get $until))))
+                   (drop (call $body_write (i32.const 0) (i32.const 4))))"
+            ),
+        )
+    };
+    // Longer than a tick, and shorter than the head waits. The system may take the processor away for longer, so one in many will do.
+    node.deploy_wat("soon", &computes(4_000_000), "");
+    eventually("an answer is whole", || node.data.get("/soon").header("content-length") == Some("4"));
+    // The head is out before the processor time is over: the answer breaks off, and is no 504.
+    node.deploy_wat("late", &computes(u64::MAX >> 2), "");
+    let mut conn = node.data.connect();
+    conn.request("GET", "/late", &[], b"");
+    let head = conn.head();
+    assert_eq!((head.status, head.header("transfer-encoding")), (200, Some("chunked")));
+    assert!(!conn.body(&head, |_| ()));
+}
+
+#[test]
+fn a_body_that_a_component_never_finishes() {
+    let node = Node::start(&[]);
+    let reply = node.deploy("a", &std::fs::read(guest("counter2")).unwrap(), "");
+    assert_eq!(reply.status(), 201, "{}", reply.text());
+    for count in 1..=2 {
+        node.data.get("/a/break").problem(502, "guest-bad-response");
+        assert_eq!(node.faults("guest-bad-response"), count);
+    }
+    let logs = node.logs("a");
+    assert!(logs.iter().any(|(source, _, text)| source == "host" && text.contains("broke off")), "{logs:?}");
+}
+
+#[test]
+fn a_length_that_is_not_kept() {
+    let node = Node::start(&[]);
+    // A head that says 9 bytes; what follows in the record is its name and value.
+    let code = "(i32.store (i32.const 32768) (i32.const 1)) (i32.store16 (i32.const 32772) (i32.const 200))
+        (i32.store16 (i32.const 32774) (i32.const 1)) (i32.store (i32.const 32776) (i32.const 0))
+        (i32.store (i32.const 32780) (i32.const 14)) (i32.store (i32.const 32784) (i32.const 1))
+        (memory.copy (i32.const 32788) (i32.const 100) (i32.const 15))
+        (call $respond (i32.const 32768) (i32.const 35))
+        (drop (call $body_write (i32.const 0) (i32.const 4)))";
+    let text = handler_with(
+        "(memory (export \"memory\") 1) (data (i32.const 100) \"content-length9\")",
+        &format!("(func (export \"hob_handle\") {code})"),
+    );
+    node.deploy_wat("a", &text, "");
+    // Four bytes came at once, and are not taken for the nine.
+    let mut conn = node.data.connect();
+    conn.request("GET", "/a", &[], b"");
+    let head = conn.head();
+    assert_eq!((head.status, head.header("content-length")), (200, Some("9")));
+    assert!(!conn.body(&head, |_| ()), "it breaks off");
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod http;
 mod interop;
 mod invoke;
 mod isolation;
+mod large;
 mod limits;
 mod ready;
 mod refused;

@@ -1,9 +1,10 @@
 //! Instances made ahead of the requests they will serve: who gets them, what they may know, and when they go.
 
 use crate::harness::examples::guest;
-use crate::harness::wat::{command, handler, handler_with, says, waits};
+use crate::harness::wat::{command, handler, says, waits};
 use crate::harness::{Node, eventually, http::Reply};
 use crate::isolation::spy;
+use crate::large::{large, until_in_large};
 
 /// Code that takes some milliseconds.
 const SLOW: &str = "(local $n i32)
@@ -282,49 +283,12 @@ fn they_go_with_their_template() {
     assert_eq!(rung(&node.data.get("/a")), "stored");
 }
 
-/// Answers how much of its 4 MiB of memory was not as it was deployed, and then fills all of it. What is there from the beginning
-/// makes its memory a mapping of a file, of which each page faults by itself.
-fn large() -> String {
-    handler_with(
-        "(memory (export \"memory\") 64)",
-        "(data (i32.const 65540) \"first\") (data (i32.const 4194299) \"last\")
-         (func (export \"hob_handle\") (local $at i32) (local $found i32)
-           (local.set $at (i32.const 65536))
-           (loop $more
-             (local.set $found (i32.add (local.get $found) (i32.ne (i32.load (local.get $at)) (i32.const 0))))
-             (i32.store (local.get $at) (i32.const 0x5ec2e7))
-             (local.set $at (i32.add (local.get $at) (i32.const 64)))
-             (br_if $more (i32.lt_u (local.get $at) (i32.const 4194304))))
-           (drop (call $drain))
-           (call $number (local.get $found)))",
-    )
-}
-
 #[test]
-fn a_guest_that_may_be_large_is_tried_in_a_pool_of_its_own() {
+fn those_of_a_large_guest_come_from_both_pools() {
     let node = node(&["engine.large_instances_max=2"]);
-    node.deploy_wat("a", &large(), "");
-    let ask = |times: usize| {
-        for _ in 0..times {
-            assert_eq!(node.data.get("/a").good(), 0u32.to_le_bytes());
-        }
-    };
-    // Its code, once for each pool that it is in.
-    let pools = || {
-        let links = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap();
-        let links = links.filter_map(|link| std::fs::read_link(link.unwrap().path()).ok());
-        links.filter(|path| path.to_string_lossy().contains(".cwasm")).count()
-    };
-    assert_eq!(pools(), 1);
-    // As many samples as there are of each pool. Instances of the first wait while it moves.
-    ask(16);
-    eventually("it is in both", || pools() == 2);
-    ask(16);
-    eventually("it is where it is faster", || {
-        ask(1);
-        pools() == 1
-    });
-    ask(16);
-    make_ready(&node, "a", 1);
-    assert_eq!(all_ready(&node, "a", 5), vec![0u32.to_le_bytes(); 5]);
+    node.deploy_wat("a", &large(&format!("(func (export \"hob_init\") {SLOW})")), AT_EACH_START);
+    make_ready(&node, "a", 4);
+    // One of them at most, half of the places, is of the pool for large guests.
+    until_in_large(&node, || assert_eq!(all_ready(&node, "a", 1), [0u32.to_le_bytes()]));
+    all_ready(&node, "a", 5);
 }

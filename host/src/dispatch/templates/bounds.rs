@@ -8,10 +8,10 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::config::{Bytes, Config};
 
-/// Mappings of a template: what is before its code in the file, the code, what is behind it, and one in reserve.
+/// Mappings of a loaded template: what is before its code in the file, the code, what is behind it, and one in reserve.
 /// Source: `/proc/PID/maps` of a node with resident handlers, commands and components: three each.
 const MAPPINGS: u64 = 4;
-/// Descriptors of a template: its file, which wasmtime keeps open.
+/// Descriptors of a loaded template: its file, which wasmtime keeps open.
 const DESCRIPTORS: u64 = 1;
 
 /// Mappings of a memory slot that was used: image, memory, what may grow, guard.
@@ -88,7 +88,9 @@ impl Bounds {
         let large = u64::from(config.engine.large_instances_max);
         let or_cores = |count: usize| if count == 0 { system.cores } else { count as u64 };
         // A template that is evicted lives on in the instances that run it.
-        let evicted = instances;
+        let evicted = instances + large;
+        // Any may be that of a large guest, which is loaded into both pools.
+        let loaded = if large > 0 { 2 } else { 1 };
         let mappings = instances * (SLOT_MAPPINGS * SLOT_HALVES).div_ceil(2)
             + instances * STACK_MAPPINGS
             // One lane of the two has a pool for large guests.
@@ -104,8 +106,8 @@ impl Bounds {
         let left = |all: u64, needed: u64, each: u64| all.saturating_sub(needed).max(all / 4) / each;
         let candidates = [
             (config.engine.templates_max as u64, "engine.templates_max"),
-            (left(system.descriptors, descriptors, DESCRIPTORS), "the limit of open files"),
-            (left(system.mappings, mappings, MAPPINGS), "vm.max_map_count"),
+            (left(system.descriptors, descriptors, loaded * DESCRIPTORS), "the limit of open files"),
+            (left(system.mappings, mappings, loaded * MAPPINGS), "vm.max_map_count"),
         ];
         let (count, by) = candidates.into_iter().min_by_key(|(count, _)| *count).expect("there are three");
         let count = usize::try_from(count).unwrap_or(usize::MAX).max(1);
@@ -129,18 +131,21 @@ mod tests {
         let many = "engine.templates_max=100000";
         assert_eq!(of(20_000, 65_530, &[]), (1000, "engine.templates_max"));
         assert_eq!(of(1 << 20, 1 << 20, &[many]), (100_000, "engine.templates_max"));
-        // 4 * 2.5 for memories, 4 for stacks, 4 for templates in use, of 1,000 instances each; 4 * 1.5 and 2 of 64 large ones.
-        assert_eq!(of(1 << 20, 65_530, &[many]), ((65_530 - 18_000 - 512 - 4096) / 4, "vm.max_map_count"));
+        // 4 * 2.5 for memories, 4 for stacks, 4 for templates in use, of 1,000 instances each; 4 * 1.5, 2 and 4 of 64 large ones. A
+        // template may be loaded twice.
+        assert_eq!(of(1 << 20, 65_530, &[many]), ((65_530 - 18_000 - 768 - 4096) / 8, "vm.max_map_count"));
         let none_large = [many, "engine.large_instances_max=0"];
         assert_eq!(of(1 << 20, 65_530, &none_large), ((65_530 - 18_000 - 4096) / 4, "vm.max_map_count"));
-        assert_eq!(of(8000, 1 << 20, &[many]), (8000 - 4096 - 256 - 1000 - 16 - 32 - 256, "the limit of open files"));
+        let left = 8000 - 4096 - 256 - 1000 - 16 - 32 - 256;
+        assert_eq!(of(8000, 1 << 20, &none_large), (left, "the limit of open files"));
+        assert_eq!(of(8000, 1 << 20, &[many]), ((left - 64) / 2, "the limit of open files"));
     }
 
     #[test]
     fn a_quarter_is_left_and_never_nothing() {
         let many = "engine.templates_max=100000";
-        assert_eq!(of(1024, 1 << 20, &[many]), (256, "the limit of open files"));
-        assert_eq!(of(1 << 20, 65_530, &[many, "engine.instances_max=10000"]), (65_530 / 16, "vm.max_map_count"));
+        assert_eq!(of(1024, 1 << 20, &[many]), (128, "the limit of open files"));
+        assert_eq!(of(1 << 20, 65_530, &[many, "engine.instances_max=10000"]), (65_530 / 32, "vm.max_map_count"));
         assert_eq!(of(0, 0, &[]).0, 1);
         assert_eq!(of(u64::MAX, u64::MAX, &["net.connections_max=9223372036854775807"]), (1000, "engine.templates_max"));
     }

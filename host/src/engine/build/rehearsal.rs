@@ -22,8 +22,8 @@ use crate::capability::reply::Reply;
 use crate::capability::wasi::Drawn;
 use crate::capability::{Environment, Host, http as wasi_http};
 use crate::engine::artifact::Code;
+use crate::engine::body::passed;
 use crate::engine::call::{self, Input, Live};
-use crate::engine::run::passed;
 use crate::engine::store::{self, Blueprint, Streams};
 use crate::engine::template::Entry;
 use crate::engine::{Engine, Kind, Shape, deadline, settings};
@@ -102,7 +102,7 @@ impl Rehearsal {
     /// # Errors
     /// A fault of the guest, as an invocation would have it.
     pub(super) async fn start(stage: &Stage<'_>, engine: &Engine, code: &Code, times: Times, how: Start) -> Result<Self, Fault> {
-        let (_, lane) = engine.usual_place(stage.shape.lane).map_err(Fault::internal)?;
+        let (_, lane) = engine.pool(stage.shape.lane, false).map_err(Fault::internal)?;
         let kind = stage.shape.kind;
         let entry = Entry::new(kind, code, lane.modules.as_ref(), &lane.components).map_err(Fault::internal)?;
         let log = LogSink::new(stage.log.clone(), InvocationId::new(0, 0), RevisionNumber::FIRST, LOG_BYTES_MAX as u64);

@@ -1,7 +1,7 @@
 //! A component of `wasi:http` 0.2 that counts the requests that its memory has seen, and answers with the number.
 //!
 //! On `/print` it prints a line, which makes Rust's library keep a handle of the host's; on `/map` it makes a hash table, whose keys
-//! are drawn; on `/fail` it answers 500; on `/time` it says whether time ran backwards since it was first asked.
+//! are drawn; on `/fail` it answers 500; on `/break` it never finishes its body; on `/time` it says whether time ran backwards since it was first asked.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -40,6 +40,9 @@ impl Guest for Counter {
         // A client that has gone away is no fault of this function.
         let _ = stream.blocking_write_and_flush(text.as_bytes());
         drop(stream);
+        if path == "/break" {
+            return;
+        }
         let _ = OutgoingBody::finish(body, None);
     }
 }
