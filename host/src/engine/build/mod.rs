@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
+use crate::artifacts::is_full;
 use crate::config;
 use crate::fault::{Code, Fault};
 use crate::id::Digest;
@@ -46,8 +47,13 @@ pub enum Report {
     Built(Built),
     /// It is not.
     Refused(Refused),
-    /// There was no room to write the native code.
-    NoSpace,
+    /// It may be one: the system failed, or the node's own bytes cannot be read.
+    Failed {
+        /// Number of the system's error, if it was one.
+        errno: Option<i32>,
+        /// What happened, for the operator.
+        error: String,
+    },
 }
 
 /// A function that was compiled.
@@ -296,13 +302,14 @@ impl Builder {
             return match serde_json::from_slice(report) {
                 Ok(Report::Built(built)) => Ok(built),
                 Ok(Report::Refused(refused)) => Err(refused.into_fault().into()),
-                Ok(Report::NoSpace) => Err(Fault::new(Code::StorageFull, "there is no room for the native code")
-                    .hint("remove functions that are not needed")
-                    .into()),
+                Ok(Report::Failed { errno, error }) => Err(failed(errno, &error, memory)),
                 Err(error) => Err(Fault::internal(format!("the build's report cannot be read: {error}")).into()),
             };
         }
         let errors = String::from_utf8_lossy(errors);
+        if status.code().is_some_and(|code| code != PANICKED) {
+            return Err(Fault::internal(format!("the build process says: {}", errors.trim_end())).into());
+        }
         let signal = status.signal().and_then(rustix::process::Signal::from_named_raw);
         Err(Failed::Ended(match signal {
             // The child ends at the first of its two limits of processor time, so at the second, where it would be killed, it is gone.
@@ -343,6 +350,25 @@ impl From<Fault> for Failed {
         Self::Told(fault)
     }
 }
+
+/// What a failure of the system in a child means, or bytes of the node that it cannot read.
+fn failed(errno: Option<i32>, error: &str, memory: Memory) -> Failed {
+    let Some(errno) = errno else { return Fault::internal(format!("a build failed: {error}")).into() };
+    let error = std::io::Error::from_raw_os_error(errno);
+    if is_full(&error) {
+        let fault = Fault::new(Code::StorageFull, "there is no room for the native code");
+        return fault.hint("remove functions that are not needed").into();
+    }
+    // The node may have memory left: mappings count against the child's own wall.
+    if error.kind() == std::io::ErrorKind::OutOfMemory {
+        return Failed::Ended(over_limit(memory.passed()));
+    }
+    tracing::warn!(%error, "a build failed");
+    Fault::system(&error).into()
+}
+
+/// With what a process of Rust exits that panicked.
+const PANICKED: i32 = 101;
 
 /// What is said of a child that died of something else than its walls.
 const UNEXPECTED: &str = "the build of this module ended unexpectedly: the compiler cannot cope with it";
@@ -386,6 +412,8 @@ fn over_limit(detail: String) -> Fault {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use rustix::io::Errno;
 
     use super::*;
     use crate::manifest::Manifest;
@@ -441,6 +469,33 @@ esac
             let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
             assert!(fault.code == code && fault.detail.contains(word), "{signal}: {fault:?}");
             assert_eq!(fault.detail.contains("processor"), signal == "XCPU", "{signal}: {fault:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_of_the_node_is_not_the_module_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+        // What it is to say is its module.
+        let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
+        write_program(&program, "#!/bin/sh\neval \"$(tr -d '\\0' | tail -n 1)\"\n");
+        let builder = Builder::new(program, config::Build::default());
+        let failed = |errno: i32| format!("echo '{{\"failed\":{{\"errno\":{errno},\"error\":\"secret\"}}}}'");
+        for (end, code) in [
+            (failed(Errno::MFILE.raw_os_error()), Code::Overloaded),
+            (failed(Errno::AGAIN.raw_os_error()), Code::Overloaded),
+            (failed(Errno::NOSPC.raw_os_error()), Code::StorageFull),
+            (failed(Errno::NOMEM.raw_os_error()), Code::BuildOverLimit),
+            (failed(Errno::IO.raw_os_error()), Code::Internal),
+            ("echo '{\"failed\":{\"errno\":null,\"error\":\"secret\"}}'".into(), Code::Internal),
+            ("echo secret >&2; exit 1".into(), Code::Internal),
+            ("echo secret >&2; exit 101".into(), Code::NotDeployable),
+        ] {
+            std::fs::write(&wasm, format!("\n{end}\n")).unwrap();
+            let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
+            let fault = builder.build(File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err();
+            assert_eq!(fault.code, code, "{end}");
+            assert!(!fault.detail.contains("secret"), "{end}: {}", fault.detail);
         }
     }
 
