@@ -323,7 +323,7 @@ fn check_module(engine: &Engine, kind: Kind, module: &Module) -> Result<(), Refu
     linker.instantiate_pre(module).map(drop).map_err(|error| match error.downcast_ref::<UnknownImportError>() {
         Some(unknown) => Refused::unfit(
             format!("the module imports '{}' from '{}', which this host does not have", unknown.name(), unknown.module()),
-            format!("core modules may import 'wasi_snapshot_preview1' and '{MODULE}'; build for wasm32-wasip1"),
+            format!("core modules may import '{MODULE}', 'wasi_snapshot_preview1' and 'wasi_unstable'; build for wasm32-wasip1"),
         ),
         None => Refused::unfit(
             format!("an import has another type here: {}", sentence(format_args!("{error:#}"))),
