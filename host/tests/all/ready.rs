@@ -1,7 +1,10 @@
 //! Instances made ahead of the requests they will serve: who gets them, what they may know, and when they go.
 
+use wasm_encoder::Encode;
+use wasmparser::{Parser, Payload};
+
 use crate::harness::examples::guest;
-use crate::harness::wat::{command, handler, handler_with, says, waits};
+use crate::harness::wat::{command, handler, handler_with, says, waits, wasm};
 use crate::harness::{Node, eventually, http::Reply};
 use crate::isolation::spy;
 
@@ -27,6 +30,19 @@ fn slow_counter(more: &str) -> String {
          (func (export \"hob_init\") {SLOW} (call $count) {more})
          (func (export \"hob_handle\") (call $count) (call $number (i32.load (i32.const 0))))"
     ))
+}
+
+/// A component with one more core module, which is instantiated last and takes long to start.
+fn starts_slowly(mut component: Vec<u8>) -> Vec<u8> {
+    let payloads = Parser::new(0).parse_all(&component);
+    let modules = payloads.filter(|payload| matches!(payload.as_ref().unwrap(), Payload::ModuleSection { .. })).count();
+    let module = wasm(&format!("(module (func $slow {SLOW}) (start $slow))"));
+    // Two sections of the binary format: a core module; one core instance, of the module of this number, without arguments.
+    component.push(1);
+    module[..].encode(&mut component);
+    component.push(2);
+    [1, 0, u8::try_from(modules).unwrap(), 0][..].encode(&mut component);
+    component
 }
 
 fn rung(reply: &Reply) -> String {
@@ -78,8 +94,7 @@ fn one_serves_one_invocation() {
         assert_eq!(body, 2u32.to_le_bytes(), "it started and was asked, each once");
     }
     assert!(node.inspect("a")["usage"]["starts"]["ready"].as_u64().unwrap() >= 20);
-    // A component has no initialisation of its own: linking it is what takes long.
-    let reply = node.deploy("component", &std::fs::read(guest("counter2")).unwrap(), "");
+    let reply = node.deploy("component", &starts_slowly(std::fs::read(guest("counter2")).unwrap()), AT_EACH_START);
     assert_eq!(reply.status(), 201, "{}", reply.text());
     make_ready(&node, "component", 4);
     for body in all_ready(&node, "component", 20) {
@@ -283,11 +298,14 @@ fn they_go_with_their_template() {
 }
 
 /// Answers how much of its 4 MiB of memory was not as it was deployed, and then fills all of it. What is there from the beginning
-/// makes its memory a mapping of a file, of which each page faults by itself.
+/// makes its memory a mapping of a file, of which each page faults by itself. It takes long to start, which is not what is
+/// timed to find its pool.
 fn large() -> String {
     handler_with(
         "(memory (export \"memory\") 64)",
-        "(data (i32.const 65540) \"first\") (data (i32.const 4194299) \"last\")
+        &format!(
+            "(data (i32.const 65540) \"first\") (data (i32.const 4194299) \"last\")
+         (func (export \"hob_init\") {SLOW})
          (func (export \"hob_handle\") (local $at i32) (local $found i32)
            (local.set $at (i32.const 65536))
            (loop $more
@@ -296,14 +314,15 @@ fn large() -> String {
              (local.set $at (i32.add (local.get $at) (i32.const 64)))
              (br_if $more (i32.lt_u (local.get $at) (i32.const 4194304))))
            (drop (call $drain))
-           (call $number (local.get $found)))",
+           (call $number (local.get $found)))"
+        ),
     )
 }
 
 #[test]
 fn a_guest_that_may_be_large_is_tried_in_a_pool_of_its_own() {
     let node = node(&["engine.large_instances_max=2"]);
-    node.deploy_wat("a", &large(), "");
+    node.deploy_wat("a", &large(), AT_EACH_START);
     let ask = |times: usize| {
         for _ in 0..times {
             assert_eq!(node.data.get("/a").good(), 0u32.to_le_bytes());
