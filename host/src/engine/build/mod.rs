@@ -8,6 +8,7 @@ pub mod child;
 mod componentize;
 mod detect;
 mod job;
+mod machine;
 mod native;
 mod rehearsal;
 mod snapshot;
@@ -238,7 +239,7 @@ impl Builder {
     /// five copies on its way (`docs/decisions/0010-snapshots.md`).
     fn memory_bytes(&self, job: &Job) -> Memory {
         let wanted = self.config.memory.0.saturating_add(job.limits.get(Limit::Memory).saturating_mul(5));
-        let max = self.config.memory_max.map_or_else(|| half_the_machine().max(self.config.memory.0), |max| max.0);
+        let max = self.config.memory_max.map_or_else(|| (machine::memory_bytes() / 2).max(self.config.memory.0), |max| max.0);
         Memory { wanted, granted: wanted.min(max) }
     }
 
@@ -396,12 +397,6 @@ impl Memory {
             format!("it needed more than {granted} bytes of memory")
         }
     }
-}
-
-/// Half of the machine's memory, in bytes.
-fn half_the_machine() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(u64::from(info.mem_unit)) / 2
 }
 
 fn over_limit(detail: String) -> Fault {
