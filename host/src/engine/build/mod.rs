@@ -191,8 +191,7 @@ impl Builder {
     /// `program`: a binary whose `main` calls [`child::run_if_child`] first; usually this very process, `/proc/self/exe`.
     #[must_use]
     pub fn new(program: PathBuf, config: config::Build) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let at_once = if config.concurrency == 0 { cores } else { config.concurrency };
+        let at_once = if config.concurrency == 0 { cores() } else { config.concurrency };
         // A build that waits is bounded by those before it, each by its own wall: the queue's length is the real bound.
         let wait = config.wall.0.saturating_mul(u32::try_from(config.queue + 1).unwrap_or(u32::MAX));
         let admission = Admission::new(at_once, config.queue, wait);
@@ -250,6 +249,7 @@ impl Builder {
         command.arg(CHILD_COMMAND).args(walls.to_args()).arg(&outputs.native).arg(&outputs.snapshot).env_clear().current_dir("/");
         // An arena is reserved in larger pieces than the walls may allow, and never given back: what is freed would still count.
         command.env("MIMALLOC_DISALLOW_ARENA_ALLOC", "1");
+        command.env("RAYON_NUM_THREADS", threads(cores()).to_string());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| Fault::system(&error))?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -399,6 +399,16 @@ impl Memory {
     }
 }
 
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Threads of one build's compiler. Their stacks and what each works on count against its memory, and as many builds run at once as
+/// there are cores: with 64 threads an interpreter cannot be built (`docs/decisions/0004-build-child.md`).
+fn threads(cores: usize) -> usize {
+    cores.clamp(1, 4)
+}
+
 fn over_limit(detail: String) -> Fault {
     Fault::new(Code::BuildOverLimit, format!("the build was ended: {detail}"))
         .hint("make the module smaller, or raise the limits in [build] of the node")
@@ -465,6 +475,21 @@ esac
             assert!(fault.code == code && fault.detail.contains(word), "{signal}: {fault:?}");
             assert_eq!(fault.detail.contains("processor"), signal == "XCPU", "{signal}: {fault:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_compiler_has_few_threads_on_any_machine() {
+        assert_eq!([0, 1, 2, 4, 5, 64, 256].map(threads), [1, 1, 2, 4, 4, 4, 4]);
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+        let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
+        let refused = r#"{"refused":{"over_cap":false,"detail":"'$RAYON_NUM_THREADS'","hint":null}}"#;
+        write_program(&program, &format!("#!/bin/sh\ncat >/dev/null\necho '{refused}'\n"));
+        std::fs::write(&wasm, "a module").unwrap();
+        let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
+        let builder = Builder::new(program, config::Build::default());
+        let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
+        assert_eq!(fault.detail, threads(cores()).to_string());
     }
 
     #[tokio::test]
