@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -105,7 +105,7 @@ impl Doctor {
         checks.extend(programs());
         checks.extend(targets(self.fix));
         checks.push(data_dir(self.data_dir.clone().or_else(environment::data_dir)));
-        checks.push(control_port(config.net.control, &ctx.server));
+        checks.push(control_port(&ctx.server));
         checks.push(data_port(config.net.addr));
         checks.push(mappings(&config.engine));
         checks.push(open_files(&config.net));
@@ -179,12 +179,20 @@ fn data_dir(dir: Option<PathBuf>) -> Check {
     }
 }
 
-fn control_port(addr: SocketAddr, server: &str) -> Check {
-    let name = format!("control port {}", addr.port());
-    if client::is_live(server.trim_end_matches('/')) {
-        return Check::good(name, format!("a daemon answers at {server}"));
+/// The port at which the other commands look for a daemon.
+fn control_port(server: &str) -> Check {
+    let server = server.trim_end_matches('/');
+    let authority = server.trim_start_matches("http://");
+    let name = format!("control port {authority}");
+    if client::is_live(server) {
+        return Check::good(name, "a daemon answers");
     }
-    port(name, addr, "hob serve --control 127.0.0.1:0")
+    // Only on this machine it could be another program's.
+    let addrs = authority.to_socket_addrs().ok();
+    match addrs.and_then(|mut addrs| addrs.find(|addr| addr.ip().is_loopback())) {
+        Some(addr) => port(name, addr, "hob serve --control 127.0.0.1:0"),
+        None => Check::absent(name, "no daemon answers", "start one there, or name another: --server or HOB_SERVER"),
+    }
 }
 
 fn data_port(addr: SocketAddr) -> Check {
@@ -253,6 +261,19 @@ mod tests {
         assert_eq!(port("p".into(), addr, "x").state, State::Bad);
         drop(listener);
         assert_eq!(port("p".into(), addr, "x").state, State::Good);
+    }
+
+    #[test]
+    fn the_control_port_is_the_one_that_was_asked() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        // It accepts, and says nothing that a daemon would.
+        let deaf = std::thread::spawn(move || drop(listener.accept()));
+        let check = control_port(&format!("http://{addr}/"));
+        assert_eq!((check.name.as_str(), check.state), (&*format!("control port {addr}"), State::Good), "{check:?}");
+        deaf.join().unwrap();
+        assert_eq!(control_port("http://nobody.invalid:1").state, State::Absent);
+        assert!(control_port("http://nobody.invalid:1").name.ends_with(" nobody.invalid:1"));
     }
 
     #[test]

@@ -137,8 +137,8 @@ impl Default for Engine {
 pub struct Build {
     /// Data memory of one build (`RLIMIT_DATA`) beside five times the function's memory limit. Default 1 GiB.
     pub memory: Bytes,
-    /// Most data memory of one build, whatever the function's memory limit; at least `memory`. Default: half the machine's, or `memory`
-    /// if that is more.
+    /// Most data memory of one build, whatever the function's memory limit; at least `memory`. Default: half the machine's, or
+    /// of the least that a control group allows the node, or `memory` if that is more.
     pub memory_max: Option<Bytes>,
     /// Time that the initialisation of a function may take, and each of its warm-up requests, on the clock and on the processor.
     /// Default 30 s.

@@ -62,10 +62,14 @@ pub(super) fn is_shortage(error: &Error) -> bool {
 }
 
 fn is_exhausted(error: &Error) -> bool {
-    error.chain().any(|cause| match (cause.downcast_ref::<io::Error>(), cause.downcast_ref::<Errno>()) {
-        (Some(error), _) => fault::is_exhausted(error),
-        (None, Some(errno)) => fault::is_exhausted(&(*errno).into()),
-        (None, None) => false,
+    errno(error).is_some_and(|errno| fault::is_exhausted(&io::Error::from_raw_os_error(errno)))
+}
+
+/// The number of the system's error that is behind this one.
+pub(super) fn errno(error: &Error) -> Option<i32> {
+    error.chain().find_map(|cause| match (cause.downcast_ref::<io::Error>(), cause.downcast_ref::<Errno>()) {
+        (Some(error), _) => error.raw_os_error(),
+        (None, errno) => errno.map(|errno| errno.raw_os_error()),
     })
 }
 

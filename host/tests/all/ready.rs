@@ -1,7 +1,10 @@
 //! Instances made ahead of the requests they will serve: who gets them, what they may know, and when they go.
 
+use wasm_encoder::Encode;
+use wasmparser::{Parser, Payload};
+
 use crate::harness::examples::guest;
-use crate::harness::wat::{command, handler, says, waits};
+use crate::harness::wat::{command, handler, says, waits, wasm};
 use crate::harness::{Node, eventually, http::Reply};
 use crate::isolation::spy;
 use crate::large::{large, until_in_large};
@@ -28,6 +31,19 @@ fn slow_counter(more: &str) -> String {
          (func (export \"hob_init\") {SLOW} (call $count) {more})
          (func (export \"hob_handle\") (call $count) (call $number (i32.load (i32.const 0))))"
     ))
+}
+
+/// A component with one more core module, which is instantiated last and takes long to start.
+fn starts_slowly(mut component: Vec<u8>) -> Vec<u8> {
+    let payloads = Parser::new(0).parse_all(&component);
+    let modules = payloads.filter(|payload| matches!(payload.as_ref().unwrap(), Payload::ModuleSection { .. })).count();
+    let module = wasm(&format!("(module (func $slow {SLOW}) (start $slow))"));
+    // Two sections of the binary format: a core module; one core instance, of the module of this number, without arguments.
+    component.push(1);
+    module[..].encode(&mut component);
+    component.push(2);
+    [1, 0, u8::try_from(modules).unwrap(), 0][..].encode(&mut component);
+    component
 }
 
 fn rung(reply: &Reply) -> String {
@@ -79,8 +95,7 @@ fn one_serves_one_invocation() {
         assert_eq!(body, 2u32.to_le_bytes(), "it started and was asked, each once");
     }
     assert!(node.inspect("a")["usage"]["starts"]["ready"].as_u64().unwrap() >= 20);
-    // A component has no initialisation of its own: linking it is what takes long.
-    let reply = node.deploy("component", &std::fs::read(guest("counter2")).unwrap(), "");
+    let reply = node.deploy("component", &starts_slowly(std::fs::read(guest("counter2")).unwrap()), AT_EACH_START);
     assert_eq!(reply.status(), 201, "{}", reply.text());
     make_ready(&node, "component", 4);
     for body in all_ready(&node, "component", 20) {

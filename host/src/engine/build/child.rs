@@ -4,7 +4,7 @@
 //! of what came out. Invariant: the walls stand before the first byte is read, and nothing is reported as built that was not
 //! started. It has no network, no data and no environment: bytes to read, two files to write, one line to say.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use super::job::Job;
 use super::rehearsal::{Rehearsal, Stage, Start, Times};
 use super::snapshot::{self, Snapshot, Taken, Unfit};
 use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, Tried, native, sentence, signature};
-use crate::artifacts::is_full;
 use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
 use crate::capability::{self, Host, INTERFACES};
 use crate::engine::Kind;
 use crate::engine::artifact::Code;
 use crate::engine::template::Entry as CodeEntry;
+use crate::engine::trap;
 use crate::fault::{Code as FaultCode, Fault};
 use crate::limits::Limit;
 use crate::manifest::SnapshotMode;
@@ -90,35 +90,36 @@ fn run(args: &[String]) -> i32 {
         let _ = writeln!(std::io::stderr(), "{CHILD_COMMAND} is started by hob itself: expected memory, seconds and two files");
         return 2;
     };
-    let done = walls.stand().map_err(Into::into).and_then(|()| work(&outputs));
-    let said = done.and_then(|report| Ok(serde_json::to_writer(std::io::stdout(), &report)?));
-    match said {
+    let made = walls.stand().map_err(Failure::Io).and_then(|()| work(&mut std::io::stdin().lock(), &outputs));
+    let report = match made {
+        Ok(built) => Report::Built(built),
+        Err(Failure::Refused(refused)) => Report::Refused(refused),
+        Err(Failure::Io(error)) => Report::Failed { errno: error.raw_os_error(), error: error.to_string() },
+    };
+    match serde_json::to_writer(std::io::stdout(), &report) {
         Ok(()) => 0,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{error:#}");
+            let _ = writeln!(std::io::stderr(), "the report cannot be written: {error}");
             1
         }
     }
 }
 
-/// Reads job and module from standard input, and writes native code and snapshot.
-fn work(outputs: &Outputs) -> anyhow::Result<Report> {
-    let (job, mut wasm) = Job::read(&mut std::io::stdin().lock())?;
+/// Reads job and module, and writes native code and snapshot.
+fn work(input: &mut impl Read, outputs: &Outputs) -> Result<Built, Failure> {
+    let (job, mut wasm) = Job::read(input)?;
     if job.restored {
         wasm = native::decompress(wasm)?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    match runtime.block_on(make(&job, wasm, outputs)) {
-        Ok(built) => Ok(Report::Built(built)),
-        Err(Failure::Refused(refused)) => Ok(Report::Refused(refused)),
-        Err(Failure::Io(error)) if is_full(&error) => Ok(Report::NoSpace),
-        Err(Failure::Io(error)) => Err(error.into()),
-    }
+    runtime.block_on(make(&job, wasm, outputs))
 }
 
 /// Why nothing was built.
 enum Failure {
+    /// It is no function that runs here.
     Refused(Refused),
+    /// It may be one: the node gave what cannot be read, or the system failed.
     Io(std::io::Error),
 }
 
@@ -260,7 +261,11 @@ fn runner(stage: &Stage<'_>) -> Result<crate::engine::Engine, Fault> {
 
 /// Maps the native code that was written.
 fn load(stage: &Stage<'_>, native: &Path) -> std::io::Result<Code> {
-    Code::load_own(&stage.engine, stage.shape.kind, &std::fs::File::open(native)?).map_err(std::io::Error::other)
+    let code = Code::load_own(&stage.engine, stage.shape.kind, &std::fs::File::open(native)?);
+    code.map_err(|error| match trap::errno(&error) {
+        Some(errno) => std::io::Error::from_raw_os_error(errno),
+        None => std::io::Error::other(format!("{error:#}")),
+    })
 }
 
 /// What the bytes are, and the bytes to compile: a module that is to become a component is made one first.
@@ -318,7 +323,7 @@ fn check_module(engine: &Engine, kind: Kind, module: &Module) -> Result<(), Refu
     linker.instantiate_pre(module).map(drop).map_err(|error| match error.downcast_ref::<UnknownImportError>() {
         Some(unknown) => Refused::unfit(
             format!("the module imports '{}' from '{}', which this host does not have", unknown.name(), unknown.module()),
-            format!("core modules may import 'wasi_snapshot_preview1' and '{MODULE}'; build for wasm32-wasip1"),
+            format!("core modules may import '{MODULE}', 'wasi_snapshot_preview1' and 'wasi_unstable'; build for wasm32-wasip1"),
         ),
         None => Refused::unfit(
             format!("an import has another type here: {}", sentence(format_args!("{error:#}"))),
@@ -343,4 +348,29 @@ fn check_component(engine: &Engine, found: &Found, component: &Component) -> Res
         let detail = format!("the component's entry is not what its name promises: {}", sentence(format_args!("{error:#}")));
         Refused::unfit(detail, "rebuild it with a current toolchain")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Manifest;
+
+    #[test]
+    fn what_is_not_the_module_s_fault_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = |name: &str| Outputs { native: dir.path().join(name), snapshot: dir.path().join("snapshot") };
+        let work = |input: &[u8], name: &str| work(&mut &input[..], &outputs(name));
+        let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default()).to_bytes().unwrap();
+        let wasm = wat::parse_str("(module (memory (export \"memory\") 1) (func (export \"_start\")))").unwrap();
+        let input = [&job[..], &wasm].concat();
+        assert!(work(&input, "native").is_ok());
+        let errno = |result| match result {
+            Err(Failure::Io(error)) => error.raw_os_error(),
+            _ => panic!("a failure of the node"),
+        };
+        assert_eq!(errno(work(&input, "native")), Some(rustix::io::Errno::EXIST.raw_os_error()));
+        assert_eq!(errno(work(&input, "no/folder")), Some(rustix::io::Errno::NOENT.raw_os_error()));
+        assert_eq!(errno(work(&job[..job.len() - 1], "other")), None, "a job that breaks off");
+        assert!(matches!(work(&input[..input.len() - 1], "other"), Err(Failure::Refused(_))), "a module that does");
+    }
 }

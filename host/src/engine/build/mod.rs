@@ -8,6 +8,7 @@ pub mod child;
 mod componentize;
 mod detect;
 mod job;
+mod machine;
 mod native;
 mod rehearsal;
 mod snapshot;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
+use crate::artifacts::is_full;
 use crate::config;
 use crate::fault::{Code, Fault};
 use crate::id::Digest;
@@ -46,8 +48,13 @@ pub enum Report {
     Built(Built),
     /// It is not.
     Refused(Refused),
-    /// There was no room to write the native code.
-    NoSpace,
+    /// It may be one: the system failed, or the node's own bytes cannot be read.
+    Failed {
+        /// Number of the system's error, if it was one.
+        errno: Option<i32>,
+        /// What happened, for the operator.
+        error: String,
+    },
 }
 
 /// A function that was compiled.
@@ -184,8 +191,7 @@ impl Builder {
     /// `program`: a binary whose `main` calls [`child::run_if_child`] first; usually this very process, `/proc/self/exe`.
     #[must_use]
     pub fn new(program: PathBuf, config: config::Build) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let at_once = if config.concurrency == 0 { cores } else { config.concurrency };
+        let at_once = if config.concurrency == 0 { cores() } else { config.concurrency };
         // A build that waits is bounded by those before it, each by its own wall: the queue's length is the real bound.
         let wait = config.wall.0.saturating_mul(u32::try_from(config.queue + 1).unwrap_or(u32::MAX));
         let admission = Admission::new(at_once, config.queue, wait);
@@ -232,7 +238,7 @@ impl Builder {
     /// five copies on its way (`docs/decisions/0010-snapshots.md`).
     fn memory_bytes(&self, job: &Job) -> Memory {
         let wanted = self.config.memory.0.saturating_add(job.limits.get(Limit::Memory).saturating_mul(5));
-        let max = self.config.memory_max.map_or_else(|| half_the_machine().max(self.config.memory.0), |max| max.0);
+        let max = self.config.memory_max.map_or_else(|| (machine::memory_bytes() / 2).max(self.config.memory.0), |max| max.0);
         Memory { wanted, granted: wanted.min(max) }
     }
 
@@ -243,6 +249,7 @@ impl Builder {
         command.arg(CHILD_COMMAND).args(walls.to_args()).arg(&outputs.native).arg(&outputs.snapshot).env_clear().current_dir("/");
         // An arena is reserved in larger pieces than the walls may allow, and never given back: what is freed would still count.
         command.env("MIMALLOC_DISALLOW_ARENA_ALLOC", "1");
+        command.env("RAYON_NUM_THREADS", threads(cores()).to_string());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| Fault::system(&error))?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -296,13 +303,14 @@ impl Builder {
             return match serde_json::from_slice(report) {
                 Ok(Report::Built(built)) => Ok(built),
                 Ok(Report::Refused(refused)) => Err(refused.into_fault().into()),
-                Ok(Report::NoSpace) => Err(Fault::new(Code::StorageFull, "there is no room for the native code")
-                    .hint("remove functions that are not needed")
-                    .into()),
+                Ok(Report::Failed { errno, error }) => Err(failed(errno, &error, memory)),
                 Err(error) => Err(Fault::internal(format!("the build's report cannot be read: {error}")).into()),
             };
         }
         let errors = String::from_utf8_lossy(errors);
+        if status.code().is_some_and(|code| code != PANICKED) {
+            return Err(Fault::internal(format!("the build process says: {}", errors.trim_end())).into());
+        }
         let signal = status.signal().and_then(rustix::process::Signal::from_named_raw);
         Err(Failed::Ended(match signal {
             // The child ends at the first of its two limits of processor time, so at the second, where it would be killed, it is gone.
@@ -344,6 +352,25 @@ impl From<Fault> for Failed {
     }
 }
 
+/// What a failure of the system in a child means, or bytes of the node that it cannot read.
+fn failed(errno: Option<i32>, error: &str, memory: Memory) -> Failed {
+    let Some(errno) = errno else { return Fault::internal(format!("a build failed: {error}")).into() };
+    let error = std::io::Error::from_raw_os_error(errno);
+    if is_full(&error) {
+        let fault = Fault::new(Code::StorageFull, "there is no room for the native code");
+        return fault.hint("remove functions that are not needed").into();
+    }
+    // The node may have memory left: mappings count against the child's own wall.
+    if error.kind() == std::io::ErrorKind::OutOfMemory {
+        return Failed::Ended(over_limit(memory.passed()));
+    }
+    tracing::warn!(%error, "a build failed");
+    Fault::system(&error).into()
+}
+
+/// With what a process of Rust exits that panicked.
+const PANICKED: i32 = 101;
+
 /// What is said of a child that died of something else than its walls.
 const UNEXPECTED: &str = "the build of this module ended unexpectedly: the compiler cannot cope with it";
 
@@ -372,10 +399,14 @@ impl Memory {
     }
 }
 
-/// Half of the machine's memory, in bytes.
-fn half_the_machine() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(u64::from(info.mem_unit)) / 2
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Threads of one build's compiler. Their stacks and what each works on count against its memory, and as many builds run at once as
+/// there are cores: with 64 threads an interpreter cannot be built (`docs/decisions/0004-build-child.md`).
+fn threads(cores: usize) -> usize {
+    cores.clamp(1, 4)
 }
 
 fn over_limit(detail: String) -> Fault {
@@ -386,6 +417,8 @@ fn over_limit(detail: String) -> Fault {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use rustix::io::Errno;
 
     use super::*;
     use crate::manifest::Manifest;
@@ -441,6 +474,48 @@ esac
             let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
             assert!(fault.code == code && fault.detail.contains(word), "{signal}: {fault:?}");
             assert_eq!(fault.detail.contains("processor"), signal == "XCPU", "{signal}: {fault:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_compiler_has_few_threads_on_any_machine() {
+        assert_eq!([0, 1, 2, 4, 5, 64, 256].map(threads), [1, 1, 2, 4, 4, 4, 4]);
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+        let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
+        let refused = r#"{"refused":{"over_cap":false,"detail":"'$RAYON_NUM_THREADS'","hint":null}}"#;
+        write_program(&program, &format!("#!/bin/sh\ncat >/dev/null\necho '{refused}'\n"));
+        std::fs::write(&wasm, "a module").unwrap();
+        let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
+        let builder = Builder::new(program, config::Build::default());
+        let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
+        assert_eq!(fault.detail, threads(cores()).to_string());
+    }
+
+    #[tokio::test]
+    async fn a_failure_of_the_node_is_not_the_module_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+        // What it is to say is its module.
+        let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
+        write_program(&program, "#!/bin/sh\neval \"$(tr -d '\\0' | tail -n 1)\"\n");
+        let builder = Builder::new(program, config::Build::default());
+        let failed = |errno: i32| format!("echo '{{\"failed\":{{\"errno\":{errno},\"error\":\"secret\"}}}}'");
+        for (end, code) in [
+            (failed(Errno::MFILE.raw_os_error()), Code::Overloaded),
+            (failed(Errno::AGAIN.raw_os_error()), Code::Overloaded),
+            (failed(Errno::NOSPC.raw_os_error()), Code::StorageFull),
+            (failed(Errno::NOMEM.raw_os_error()), Code::BuildOverLimit),
+            (failed(Errno::IO.raw_os_error()), Code::Internal),
+            ("echo '{\"failed\":{\"errno\":null,\"error\":\"secret\"}}'".into(), Code::Internal),
+            ("echo secret >&2; exit 1".into(), Code::Internal),
+            ("echo secret >&2; exit 101".into(), Code::NotDeployable),
+        ] {
+            std::fs::write(&wasm, format!("\n{end}\n")).unwrap();
+            let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
+            let fault = builder.build(File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err();
+            assert_eq!(fault.code, code, "{end}");
+            assert!(!fault.detail.contains("secret"), "{end}: {}", fault.detail);
         }
     }
 
