@@ -2,13 +2,13 @@
 //!
 //! Deploys go over the control port; a tenth of the modules may be resident, so that requests start on both `resident` and `stored`.
 //! Requests come one after another on one connection; times of a start are the node's own, from `server-timing`. Memory of functions is
-//! that of a node that has just started; memory of templates, what one more node with few instances has more once it has loaded
-//! all of them. Ceiling of memory and deploys: none; of a start: see scenario `start`.
+//! that of a node that has just started; memory of templates, what one more node with few instances, which has read all of the
+//! functions and loaded the first, has more once it has loaded the others. Ceiling of memory and deploys: none; of a start: see scenario `start`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use crate::fleet::{self, Answer, Client, Dice};
 use crate::guests::Guest;
@@ -71,17 +71,24 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     templates(report, dir.path(), plan.modules)
 }
 
-/// What each of `modules` templates takes. With few instances, what their slots keep does not count.
+/// What each of `modules` templates takes. With few instances, what their slots keep does not count; nor does what the first request
+/// of a node takes, nor the pages of the registry that are kept in memory, up to a bound, for whichever functions were read last.
 fn templates(report: &Report, data_dir: &Path, modules: usize) -> anyhow::Result<()> {
     let settings = ["engine.instances_max=4", "engine.large_instances_max=0", "engine.ready_max=0"].map(String::from).to_vec();
     let node = servers::start(&Role::Node { data_dir: data_dir.to_owned(), settings })?;
-    let mut client = Client::connect(node.addr)?;
-    let before = memory_of(&node)?;
+    let mut control = Client::connect(node.control.context("a node has a control port")?)?;
     for number in 0..modules {
+        let answer = control.exchange(&format!("GET /v1/functions/{} HTTP/1.1\r\n", fleet::name(number)), b"")?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "function {number} is not known: {answer}");
+    }
+    let mut client = Client::connect(node.addr)?;
+    client.call(0)?;
+    let before = memory_of(&node)?;
+    for number in 1..modules {
         client.call(number)?;
     }
     let after = memory_of(&node)?;
-    let each = |after: f64, before: f64| (after - before) / count(modules);
+    let each = |after: f64, before: f64| (after - before) / count(modules - 1);
     let system = format!("{modules} templates");
     for (metric, value, unit) in [
         ("anonymous for each", each(after.anonymous, before.anonymous) / 1024.0, "KiB"),
