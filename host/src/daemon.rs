@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::runtime::{Builder as RuntimeBuilder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -260,7 +260,11 @@ impl Signals {
     /// When signals cannot be waited for.
     pub fn catch() -> std::io::Result<Self> {
         let runtime = current_thread()?;
-        let both = async { std::io::Result::Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)) };
+        let both = async {
+            // With a handler, and nobody who listens, writing past what a file may have is an error as any other, and not the end.
+            drop(signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?);
+            std::io::Result::Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+        };
         let signals = runtime.block_on(both)?;
         Ok(Self { runtime, signals })
     }

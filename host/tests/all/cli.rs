@@ -218,9 +218,10 @@ fn a_deployed_command_reaches_nothing_outside() {
     server.set_nonblocking(true).unwrap();
     let addr = server.local_addr().unwrap().to_string();
     for args in [["connect", &addr], ["get", &addr], ["read", "/etc/passwd"], ["env", "PATH"]] {
-        assert!(matches!(node.deploy("a", &wasm, &format!("args = {args:?}\n")).status(), 200 | 201));
-        node.data.get("/a").problem(502, "guest-exit");
-        eventually("it says why in its log", || node.logs("a").iter().any(|(source, _, _)| source == "stderr"));
+        let name = args[0];
+        assert_eq!(node.deploy(name, &wasm, &format!("args = {args:?}\n")).status(), 201);
+        node.data.get(&format!("/{name}")).problem(502, "guest-exit");
+        eventually("it says why in its log", || node.logs(name).iter().any(|(source, _, _)| source == "stderr"));
     }
     assert!(server.accept().is_err(), "somebody connected");
 }

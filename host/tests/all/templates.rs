@@ -1,6 +1,7 @@
 //! Templates in memory: their bounds, what evicting one costs, and what happens to them when the engine is another.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hob::artifacts::{Artifacts, DataDir};
 use hob::config;
@@ -21,6 +22,7 @@ use hob::telemetry::logs::LogSpace;
 use hob::telemetry::metrics::Metrics;
 use tempfile::TempDir;
 
+use crate::harness::PATIENCE;
 use crate::harness::http::Conn;
 use crate::harness::wat::{handler_with, says, waits, wasm};
 use crate::harness::{Node, data_dir, eventually, patiently, serve};
@@ -234,9 +236,12 @@ async fn a_rung_can_be_asked_for() {
                 // On a busy machine it may not wait for the end of the compilation; then another one is asked for.
                 Err(fault) => assert_eq!(fault.code, Code::Overloaded, "{fault:?}"),
             }
-            while builds() == before {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
+            let compiled = async {
+                while builds() == before {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, compiled).await.expect("it is compiled");
         };
         assert_eq!((forced.start, built), (asked, compilations));
         assert!(!Arc::ptr_eq(&forced.template, &before.template), "{asked:?}: it was loaded anew");

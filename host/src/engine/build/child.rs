@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{CodeBuilder, Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
 
@@ -63,17 +64,21 @@ impl Walls {
     /// Stands the walls up around this process.
     fn stand(self) -> std::io::Result<()> {
         // What the system allows this process less of stays as it is: that is a wall too, and only an administrator can move it.
-        let set = |resource, soft: u64, hard: u64| {
-            let least = |wall: u64| Some(getrlimit(resource).maximum.map_or(wall, |given| given.min(wall)));
-            setrlimit(resource, Rlimit { current: least(soft), maximum: least(hard) })
-        };
-        set(Resource::Data, self.memory_bytes, self.memory_bytes)?;
-        // The kernel sends SIGXCPU at the soft limit, which tells this end apart from a kill by somebody else.
-        set(Resource::Cpu, self.cpu_seconds, self.cpu_seconds + 2)?;
-        set(Resource::Fsize, OUTPUT_BYTES_MAX, OUTPUT_BYTES_MAX)?;
-        set(Resource::Nofile, FILES_MAX, FILES_MAX)?;
-        set(Resource::Core, 0, 0)?;
-        Ok(())
+        let least = |resource, wall: u64| getrlimit(resource).maximum.map_or(wall, |given| given.min(wall));
+        let set = |resource, soft, hard| setrlimit(resource, Rlimit { current: Some(soft), maximum: Some(hard) });
+        for (resource, wall) in [
+            (Resource::Data, self.memory_bytes),
+            (Resource::Fsize, OUTPUT_BYTES_MAX),
+            (Resource::Nofile, FILES_MAX),
+            (Resource::Core, 0),
+        ] {
+            let wall = least(resource, wall);
+            set(resource, wall, wall)?;
+        }
+        // The kernel sends SIGXCPU at the soft limit, which tells this end apart from a kill by somebody else; it looks at the hard one
+        // first.
+        let hard = least(Resource::Cpu, self.cpu_seconds + 2);
+        set(Resource::Cpu, self.cpu_seconds.min(hard.saturating_sub(1)), hard).map_err(Into::into)
     }
 }
 
@@ -111,8 +116,12 @@ fn work(input: &mut impl Read, outputs: &Outputs) -> Result<Built, Failure> {
     if job.restored {
         wasm = native::decompress(wasm)?;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    runtime.block_on(make(&job, wasm, outputs))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // With a handler, and nobody who listens, writing past what a file may have is an error as any other.
+        drop(signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?);
+        make(&job, wasm, outputs).await
+    })
 }
 
 /// Why nothing was built.

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -239,7 +240,9 @@ impl Builder {
     fn memory_bytes(&self, job: &Job) -> Memory {
         let wanted = self.config.memory.0.saturating_add(job.limits.get(Limit::Memory).saturating_mul(5));
         let max = self.config.memory_max.map_or_else(|| (machine::memory_bytes() / 2).max(self.config.memory.0), |max| max.0);
-        Memory { wanted, granted: wanted.min(max) }
+        // The child cannot have more than what this process was allowed, and keeps that.
+        let allowed = getrlimit(Resource::Data).maximum.unwrap_or(u64::MAX);
+        Memory { wanted, granted: wanted.min(max).min(allowed) }
     }
 
     async fn run(&self, wasm: &File, job: &Job, outputs: &Outputs) -> Result<Built, Failed> {
@@ -319,12 +322,12 @@ impl Builder {
             }
             Some(rustix::process::Signal::KILL) => {
                 tracing::warn!("a build was killed from outside; look for the kernel's words about memory");
-                over_limit(KILLED.into()).hint(
-                    "deploy it again when the node has more memory to spare, or lower build.concurrency and build.memory_max, so that \
-                     all builds together fit",
+                let fault = Fault::new(Code::Overloaded, KILLED).retry_after(Duration::from_secs(5));
+                fault.hint(
+                    "try again when the node has more memory to spare, or lower build.concurrency and build.memory_max, so that all \
+                     builds together fit",
                 )
             }
-            Some(rustix::process::Signal::XFSZ) => over_limit("a file that it wrote became too large".into()),
             Some(rustix::process::Signal::ABORT) if errors.contains("memory allocation") => over_limit(memory.passed()),
             _ => {
                 // The compiler met its end in the child, as it may. Its last words are for the operator.
@@ -376,7 +379,7 @@ const UNEXPECTED: &str = "the build of this module ended unexpectedly: the compi
 
 /// What is said of a child that somebody else ended.
 const KILLED: &str =
-    "somebody else killed it, most often the system, when the machine or the node's share of it is out of memory";
+    "somebody else killed the build, most often the system, when the machine or the node's share of it is out of memory";
 
 /// Data memory of one build, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -459,8 +462,7 @@ esac
         let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
         for (signal, word, code) in [
             ("XCPU", "60s of processor time", Code::BuildOverLimit),
-            ("KILL", "out of memory", Code::BuildOverLimit),
-            ("XFSZ", "became too large", Code::BuildOverLimit),
+            ("KILL", "out of memory", Code::Overloaded),
             ("SEGV", "unexpectedly", Code::NotDeployable),
         ] {
             let (program, wasm) = (dir.path().join(signal), dir.path().join("wasm"));

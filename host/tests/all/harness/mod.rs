@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use http::{Port, Reply, Seen};
 
 /// How long a condition may take to come true on a machine that is busy with other tests. Only a test that fails waits so long.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Asks until it is so.
 #[track_caller]
