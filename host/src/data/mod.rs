@@ -15,6 +15,8 @@ pub mod kv;
 mod row;
 mod store;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
