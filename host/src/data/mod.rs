@@ -49,6 +49,7 @@ pub struct DataConfig {
     pub volatile_bytes_max: u64,
 }
 
+#[cfg(test)]
 impl Default for DataConfig {
     fn default() -> Self {
         Self { page_cache_bytes: 64 << 20, kv_cache_bytes: 64 << 20, volatile_bytes_max: 256 << 20 }
