@@ -17,7 +17,6 @@
 mod checked;
 mod collect;
 mod dir;
-mod disk;
 mod error;
 mod file;
 mod seal;
@@ -33,22 +32,22 @@ use std::sync::{Arc, Mutex};
 use sha2::Digest as _;
 
 use self::checked::{Checked, Stamp};
-use self::disk::{create_dirs, sync_dir, write_durably};
 use self::error::{full, io_error};
 use self::file::FOLDERS;
 use self::seal::{CODE, Label, META_LEN_MAX, SNAPSHOT, SealError, Sealed, TRAILER_LEN};
 use self::space::{Charge, Space};
 use crate::crash;
 use crate::id::{Digest, TenantId};
+use crate::storage::disk::{create_dirs, sync_dir, write_durably};
 
 pub use self::collect::Collected;
 pub use self::dir::{DataDir, DataDirError, FORMAT, FORMAT_MIN};
-pub use self::disk::is_full;
 pub use self::error::ArtifactError;
 pub use self::file::FileId;
 pub use self::seal::MacKey;
 pub use self::space::{Pin, StagedPath};
 pub use self::staging::{Upload, Uploaded};
+pub use crate::storage::disk::is_full;
 
 /// Images up to this many bytes are checked at every load, larger ones once in a process (`checked.rs`).
 const IMAGE_CHECKED_ALWAYS_BYTES: u64 = 1 << 20;
