@@ -196,6 +196,7 @@ impl Store {
             sweeps,
             // What waits from before is found by the first sweep.
             due_ms: Some(0),
+            failing: false,
         };
         let writer = std::thread::Builder::new().name("hob-store".into()).spawn(|| writer.run());
         let writer = Some(writer.map_err(io_error("start the thread that writes data"))?);
@@ -360,6 +361,8 @@ struct Writer {
     sweeps: Vec<Resting>,
     /// When to sweep though nothing is to be written.
     due_ms: Option<u64>,
+    /// Whether the last group came to nothing, which is logged once and not for each group.
+    failing: bool,
 }
 
 impl Writer {
@@ -397,16 +400,26 @@ impl Writer {
                 }
             }
             let failed = self.commit(&mut group).err();
-            if let Some(error) = &failed {
-                tracing::warn!(%error, writes = group.len(), "data was not written");
-                // Sweeping alone must not try at once again.
-                self.due_ms = Some(self.clock.now_ms().saturating_add(SWEEP_REST_MS));
-            }
+            self.note(failed.as_ref());
             // Before the answers, which may be what others wait for to send more.
             self.queued_bytes.fetch_sub(group.iter().map(|queued| queued.cost_bytes).sum(), Ordering::AcqRel);
             for queued in group {
                 queued.job.finish(failed.as_ref());
             }
+        }
+    }
+
+    fn note(&mut self, failed: Option<&DataError>) {
+        match (failed, self.failing) {
+            (Some(error), false) => tracing::warn!(%error, "data is not written"),
+            (None, true) => tracing::info!("data is written again"),
+            (Some(_), true) | (None, false) => {}
+        }
+        self.failing = failed.is_some();
+        if failed.is_some() {
+            // Sweeping alone must not try at once again, and never again where nothing is written any more.
+            let rest_ms = self.clock.now_ms().saturating_add(SWEEP_REST_MS);
+            self.due_ms = self.file.lost.get().is_none().then_some(rest_ms);
         }
     }
 
@@ -574,7 +587,7 @@ impl Shared {
                     *db = Some(new);
                     self.stale.store(false, Ordering::Release);
                     self.shadow.store(false, Ordering::Release);
-                    tracing::warn!("opened the data again after an error");
+                    tracing::debug!("opened the data again after an error");
                     return Ok(());
                 }
                 Err(error) => error,
