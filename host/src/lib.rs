@@ -15,6 +15,9 @@ pub mod invocation;
 pub mod histogram;
 pub mod crash;
 
+// Storage: how files survive, whatever they hold.
+pub mod storage;
+
 // Parts: each knows the words only, and neither wasmtime nor who calls it.
 pub mod registry;
 pub mod artifacts;

@@ -24,8 +24,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::disk::{create_dirs, sync_dir, write_durably};
 use super::seal::MacKey;
+use crate::storage::disk::{create_dirs, sync_dir, write_durably};
 
 /// Format that this version writes.
 pub const FORMAT: u32 = 3;

@@ -9,13 +9,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Makes the entries of a directory durable: without this, a rename or a new file may be gone after a power cut.
-pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
 /// Writes `dir/name` durably (mode 0600), replacing what was there. A kill at any moment leaves the old file or the new one,
 /// and perhaps `dir/name.new`, which the next attempt overwrites.
-pub(super) fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let new = dir.join(format!("{name}.new"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(bytes)?;
@@ -25,7 +25,7 @@ pub(super) fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<
 }
 
 /// Creates a directory (mode 0700) and its missing parents, each durable in its own parent. Fine if it exists.
-pub(super) fn create_dirs(path: &Path) -> io::Result<()> {
+pub(crate) fn create_dirs(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
