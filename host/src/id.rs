@@ -1,6 +1,6 @@
 //! Identifiers: parsed once where text enters, compared and printed everywhere else.
 //!
-//! Owns the spelling of tenants, functions, revisions, invocations and digests. Knows nothing about what they name.
+//! Owns the spelling of tenants, functions, buckets, revisions, invocations and digests. Knows nothing about what they name.
 //! Invariant: a value of these types is always well formed, so no other module checks a name again.
 
 use std::fmt;
@@ -91,6 +91,10 @@ name_type! {
 name_type! {
     /// Name under which a tenant deployed a function; unique within the tenant.
     FunctionName
+}
+name_type! {
+    /// Name of a bucket of data; unique within the tenant.
+    BucketName
 }
 
 impl Default for TenantId {
@@ -272,10 +276,12 @@ mod tests {
         let long = "a".repeat(NAME_LEN_MAX);
         for good in ["a", "0", "a-b", "hello-http3", &long] {
             assert_eq!(good.parse::<FunctionName>().unwrap().as_str(), good);
+            assert_eq!(good.parse::<BucketName>().unwrap().as_str(), good);
         }
         let too_long = "a".repeat(NAME_LEN_MAX + 1);
         for bad in ["", "-a", "a-", "A", "a_b", "a.b", "..", "a/b", "ä", "a b", &too_long] {
             assert!(bad.parse::<FunctionName>().is_err(), "{bad}");
+            assert!(bad.parse::<BucketName>().is_err(), "{bad}");
         }
     }
 

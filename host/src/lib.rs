@@ -21,6 +21,7 @@ pub mod storage;
 // Parts: each knows the words only, and neither wasmtime nor who calls it.
 pub mod registry;
 pub mod artifacts;
+pub mod data;
 pub mod meter;
 pub mod telemetry;
 pub mod net;

@@ -30,7 +30,7 @@ const LAYERS: [(&str, Within, &[&str]); 8] = [
         &["id", "limits", "route", "manifest", "grants", "config", "fault", "invocation", "histogram", "crash"],
     ),
     ("storage", Within::Nothing, &["storage"]),
-    ("parts", Within::Nothing, &["registry", "artifacts", "meter", "telemetry", "net"]),
+    ("parts", Within::Nothing, &["registry", "artifacts", "data", "meter", "telemetry", "net"]),
     ("capability", Within::Nothing, &["capability"]),
     ("engine", Within::Nothing, &["engine"]),
     ("use", Within::Above, &["dispatch", "deploy"]),

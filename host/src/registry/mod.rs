@@ -29,7 +29,6 @@ mod verify;
 use std::fs::{self, File, OpenOptions};
 use std::ops::Bound;
 use std::os::unix::fs::OpenOptionsExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -45,6 +44,7 @@ use self::record::{FunctionRow, Place, decode};
 use self::verify::{Verdict, verify};
 use crate::id::{FunctionName, RevisionNumber, TenantId};
 use crate::route::Route;
+use crate::storage::caught;
 
 pub use self::change::Precondition;
 pub use self::error::{PublishError, RegistryError};
@@ -289,14 +289,6 @@ impl Drop for Registry {
             tracing::error!(what, "the registry could not be closed in order");
         }
     }
-}
-
-/// Runs `op`; a panic becomes its text.
-fn caught<T>(op: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(op)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        format!("reading it failed with '{}'", text.unwrap_or("a panic"))
-    })
 }
 
 fn contained<T>(op: impl FnOnce() -> Result<T, RegistryError>) -> Result<T, RegistryError> {

@@ -6,21 +6,15 @@
 //!
 //! Owns the verdict. Knows nothing about what records mean. Invariant: the file is as it was before.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
 use std::mem::ManuallyDrop;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableError};
+use redb::{Database, ReadableDatabase, ReadableTable, TableError};
 
 use super::error::{RegistryError, io_error, storage};
 use super::{FUNCTIONS, PAGE_CACHE_BYTES, REVISIONS, contained};
-
-const PAGE_SIZE: usize = 4096;
-const PAGE: u64 = PAGE_SIZE as u64;
+use crate::storage::overlay::Overlay;
 
 /// What a check found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +52,7 @@ pub(super) fn verify(path: &Path) -> Result<Verdict, RegistryError> {
 fn over<T>(file: &File, len: u64, op: impl FnOnce(&mut Database) -> Result<T, RegistryError>) -> Result<T, RegistryError> {
     let doing = "check the registry";
     let file = file.try_clone().map_err(io_error(doing))?;
-    let overlay = Overlay { file, state: Mutex::new(State { len, kept: len, pages: BTreeMap::new() }) };
+    let overlay = Overlay::new(file, len);
     contained(|| {
         let db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create_with_backend(overlay).map_err(storage(doing))?;
         // Not dropped by a panic: closing what just panicked may panic again, and two at once end the process.
@@ -94,135 +88,4 @@ fn fingerprint(db: &Database) -> Result<blake3::Hash, RegistryError> {
         add(key.value().0, key.value().1, key.value().2, value.value());
     }
     Ok(hasher.finalize())
-}
-
-/// A file under which nothing is written: writes go to memory and hide what the file holds there.
-#[derive(Debug)]
-struct Overlay {
-    file: File,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    len: u64,
-    /// Bytes of the file that still show; what was cut off and grew again is zero.
-    kept: u64,
-    pages: BTreeMap<u64, Vec<u8>>,
-}
-
-impl Overlay {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Bytes of the file itself, zeros behind its visible end.
-    fn base(&self, state: &State, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        out.fill(0);
-        let visible = usize::try_from(state.kept.saturating_sub(offset)).unwrap_or(usize::MAX).min(out.len());
-        self.file.read_exact_at(&mut out[..visible], offset)
-    }
-}
-
-/// Cuts `offset..offset + len` at page borders: page, offset within it, range within the buffer.
-fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let at = offset + done as u64;
-        let within = usize::try_from(at % PAGE).unwrap_or_default();
-        let piece = (len - done).min(PAGE_SIZE - within);
-        let range = done..done + piece;
-        done += piece;
-        (piece > 0).then_some((at / PAGE, within, range))
-    })
-}
-
-impl StorageBackend for Overlay {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.lock().len)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = self.lock();
-        if offset.checked_add(out.len() as u64).is_none_or(|end| end > state.len) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.base(&state, offset, out)?;
-        for (page, within, range) in pieces(offset, out.len()) {
-            if let Some(bytes) = state.pages.get(&page) {
-                let len = range.len();
-                out[range].copy_from_slice(&bytes[within..within + len]);
-            }
-        }
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut state = self.lock();
-        state.kept = state.kept.min(len);
-        if len < state.len {
-            state.pages.split_off(&len.div_ceil(PAGE));
-            let tail = usize::try_from(len % PAGE).unwrap_or_default();
-            if let Some(last) = state.pages.get_mut(&(len / PAGE)) {
-                last[tail..].fill(0);
-            }
-        }
-        state.len = len;
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut state = self.lock();
-        for (page, within, range) in pieces(offset, data.len()) {
-            let mut bytes = match state.pages.remove(&page) {
-                Some(bytes) => bytes,
-                None => {
-                    let mut bytes = vec![0; PAGE_SIZE];
-                    self.base(&state, page * PAGE, &mut bytes)?;
-                    bytes
-                }
-            };
-            bytes[within..within + range.len()].copy_from_slice(&data[range]);
-            state.pages.insert(page, bytes);
-        }
-        state.len = state.len.max(offset + data.len() as u64);
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    #[test]
-    fn an_overlay_behaves_as_a_file_and_leaves_its_own_alone() {
-        let mut base = tempfile::NamedTempFile::new().unwrap();
-        let mut model = vec![7; 10_000];
-        base.write_all(&model).unwrap();
-        let original = model.clone();
-        let state = State { len: 10_000, kept: 10_000, pages: BTreeMap::new() };
-        let overlay = Overlay { file: base.reopen().unwrap(), state: Mutex::new(state) };
-        for (step, (at, len)) in [(0, 1), (4095, 2), (9_999, 1), (10_000, 5_000), (100, 9_000)].into_iter().enumerate() {
-            let data = vec![u8::try_from(step).unwrap() + 100; len];
-            overlay.write(at as u64, &data).unwrap();
-            model.resize(model.len().max(at + len), 0);
-            model[at..at + len].copy_from_slice(&data);
-            let cut = model.len() - 300;
-            overlay.set_len(cut as u64).unwrap();
-            overlay.set_len(cut as u64 + 600).unwrap();
-            model.truncate(cut);
-            model.resize(cut + 600, 0);
-            let mut found = vec![0; model.len()];
-            overlay.read(0, &mut found).unwrap();
-            assert!(found == model, "step {step}");
-            assert_eq!(overlay.len().unwrap(), model.len() as u64);
-        }
-        assert!(overlay.read(model.len() as u64, &mut [0]).is_err());
-        assert!(std::fs::read(base.path()).unwrap() == original);
-    }
 }

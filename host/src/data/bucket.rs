@@ -1,0 +1,383 @@
+//! Buckets: what tenants keep their data in. A name, how durable it is, how much it may hold, and how much it does.
+//!
+//! ```text
+//! table    key             value (each with a checksum, `row.rs`)
+//! buckets  (tenant, name)  number of the bucket
+//! states   number          durability, quotas, time made, last version, usage        (`State`)
+//! graves   number          nothing: deleted, and its content is still to be swept
+//! meta     "buckets"       highest number ever given
+//! ```
+//!
+//! What buckets hold lies in other tables, under the bucket's number as a fixed-width integer and never under its name: no key of
+//! one bucket can be spelled so that it is found in another.
+//!
+//! Owns names, numbers and accounts. Knows nothing about keys, values or objects. Invariant: a number is never given twice, and
+//! a state's usage is the sum over what is in the bucket at every commit.
+
+use std::fmt;
+use std::ops::Bound;
+
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+
+use super::error::{DataError, storage};
+use super::row::Numbers;
+use super::store::{Ack, Commit, Store};
+use crate::id::{BucketName, TenantId};
+
+const BUCKETS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("buckets");
+const STATES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("states");
+/// Deleted buckets whose content is still to be swept.
+const GRAVES: TableDefinition<'_, u64, ()> = TableDefinition::new("graves");
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+const LAST: &str = "buckets";
+
+/// Buckets that a tenant may have.
+pub const BUCKETS_MAX: u64 = 1000;
+
+/// Roughly what a change of a bucket writes.
+const COST_BYTES: usize = 512;
+
+/// Number of a bucket; never given to another one, of whichever tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BucketId(pub(super) u64);
+
+impl fmt::Display for BucketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What becomes of a bucket's content when power or the process goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// What was acknowledged is on disk and stays.
+    Durable,
+    /// It is in memory only, is removed from where it was used longest ago when room is needed, and is gone after a restart.
+    Volatile,
+}
+
+impl Durability {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Durable => "durable",
+            Self::Volatile => "volatile",
+        }
+    }
+}
+
+/// What a bucket is made with. Quotas count entries and objects together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketSpec {
+    /// Cannot be changed later.
+    pub durability: Durability,
+    /// Most bytes of keys, values, objects and what is kept beside them. Not of what the store needs to find them.
+    pub bytes_max: u64,
+    /// Most keys.
+    pub keys_max: u64,
+}
+
+/// How much of something there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Usage {
+    /// Bytes, as [`BucketSpec::bytes_max`] counts them.
+    pub bytes: u64,
+    /// Keys.
+    pub keys: u64,
+}
+
+impl Usage {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self { bytes: self.bytes.saturating_add(other.bytes), keys: self.keys.saturating_add(other.keys) }
+    }
+}
+
+/// One bucket as it was when it was looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bucket {
+    /// Its number.
+    pub id: BucketId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its name.
+    pub name: BucketName,
+    /// What it was made with, or changed to.
+    pub spec: BucketSpec,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// What its entries take. Of a volatile bucket: see [`super::Data::usage`].
+    pub entries: Usage,
+    /// What its objects take. Of a volatile bucket: see [`super::Data::usage`].
+    pub objects: Usage,
+}
+
+/// The account of a bucket. A writer reads it, changes it with what it writes, and writes it in the same transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) spec: BucketSpec,
+    pub(super) created_ms: u64,
+    /// Highest version ever given in the bucket.
+    pub(super) version: u64,
+    pub(super) entries: Usage,
+    pub(super) objects: Usage,
+}
+
+/// Which of the two accounts of a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Entries,
+    Objects,
+}
+
+impl State {
+    /// The next version.
+    pub(super) fn next_version(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+
+    /// Takes `before` out of an account and puts `after` in.
+    ///
+    /// # Errors
+    /// [`DataError::Quota`] if the bucket would hold more than it may *and* more than it did; the state is unchanged then.
+    pub(super) fn charge(&mut self, kind: Kind, before: Usage, after: Usage) -> Result<(), DataError> {
+        let mut new = *self;
+        let account = match kind {
+            Kind::Entries => &mut new.entries,
+            Kind::Objects => &mut new.objects,
+        };
+        debug_assert!(account.bytes >= before.bytes && account.keys >= before.keys, "{account:?} holds {before:?}");
+        account.bytes = account.bytes.saturating_sub(before.bytes).saturating_add(after.bytes);
+        account.keys = account.keys.saturating_sub(before.keys).saturating_add(after.keys);
+        let (old, sum) = (self.usage(), new.usage());
+        if sum.bytes > self.spec.bytes_max && sum.bytes > old.bytes {
+            return Err(DataError::Quota { unit: "bytes", wanted: sum.bytes, max: self.spec.bytes_max });
+        }
+        if sum.keys > self.spec.keys_max && sum.keys > old.keys {
+            return Err(DataError::Quota { unit: "keys", wanted: sum.keys, max: self.spec.keys_max });
+        }
+        *self = new;
+        Ok(())
+    }
+
+    /// Everything in the bucket.
+    pub(super) fn usage(&self) -> Usage {
+        self.entries.plus(self.objects)
+    }
+
+    fn numbers(&self) -> Numbers<9> {
+        let Self { spec: BucketSpec { durability, bytes_max, keys_max }, created_ms, version, entries, objects } = *self;
+        let durability = match durability {
+            Durability::Durable => 1,
+            Durability::Volatile => 2,
+        };
+        let (e, o) = (entries, objects);
+        Numbers([durability, bytes_max, keys_max, created_ms, version, e.bytes, e.keys, o.bytes, o.keys])
+    }
+
+    fn from_row(id: BucketId, row: &[u8]) -> Result<Self, DataError> {
+        let damaged = || DataError::Damaged { what: format!("the account of bucket {id} is not what was written") };
+        let Numbers([durability, bytes_max, keys_max, created_ms, version, eb, ek, ob, ok]) =
+            Numbers::open(&[&id.0.to_le_bytes()], row).ok_or_else(damaged)?;
+        let durability = match durability {
+            1 => Durability::Durable,
+            2 => Durability::Volatile,
+            _ => return Err(damaged()),
+        };
+        let spec = BucketSpec { durability, bytes_max, keys_max };
+        let (entries, objects) = (Usage { bytes: eb, keys: ek }, Usage { bytes: ob, keys: ok });
+        Ok(Self { spec, created_ms, version, entries, objects })
+    }
+
+    /// Of a bucket, in a transaction that writes.
+    ///
+    /// # Errors
+    /// [`DataError::NoSuchBucket`] if it was deleted, else those of storage.
+    pub(super) fn read(txn: &WriteTransaction, id: BucketId) -> Result<Self, DataError> {
+        find_state(&txn.open_table(STATES).map_err(storage("open the buckets"))?, id)
+    }
+
+    /// Keeps it.
+    pub(super) fn write(&self, txn: &WriteTransaction, id: BucketId) -> Result<(), DataError> {
+        let row = self.numbers().seal(&[&id.0.to_le_bytes()]);
+        let doing = "write the account of a bucket";
+        txn.open_table(STATES).map_err(storage(doing))?.insert(id.0, row.as_slice()).map_err(storage(doing))?;
+        Ok(())
+    }
+}
+
+fn find_state(table: &impl ReadableTable<u64, &'static [u8]>, id: BucketId) -> Result<State, DataError> {
+    let row = table.get(id.0).map_err(storage("read the account of a bucket"))?;
+    let row = row.ok_or_else(|| DataError::NoSuchBucket { name: format!("number {id}") })?;
+    State::from_row(id, row.value())
+}
+
+fn parse_id(tenant: &str, name: &str, row: &[u8]) -> Result<BucketId, DataError> {
+    match Numbers::open(&[tenant.as_bytes(), name.as_bytes()], row) {
+        Some(Numbers([id])) => Ok(BucketId(id)),
+        None => Err(DataError::Damaged { what: format!("the number of bucket '{name}' is not what was written") }),
+    }
+}
+
+/// Makes the tables, so that readers find them.
+pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), DataError> {
+    let doing = "make the tables of buckets";
+    txn.open_table(BUCKETS).map_err(storage(doing))?;
+    txn.open_table(STATES).map_err(storage(doing))?;
+    txn.open_table(GRAVES).map_err(storage(doing))?;
+    Ok(())
+}
+
+/// Makes a bucket, durably; changes the quotas of one that exists. The answer's second part: whether it was made.
+///
+/// # Errors
+/// [`DataError::BucketExists`] if one of the other durability exists, [`DataError::Quota`] if the tenant has [`BUCKETS_MAX`], and
+/// those of storage.
+pub(super) fn put(store: &Store, tenant: &TenantId, name: &BucketName, spec: BucketSpec) -> Ack<(Bucket, bool)> {
+    let (tenant, name) = (tenant.clone(), name.clone());
+    store.write(COST_BYTES, move |txn, now_ms| {
+        let doing = "make a bucket";
+        let mut buckets = txn.open_table(BUCKETS).map_err(storage(doing))?;
+        let key = (tenant.as_str(), name.as_str());
+        let found = match buckets.get(key).map_err(storage(doing))? {
+            Some(row) => Some(parse_id(key.0, key.1, row.value())?),
+            None => None,
+        };
+        if let Some(id) = found {
+            let mut state = State::read(txn, id)?;
+            if state.spec.durability != spec.durability {
+                return Err(DataError::BucketExists { name, found: state.spec.durability.as_str() });
+            }
+            let commit = if state.spec == spec { Commit::No } else { Commit::Yes };
+            state.spec = spec;
+            state.write(txn, id)?;
+            return Ok(((bucket(id, tenant, name, &state), false), commit));
+        }
+        let count = of_tenant(&buckets, &tenant, None)?.take(usize::try_from(BUCKETS_MAX).unwrap_or(usize::MAX)).count() as u64;
+        if count >= BUCKETS_MAX {
+            return Err(DataError::Quota { unit: "buckets", wanted: count + 1, max: BUCKETS_MAX });
+        }
+        let id = next_id(txn)?;
+        let state = State { spec, created_ms: now_ms, version: 0, entries: Usage::default(), objects: Usage::default() };
+        state.write(txn, id)?;
+        let row = Numbers([id.0]).seal(&[key.0.as_bytes(), key.1.as_bytes()]);
+        buckets.insert(key, row.as_slice()).map_err(storage(doing))?;
+        drop(buckets);
+        Ok(((bucket(id, tenant, name, &state), true), Commit::Yes))
+    })
+}
+
+fn next_id(txn: &WriteTransaction) -> Result<BucketId, DataError> {
+    let doing = "number a bucket";
+    let mut meta = txn.open_table(META).map_err(storage(doing))?;
+    let last = match meta.get(LAST).map_err(storage(doing))? {
+        None => 0,
+        Some(row) => match Numbers::open(&[LAST.as_bytes()], row.value()) {
+            Some(Numbers([last])) => last,
+            None => return Err(DataError::Damaged { what: "the last number of a bucket is not what was written".into() }),
+        },
+    };
+    let row = Numbers([last + 1]).seal(&[LAST.as_bytes()]);
+    meta.insert(LAST, row.as_slice()).map_err(storage(doing))?;
+    Ok(BucketId(last + 1))
+}
+
+/// Deletes a bucket with all that is in it, durably. From then on nothing in it can be reached; sweeps remove it bit by bit.
+/// Answers the bucket that was, `None` if there was none.
+pub(super) fn delete(store: &Store, tenant: &TenantId, name: &BucketName) -> Ack<Option<BucketId>> {
+    let (tenant, name) = (tenant.clone(), name.clone());
+    store.write(COST_BYTES, move |txn, _now_ms| {
+        let doing = "delete a bucket";
+        let mut buckets = txn.open_table(BUCKETS).map_err(storage(doing))?;
+        let key = (tenant.as_str(), name.as_str());
+        let id = match buckets.get(key).map_err(storage(doing))? {
+            Some(row) => parse_id(key.0, key.1, row.value())?,
+            None => return Ok((None, Commit::No)),
+        };
+        buckets.remove(key).map_err(storage(doing))?;
+        txn.open_table(STATES).map_err(storage(doing))?.remove(id.0).map_err(storage(doing))?;
+        txn.open_table(GRAVES).map_err(storage(doing))?.insert(id.0, ()).map_err(storage(doing))?;
+        Ok((Some(id), Commit::Yes))
+    })
+}
+
+/// Deleted buckets that may still have content, lowest number first, at most `count`.
+pub(super) fn graves(txn: &WriteTransaction, count: usize) -> Result<Vec<BucketId>, DataError> {
+    let doing = "read the deleted buckets";
+    let table = txn.open_table(GRAVES).map_err(storage(doing))?;
+    let ids = table.iter().map_err(storage(doing))?.take(count);
+    ids.map(|entry| entry.map(|(id, _)| BucketId(id.value())).map_err(storage(doing))).collect()
+}
+
+/// Nothing of a deleted bucket is left.
+pub(super) fn forget(txn: &WriteTransaction, id: BucketId) -> Result<(), DataError> {
+    let doing = "forget a deleted bucket";
+    txn.open_table(GRAVES).map_err(storage(doing))?.remove(id.0).map_err(storage(doing))?;
+    Ok(())
+}
+
+/// A bucket by its name, `None` if there is none.
+pub(super) fn get(txn: &ReadTransaction, tenant: &TenantId, name: &BucketName) -> Result<Option<Bucket>, DataError> {
+    let doing = "read a bucket";
+    let buckets = txn.open_table(BUCKETS).map_err(storage(doing))?;
+    let key = (tenant.as_str(), name.as_str());
+    let Some(row) = buckets.get(key).map_err(storage(doing))? else { return Ok(None) };
+    let id = parse_id(key.0, key.1, row.value())?;
+    let state = find_state(&txn.open_table(STATES).map_err(storage(doing))?, id)?;
+    Ok(Some(bucket(id, tenant.clone(), name.clone(), &state)))
+}
+
+/// The buckets of a tenant in the order of their names, from the one after `after`, at most `count`.
+pub(super) fn list(
+    txn: &ReadTransaction,
+    tenant: &TenantId,
+    after: Option<&BucketName>,
+    count: usize,
+) -> Result<Vec<Bucket>, DataError> {
+    let doing = "list the buckets";
+    let buckets = txn.open_table(BUCKETS).map_err(storage(doing))?;
+    let states = txn.open_table(STATES).map_err(storage(doing))?;
+    let found = of_tenant(&buckets, tenant, after)?.take(count);
+    found
+        .map(|found| {
+            let (name, id) = found?;
+            let state = find_state(&states, id)?;
+            Ok(bucket(id, tenant.clone(), name, &state))
+        })
+        .collect()
+}
+
+type Found = Result<(BucketName, BucketId), DataError>;
+
+/// Names and numbers of a tenant's buckets from the one after `after`.
+fn of_tenant<'t>(
+    buckets: &'t impl ReadableTable<(&'static str, &'static str), &'static [u8]>,
+    tenant: &'t TenantId,
+    after: Option<&BucketName>,
+) -> Result<impl Iterator<Item = Found> + 't, DataError> {
+    let doing = "list the buckets";
+    // No name is empty, so the first key excludes none.
+    let first = Bound::Excluded((tenant.as_str(), after.map_or("", BucketName::as_str)));
+    let range = buckets.range((first, Bound::Unbounded)).map_err(storage(doing))?;
+    let found = range.map(move |entry| {
+        let (key, row) = entry.map_err(storage(doing))?;
+        let (of, name) = key.value();
+        if of != tenant.as_str() {
+            return Ok(None);
+        }
+        let id = parse_id(of, name, row.value())?;
+        let name = name.parse().map_err(|error| DataError::Damaged { what: format!("a bucket's name: {error}") })?;
+        Ok(Some((name, id)))
+    });
+    Ok(found.map_while(Result::transpose))
+}
+
+fn bucket(id: BucketId, tenant: TenantId, name: BucketName, state: &State) -> Bucket {
+    let State { spec, created_ms, entries, objects, .. } = *state;
+    Bucket { id, tenant, name, spec, created_ms, entries, objects }
+}

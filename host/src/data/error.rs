@@ -1,0 +1,197 @@
+//! What can go wrong with data.
+//!
+//! Owns the words for it and the translation of redb's errors. Knows nothing about HTTP. Errors are cheap to copy, because one
+//! failure of the disk is the answer to every write that was to be committed with it. Invariant: the texts of a
+//! [`crate::fault::Fault`] made here name only what the client itself could know.
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::bucket::BucketId;
+use crate::fault::{Code, Fault};
+use crate::id::BucketName;
+use crate::storage::disk::is_full;
+
+/// When a client may try again after a queue was full.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+
+/// Data could not be read or written. A write that failed changed nothing, except as [`DataError::Storage`] says.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DataError {
+    /// No bucket has this name, or it was deleted meanwhile.
+    #[error("there is no bucket '{name}': create it first")]
+    NoSuchBucket {
+        /// Its name; of one that was deleted while it was in use, its number.
+        name: String,
+    },
+    /// A bucket of this name exists with another durability.
+    #[error("bucket '{name}' exists and is {found}: delete it first, or choose another name")]
+    BucketExists {
+        /// The name.
+        name: BucketName,
+        /// Durability of the one that exists.
+        found: &'static str,
+    },
+    /// An argument that no bucket takes.
+    #[error("{what}: expected {expected}")]
+    Invalid {
+        /// What was found.
+        what: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// Something is longer than its limit.
+    #[error("{what} has {found} bytes: at most {max} are allowed")]
+    TooLarge {
+        /// What it is.
+        what: &'static str,
+        /// Its length in bytes.
+        found: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// A condition does not hold. Nothing of the batch was done.
+    #[error("the condition of operation {index} does not hold: found {}; read the entry and try again", found_text(.found))]
+    Conflict {
+        /// Which operation of the batch, from 0.
+        index: usize,
+        /// Version that the entry has, `None` if there is no entry.
+        found: Option<u64>,
+    },
+    /// The value is no number, or would be none afterwards.
+    #[error("operation {index} cannot add: {why}")]
+    NotANumber {
+        /// Which operation of the batch, from 0.
+        index: usize,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The bucket is full.
+    #[error("the bucket is full: {wanted} {unit} would be in it and at most {max} may; delete something, or raise its quota")]
+    Quota {
+        /// What is counted: bytes or keys.
+        unit: &'static str,
+        /// How many there would be.
+        wanted: u64,
+        /// How many there may be.
+        max: u64,
+    },
+    /// Too many writes wait.
+    #[error("too many writes are waiting for the disk: try again")]
+    Busy,
+    /// The disk failed; nothing is written until the daemon was started again. Reading goes on.
+    #[error("data can only be read since the disk failed ({why}): look at the disk, then start hob again")]
+    ReadOnly {
+        /// What failed.
+        why: Arc<str>,
+    },
+    /// An entry is not what was written. Others are not affected; writing or deleting it anew mends it.
+    #[error("'{}' in bucket {bucket} is damaged on disk: restore it from a backup, write it anew, or delete it", .key.escape_ascii())]
+    Corrupt {
+        /// The bucket.
+        bucket: BucketId,
+        /// The key.
+        key: Bytes,
+    },
+    /// The file holds something that Hob did not write.
+    #[error("the data is damaged: {what}; stop hob and restore data/data.redb from a backup, or move it away to begin anew")]
+    Damaged {
+        /// What does not fit.
+        what: String,
+    },
+    /// The disk is full, or the share of it that this user may use.
+    #[error("no room to {doing}: {source}; free some space and try again")]
+    StorageFull {
+        /// What was being done.
+        doing: &'static str,
+        /// The system's words.
+        source: Arc<io::Error>,
+    },
+    /// Any other failure. What was being committed may have been or not, whole in either case: read it again.
+    #[error("failed to {doing}: {source}")]
+    Storage {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        source: Arc<redb::Error>,
+    },
+    /// The daemon stops.
+    #[error("the node is shutting down")]
+    Closed,
+}
+
+fn found_text(found: &Option<u64>) -> String {
+    found.map_or_else(|| "no entry".into(), |version| format!("version {version}"))
+}
+
+impl DataError {
+    /// What a client is told.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        let code = match self {
+            Self::NoSuchBucket { .. } => Code::NotFound,
+            Self::BucketExists { .. } => Code::Conflict,
+            Self::Invalid { .. } | Self::NotANumber { .. } => Code::BadRequest,
+            Self::TooLarge { .. } => Code::BodyTooLarge,
+            Self::Conflict { .. } => Code::PreconditionFailed,
+            Self::Quota { .. } => Code::StorageFull,
+            Self::Busy => return Fault::new(Code::Overloaded, self.to_string()).retry_after(BUSY_RETRY),
+            Self::Closed => Code::Draining,
+            Self::Corrupt { key, .. } => {
+                let detail = format!("'{}' is damaged on disk", key.escape_ascii());
+                return Fault::new(Code::Damaged, detail).hint("write it anew, or delete it");
+            }
+            Self::ReadOnly { .. } => {
+                return Fault::new(Code::StorageFull, "this node cannot write to its disk at present").hint("try another node");
+            }
+            Self::StorageFull { .. } => {
+                return Fault::new(Code::StorageFull, "there is no room to store this").hint("try again later");
+            }
+            Self::Damaged { .. } | Self::Storage { .. } => return Fault::internal(self),
+        };
+        Fault::new(code, self.to_string())
+    }
+
+    /// Whether it is an answer to one write, and no failure of the store.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::StorageFull { .. } | Self::Storage { .. } | Self::Damaged { .. } | Self::ReadOnly { .. } => false,
+            Self::NoSuchBucket { .. }
+            | Self::BucketExists { .. }
+            | Self::Invalid { .. }
+            | Self::TooLarge { .. }
+            | Self::Conflict { .. }
+            | Self::NotANumber { .. }
+            | Self::Quota { .. }
+            | Self::Busy
+            | Self::Corrupt { .. }
+            | Self::Closed => true,
+        }
+    }
+}
+
+/// Translates an error of redb that arose while `doing` something.
+pub(super) fn storage<E: Into<redb::Error>>(doing: &'static str) -> impl FnOnce(E) -> DataError {
+    move |error| match error.into() {
+        redb::Error::Io(source) => io_error(doing)(source),
+        redb::Error::Corrupted(what) => DataError::Damaged { what },
+        wrong @ (redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TableIsMultimap(_)
+        | redb::Error::TableDoesNotExist(_)
+        | redb::Error::TypeDefinitionChanged { .. }) => DataError::Damaged { what: wrong.to_string() },
+        source => DataError::Storage { doing, source: Arc::new(source) },
+    }
+}
+
+/// Translates an error of the file system.
+pub(super) fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> DataError {
+    move |source| match source.kind() {
+        _ if is_full(&source) => DataError::StorageFull { doing, source: Arc::new(source) },
+        // What redb says of a file that is too short, or does not begin as its files do.
+        ErrorKind::InvalidData | ErrorKind::UnexpectedEof => DataError::Damaged { what: source.to_string() },
+        _ => DataError::Storage { doing, source: Arc::new(redb::Error::Io(source)) },
+    }
+}

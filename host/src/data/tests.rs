@@ -1,0 +1,200 @@
+//! Tests of buckets and of the store.
+
+use redb::TableDefinition;
+
+use super::clock::testing::Hands;
+use super::error::storage;
+use super::*;
+use crate::fault::Code;
+
+const T: TableDefinition<'_, u64, u64> = TableDefinition::new("test");
+
+fn tenant(text: &str) -> TenantId {
+    text.parse().unwrap()
+}
+
+fn name(text: &str) -> BucketName {
+    text.parse().unwrap()
+}
+
+fn spec(durability: Durability) -> BucketSpec {
+    BucketSpec { durability, bytes_max: 1000, keys_max: 10 }
+}
+
+fn open(dir: &tempfile::TempDir) -> Data {
+    Data::open(&dir.path().join("data"), DataConfig::default(), Clock::system()).unwrap()
+}
+
+fn names(data: &Data, tenant_name: &str) -> Vec<String> {
+    let buckets = data.buckets(&tenant(tenant_name), None, usize::MAX).unwrap();
+    buckets.iter().map(|bucket| bucket.name.to_string()).collect()
+}
+
+#[test]
+fn buckets_belong_to_tenants_and_survive() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(&dir);
+    let durable = spec(Durability::Durable);
+    let (first, made) = data.put_bucket(&tenant("t"), &name("b"), durable).wait().unwrap();
+    assert!(made);
+    let (other, made) = data.put_bucket(&tenant("tt"), &name("b"), durable).wait().unwrap();
+    assert!(made && other.id != first.id);
+    let more = BucketSpec { keys_max: 11, ..durable };
+    let (changed, made) = data.put_bucket(&tenant("t"), &name("b"), more).wait().unwrap();
+    assert_eq!((changed.id, changed.spec, made), (first.id, more, false));
+    let refused = data.put_bucket(&tenant("t"), &name("b"), spec(Durability::Volatile)).wait().unwrap_err();
+    assert_eq!(refused.fault().code, Code::Conflict, "{refused}");
+    for text in ["a", "b-c", "bc", "c"] {
+        data.put_bucket(&tenant("t"), &name(text), durable).wait().unwrap();
+    }
+    drop(data);
+    let data = open(&dir);
+    assert_eq!(names(&data, "t"), ["a", "b", "b-c", "bc", "c"]);
+    assert_eq!(names(&data, "tt"), ["b"]);
+    assert!(names(&data, "ttt").is_empty());
+    let page = data.buckets(&tenant("t"), Some(&name("b")), 2).unwrap();
+    assert_eq!(page.iter().map(|bucket| bucket.name.as_str()).collect::<Vec<_>>(), ["b-c", "bc"]);
+    assert_eq!(data.bucket(&tenant("t"), &name("b")).unwrap(), Some(changed));
+    assert_eq!(data.delete_bucket(&tenant("t"), &name("b")).wait().unwrap(), Some(first.id));
+    assert_eq!(data.delete_bucket(&tenant("t"), &name("b")).wait().unwrap(), None);
+    assert_eq!(data.bucket(&tenant("t"), &name("b")).unwrap(), None);
+    assert!(data.bucket(&tenant("tt"), &name("b")).unwrap().is_some());
+    let (again, _) = data.put_bucket(&tenant("t"), &name("b"), durable).wait().unwrap();
+    assert!(again.id > other.id, "numbers are not given twice");
+}
+
+#[test]
+fn a_tenant_has_at_most_so_many_buckets() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(&dir);
+    let acks: Vec<_> =
+        (0..=BUCKETS_MAX).map(|n| data.put_bucket(&tenant("t"), &name(&format!("b{n}")), spec(Durability::Durable))).collect();
+    let mut results: Vec<_> = acks.into_iter().map(Ack::wait).collect();
+    let last = results.pop().unwrap().unwrap_err();
+    assert_eq!(last.fault().code, Code::StorageFull, "{last}");
+    assert!(results.iter().all(Result::is_ok));
+    assert!(data.put_bucket(&tenant("other"), &name("b"), spec(Durability::Durable)).wait().is_ok());
+}
+
+fn store(dir: &tempfile::TempDir, sweeps: Vec<Sweep>) -> Store {
+    Store::open(&dir.path().join("data.redb"), 1 << 20, Clock::system(), sweeps).unwrap()
+}
+
+fn add(store: &Store, key: u64) -> Ack<()> {
+    store.write(8, move |txn, _| {
+        txn.open_table(T).map_err(storage("open"))?.insert(key, 0).map_err(storage("insert"))?;
+        Ok(((), Commit::Yes))
+    })
+}
+
+fn count(store: &Store) -> u64 {
+    use redb::ReadableTableMetadata as _;
+    store.read(|txn| txn.open_table(T).map_err(storage("open"))?.len().map_err(storage("count"))).unwrap()
+}
+
+#[test]
+fn writes_from_many_threads_are_there_when_they_are_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let shared = store(&dir, vec![]);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let shared = &shared;
+            scope.spawn(move || {
+                for n in 0..20 {
+                    let key = thread * 100 + n;
+                    add(shared, key).wait().unwrap();
+                    let there = shared
+                        .read(|txn| Ok(txn.open_table(T).map_err(storage("open"))?.get(key).map_err(storage("get"))?.is_some()));
+                    assert!(there.unwrap());
+                }
+            });
+        }
+    });
+    assert_eq!(count(&shared), 160);
+    // What waits is written before the store is closed.
+    let last = add(&shared, 1000);
+    drop(shared);
+    last.wait().unwrap();
+    assert_eq!(count(&store(&dir, vec![])), 161);
+}
+
+#[tokio::test]
+async fn an_ack_is_a_future() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir, vec![]);
+    add(&store, 1).await.unwrap();
+    assert!(matches!(Ack::<()>::ready(Err(DataError::Busy)).await, Err(DataError::Busy)));
+}
+
+#[test]
+fn a_refused_job_costs_its_group_nothing_and_a_panic_only_its_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir, vec![]);
+    let good = add(&store, 1);
+    let refused = store.write::<(), _>(0, |_, _| Err(DataError::Conflict { index: 0, found: None }));
+    let also = add(&store, 2);
+    good.wait().unwrap();
+    also.wait().unwrap();
+    assert!(matches!(refused.wait(), Err(DataError::Conflict { .. })));
+    let (sender, told) = std::sync::mpsc::sync_channel(1);
+    let after = move |result: &Result<(), DataError>| sender.send(result.is_err()).unwrap();
+    let torn = store.write_then::<(), _, _>(0, |_, _| panic!("page {} is torn", 3), after).wait().unwrap_err();
+    assert!(told.recv().unwrap());
+    assert!(torn.to_string().contains("page 3 is torn"), "{torn}");
+    add(&store, 3).wait().unwrap();
+    assert_eq!(count(&store), 3);
+    assert!(store.read_only().is_none());
+}
+
+#[test]
+fn a_full_queue_is_busy_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir, vec![]);
+    let (begun, is_begun) = std::sync::mpsc::sync_channel(1);
+    let (go, gone) = std::sync::mpsc::sync_channel::<()>(1);
+    let held = store.write(1, move |_, _| {
+        begun.send(()).unwrap();
+        gone.recv().unwrap();
+        Ok(((), Commit::No))
+    });
+    is_begun.recv().unwrap();
+    let large = store.write(QUEUE_BYTES_MAX - 1, |_, _| Ok(((), Commit::No)));
+    let error = store.write(1, |_, _| Ok(((), Commit::No))).wait().unwrap_err();
+    let fault = error.fault();
+    assert!(fault.code == Code::Overloaded && fault.retry_after.is_some(), "{error}");
+    let waiting: Vec<_> = (1..QUEUE_JOBS_MAX).map(|n| store.write(0, move |_, _| Ok((n, Commit::No)))).collect();
+    assert!(matches!(store.write(0, |_, _| Ok(((), Commit::No))).wait(), Err(DataError::Busy)));
+    go.send(()).unwrap();
+    held.wait().unwrap();
+    large.wait().unwrap();
+    for (n, ack) in waiting.into_iter().enumerate() {
+        assert_eq!(ack.wait().unwrap(), n + 1);
+    }
+    store.write(1, |_, _| Ok(((), Commit::No))).wait().unwrap();
+}
+
+#[test]
+fn sweeps_run_by_themselves_and_the_mark_of_the_clock_survives() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.redb");
+    let hands = Hands::at(1_000_000);
+    let (sender, swept) = std::sync::mpsc::sync_channel(10);
+    let sweep: Sweep = Box::new(move |_, now_ms| {
+        let _gone = sender.send(now_ms);
+        Ok(Swept { commit: Commit::No, next_ms: Some(now_ms.max(1_060_000)) })
+    });
+    let once = Store::open(&path, 1 << 20, hands.clock(), vec![sweep]).unwrap();
+    assert_eq!(swept.recv().unwrap(), 1_000_000);
+    hands.jump_to(2_000_000);
+    // Found within a tick, though nobody writes.
+    assert_eq!(swept.recv().unwrap(), 2_000_000);
+    drop(swept);
+    drop(once);
+    let hands = Hands::at(2_000_000);
+    let once = Store::open(&path, 1 << 20, hands.clock(), vec![]).unwrap();
+    add(&once, 1).wait().unwrap();
+    drop(once);
+    let late = Hands::at(5);
+    let again = Store::open(&path, 1 << 20, late.clock(), vec![]).unwrap();
+    assert!(again.clock().now_ms() >= 2_000_000);
+}
