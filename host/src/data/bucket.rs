@@ -4,7 +4,7 @@
 //! table    key             value (each with a checksum, `row.rs`)
 //! buckets  (tenant, name)  number of the bucket
 //! states   number          durability, quotas, time made, last version, usage        (`State`)
-//! graves   number          nothing: deleted, and its content is still to be swept
+//! graves   (kind, number)  nothing: deleted, and its content of this kind is still to be swept
 //! meta     "buckets"       highest number ever given
 //! ```
 //!
@@ -21,6 +21,7 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::error::{DataError, storage};
+use super::kv::volatile::ENTRY_BYTES;
 use super::row::Numbers;
 use super::store::{Ack, Commit, Store};
 use crate::id::{BucketName, TenantId};
@@ -28,7 +29,7 @@ use crate::id::{BucketName, TenantId};
 const BUCKETS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("buckets");
 const STATES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("states");
 /// Deleted buckets whose content is still to be swept.
-const GRAVES: TableDefinition<'_, u64, ()> = TableDefinition::new("graves");
+const GRAVES: TableDefinition<'_, (u8, u64), ()> = TableDefinition::new("graves");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const LAST: &str = "buckets";
 
@@ -129,9 +130,10 @@ pub(super) struct State {
 
 /// Which of the two accounts of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum Kind {
-    Entries,
-    Objects,
+    Entries = 1,
+    Objects = 2,
 }
 
 impl State {
@@ -238,9 +240,17 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), DataError> {
 /// # Errors
 /// [`DataError::BucketExists`] if one of the other durability exists, [`DataError::Quota`] if the tenant has [`BUCKETS_MAX`], and
 /// those of storage.
-pub(super) fn put(store: &Store, tenant: &TenantId, name: &BucketName, spec: BucketSpec) -> Ack<(Bucket, bool)> {
+/// `volatile_bytes_max`: memory that all volatile buckets may take together. `after` gets the bucket before anyone else does.
+pub(super) fn put(
+    store: &Store,
+    tenant: &TenantId,
+    name: &BucketName,
+    spec: BucketSpec,
+    volatile_bytes_max: u64,
+    after: impl FnOnce(&Bucket) + Send + 'static,
+) -> Ack<(Bucket, bool)> {
     let (tenant, name) = (tenant.clone(), name.clone());
-    store.write(COST_BYTES, move |txn, now_ms| {
+    let op = move |txn: &WriteTransaction, now_ms| {
         let doing = "make a bucket";
         let mut buckets = txn.open_table(BUCKETS).map_err(storage(doing))?;
         let key = (tenant.as_str(), name.as_str());
@@ -253,15 +263,19 @@ pub(super) fn put(store: &Store, tenant: &TenantId, name: &BucketName, spec: Buc
             if state.spec.durability != spec.durability {
                 return Err(DataError::BucketExists { name, found: state.spec.durability.as_str() });
             }
-            let commit = if state.spec == spec { Commit::No } else { Commit::Yes };
+            if state.spec == spec {
+                return Ok(((bucket(id, tenant, name, &state), false), Commit::No));
+            }
+            reserve(txn, Some(id), spec, volatile_bytes_max)?;
             state.spec = spec;
             state.write(txn, id)?;
-            return Ok(((bucket(id, tenant, name, &state), false), commit));
+            return Ok(((bucket(id, tenant, name, &state), false), Commit::Yes));
         }
         let count = of_tenant(&buckets, &tenant, None)?.take(usize::try_from(BUCKETS_MAX).unwrap_or(usize::MAX)).count() as u64;
         if count >= BUCKETS_MAX {
             return Err(DataError::Quota { unit: "buckets", wanted: count + 1, max: BUCKETS_MAX });
         }
+        reserve(txn, None, spec, volatile_bytes_max)?;
         let id = next_id(txn)?;
         let state = State { spec, created_ms: now_ms, version: 0, entries: Usage::default(), objects: Usage::default() };
         state.write(txn, id)?;
@@ -269,7 +283,40 @@ pub(super) fn put(store: &Store, tenant: &TenantId, name: &BucketName, spec: Buc
         buckets.insert(key, row.as_slice()).map_err(storage(doing))?;
         drop(buckets);
         Ok(((bucket(id, tenant, name, &state), true), Commit::Yes))
-    })
+    };
+    let after = move |result: &Result<(Bucket, bool), DataError>| {
+        if let Ok((bucket, _)) = result {
+            after(bucket);
+        }
+    };
+    store.write_then(COST_BYTES, op, after)
+}
+
+/// Refuses a volatile bucket whose quota the node could not keep. Counted are quotas and not what is used, so that no bucket takes
+/// memory that was promised to another. `own`: the bucket if it exists.
+fn reserve(txn: &WriteTransaction, own: Option<BucketId>, spec: BucketSpec, max: u64) -> Result<(), DataError> {
+    if spec.durability == Durability::Durable {
+        return Ok(());
+    }
+    let doing = "count what volatile buckets may take";
+    let mut wanted = memory(spec);
+    for entry in txn.open_table(STATES).map_err(storage(doing))?.iter().map_err(storage(doing))? {
+        let (id, row) = entry.map_err(storage(doing))?;
+        let id = BucketId(id.value());
+        let other = State::from_row(id, row.value())?.spec;
+        if other.durability == Durability::Volatile && Some(id) != own {
+            wanted = wanted.saturating_add(memory(other));
+        }
+    }
+    if wanted > max {
+        return Err(DataError::Quota { unit: "bytes of memory for all volatile buckets", wanted, max });
+    }
+    Ok(())
+}
+
+/// Memory that a full volatile bucket takes.
+fn memory(spec: BucketSpec) -> u64 {
+    spec.bytes_max.saturating_add(spec.keys_max.saturating_mul(ENTRY_BYTES))
 }
 
 fn next_id(txn: &WriteTransaction) -> Result<BucketId, DataError> {
@@ -289,9 +336,15 @@ fn next_id(txn: &WriteTransaction) -> Result<BucketId, DataError> {
 
 /// Deletes a bucket with all that is in it, durably. From then on nothing in it can be reached; sweeps remove it bit by bit.
 /// Answers the bucket that was, `None` if there was none.
-pub(super) fn delete(store: &Store, tenant: &TenantId, name: &BucketName) -> Ack<Option<BucketId>> {
+/// `after` gets its number before the answer goes out.
+pub(super) fn delete(
+    store: &Store,
+    tenant: &TenantId,
+    name: &BucketName,
+    after: impl FnOnce(BucketId) + Send + 'static,
+) -> Ack<Option<BucketId>> {
     let (tenant, name) = (tenant.clone(), name.clone());
-    store.write(COST_BYTES, move |txn, _now_ms| {
+    let op = move |txn: &WriteTransaction, _now_ms| {
         let doing = "delete a bucket";
         let mut buckets = txn.open_table(BUCKETS).map_err(storage(doing))?;
         let key = (tenant.as_str(), name.as_str());
@@ -301,23 +354,33 @@ pub(super) fn delete(store: &Store, tenant: &TenantId, name: &BucketName) -> Ack
         };
         buckets.remove(key).map_err(storage(doing))?;
         txn.open_table(STATES).map_err(storage(doing))?.remove(id.0).map_err(storage(doing))?;
-        txn.open_table(GRAVES).map_err(storage(doing))?.insert(id.0, ()).map_err(storage(doing))?;
+        let mut graves = txn.open_table(GRAVES).map_err(storage(doing))?;
+        for kind in [Kind::Entries, Kind::Objects] {
+            graves.insert((kind as u8, id.0), ()).map_err(storage(doing))?;
+        }
+        drop((buckets, graves));
         Ok((Some(id), Commit::Yes))
-    })
+    };
+    let after = move |result: &Result<Option<BucketId>, DataError>| {
+        if let Ok(Some(id)) = result {
+            after(*id);
+        }
+    };
+    store.write_then(COST_BYTES, op, after)
 }
 
-/// Deleted buckets that may still have content, lowest number first, at most `count`.
-pub(super) fn graves(txn: &WriteTransaction, count: usize) -> Result<Vec<BucketId>, DataError> {
+/// A deleted bucket that may still have content of a kind; the lowest number.
+pub(super) fn grave(txn: &WriteTransaction, kind: Kind) -> Result<Option<BucketId>, DataError> {
     let doing = "read the deleted buckets";
     let table = txn.open_table(GRAVES).map_err(storage(doing))?;
-    let ids = table.iter().map_err(storage(doing))?.take(count);
-    ids.map(|entry| entry.map(|(id, _)| BucketId(id.value())).map_err(storage(doing))).collect()
+    let first = table.range((kind as u8, 0)..=(kind as u8, u64::MAX)).map_err(storage(doing))?.next();
+    first.map(|entry| entry.map(|(key, _)| BucketId(key.value().1)).map_err(storage(doing))).transpose()
 }
 
-/// Nothing of a deleted bucket is left.
-pub(super) fn forget(txn: &WriteTransaction, id: BucketId) -> Result<(), DataError> {
+/// Nothing of this kind is left of a deleted bucket.
+pub(super) fn forget(txn: &WriteTransaction, kind: Kind, id: BucketId) -> Result<(), DataError> {
     let doing = "forget a deleted bucket";
-    txn.open_table(GRAVES).map_err(storage(doing))?.remove(id.0).map_err(storage(doing))?;
+    txn.open_table(GRAVES).map_err(storage(doing))?.remove((kind as u8, id.0)).map_err(storage(doing))?;
     Ok(())
 }
 
@@ -330,6 +393,12 @@ pub(super) fn get(txn: &ReadTransaction, tenant: &TenantId, name: &BucketName) -
     let id = parse_id(key.0, key.1, row.value())?;
     let state = find_state(&txn.open_table(STATES).map_err(storage(doing))?, id)?;
     Ok(Some(bucket(id, tenant.clone(), name.clone(), &state)))
+}
+
+/// Whether a bucket still exists, and with which quotas.
+pub(super) fn spec(txn: &ReadTransaction, id: BucketId) -> Result<BucketSpec, DataError> {
+    let states = txn.open_table(STATES).map_err(storage("open the buckets"))?;
+    find_state(&states, id).map(|state| state.spec)
 }
 
 /// The buckets of a tenant in the order of their names, from the one after `after`, at most `count`.

@@ -8,24 +8,31 @@
 //! disk; writes are queued and answer through an [`Ack`]. Invariant: what was acknowledged of a durable bucket survives `kill -9`
 //! and power loss; what is read is what was written, or an error.
 
-#[allow(dead_code, reason = "accounts are kept by entries and objects, which come next")]
 mod bucket;
 mod clock;
 mod error;
+pub mod kv;
 mod row;
 mod store;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId, BucketSpec, Durability, Usage};
 pub use self::clock::{Clock, Reading};
 pub use self::error::DataError;
-pub use self::store::{Ack, Commit, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
+pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
 
 use self::error::io_error;
+use self::kv::KeyValue;
+use self::kv::cache::Cache;
+use self::kv::durable::{self, Durable};
+use self::kv::volatile::Volatile;
 use crate::id::{BucketName, TenantId};
 use crate::storage::disk::create_dirs;
 
@@ -36,11 +43,15 @@ const FILE: &str = "data.redb";
 pub struct DataConfig {
     /// Memory for pages of the file, in bytes.
     pub page_cache_bytes: usize,
+    /// Memory for decoded entries that were read lately, in bytes; 0 for none.
+    pub kv_cache_bytes: usize,
+    /// Memory that all volatile buckets may take together, in bytes.
+    pub volatile_bytes_max: u64,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { page_cache_bytes: 64 << 20 }
+        Self { page_cache_bytes: 64 << 20, kv_cache_bytes: 64 << 20, volatile_bytes_max: 256 << 20 }
     }
 }
 
@@ -48,6 +59,40 @@ impl Default for DataConfig {
 #[derive(Debug)]
 pub struct Data {
     store: Arc<Store>,
+    cache: Arc<Cache>,
+    volatile_bytes_max: u64,
+    open: Arc<Open>,
+}
+
+/// The buckets that are in use. One bucket has one handle, so that its end reaches whoever uses it.
+#[derive(Debug, Default)]
+struct Open(Mutex<HashMap<BucketId, Handle>>);
+
+#[derive(Debug, Clone)]
+enum Handle {
+    Durable(Arc<Durable>),
+    Volatile(Arc<Volatile>),
+}
+
+impl Open {
+    /// No code panics while it holds the lock.
+    fn lock(&self) -> MutexGuard<'_, HashMap<BucketId, Handle>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn resize(&self, bucket: &Bucket) {
+        if let Some(Handle::Volatile(volatile)) = self.lock().get(&bucket.id) {
+            volatile.resize(bucket.spec);
+        }
+    }
+
+    fn end(&self, id: BucketId) {
+        match self.lock().remove(&id) {
+            Some(Handle::Durable(durable)) => durable.end(),
+            Some(Handle::Volatile(volatile)) => volatile.end(),
+            None => {}
+        }
+    }
 }
 
 impl Data {
@@ -60,20 +105,90 @@ impl Data {
     /// As [`Store::open`]. Blocks.
     pub fn open(dir: &Path, config: DataConfig, clock: Clock) -> Result<Self, DataError> {
         create_dirs(dir).map_err(io_error("make the folder of the data"))?;
-        let sweeps: Vec<Sweep> = vec![];
-        let store = Store::open(&dir.join(FILE), config.page_cache_bytes, clock, sweeps)?;
-        store.write(0, |txn, _| bucket::prepare(txn).map(|()| ((), Commit::Yes))).wait()?;
-        Ok(Self { store: Arc::new(store) })
+        let sweeps: Vec<Sweep> = vec![Box::new(durable::sweep)];
+        let path = dir.join(FILE);
+        let prepared = |store| Self::over(store, config);
+        Store::open(&path, config.page_cache_bytes, clock, prepare, sweeps).map(prepared)
+    }
+
+    fn over(store: Store, config: DataConfig) -> Self {
+        let cache = Arc::new(Cache::new(config.kv_cache_bytes));
+        let volatile_bytes_max = config.volatile_bytes_max;
+        Self { store: Arc::new(store), cache, volatile_bytes_max, open: Arc::default() }
+    }
+
+    /// Checks the whole file of the folder `dir`, page by page, without changing a byte. Not while it is open.
+    ///
+    /// The checksum of an entry finds every value that is not what was written. That a key is missing because its own bytes rotted
+    /// only this finds.
+    ///
+    /// # Errors
+    /// [`DataError::Damaged`] if a page is not what was written, and those of storage.
+    ///
+    /// # Cost
+    /// Reads the whole file.
+    pub fn verify(dir: &Path) -> Result<(), DataError> {
+        store::verify(&dir.join(FILE))
     }
 
     /// Makes a bucket, durably, whatever its content is; changes the quotas of one that exists. The answer's second part tells
-    /// whether it was made. A quota below what is in the bucket refuses what would add to it, and removes nothing.
+    /// whether it was made. A quota below what is in a durable bucket refuses what would add to it, and removes nothing; a
+    /// volatile bucket loses what does not fit any more.
     ///
     /// # Errors
-    /// [`DataError::BucketExists`] if one of the other durability exists, [`DataError::Quota`] if the tenant has [`BUCKETS_MAX`],
-    /// and those of storage.
+    /// [`DataError::BucketExists`] if one of the other durability exists; [`DataError::Quota`] if the tenant has [`BUCKETS_MAX`], or
+    /// if the quotas of all volatile buckets together pass [`DataConfig::volatile_bytes_max`]; and those of storage.
     pub fn put_bucket(&self, tenant: &TenantId, name: &BucketName, spec: BucketSpec) -> Ack<(Bucket, bool)> {
-        bucket::put(&self.store, tenant, name, spec)
+        let open = Arc::clone(&self.open);
+        bucket::put(&self.store, tenant, name, spec, self.volatile_bytes_max, move |bucket| open.resize(bucket))
+    }
+
+    /// The entries of a bucket. Keep it as long as it is used: finding it costs a lock and, the first time, a read.
+    ///
+    /// # Errors
+    /// [`DataError::NoSuchBucket`] if it was deleted, and those of storage.
+    pub fn kv(&self, bucket: &Bucket) -> Result<Arc<dyn KeyValue>, DataError> {
+        Ok(match self.handle(bucket.id)? {
+            Handle::Durable(durable) => durable,
+            Handle::Volatile(volatile) => volatile,
+        })
+    }
+
+    fn handle(&self, id: BucketId) -> Result<Handle, DataError> {
+        // Held while the store is asked: a deletion that the store does not show yet finds the handle in here afterwards.
+        let mut open = self.open.lock();
+        if let Some(handle) = open.get(&id) {
+            return Ok(handle.clone());
+        }
+        let spec = self.store.read(|txn| bucket::spec(txn, id))?;
+        let handle = match spec.durability {
+            Durability::Durable => Handle::Durable(Arc::new(Durable::new(id, Arc::clone(&self.store), Arc::clone(&self.cache)))),
+            Durability::Volatile => Handle::Volatile(Arc::new(Volatile::new(id, spec, self.store.clock().clone()))),
+        };
+        open.insert(id, handle.clone());
+        Ok(handle)
+    }
+
+    /// What a bucket's entries take now.
+    ///
+    /// # Errors
+    /// As [`Data::kv`].
+    pub fn usage(&self, bucket: &Bucket) -> Result<Usage, DataError> {
+        match self.handle(bucket.id)? {
+            Handle::Durable(_) => Ok(self.bucket(&bucket.tenant, &bucket.name)?.map(|bucket| bucket.entries).unwrap_or_default()),
+            Handle::Volatile(volatile) => Ok(volatile.usage()),
+        }
+    }
+
+    /// Counts the entries of a durable bucket, row by row. [`Bucket::entries`] must agree, unless somebody writes meanwhile.
+    ///
+    /// # Errors
+    /// Those of storage.
+    ///
+    /// # Cost
+    /// Reads the whole bucket in one transaction.
+    pub fn recount(&self, bucket: &Bucket) -> Result<Usage, DataError> {
+        durable::recount(&self.store, bucket.id)
     }
 
     /// A bucket by its name, `None` if there is none.
@@ -98,7 +213,8 @@ impl Data {
     /// # Errors
     /// Those of storage.
     pub fn delete_bucket(&self, tenant: &TenantId, name: &BucketName) -> Ack<Option<BucketId>> {
-        bucket::delete(&self.store, tenant, name)
+        let open = Arc::clone(&self.open);
+        bucket::delete(&self.store, tenant, name, move |id| open.end(id))
     }
 
     /// Why nothing is written any more, if so.
@@ -106,4 +222,10 @@ impl Data {
     pub fn read_only(&self) -> Option<&str> {
         self.store.read_only()
     }
+}
+
+/// Makes all tables, so that readers find them.
+fn prepare(txn: &redb::WriteTransaction) -> Result<(), DataError> {
+    bucket::prepare(txn)?;
+    durable::prepare(txn)
 }

@@ -131,6 +131,9 @@ pub struct Swept {
 /// It must be bounded. It gets the time.
 pub type Sweep = Box<dyn FnMut(&WriteTransaction, u64) -> Result<Swept, DataError> + Send>;
 
+/// Makes tables.
+pub type Prepare = fn(&WriteTransaction) -> Result<(), DataError>;
+
 /// How the file is opened; tests put a failing disk in between.
 pub(super) type Open = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
 
@@ -146,27 +149,40 @@ pub struct Store {
 
 impl Store {
     /// Opens the store in the file `path`; makes it if it is missing. `page_cache_bytes`: memory for pages of the file, besides
-    /// which there is the system's own cache. One process may have it open at a time. `sweeps` run on the writer's thread.
+    /// which there is the system's own cache. One process may have it open at a time. `prepare` makes the tables, so that readers
+    /// find them. `sweeps` run on the writer's thread.
     ///
     /// # Errors
     /// [`DataError::Damaged`] if the file is no store, else what the file system says.
     ///
     /// # Cost
     /// A few ms, whatever the size and however it was closed; a new one a few fsyncs. Blocks.
-    pub fn open(path: &Path, page_cache_bytes: usize, clock: Clock, sweeps: Vec<Sweep>) -> Result<Self, DataError> {
+    pub fn open(
+        path: &Path,
+        page_cache_bytes: usize,
+        clock: Clock,
+        prepare: Prepare,
+        sweeps: Vec<Sweep>,
+    ) -> Result<Self, DataError> {
         let open = move |path: &Path| Database::builder().set_cache_size(page_cache_bytes).open(path);
-        Self::open_with(path, Box::new(open), clock, sweeps)
+        Self::open_with(path, Box::new(open), clock, prepare, sweeps)
     }
 
-    pub(super) fn open_with(path: &Path, open: Open, clock: Clock, sweeps: Vec<Sweep>) -> Result<Self, DataError> {
+    pub(super) fn open_with(
+        path: &Path,
+        open: Open,
+        clock: Clock,
+        prepare: Prepare,
+        sweeps: Vec<Sweep>,
+    ) -> Result<Self, DataError> {
         if !path.exists() {
             create_file(path)?;
         }
         let db = contained(|| open(path).map_err(storage("open the data")))?;
         let (stale, shadow, lost) = (AtomicBool::new(false), AtomicBool::new(false), OnceLock::new());
         let file = Arc::new(Shared { path: path.into(), open, db: RwLock::new(Some(db)), stale, shadow, lost });
-        // Makes the table, so that readers find it.
-        let mark = file.with_db(Use::Write, |db| transact(db, |txn| Ok((read_mark(txn)?, Commit::Yes))))?;
+        let begin = |txn: &WriteTransaction| prepare(txn).and_then(|()| Ok((read_mark(txn)?, Commit::Yes)));
+        let mark = file.with_db(Use::Write, |db| transact(db, begin))?;
         clock.raise(mark.unwrap_or(0));
 
         let (queue, waiting) = sync_channel(QUEUE_JOBS_MAX);
@@ -601,6 +617,15 @@ fn open_shadow(path: &Path) -> Result<Database, DataError> {
     let len = file.metadata().map_err(io_error(doing))?.len();
     let builder = &mut Database::builder();
     builder.set_cache_size(SHADOW_CACHE_BYTES).create_with_backend(Overlay::new(file, len)).map_err(storage(doing))
+}
+
+/// Checks every page of the file at `path`, without changing a byte.
+pub(super) fn verify(path: &Path) -> Result<(), DataError> {
+    contained(|| {
+        let whole = open_shadow(path)?.check_integrity().map_err(storage("check the data"))?;
+        let damaged = || DataError::Damaged { what: "a page is not what was written".into() };
+        if whole { Ok(()) } else { Err(damaged()) }
+    })
 }
 
 /// Makes an empty file under another name and renames it: a start that is killed in between leaves no half of a store.

@@ -77,7 +77,7 @@ fn a_tenant_has_at_most_so_many_buckets() {
 }
 
 fn store(dir: &tempfile::TempDir, sweeps: Vec<Sweep>) -> Store {
-    Store::open(&dir.path().join("data.redb"), 1 << 20, Clock::system(), sweeps).unwrap()
+    Store::open(&dir.path().join("data.redb"), 1 << 20, Clock::system(), |_| Ok(()), sweeps).unwrap()
 }
 
 fn add(store: &Store, key: u64) -> Ack<()> {
@@ -183,7 +183,7 @@ fn sweeps_run_by_themselves_and_the_mark_of_the_clock_survives() {
         let _gone = sender.send(now_ms);
         Ok(Swept { commit: Commit::No, next_ms: Some(now_ms.max(1_060_000)) })
     });
-    let once = Store::open(&path, 1 << 20, hands.clock(), vec![sweep]).unwrap();
+    let once = Store::open(&path, 1 << 20, hands.clock(), |_| Ok(()), vec![sweep]).unwrap();
     assert_eq!(swept.recv().unwrap(), 1_000_000);
     hands.jump_to(2_000_000);
     // Found within a tick, though nobody writes.
@@ -191,10 +191,10 @@ fn sweeps_run_by_themselves_and_the_mark_of_the_clock_survives() {
     drop(swept);
     drop(once);
     let hands = Hands::at(2_000_000);
-    let once = Store::open(&path, 1 << 20, hands.clock(), vec![]).unwrap();
+    let once = Store::open(&path, 1 << 20, hands.clock(), |_| Ok(()), vec![]).unwrap();
     add(&once, 1).wait().unwrap();
     drop(once);
     let late = Hands::at(5);
-    let again = Store::open(&path, 1 << 20, late.clock(), vec![]).unwrap();
+    let again = Store::open(&path, 1 << 20, late.clock(), |_| Ok(()), vec![]).unwrap();
     assert!(again.clock().now_ms() >= 2_000_000);
 }

@@ -1,0 +1,399 @@
+//! Tests with disks that fail, lose power and rot.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use bytes::Bytes;
+use redb::backends::FileBackend;
+use redb::{Database, StorageBackend};
+use rustix::io::Errno;
+
+use super::clock::testing::Hands;
+use super::kv::{Op, When};
+use super::*;
+use crate::fault::Code;
+
+const CONFIG: DataConfig = DataConfig { page_cache_bytes: 1 << 20, kv_cache_bytes: 0, volatile_bytes_max: 0 };
+
+fn file(dir: &tempfile::TempDir) -> PathBuf {
+    dir.path().join(FILE)
+}
+
+fn open(dir: &tempfile::TempDir) -> Result<Data, DataError> {
+    Data::open(dir.path(), CONFIG, Clock::system())
+}
+
+fn over(dir: &tempfile::TempDir, open: super::store::Open) -> Data {
+    let sweeps: Vec<Sweep> = vec![Box::new(durable::sweep)];
+    Data::over(Store::open_with(&file(dir), open, Clock::system(), prepare, sweeps).unwrap(), CONFIG)
+}
+
+fn bucket(data: &Data) -> Bucket {
+    let spec = BucketSpec { durability: Durability::Durable, bytes_max: 1 << 20, keys_max: 1000 };
+    data.put_bucket(&"t".parse().unwrap(), &"b".parse().unwrap(), spec).wait().unwrap().0
+}
+
+fn set(key: &str, value: &str) -> Op {
+    Op::Set {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+        ttl: None,
+        when: When::Always,
+    }
+}
+
+/// Sets two keys to the same number, so that half of it would show.
+fn put(data: &Data, number: i64) -> Result<(), DataError> {
+    let value = number.to_string();
+    data.kv(&bucket_again(data)?)?
+        .write(vec![set("a", &value), set(&format!("n{number}"), ""), set("b", &value)])
+        .wait()
+        .map(drop)
+}
+
+fn bucket_again(data: &Data) -> Result<Bucket, DataError> {
+    Ok(data.bucket(&"t".parse().unwrap(), &"b".parse().unwrap())?.unwrap())
+}
+
+/// What is there, which must be whole.
+fn number(data: &Data) -> i64 {
+    let bucket = bucket_again(data).unwrap();
+    let kv = data.kv(&bucket).unwrap();
+    let found = kv.get_many(&[b"a", b"b"]).unwrap();
+    let [a, b] = &found[..] else { panic!() };
+    assert_eq!(a.as_ref().map(|entry| &entry.value), b.as_ref().map(|entry| &entry.value));
+    assert_eq!(data.recount(&bucket).unwrap(), bucket_again(data).unwrap().entries, "the account is what is there");
+    a.as_ref().map_or(-1, |entry| std::str::from_utf8(&entry.value).unwrap().parse().unwrap())
+}
+
+/// How a disk is: what it still does, and then says.
+#[derive(Debug)]
+struct Health {
+    /// Operations that succeed before it fails.
+    fuel: AtomicI64,
+    errno: Errno,
+}
+
+impl Health {
+    fn new(errno: Errno) -> Arc<Self> {
+        Arc::new(Self { fuel: AtomicI64::new(i64::MAX), errno })
+    }
+
+    fn burn(&self) -> io::Result<()> {
+        let left = self.fuel.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| Some((left - 1).max(0)));
+        if left.unwrap_or(0) > 0 { Ok(()) } else { Err(self.errno.into()) }
+    }
+}
+
+#[derive(Debug)]
+struct Failing(FileBackend, Arc<Health>);
+
+impl StorageBackend for Failing {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.1.burn().and_then(|()| self.0.set_len(len))
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.1.burn().and_then(|()| self.0.sync_data())
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        match self.1.burn() {
+            Ok(()) => self.0.write(offset, data),
+            // Half of it got there.
+            Err(error) => self.0.write(offset, &data[..data.len() / 2]).and(Err(error)),
+        }
+    }
+    fn close(&self) -> io::Result<()> {
+        self.0.close()
+    }
+}
+
+fn failing(health: &Arc<Health>) -> super::store::Open {
+    let health = Arc::clone(health);
+    Box::new(move |path| {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Database::builder().create_with_backend(Failing(FileBackend::new(file)?, Arc::clone(&health)))
+    })
+}
+
+/// What a process finds that starts after this one was killed now.
+fn as_killed(dir: &tempfile::TempDir) -> i64 {
+    let copy = tempfile::tempdir().unwrap();
+    fs::copy(file(dir), file(&copy)).unwrap();
+    number(&open(&copy).unwrap())
+}
+
+#[test]
+fn a_full_disk_is_told_and_reads_go_on_and_it_heals() {
+    let dir = tempfile::tempdir().unwrap();
+    bucket(&open(&dir).unwrap());
+    let health = Health::new(Errno::NOSPC);
+    let data = over(&dir, failing(&health));
+    put(&data, 0).unwrap();
+    let (mut live, mut failures) = (0, 0);
+    for fuel in 0.. {
+        health.fuel.store(fuel, Ordering::SeqCst);
+        let result = put(&data, fuel + 1);
+        let full = number(&data);
+        if result.is_err() {
+            assert_eq!(put(&data, -5).unwrap_err().fault().code, Code::StorageFull, "and stays full");
+        }
+        health.fuel.store(i64::MAX, Ordering::SeqCst);
+        let now = number(&data);
+        assert!(full == live || full == fuel + 1, "after {fuel} operations");
+        assert_eq!(as_killed(&dir), now, "after {fuel} operations");
+        match result {
+            Ok(()) => {
+                assert_eq!(now, fuel + 1);
+                break;
+            }
+            Err(error) => {
+                assert_eq!(error.fault().code, Code::StorageFull, "{error:?}");
+                failures += 1;
+                assert!([live, fuel + 1, -5].contains(&now), "after {fuel} operations: {now}");
+            }
+        }
+        live = now;
+    }
+    assert!(failures > 3, "{failures}");
+    assert!(data.read_only().is_none());
+    put(&data, 1000).unwrap();
+    drop(data);
+    assert_eq!(number(&open(&dir).unwrap()), 1000);
+}
+
+#[test]
+fn after_an_error_of_the_disk_data_can_only_be_read_until_the_restart() {
+    let mut failures = 0;
+    for fuel in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        bucket(&open(&dir).unwrap());
+        let health = Health::new(Errno::IO);
+        let data = over(&dir, failing(&health));
+        put(&data, 0).unwrap();
+        health.fuel.store(fuel, Ordering::SeqCst);
+        let result = put(&data, 1);
+        let broken = number(&data);
+        health.fuel.store(i64::MAX, Ordering::SeqCst);
+        if result.is_ok() {
+            assert_eq!((broken, data.read_only()), (1, None));
+            break;
+        }
+        failures += 1;
+        assert!(data.read_only().unwrap().contains("Input/output error"), "{:?}", data.read_only());
+        let error = put(&data, 2).unwrap_err();
+        assert!(matches!(error, DataError::ReadOnly { .. }) && error.fault().code == Code::StorageFull, "{error}");
+        assert!((0..=1).contains(&number(&data)));
+        assert_eq!(number(&data), broken);
+        drop(data);
+        let data = open(&dir).unwrap();
+        assert!((0..=1).contains(&number(&data)));
+        put(&data, 3).unwrap();
+        assert_eq!(number(&data), 3);
+    }
+    assert!(failures > 3, "{failures}");
+}
+
+/// A disk with a cache of its own: what was not synced may be there or not after the power went, sector by sector.
+#[derive(Debug, Default)]
+struct Power {
+    /// What the machine sees.
+    seen: Vec<u8>,
+    /// What is safe.
+    kept: Vec<u8>,
+    unsynced: Vec<(usize, Vec<u8>)>,
+    /// Operations until the power goes.
+    left: u64,
+}
+
+const SECTOR: usize = 512;
+
+impl Power {
+    fn step(&mut self) -> io::Result<()> {
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 { Err(Errno::IO.into()) } else { Ok(()) }
+    }
+
+    /// The disk as it is found afterwards: of what was written since the last sync any sectors, in any order.
+    fn after(&self, mut dice: impl FnMut(usize) -> usize) -> Vec<u8> {
+        let mut bytes = self.kept.clone();
+        bytes.resize(self.seen.len().max(bytes.len()), 0);
+        let mut sectors: Vec<(usize, &[u8])> = Vec::new();
+        for (offset, data) in &self.unsynced {
+            let mut at = 0;
+            while at < data.len() {
+                let len = (SECTOR - (offset + at) % SECTOR).min(data.len() - at);
+                sectors.push((offset + at, &data[at..at + len]));
+                at += len;
+            }
+        }
+        let mode = dice(4);
+        while !sectors.is_empty() {
+            let (offset, data) = sectors.swap_remove(dice(sectors.len()));
+            let kept = match mode {
+                0 => false,
+                1 => true,
+                _ => dice(2) == 0,
+            };
+            if kept {
+                bytes[offset..offset + data.len()].copy_from_slice(data);
+            }
+        }
+        bytes
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Outlet(Arc<Mutex<Power>>);
+
+impl StorageBackend for Outlet {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.lock().unwrap().seen.len() as u64)
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let at = usize::try_from(offset).unwrap();
+        let power = self.0.lock().unwrap();
+        out.copy_from_slice(power.seen.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut power = self.0.lock().unwrap();
+        power.step()?;
+        power.seen.resize(usize::try_from(len).unwrap(), 0);
+        Ok(())
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        let mut power = self.0.lock().unwrap();
+        power.step()?;
+        power.kept = power.seen.clone();
+        power.unsynced.clear();
+        Ok(())
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut power = self.0.lock().unwrap();
+        power.step()?;
+        let at = usize::try_from(offset).unwrap();
+        let end = (at + data.len()).max(power.seen.len());
+        power.seen.resize(end, 0);
+        power.seen[at..at + data.len()].copy_from_slice(data);
+        power.unsynced.push((at, data.to_vec()));
+        Ok(())
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_power_loss_with_torn_and_reordered_sectors() {
+    let mut failures = 0;
+    for seed in 0..80_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut dice = |sides: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state >> 33).unwrap() % sides
+        };
+        let dir = tempfile::tempdir().unwrap();
+        bucket(&open(&dir).unwrap());
+        let bytes = fs::read(file(&dir)).unwrap();
+        let power = Power { seen: bytes.clone(), kept: bytes, unsynced: vec![], left: 60 + dice(300) as u64 };
+        let power = Arc::new(Mutex::new(power));
+        let outlet = Outlet(Arc::clone(&power));
+        let data = over(&dir, Box::new(move |_| Database::builder().create_with_backend(outlet.clone())));
+        let mut acknowledged = -1;
+        let tried = (0..1000).find(|n| match put(&data, *n) {
+            Ok(()) => {
+                acknowledged = *n;
+                false
+            }
+            Err(_) => true,
+        });
+        let tried = tried.unwrap();
+        failures += usize::from(acknowledged >= 0);
+        let found = power.lock().unwrap().after(&mut dice);
+        drop(data);
+        fs::write(file(&dir), found).unwrap();
+        let data = open(&dir).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let now = number(&data);
+        assert!(now == acknowledged || now == tried, "seed {seed}: {now} of {acknowledged} and {tried}");
+        put(&data, 5000).unwrap();
+        assert_eq!(number(&data), 5000);
+    }
+    assert!(failures > 60, "{failures}");
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_and_never_another_value() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(&dir).unwrap();
+    let values: Vec<_> = (0..100).map(|n| (format!("key-{n}"), format!("value {n} ").repeat(20))).collect();
+    let ops = values.iter().map(|(key, value)| set(key, value)).collect();
+    data.kv(&bucket(&data)).unwrap().write(ops).wait().unwrap();
+    drop(data);
+    Data::verify(dir.path()).unwrap();
+    let bytes = fs::read(file(&dir)).unwrap();
+    // Where values lie, and anywhere.
+    let text = b"value 5";
+    let values_at: Vec<usize> =
+        bytes.windows(text.len()).enumerate().filter(|(_, found)| found == text).map(|(at, _)| at).collect();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    let mut corrupt = 0;
+    for round in 0..160 {
+        let at = if round % 2 == 0 { values_at[round * 7 % values_at.len()] } else { used * round / 160 };
+        let file_again = OpenOptions::new().write(true).open(file(&dir)).unwrap();
+        file_again.write_all_at(&bytes, 0).unwrap();
+        file_again.set_len(bytes.len() as u64).unwrap();
+        file_again.write_all_at(&[bytes[at] ^ (1 << (round % 8))], at as u64).unwrap();
+        let damaged = Data::verify(dir.path()).is_err();
+        let Ok(data) = open(&dir) else { continue };
+        let Ok(Some(bucket)) = data.bucket(&"t".parse().unwrap(), &"b".parse().unwrap()) else { continue };
+        let kv = data.kv(&bucket);
+        for (key, value) in &values {
+            match kv.as_ref().map_err(Clone::clone).and_then(|kv| kv.get(key.as_bytes())) {
+                Ok(Some(entry)) => assert!(entry.value == value.as_bytes(), "round {round} at {at}: a wrong value"),
+                // The key itself is not what it was: only the check of the whole file can tell.
+                Ok(None) => assert!(damaged, "round {round} at {at}: {key} is missing in a whole file"),
+                Err(DataError::Corrupt { key: found, bucket: of }) => {
+                    assert!(damaged && found == key.as_bytes() && of == bucket.id);
+                    corrupt += 1;
+                    if let Ok(kv) = &kv
+                        && corrupt % 8 == 1
+                    {
+                        // It can be mended, and the account stays exact.
+                        kv.write(vec![set(key, "new")]).wait().unwrap();
+                        assert_eq!(kv.get(key.as_bytes()).unwrap().unwrap().value, "new");
+                        assert_eq!(data.recount(&bucket).unwrap(), data.usage(&bucket).unwrap());
+                    }
+                }
+                Err(error) => assert!(damaged, "{error}"),
+            }
+        }
+    }
+    assert!(corrupt >= 60, "{corrupt}");
+}
+
+#[test]
+fn what_expired_stays_gone_after_a_restart_with_a_clock_that_went_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let hands = Hands::at(1_000_000);
+    let data = Data::open(dir.path(), CONFIG, hands.clock()).unwrap();
+    let kv = data.kv(&bucket(&data)).unwrap();
+    let key = Bytes::from_static(b"k");
+    let ttl = Some(std::time::Duration::from_millis(1000));
+    kv.write(vec![Op::Set { key, value: Bytes::new(), ttl, when: When::Always }]).wait().unwrap();
+    hands.pass(1000);
+    assert!(!kv.exists(b"k").unwrap());
+    kv.write(vec![set("other", "")]).wait().unwrap();
+    assert_eq!(data.recount(&bucket_again(&data).unwrap()).unwrap(), Usage { bytes: 5, keys: 1 }, "it was swept");
+    drop((kv, data));
+    let data = Data::open(dir.path(), CONFIG, Hands::at(500_000).clock()).unwrap();
+    let kv = data.kv(&bucket_again(&data).unwrap()).unwrap();
+    assert!(!kv.exists(b"k").unwrap());
+}
