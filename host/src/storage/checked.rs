@@ -82,4 +82,9 @@ impl<Mark: PartialEq> Checked<Mark> {
             files.pop_lru();
         }
     }
+
+    /// Forgets what was found: the file is checked again at its next use.
+    pub(crate) fn forget(&self, stamp: Stamp) {
+        self.lock().pop(&stamp);
+    }
 }
