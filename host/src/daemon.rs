@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
 use crate::config::{Config, ConfigError};
 use crate::control::Control;
+use crate::data::{Clock, Data, DataConfig, DataError};
 use crate::deploy::Deployer;
 use crate::dispatch::Dispatcher;
 use crate::dispatch::catalog::Base;
@@ -52,6 +53,9 @@ pub enum StartError {
     /// The data directory.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// The buckets in it.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// Files in it.
     #[error(transparent)]
     Artifacts(#[from] ArtifactError),
@@ -100,6 +104,8 @@ pub enum Ports {
 pub struct Node {
     addr: SocketAddr,
     control_addr: SocketAddr,
+    /// Before the directory, so that it is closed while the lock is held.
+    data: Arc<Data>,
     /// Keeps the lock on the directory; dropped last.
     dir: DataDir,
     drain: Drain,
@@ -136,6 +142,7 @@ impl Node {
         raise_descriptor_limit();
         let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format())?);
         dir.mark_current()?;
+        let data = Arc::new(open_data(&dir, &config.data)?);
         let artifacts = Artifacts::open(&dir, dir.mac_key(key_file.as_deref())?, config.data.bytes_max.0)?;
         let metrics = Arc::new(Metrics::new());
         metrics.data_bytes.set(artifacts.used_bytes());
@@ -164,7 +171,20 @@ impl Node {
         };
         let options = Options::new(&config.net, config.net.control_connections_max);
         let (control_thread, control) = start_control_thread(control_listeners, options, service, stop)?;
-        Ok(Self { addr, control_addr, dir, drain, release, threads, control_thread, deployer, dispatcher, control, metrics })
+        Ok(Self {
+            addr,
+            control_addr,
+            data,
+            dir,
+            drain,
+            release,
+            threads,
+            control_thread,
+            deployer,
+            dispatcher,
+            control,
+            metrics,
+        })
     }
 
     /// Where functions are reached.
@@ -183,6 +203,12 @@ impl Node {
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The buckets of this node.
+    #[must_use]
+    pub fn data(&self) -> &Arc<Data> {
+        &self.data
     }
 
     /// What runs invocations on the calling thread, inside a tokio runtime: for measuring without HTTP.
@@ -264,6 +290,15 @@ impl Signals {
         let signals = runtime.block_on(both)?;
         Ok(Self { runtime, signals })
     }
+}
+
+fn open_data(dir: &DataDir, config: &crate::config::Data) -> Result<Data, DataError> {
+    let sizes = DataConfig {
+        page_cache_bytes: size(config.page_cache_bytes),
+        kv_cache_bytes: size(config.kv_cache_bytes),
+        volatile_bytes_max: config.volatile_bytes_max.0,
+    };
+    Data::open(&dir.data_path(), sizes, Clock::system())
 }
 
 fn size(bytes: crate::config::Bytes) -> usize {

@@ -9,8 +9,11 @@
 //! DIR/wasm/          deployed modules (`artifacts`)
 //! DIR/artifacts/     native code (`artifacts`)
 //! DIR/snapshots/     initialised modules (`artifacts`)
+//! DIR/data/          buckets and what is in them (`data`); made when it is missing
 //! DIR/engine         digest of the engine that the native code is for (`artifacts`)
 //! ```
+//!
+//! `DIR/data` came within format 3: versions before it ignore the folder, so it needs no number of its own.
 //!
 //! Format 1 lacks the registry's table of routes, format 2 its tables of references and tenants. A start goes: [`DataDir::open`] → `Registry::open(dir.registry_path(),
 //! dir.format())`, which migrates → [`DataDir::mark_current`] → `Artifacts::open`. A kill between any two of them repeats the
@@ -179,6 +182,12 @@ impl DataDir {
     #[must_use]
     pub fn registry_path(&self) -> PathBuf {
         self.path.join("registry.redb")
+    }
+
+    /// Where buckets belong.
+    #[must_use]
+    pub fn data_path(&self) -> PathBuf {
+        self.path.join("data")
     }
 
     /// Writes the newest format's number, durably, once everything is migrated. Does nothing if it is written already.

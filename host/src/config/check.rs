@@ -78,6 +78,12 @@ impl Config {
         self.engine.check()?;
         range(self.data.functions_max > 0, "data.functions_max", "0".into(), "1 or more")?;
         range(
+            self.data.page_cache_bytes.0 >= 1 << 20,
+            "data.page_cache_bytes",
+            self.data.page_cache_bytes.0.to_string(),
+            "1MiB or more",
+        )?;
+        range(
             self.logs.function_bytes.0 <= self.logs.total_bytes.0,
             "logs.function_bytes",
             self.logs.function_bytes.0.to_string(),

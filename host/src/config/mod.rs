@@ -186,6 +186,12 @@ pub struct Data {
     pub revisions_max: usize,
     /// Most functions of one tenant. Default 100,000.
     pub functions_max: usize,
+    /// Memory for pages of the file of buckets, besides the system's own cache. Default 64 MiB.
+    pub page_cache_bytes: Bytes,
+    /// Memory for entries of buckets that were read lately; 0: none are kept. Default 64 MiB.
+    pub kv_cache_bytes: Bytes,
+    /// Memory that all volatile buckets may take together, by their quotas. Default 256 MiB.
+    pub volatile_bytes_max: Bytes,
 }
 
 impl Default for Data {
@@ -197,6 +203,9 @@ impl Default for Data {
             upload_timeout: Time(Duration::from_secs(300)),
             revisions_max: 10,
             functions_max: 100_000,
+            page_cache_bytes: Bytes(64 << 20),
+            kv_cache_bytes: Bytes(64 << 20),
+            volatile_bytes_max: Bytes(256 << 20),
         }
     }
 }

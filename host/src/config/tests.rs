@@ -24,6 +24,14 @@ fn settings_win_over_the_file() {
 }
 
 #[test]
+fn memory_for_buckets_has_its_range() {
+    for good in ["data.page_cache_bytes=1MiB", "data.kv_cache_bytes=0", "data.volatile_bytes_max=0"] {
+        set(good).unwrap();
+    }
+    assert!(set("data.page_cache_bytes=1048575").is_err());
+}
+
+#[test]
 fn every_range_on_both_sides() {
     for good in [
         "net.headers_max=1",

@@ -57,6 +57,7 @@ pub struct DataConfig {
     pub volatile_bytes_max: u64,
 }
 
+#[cfg(test)]
 impl Default for DataConfig {
     fn default() -> Self {
         Self {

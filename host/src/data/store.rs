@@ -1,7 +1,7 @@
 //! The store: one redb file for all data of a node. Everyone reads; one thread writes, many writes with one commit.
 //!
 //! ```text
-//! write ──> queue (bounded by number and bytes; full = Busy) ──> thread "hob-data": takes what waits, up to a group
+//! write ──> queue (bounded by number and bytes; full = Busy) ──> thread "hob-store": takes what waits, up to a group
 //!            one transaction: sweeps, then each job in order ──> one commit on disk ──> each job's `after`, its Ack
 //! ```
 //!
@@ -197,7 +197,7 @@ impl Store {
             // What waits from before is found by the first sweep.
             due_ms: Some(0),
         };
-        let writer = std::thread::Builder::new().name("hob-data".into()).spawn(|| writer.run());
+        let writer = std::thread::Builder::new().name("hob-store".into()).spawn(|| writer.run());
         let writer = Some(writer.map_err(io_error("start the thread that writes data"))?);
         Ok(Self { file, clock, queue: Some(queue), queued_bytes, writer })
     }
