@@ -36,7 +36,7 @@ use self::kv::KeyValue;
 use self::kv::cache::Cache;
 use self::kv::durable::{self, Durable};
 use self::kv::volatile::Volatile;
-use self::objects::{Files, OBJECT_BYTES_MAX, ObjectLimits, Objects};
+use self::objects::{Files, ObjectLimits, Objects};
 use crate::id::{BucketName, TenantId};
 use crate::storage::disk::create_dirs;
 
@@ -60,12 +60,13 @@ pub struct DataConfig {
 #[cfg(test)]
 impl Default for DataConfig {
     fn default() -> Self {
+        let objects = |bytes_max| ObjectLimits { object_bytes_max: objects::OBJECT_BYTES_MAX, bytes_max };
         Self {
             page_cache_bytes: 64 << 20,
             kv_cache_bytes: 64 << 20,
             volatile_bytes_max: 256 << 20,
-            durable_objects: ObjectLimits { object_bytes_max: OBJECT_BYTES_MAX, bytes_max: 100 << 30 },
-            volatile_objects: ObjectLimits { object_bytes_max: OBJECT_BYTES_MAX, bytes_max: 256 << 20 },
+            durable_objects: objects(64 << 30),
+            volatile_objects: objects(256 << 20),
         }
     }
 }

@@ -35,6 +35,9 @@ use crate::id::Digest;
 /// Objects up to this many bytes have no descriptor: see [`Opened::fd`].
 pub const HEAP_BYTES_MAX: usize = 64 << 10;
 
+/// Versions that can be given in a millisecond on average before they catch up with those of the next run.
+const VERSIONS_PER_MS_LOG2: u32 = 20;
+
 /// Bytes of an object.
 #[derive(Debug)]
 pub(super) enum Content {
@@ -83,7 +86,6 @@ struct Held {
     /// The one that was used longest ago first.
     by_use: BTreeMap<u64, Bytes>,
     usage: Usage,
-    version: u64,
 }
 
 impl Held {
@@ -113,9 +115,11 @@ impl Held {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     buckets: HashMap<BucketId, Held>,
+    /// Highest version given, in whichever bucket.
+    version: u64,
     uses: u64,
 }
 
@@ -185,7 +189,10 @@ impl Volatile {
     /// Without objects.
     #[must_use]
     pub fn new(limits: ObjectLimits, clock: Clock) -> Self {
-        let shared = Shared { limits, clock, used: Arc::default(), inner: Mutex::default() };
+        // Begins where no earlier run has come to: who compares versions may have kept one from then.
+        let version = clock.now_ms().saturating_mul(1 << VERSIONS_PER_MS_LOG2);
+        let inner = Mutex::new(Inner { buckets: HashMap::new(), version, uses: 0 });
+        let shared = Shared { limits, clock, used: Arc::default(), inner };
         Self { shared: Arc::new(shared) }
     }
 
@@ -268,7 +275,6 @@ impl Objects for Volatile {
         let found = |inner: &mut Inner| inner.find(bucket.id, key, now_ms).map(|object| object.head.etag);
         let result = check_key(key).and_then(|()| when.check(found(&mut inner))).map(|()| {
             let held = inner.buckets.get_mut(&bucket.id)?;
-            held.version += 1;
             held.remove(key).map(|object| object.head)
         });
         Ack::ready(result)
@@ -348,12 +354,13 @@ impl Putting {
         let mut inner = shared.lock();
         options.when.check(inner.find(bucket.id, &key, now_ms).map(|object| object.head.etag))?;
         inner.uses += 1;
-        let used_at = inner.uses;
+        inner.version += 1;
+        let (used_at, version) = (inner.uses, inner.version);
         let held = inner.buckets.entry(bucket.id).or_default();
         let head = Head {
             etag,
             len,
-            version: held.version + 1,
+            version,
             modified_ms: now_ms,
             expires_ms: options.ttl_ms.map(|ttl_ms| now_ms.saturating_add(ttl_ms)),
             content_type: options.content_type,
@@ -376,7 +383,6 @@ impl Putting {
                 return Err(error);
             }
         }
-        held.version = head.version;
         held.remove(&key);
         held.insert(key, Object { head: head.clone(), memory, used_at });
         Ok(head)
