@@ -14,6 +14,7 @@ mod conformance;
 mod durable;
 mod files;
 mod record;
+mod table;
 #[cfg(test)]
 mod tests;
 mod volatile;
@@ -31,8 +32,8 @@ use bytes::Bytes;
 pub use self::durable::{Durable, Recount, Scrubbed};
 pub use self::volatile::{HEAP_BYTES_MAX, Volatile};
 
-pub(super) use self::durable::{prepare, sweep, sweep_graves};
 pub(super) use self::files::Files;
+pub(super) use self::table::{prepare, sweep, sweep_graves};
 
 use super::bucket::{Bucket, Usage};
 use super::error::{DataError, io_error};
