@@ -33,7 +33,7 @@ fn open(dir: &tempfile::TempDir) -> Result<Data, DataError> {
     Data::open(dir.path(), CONFIG, Clock::system())
 }
 
-fn over(dir: &tempfile::TempDir, open: super::store::Open) -> Data {
+fn over(dir: &tempfile::TempDir, open: super::file::Open) -> Data {
     let files = Files::open(dir.path(), LIMITS).unwrap();
     let store = Store::open_with(&file(dir), open, Clock::system(), prepare, sweeps(&files)).unwrap();
     Data::over(store, files, CONFIG).unwrap()
@@ -124,7 +124,7 @@ impl StorageBackend for Failing {
     }
 }
 
-fn failing(health: &Arc<Health>) -> super::store::Open {
+fn failing(health: &Arc<Health>) -> super::file::Open {
     let health = Arc::clone(health);
     Box::new(move |path| {
         let file = OpenOptions::new().read(true).write(true).open(path)?;

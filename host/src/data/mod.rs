@@ -10,13 +10,16 @@
 //! disk; writes are queued and answer through an [`Ack`]. Invariant: what was acknowledged of a durable bucket survives `kill -9`
 //! and power loss; what is read is what was written, or an error.
 
+mod account;
 mod bucket;
 mod clock;
 mod error;
+mod file;
 pub mod kv;
 pub mod objects;
 mod row;
 mod store;
+mod writer;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
@@ -26,7 +29,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId, BucketSpec, Durability, Usage};
+pub use self::account::Usage;
+pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId, BucketSpec, Durability};
 pub use self::clock::{Clock, Reading};
 pub use self::error::DataError;
 pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
@@ -169,7 +173,7 @@ impl Data {
     /// # Cost
     /// Reads the whole file.
     pub fn verify(dir: &Path) -> Result<(), DataError> {
-        store::verify(&dir.join(FILE))
+        file::verify(&dir.join(FILE))
     }
 
     /// Makes a bucket, durably, whatever its content is; changes the quotas of one that exists. The answer's second part tells

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::{Done, Entry, Op, When};
-use crate::data::bucket::{BucketId, Usage};
+use crate::data::account::Usage;
+use crate::data::bucket::BucketId;
 use crate::data::error::DataError;
 
 /// What lies under a key, whether it is expired or damaged or not.

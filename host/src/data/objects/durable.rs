@@ -17,7 +17,8 @@ use bytes::Bytes;
 use redb::WriteTransaction;
 use sha2::Digest as _;
 
-use super::super::bucket::{self, Bucket, BucketId, Kind, State, Usage};
+use super::super::account::{Kind, State, Usage};
+use super::super::bucket::{self, Bucket, BucketId};
 use super::super::error::{DataError, io_error, storage};
 use super::super::store::{Ack, Commit, Store};
 use super::files::{Charge, FileId, Files, Held, StagedPath, full};

@@ -35,7 +35,8 @@ pub use self::volatile::{HEAP_BYTES_MAX, Volatile};
 pub(super) use self::files::Files;
 pub(super) use self::table::{prepare, sweep, sweep_graves};
 
-use super::bucket::{Bucket, Usage};
+use super::account::Usage;
+use super::bucket::Bucket;
 use super::error::{DataError, io_error};
 use super::store::Ack;
 use crate::id::Digest;

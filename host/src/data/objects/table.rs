@@ -15,7 +15,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
-use super::super::bucket::{self, BucketId, Kind, State, Usage};
+use super::super::account::{Kind, State, Usage};
+use super::super::bucket::{self, BucketId};
 use super::super::error::{DataError, storage};
 use super::super::row::Numbers;
 use super::super::store::{Commit, Sweep, Swept};

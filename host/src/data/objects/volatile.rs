@@ -22,7 +22,8 @@ use bytes::Bytes;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use sha2::Digest as _;
 
-use super::super::bucket::{Bucket, BucketId, Usage};
+use super::super::account::Usage;
+use super::super::bucket::{Bucket, BucketId};
 use super::super::clock::Clock;
 use super::super::error::{DataError, io_error};
 use super::super::store::Ack;

@@ -1,0 +1,197 @@
+//! The store's file: opened, opened again after errors, and for reading alone once it cannot be written.
+//!
+//! Owns the handle of redb. Knows nothing about jobs. Invariant: after an error of the disk other than a full one nothing is written
+//! to it again.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use redb::{Database, DatabaseError, WriteTransaction};
+
+use super::error::{DataError, io_error, storage};
+use super::store::Commit;
+use crate::storage::caught;
+use crate::storage::disk::sync_dir;
+use crate::storage::overlay::Overlay;
+
+/// How the file is opened; tests put a failing disk in between.
+pub(super) type Open = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    Read,
+    Write,
+}
+
+/// The file and how it is opened again.
+pub(super) struct Shared {
+    pub(super) path: PathBuf,
+    open: Open,
+    /// `None` after an opening that failed.
+    db: RwLock<Option<Database>>,
+    /// Whether `db` must be opened again before its next use.
+    stale: AtomicBool,
+    /// Whether `db` writes nothing to the disk, so that a write must open it again.
+    shadow: AtomicBool,
+    /// Why nothing is written until the next start.
+    pub(super) lost: OnceLock<Arc<str>>,
+}
+
+impl Shared {
+    /// Opens the file at `path`; makes it if it is missing.
+    pub(super) fn open(path: &Path, open: Open) -> Result<Self, DataError> {
+        if !path.exists() {
+            create_file(path)?;
+        }
+        let db = contained(|| open(path).map_err(storage("open the data")))?;
+        let (stale, shadow, lost) = (AtomicBool::new(false), AtomicBool::new(false), OnceLock::new());
+        Ok(Self { path: path.into(), open, db: RwLock::new(Some(db)), stale, shadow, lost })
+    }
+
+    /// Runs `op` on the open file, which is opened again first if need be.
+    pub(super) fn with_db<T>(&self, how: Use, op: impl FnOnce(&Database) -> Result<T, DataError>) -> Result<T, DataError> {
+        if how == Use::Write
+            && let Some(why) = self.lost.get()
+        {
+            return Err(DataError::ReadOnly { why: Arc::clone(why) });
+        }
+        if self.must_open(how) {
+            self.reopen(how)?;
+        }
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = db.as_ref() else { return Err(storage("use the data")(redb::Error::DatabaseClosed)) };
+        let result = caught(|| op(db)).unwrap_or_else(|what| {
+            // What redb holds in memory is thrown away.
+            self.stale.store(true, Ordering::Release);
+            Err(DataError::Damaged { what })
+        });
+        result.inspect_err(|error| self.note(error))
+    }
+
+    fn must_open(&self, how: Use) -> bool {
+        self.stale.load(Ordering::Acquire) || (how == Use::Write && self.shadow.load(Ordering::Acquire))
+    }
+
+    fn note(&self, error: &DataError) {
+        match error {
+            DataError::Storage { source, .. } => {
+                if matches!(**source, redb::Error::Io(_)) {
+                    let why: Arc<str> = error.to_string().into();
+                    if self.lost.set(why).is_ok() {
+                        tracing::error!(%error, "data can only be read until hob is started again");
+                    }
+                }
+                self.stale.store(true, Ordering::Release);
+            }
+            DataError::StorageFull { .. } => self.stale.store(true, Ordering::Release),
+            _ => {}
+        }
+    }
+
+    /// Opens the file again; for reading alone if it cannot be written.
+    fn reopen(&self, how: Use) -> Result<(), DataError> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        if !self.must_open(how) {
+            return Ok(());
+        }
+        let old = db.take();
+        // Until one of the two below went well.
+        self.stale.store(true, Ordering::Release);
+        // First, because two in one process would lock each other out. redb writes when it closes.
+        if let Err(what) = caught(|| drop(old)) {
+            tracing::error!(what, "the data could not be closed in order");
+        }
+        let refused = match self.lost.get() {
+            Some(why) => DataError::ReadOnly { why: Arc::clone(why) },
+            None => match contained(|| (self.open)(&self.path).map_err(storage("open the data again"))) {
+                Ok(new) => {
+                    *db = Some(new);
+                    self.stale.store(false, Ordering::Release);
+                    self.shadow.store(false, Ordering::Release);
+                    tracing::debug!("opened the data again after an error");
+                    return Ok(());
+                }
+                Err(error) => error,
+            },
+        };
+        *db = Some(contained(|| open_shadow(&self.path))?);
+        self.stale.store(false, Ordering::Release);
+        self.shadow.store(true, Ordering::Release);
+        match how {
+            Use::Read => Ok(()),
+            Use::Write => Err(refused),
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let db = self.db.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // redb writes once more when it closes, and panics there if it did so before.
+        if let Err(what) = caught(|| drop(db)) {
+            tracing::error!(what, "the data could not be closed in order");
+        }
+    }
+}
+
+/// One transaction.
+pub(super) fn transact<T>(
+    db: &Database,
+    op: impl FnOnce(&WriteTransaction) -> Result<(T, Commit), DataError>,
+) -> Result<T, DataError> {
+    let mut txn = db.begin_write().map_err(storage("begin to write"))?;
+    // Two phases are part of it.
+    txn.set_quick_repair(true);
+    // An error drops the transaction, which undoes it.
+    let (value, commit) = op(&txn)?;
+    match commit {
+        Commit::Yes => txn.commit().map_err(storage("write to the disk"))?,
+        Commit::No => txn.abort().map_err(storage("end a transaction"))?,
+    }
+    Ok(value)
+}
+
+/// Whether redb only repeats that something failed before.
+pub(super) fn is_latched(error: &DataError) -> bool {
+    matches!(error, DataError::Storage { source, .. } if matches!(**source, redb::Error::PreviousIo))
+}
+
+fn contained<T>(op: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
+    caught(op).unwrap_or_else(|what| Err(DataError::Damaged { what }))
+}
+
+/// Memory for pages while nothing is written.
+const SHADOW_CACHE_BYTES: usize = 8 << 20;
+
+fn open_shadow(path: &Path) -> Result<Database, DataError> {
+    let doing = "open the data for reading";
+    let file = File::open(path).map_err(io_error(doing))?;
+    let len = file.metadata().map_err(io_error(doing))?.len();
+    let builder = &mut Database::builder();
+    builder.set_cache_size(SHADOW_CACHE_BYTES).create_with_backend(Overlay::new(file, len)).map_err(storage(doing))
+}
+
+/// Checks every page of the file at `path`, without changing a byte.
+pub(super) fn verify(path: &Path) -> Result<(), DataError> {
+    contained(|| {
+        let whole = open_shadow(path)?.check_integrity().map_err(storage("check the data"))?;
+        let damaged = || DataError::Damaged { what: "a page is not what was written".into() };
+        if whole { Ok(()) } else { Err(damaged()) }
+    })
+}
+
+/// Makes an empty file under another name and renames it: a start that is killed in between leaves no half of a store.
+fn create_file(path: &Path) -> Result<(), DataError> {
+    let doing = "create the data's file";
+    let new = path.with_extension("redb.new");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true).mode(0o600);
+    let file = options.open(&new).map_err(io_error(doing))?;
+    drop(Database::builder().create_file(file).map_err(storage(doing))?);
+    fs::rename(&new, path).map_err(io_error(doing))?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync_dir(dir).map_err(io_error(doing))
+}

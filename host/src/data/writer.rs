@@ -1,0 +1,194 @@
+//! The thread that writes: it takes what waits, and makes one commit of it.
+//!
+//! Owns groups, sweeps and the mark of the clock. Knows nothing about what jobs write. Invariant: a job is answered once, after the
+//! commit that it is part of.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
+
+use super::clock::Clock;
+use super::error::{DataError, storage};
+use super::file::{Shared, Use, transact};
+use super::row::Numbers;
+use super::store::{Commit, Sweep};
+
+/// Jobs in one commit.
+const GROUP_JOBS_MAX: usize = 256;
+/// Bytes in one commit, as the jobs say; a job alone may pass it.
+const GROUP_BYTES_MAX: usize = 16 << 20;
+/// How often the clock is looked at while something is to be swept later.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a sweep that found damage rests.
+const SWEEP_REST_MS: u64 = 60_000;
+
+/// Small numbers of the whole store, each under its name.
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+const CLOCK: &str = "clock";
+
+/// A job that waits.
+pub(super) struct Queued {
+    pub(super) cost_bytes: usize,
+    pub(super) job: Box<dyn Job>,
+}
+
+/// What a group runs.
+pub(super) trait Job: Send {
+    /// Runs it once, within a transaction. An error ends the group.
+    fn run(&mut self, txn: &WriteTransaction, now_ms: u64) -> Result<Commit, DataError>;
+    /// Answers. `failed`: why its group came to nothing.
+    fn finish(self: Box<Self>, failed: Option<&DataError>);
+}
+
+/// A sweep and its rest.
+pub(super) struct Resting {
+    pub(super) sweep: Sweep,
+    /// Not run before.
+    pub(super) until_ms: u64,
+}
+
+/// The thread that writes.
+pub(super) struct Writer {
+    pub(super) file: Arc<Shared>,
+    pub(super) clock: Clock,
+    pub(super) waiting: Receiver<Queued>,
+    pub(super) queued_bytes: Arc<AtomicUsize>,
+    pub(super) sweeps: Vec<Resting>,
+    /// When to sweep though nothing is to be written.
+    pub(super) due_ms: Option<u64>,
+    /// Whether the last group came to nothing, which is logged once and not for each group.
+    pub(super) failing: bool,
+}
+
+impl Writer {
+    pub(super) fn run(mut self) {
+        let mut carried = None;
+        loop {
+            let first = match (carried.take(), self.due_ms) {
+                (Some(queued), _) => Some(queued),
+                (None, None) => match self.waiting.recv() {
+                    Ok(queued) => Some(queued),
+                    Err(_) => return,
+                },
+                (None, Some(due_ms)) => {
+                    let left = Duration::from_millis(due_ms.saturating_sub(self.clock.now_ms()));
+                    match self.waiting.recv_timeout(left.min(TICK)) {
+                        Ok(queued) => Some(queued),
+                        Err(RecvTimeoutError::Timeout) if due_ms > self.clock.now_ms() => continue,
+                        Err(RecvTimeoutError::Timeout) => None,
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    }
+                }
+            };
+            let mut group = Vec::new();
+            let mut bytes = 0;
+            let mut next = first;
+            while let Some(queued) = next.take() {
+                if bytes > 0 && bytes + queued.cost_bytes > GROUP_BYTES_MAX {
+                    carried = Some(queued);
+                    break;
+                }
+                bytes += queued.cost_bytes;
+                group.push(queued);
+                if group.len() < GROUP_JOBS_MAX {
+                    next = self.waiting.try_recv().ok();
+                }
+            }
+            let failed = self.commit(&mut group).err();
+            self.note(failed.as_ref());
+            // Before the answers, which may be what others wait for to send more.
+            self.queued_bytes.fetch_sub(group.iter().map(|queued| queued.cost_bytes).sum(), Ordering::AcqRel);
+            for queued in group {
+                queued.job.finish(failed.as_ref());
+            }
+        }
+    }
+
+    fn note(&mut self, failed: Option<&DataError>) {
+        match (failed, self.failing) {
+            (Some(error), false) => tracing::warn!(%error, "data is not written"),
+            (None, true) => tracing::info!("data is written again"),
+            (Some(_), true) | (None, false) => {}
+        }
+        self.failing = failed.is_some();
+        if failed.is_some() {
+            // Sweeping alone must not try at once again, and never again where nothing is written any more.
+            let rest_ms = self.clock.now_ms().saturating_add(SWEEP_REST_MS);
+            self.due_ms = self.file.lost.get().is_none().then_some(rest_ms);
+        }
+    }
+
+    /// One transaction.
+    fn commit(&mut self, group: &mut [Queued]) -> Result<(), DataError> {
+        let (file, clock) = (Arc::clone(&self.file), self.clock.clone());
+        let now_ms = clock.now_ms();
+        let mut due_ms = None::<u64>;
+        let sweeps = &mut self.sweeps;
+        let committed = file.with_db(Use::Write, |db| {
+            transact(db, |txn| {
+                let mut commit = sweep(txn, sweeps, now_ms, &mut due_ms)?;
+                for queued in &mut *group {
+                    if queued.job.run(txn, now_ms)? == Commit::Yes {
+                        commit = Commit::Yes;
+                    }
+                }
+                if commit == Commit::Yes {
+                    write_mark(txn, now_ms)?;
+                }
+                Ok((commit, commit))
+            })
+        })?;
+        // What was written may expire soon.
+        let soon = (committed == Commit::Yes).then(|| now_ms.saturating_add(1000));
+        self.due_ms = due_ms.into_iter().chain(soon).min();
+        Ok(())
+    }
+}
+
+/// Runs the sweeps. One that finds damage rests, so that it keeps nobody from writing: it must find it before it changes anything.
+fn sweep(txn: &WriteTransaction, sweeps: &mut [Resting], now_ms: u64, due_ms: &mut Option<u64>) -> Result<Commit, DataError> {
+    let mut commit = Commit::No;
+    for resting in sweeps {
+        let next_ms = if resting.until_ms > now_ms {
+            Some(resting.until_ms)
+        } else {
+            match (resting.sweep)(txn, now_ms) {
+                Ok(swept) => {
+                    if swept.commit == Commit::Yes {
+                        commit = Commit::Yes;
+                    }
+                    swept.next_ms
+                }
+                Err(error @ (DataError::Damaged { .. } | DataError::Corrupt { .. })) => {
+                    tracing::error!(%error, "what has expired or was deleted cannot be swept");
+                    resting.until_ms = now_ms.saturating_add(SWEEP_REST_MS);
+                    Some(resting.until_ms)
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        *due_ms = (*due_ms).into_iter().chain(next_ms).min();
+    }
+    Ok(commit)
+}
+
+/// The latest time that is on disk.
+pub(super) fn read_mark(txn: &WriteTransaction) -> Result<Option<u64>, DataError> {
+    let doing = "read the mark of the clock";
+    let table = txn.open_table(META).map_err(storage(doing))?;
+    let Some(row) = table.get(CLOCK).map_err(storage(doing))? else { return Ok(None) };
+    let Some(Numbers([mark])) = Numbers::open(&[CLOCK.as_bytes()], row.value()) else {
+        return Err(DataError::Damaged { what: "the mark of the clock is not what was written".into() });
+    };
+    Ok(Some(mark))
+}
+
+fn write_mark(txn: &WriteTransaction, now_ms: u64) -> Result<(), DataError> {
+    let doing = "write the mark of the clock";
+    let row = Numbers([now_ms]).seal(&[CLOCK.as_bytes()]);
+    txn.open_table(META).map_err(storage(doing))?.insert(CLOCK, row.as_slice()).map_err(storage(doing))?;
+    Ok(())
+}
