@@ -27,12 +27,23 @@ pub const POINTS: [&str; 20] = [
     "acknowledged",
 ];
 
+/// Every crash point of the put of a durable object, in order. A test hits each.
+pub const OBJECT_POINTS: [&str; 7] = [
+    "object-created",
+    "object-written",
+    "object-synced",
+    "object-renamed",
+    "object-dir-synced",
+    "object-row-written",
+    "object-committed",
+];
+
 /// Dies here by `SIGKILL` if `HOB_CRASH_AT` names `point`.
 #[cfg(debug_assertions)]
 pub fn point(point: &'static str) {
     use std::sync::OnceLock;
     static AT: OnceLock<Option<String>> = OnceLock::new();
-    debug_assert!(POINTS.contains(&point), "crash point '{point}' is not listed");
+    debug_assert!(POINTS.contains(&point) || OBJECT_POINTS.contains(&point), "crash point '{point}' is not listed");
     #[expect(clippy::disallowed_methods, reason = "a test tells the real binary where to die; no release build reads it")]
     let at = AT.get_or_init(|| std::env::var("HOB_CRASH_AT").ok());
     if at.as_deref() == Some(point) {

@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
 use crate::config::{Config, ConfigError};
 use crate::control::Control;
+use crate::data::objects::ObjectLimits;
 use crate::data::{Clock, Data, DataConfig, DataError};
 use crate::deploy::Deployer;
 use crate::dispatch::Dispatcher;
@@ -297,10 +298,14 @@ impl Signals {
 }
 
 fn open_data(dir: &DataDir, config: &crate::config::Data) -> Result<Data, DataError> {
+    let object_bytes_max = config.object_bytes_max.0;
+    let objects = |bytes: crate::config::Bytes| ObjectLimits { object_bytes_max, bytes_max: bytes.0 };
     let sizes = DataConfig {
         page_cache_bytes: size(config.page_cache_bytes),
         kv_cache_bytes: size(config.kv_cache_bytes),
         volatile_bytes_max: config.volatile_bytes_max.0,
+        durable_objects: objects(config.objects_bytes_max),
+        volatile_objects: objects(config.volatile_objects_bytes_max),
     };
     Data::open(&dir.data_path(), sizes, Clock::system())
 }

@@ -1,6 +1,6 @@
 //! The collector: removes files that no kept revision names and nobody is about to name.
 //!
-//! Owns the walk over the folders and the order of a collection; `space.rs` says why it is free of races. Knows nothing about
+//! Owns the walk over the folders and the order of a collection; `storage/space.rs` says why it is free of races. Knows nothing about
 //! revisions: it is told which files are referenced. Invariant: it removes only files whose names this module itself would give.
 //! Removals are not synced: a file that a power cut brings back is removed by the next collection.
 
@@ -49,7 +49,7 @@ impl Artifacts {
         let shared = &self.shared;
         let _one = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         let _round = shared.space.round();
-        // After the round began: see `space.rs`.
+        // After the round began: see `storage/space.rs`.
         let referenced = referenced()?;
         let mut collected = Collected::default();
         walk(&shared.root, &mut |id, path| {
@@ -82,7 +82,7 @@ impl Artifacts {
         let shared = &self.shared;
         let _one = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         let _round = shared.space.round();
-        // After the round began: see `space.rs`.
+        // After the round began: see `storage/space.rs`.
         let referenced = referenced()?;
         let (mut collected, mut stayed) = (Collected::default(), Vec::new());
         for id in candidates.difference(&referenced) {

@@ -4,9 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::FileId;
-use super::space::Full;
 use crate::fault::{Code, Fault, is_exhausted};
 use crate::storage::disk::is_full;
+use crate::storage::space::Full;
 
 /// A file that could not be stored or used.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::id::{Digest, TenantId};
+use crate::storage::space::Placed;
 
 /// Names one file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,12 +79,14 @@ impl FileId {
         let stem = name.to_str()?.strip_suffix(ending)?;
         Digest::from_hex(stem).ok().map(|digest| make(tenant, digest))
     }
+}
 
+impl Placed for FileId {
     /// Bytes that a file takes: its length, or what the file system has allocated for native code with holes.
     ///
     /// Only native code has holes. For the others the length is exact, where a file system that compresses, or is late to
     /// say what it has allocated, would give another number later than at first.
-    pub(super) fn disk_bytes(&self, meta: &Metadata) -> u64 {
+    fn disk_bytes(&self, meta: &Metadata) -> u64 {
         // In units of 512 bytes, whatever the file system's own are.
         match (self, meta.blocks().saturating_mul(512)) {
             // Nothing allocated, although there is a trailer: a file system that does not say.

@@ -14,13 +14,11 @@
 //! find. They prove what the file held when it was read: whoever can write to the data directory later can change it, and is not
 //! defended against.
 
-mod checked;
 mod collect;
 mod dir;
 mod error;
 mod file;
 mod seal;
-mod space;
 mod staging;
 
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -31,23 +29,29 @@ use std::sync::{Arc, Mutex};
 
 use sha2::Digest as _;
 
-use self::checked::{Checked, Stamp};
 use self::error::{full, io_error};
 use self::file::FOLDERS;
 use self::seal::{CODE, Label, META_LEN_MAX, SNAPSHOT, SealError, Sealed, TRAILER_LEN};
-use self::space::{Charge, Space};
 use crate::crash;
 use crate::id::{Digest, TenantId};
+use crate::storage::checked::{Checked, Stamp};
 use crate::storage::disk::{create_dirs, sync_dir, write_durably};
+use crate::storage::space::{self, Placed};
 
 pub use self::collect::Collected;
 pub use self::dir::{DataDir, DataDirError, FORMAT, FORMAT_MIN};
 pub use self::error::ArtifactError;
 pub use self::file::FileId;
 pub use self::seal::MacKey;
-pub use self::space::{Pin, StagedPath};
 pub use self::staging::{Upload, Uploaded};
 pub use crate::storage::disk::is_full;
+
+type Space = space::Space<FileId>;
+type Charge = space::Charge<FileId>;
+/// Keeps files from the collector while it lives.
+pub type Pin = space::Pin<FileId>;
+/// A path in staging that belongs to its holder.
+pub type StagedPath = space::StagedPath<FileId>;
 
 /// Images up to this many bytes are checked at every load, larger ones once in a process (`checked.rs`).
 const IMAGE_CHECKED_ALWAYS_BYTES: u64 = 1 << 20;
@@ -138,7 +142,7 @@ struct Shared {
     space: Arc<Space>,
     /// Held for a whole collection, so that there is one at a time.
     collecting: Mutex<()>,
-    checked: Checked,
+    checked: Checked<blake3::Hash>,
 }
 
 impl Artifacts {
@@ -200,7 +204,7 @@ impl Artifacts {
     }
 
     /// Protects files from the collector. Take it before the files are put in place, and keep it until the registry has
-    /// committed the revision that names them; `space.rs` says why that suffices.
+    /// committed the revision that names them; `storage/space.rs` says why that suffices.
     pub fn pin(&self, ids: impl IntoIterator<Item = FileId>) -> Pin {
         self.shared.space.pin(ids.into_iter().collect())
     }
@@ -366,7 +370,7 @@ impl Artifacts {
         let stamp = Stamp::of(file)?;
         let sealed = seal::open(file, key, label)?;
         let is_large = sealed.image_len() > IMAGE_CHECKED_ALWAYS_BYTES;
-        if !(is_large && checked.contains(stamp, sealed.image_mac)) {
+        if !(is_large && checked.contains(stamp, &sealed.image_mac)) {
             sealed.check_image(file, key)?;
             if is_large && Stamp::of(file)? == stamp {
                 checked.remember(stamp, sealed.image_mac);

@@ -10,9 +10,8 @@ use std::path::Path;
 
 use sha2::Digest as _;
 
-use super::ArtifactError;
 use super::error::{full, io_error};
-use super::space::{Charge, StagedPath};
+use super::{ArtifactError, Charge, StagedPath};
 use crate::crash;
 use crate::id::Digest;
 

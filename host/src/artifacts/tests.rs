@@ -261,7 +261,7 @@ fn a_large_image_is_checked_once_and_again_when_the_file_was_changed() {
         let mut file = File::open(&path).unwrap();
         let mac_key = node.dir.mac_key(None).unwrap();
         let sealed = seal::open(&mut file, &mac_key, Label { magic: CODE, tenant: &tenant(), key: key("a") }).unwrap();
-        artifacts.shared.checked.contains(Stamp::of(&file).unwrap(), sealed.image_mac)
+        artifacts.shared.checked.contains(Stamp::of(&file).unwrap(), &sealed.image_mac)
     };
     assert!(is_remembered(&node.artifacts) && !is_remembered(&later));
     assert!(good(&node.artifacts) && good(&later) && is_remembered(&later));

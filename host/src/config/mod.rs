@@ -192,6 +192,12 @@ pub struct Data {
     pub kv_cache_bytes: Bytes,
     /// Memory that all volatile buckets may take together, by their quotas. Default 256 MiB.
     pub volatile_bytes_max: Bytes,
+    /// Largest object. Default 16 GiB.
+    pub object_bytes_max: Bytes,
+    /// Most bytes of all durable objects, those included that are being written. Default 64 GiB.
+    pub objects_bytes_max: Bytes,
+    /// Most memory of all volatile objects, those included that are being written. Default 256 MiB.
+    pub volatile_objects_bytes_max: Bytes,
 }
 
 impl Default for Data {
@@ -206,6 +212,9 @@ impl Default for Data {
             page_cache_bytes: Bytes(64 << 20),
             kv_cache_bytes: Bytes(64 << 20),
             volatile_bytes_max: Bytes(256 << 20),
+            object_bytes_max: Bytes(16 << 30),
+            objects_bytes_max: Bytes(64 << 30),
+            volatile_objects_bytes_max: Bytes(256 << 20),
         }
     }
 }

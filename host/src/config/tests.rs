@@ -25,7 +25,14 @@ fn settings_win_over_the_file() {
 
 #[test]
 fn memory_for_buckets_has_its_range() {
-    for good in ["data.page_cache_bytes=1MiB", "data.kv_cache_bytes=0", "data.volatile_bytes_max=0"] {
+    for good in [
+        "data.page_cache_bytes=1MiB",
+        "data.kv_cache_bytes=0",
+        "data.volatile_bytes_max=0",
+        "data.object_bytes_max=0",
+        "data.objects_bytes_max=0",
+        "data.volatile_objects_bytes_max=0",
+    ] {
         set(good).unwrap();
     }
     assert!(set("data.page_cache_bytes=1048575").is_err());

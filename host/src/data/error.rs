@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::bucket::BucketId;
 use crate::fault::{Code, Fault};
-use crate::id::BucketName;
+use crate::id::{BucketName, Digest};
 use crate::storage::disk::is_full;
 
 /// When a client may try again after a queue was full.
@@ -60,6 +60,20 @@ pub enum DataError {
         index: usize,
         /// Version that the entry has, `None` if there is no entry.
         found: Option<u64>,
+    },
+    /// The condition on an object does not hold. Nothing was done.
+    #[error("the condition on the object does not hold: found {}; look at it and try again", etag_text(.found))]
+    ObjectConflict {
+        /// ETag of the object, `None` if there is none.
+        found: Option<Digest>,
+    },
+    /// The bytes of an upload are not those that were announced. Nothing was done.
+    #[error("the digest of the bytes is {found}, expected {wanted}: send them again")]
+    WrongDigest {
+        /// What was announced.
+        wanted: Digest,
+        /// What arrived.
+        found: Digest,
     },
     /// The value is no number, or would be none afterwards.
     #[error("operation {index} cannot add: {why}")]
@@ -127,6 +141,10 @@ fn found_text(found: &Option<u64>) -> String {
     found.map_or_else(|| "no entry".into(), |version| format!("version {version}"))
 }
 
+fn etag_text(found: &Option<Digest>) -> String {
+    found.map_or_else(|| "no object".into(), |etag| etag.to_string())
+}
+
 impl DataError {
     /// What a client is told.
     #[must_use]
@@ -134,9 +152,9 @@ impl DataError {
         let code = match self {
             Self::NoSuchBucket { .. } => Code::NotFound,
             Self::BucketExists { .. } => Code::Conflict,
-            Self::Invalid { .. } | Self::NotANumber { .. } => Code::BadRequest,
+            Self::Invalid { .. } | Self::NotANumber { .. } | Self::WrongDigest { .. } => Code::BadRequest,
             Self::TooLarge { .. } => Code::BodyTooLarge,
-            Self::Conflict { .. } => Code::PreconditionFailed,
+            Self::Conflict { .. } | Self::ObjectConflict { .. } => Code::PreconditionFailed,
             Self::Quota { .. } => Code::StorageFull,
             Self::Busy => return Fault::new(Code::Overloaded, self.to_string()).retry_after(BUSY_RETRY),
             Self::Closed => Code::Draining,
@@ -164,6 +182,8 @@ impl DataError {
             | Self::Invalid { .. }
             | Self::TooLarge { .. }
             | Self::Conflict { .. }
+            | Self::ObjectConflict { .. }
+            | Self::WrongDigest { .. }
             | Self::NotANumber { .. }
             | Self::Quota { .. }
             | Self::Busy

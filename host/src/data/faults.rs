@@ -16,7 +16,14 @@ use super::kv::{Op, When};
 use super::*;
 use crate::fault::Code;
 
-const CONFIG: DataConfig = DataConfig { page_cache_bytes: 1 << 20, kv_cache_bytes: 0, volatile_bytes_max: 0 };
+const LIMITS: ObjectLimits = ObjectLimits { object_bytes_max: 1 << 20, bytes_max: 1 << 20 };
+const CONFIG: DataConfig = DataConfig {
+    page_cache_bytes: 1 << 20,
+    kv_cache_bytes: 0,
+    volatile_bytes_max: 0,
+    durable_objects: LIMITS,
+    volatile_objects: LIMITS,
+};
 
 fn file(dir: &tempfile::TempDir) -> PathBuf {
     dir.path().join(FILE)
@@ -27,8 +34,9 @@ fn open(dir: &tempfile::TempDir) -> Result<Data, DataError> {
 }
 
 fn over(dir: &tempfile::TempDir, open: super::file::Open) -> Data {
-    let sweeps: Vec<Sweep> = vec![Box::new(durable::sweep)];
-    Data::over(Store::open_with(&file(dir), open, Clock::system(), prepare, sweeps).unwrap(), CONFIG)
+    let files = Files::open(dir.path(), LIMITS).unwrap();
+    let store = Store::open_with(&file(dir), open, Clock::system(), prepare, sweeps(&files)).unwrap();
+    Data::over(store, files, CONFIG).unwrap()
 }
 
 fn bucket(data: &Data) -> Bucket {

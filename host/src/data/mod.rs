@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! DATA_DIR/data/data.redb   buckets, entries, and what is known of objects (`store.rs`, `bucket.rs`)
+//! DATA_DIR/data/objects/    bytes of durable objects (`objects/files.rs`)
+//! DATA_DIR/data/staging/    objects that are not whole yet; emptied at start
 //! ```
 //!
 //! Owns the folder. Knows neither functions nor who may do what: whoever has a [`Bucket`] may use it. Every read may block on the
@@ -14,6 +16,7 @@ mod clock;
 mod error;
 mod file;
 pub mod kv;
+pub mod objects;
 mod row;
 mod store;
 mod writer;
@@ -37,6 +40,7 @@ use self::kv::KeyValue;
 use self::kv::cache::Cache;
 use self::kv::durable::{self, Durable};
 use self::kv::volatile::Volatile;
+use self::objects::{Files, ObjectLimits, Objects};
 use crate::id::{BucketName, TenantId};
 use crate::storage::disk::create_dirs;
 
@@ -45,6 +49,10 @@ const FILE: &str = "data.redb";
 /// What a node gives its data.
 #[derive(Debug, Clone, Copy)]
 pub struct DataConfig {
+    /// Bounds of durable objects.
+    pub durable_objects: ObjectLimits,
+    /// Bounds of volatile objects.
+    pub volatile_objects: ObjectLimits,
     /// Memory for pages of the file, in bytes.
     pub page_cache_bytes: usize,
     /// Memory for decoded entries that were read lately, in bytes; 0 for none.
@@ -56,7 +64,14 @@ pub struct DataConfig {
 #[cfg(test)]
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { page_cache_bytes: 64 << 20, kv_cache_bytes: 64 << 20, volatile_bytes_max: 256 << 20 }
+        let objects = |bytes_max| ObjectLimits { object_bytes_max: objects::OBJECT_BYTES_MAX, bytes_max };
+        Self {
+            page_cache_bytes: 64 << 20,
+            kv_cache_bytes: 64 << 20,
+            volatile_bytes_max: 256 << 20,
+            durable_objects: objects(64 << 30),
+            volatile_objects: objects(256 << 20),
+        }
     }
 }
 
@@ -67,6 +82,8 @@ pub struct Data {
     cache: Arc<Cache>,
     volatile_bytes_max: u64,
     open: Arc<Open>,
+    durable_objects: Arc<objects::Durable>,
+    volatile_objects: Arc<objects::Volatile>,
 }
 
 /// The buckets that are in use. One bucket has one handle, so that its end reaches whoever uses it.
@@ -110,16 +127,39 @@ impl Data {
     /// As [`Store::open`]. Blocks.
     pub fn open(dir: &Path, config: DataConfig, clock: Clock) -> Result<Self, DataError> {
         create_dirs(dir).map_err(io_error("make the folder of the data"))?;
-        let sweeps: Vec<Sweep> = vec![Box::new(durable::sweep)];
-        let path = dir.join(FILE);
-        let prepared = |store| Self::over(store, config);
-        Store::open(&path, config.page_cache_bytes, clock, prepare, sweeps).map(prepared)
+        let files = Files::open(dir, config.durable_objects)?;
+        let store = Store::open(&dir.join(FILE), config.page_cache_bytes, clock, prepare, sweeps(&files))?;
+        Self::over(store, files, config)
     }
 
-    fn over(store: Store, config: DataConfig) -> Self {
+    fn over(store: Store, files: Arc<Files>, config: DataConfig) -> Result<Self, DataError> {
         let cache = Arc::new(Cache::new(config.kv_cache_bytes));
         let volatile_bytes_max = config.volatile_bytes_max;
-        Self { store: Arc::new(store), cache, volatile_bytes_max, open: Arc::default() }
+        let volatile_objects = Arc::new(objects::Volatile::new(config.volatile_objects, store.clock().clone()));
+        let store = Arc::new(store);
+        let durable_objects = Arc::new(objects::Durable::open(Arc::clone(&store), files)?);
+        Ok(Self { store, cache, volatile_bytes_max, open: Arc::default(), durable_objects, volatile_objects })
+    }
+
+    /// The objects of buckets of this durability.
+    #[must_use]
+    pub fn objects(&self, durability: Durability) -> Arc<dyn Objects> {
+        match durability {
+            Durability::Durable => Arc::<objects::Durable>::clone(&self.durable_objects),
+            Durability::Volatile => Arc::<objects::Volatile>::clone(&self.volatile_objects),
+        }
+    }
+
+    /// The durable objects, for what only they have: scrubbing and counting again.
+    #[must_use]
+    pub fn durable_objects(&self) -> &objects::Durable {
+        &self.durable_objects
+    }
+
+    /// The volatile objects, for what only they have: what a bucket takes.
+    #[must_use]
+    pub fn volatile_objects(&self) -> &objects::Volatile {
+        &self.volatile_objects
     }
 
     /// Checks the whole file of the folder `dir`, page by page, without changing a byte. Not while it is open.
@@ -219,7 +259,12 @@ impl Data {
     /// Those of storage.
     pub fn delete_bucket(&self, tenant: &TenantId, name: &BucketName) -> Ack<Option<BucketId>> {
         let open = Arc::clone(&self.open);
-        bucket::delete(&self.store, tenant, name, move |id| open.end(id))
+        let objects = Arc::clone(&self.volatile_objects);
+        let after = move |id| {
+            open.end(id);
+            objects.forget(id);
+        };
+        bucket::delete(&self.store, tenant, name, after)
     }
 
     /// Why nothing is written any more, if so.
@@ -232,5 +277,11 @@ impl Data {
 /// Makes all tables, so that readers find them.
 fn prepare(txn: &redb::WriteTransaction) -> Result<(), DataError> {
     bucket::prepare(txn)?;
-    durable::prepare(txn)
+    durable::prepare(txn)?;
+    objects::prepare(txn)
+}
+
+/// What the store does by itself.
+fn sweeps(files: &Arc<Files>) -> Vec<Sweep> {
+    vec![Box::new(durable::sweep), objects::sweep(Arc::clone(files)), objects::sweep_graves(Arc::clone(files))]
 }

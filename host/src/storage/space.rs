@@ -1,30 +1,36 @@
-//! What is used, what is pinned, and what is being written: the state that writers and the collector share.
+//! What is used, what is pinned, and what is being written: the state that writers and a collector share.
 //!
-//! **Why the collector never takes what a deploy needs.** A deploy pins its files *before* it renames them into place and
-//! unpins *after* the registry committed the revision that names them. A collection first opens a round, then reads the set of
+//! **Why a collector never takes what a writer needs.** A writer (a deploy, the put of an object) pins its files *before* it renames
+//! them into place and unpins *after* the database committed the row that names them. A collection first opens a round, then reads the set of
 //! referenced files, then removes each file that is not in that set and that [`Space::remove`] finds unprotected under the lock.
 //! A file is protected while it is pinned, and until the end of the round if it was pinned at any moment of the round. So for a
-//! deploy that unpinned before the round began, the commit lies before the reading of the set, which holds its files; and a
-//! deploy that unpinned later, or not yet, is protected. A pin taken for a file that exists already keeps it from then on,
+//! writer that unpinned before the round began, the commit lies before the reading of the set, which holds its files; and a
+//! writer that unpinned later, or not yet, is protected. A pin taken for a file that exists already keeps it from then on,
 //! because a removal looks at the pins and unlinks under the same lock.
 //!
 //! Owns the numbers and the lock. Knows nothing about formats. Invariant: `used` is the sum of what the files in place take
-//! ([`FileId::disk_bytes`]) and of the uploads in staging; it never passes `bytes_max` by what a caller adds.
+//! ([`Placed::disk_bytes`]) and of the uploads in staging; it never passes `bytes_max` by what a caller adds.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
+use std::fmt::Debug;
+use std::fs::{self, Metadata};
+use std::hash::Hash;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::FileId;
+/// What names one file in place: `artifacts::FileId`, and the files of objects.
+pub trait Placed: Clone + Eq + Hash + Debug {
+    /// Bytes that the file takes, by what the system says of it.
+    fn disk_bytes(&self, meta: &Metadata) -> u64;
+}
 
-#[derive(Debug, Default)]
-struct State {
+#[derive(Debug)]
+struct State<Id> {
     used: u64,
-    pins: HashMap<FileId, usize>,
+    pins: HashMap<Id, usize>,
     /// Ids whose last pin went during the round that is on; `None` between rounds.
-    released: Option<HashSet<FileId>>,
+    released: Option<HashSet<Id>>,
     /// Files in staging that somebody owns.
     staged: HashSet<PathBuf>,
     next: u64,
@@ -32,30 +38,38 @@ struct State {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Space {
+pub struct Space<Id> {
     bytes_max: u64,
-    state: Mutex<State>,
+    state: Mutex<State<Id>>,
 }
 
 /// No room: the node's own ceiling would be passed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Full {
-    pub(super) used: u64,
-    pub(super) wanted: u64,
-    pub(super) bytes_max: u64,
+pub struct Full {
+    /// Bytes in use.
+    pub used: u64,
+    /// Bytes that were asked for on top.
+    pub wanted: u64,
+    /// The ceiling.
+    pub bytes_max: u64,
 }
 
-impl Space {
-    pub(super) fn new(used: u64, bytes_max: u64) -> Arc<Self> {
-        Arc::new(Self { bytes_max, state: Mutex::new(State { used, ..State::default() }) })
+impl<Id: Placed> Space<Id> {
+    /// `used`: bytes of the files that are there. `bytes_max`: ceiling for those and all that comes.
+    #[must_use]
+    pub fn new(used: u64, bytes_max: u64) -> Arc<Self> {
+        let state = State { used, pins: HashMap::new(), released: None, staged: HashSet::new(), next: 0 };
+        Arc::new(Self { bytes_max, state: Mutex::new(state) })
     }
 
     /// No code panics while it holds the lock, so a poisoned one still holds what it should.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<Id>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn used(&self) -> u64 {
+    /// Bytes of all files in place and of all that is being written.
+    #[must_use]
+    pub fn used(&self) -> u64 {
         self.lock().used
     }
 
@@ -76,13 +90,18 @@ impl Space {
         state.used = state.used.saturating_sub(bytes);
     }
 
-    pub(super) fn is_pinned(&self, id: &FileId) -> bool {
+    /// Whether somebody holds a pin of it.
+    #[must_use]
+    pub fn is_pinned(&self, id: &Id) -> bool {
         self.lock().pins.contains_key(id)
     }
 
     /// Renames a staged file into place; what was charged is the file's then, and what it replaces is no longer counted.
     /// `charge` is borrowed because it takes the lock when it is dropped.
-    pub(super) fn place(&self, id: &FileId, staged: &StagedPath, target: &Path, charge: &mut Charge) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn place(&self, id: &Id, staged: &StagedPath<Id>, target: &Path, charge: &mut Charge<Id>) -> io::Result<()> {
         let mut state = self.lock();
         let old = match fs::symlink_metadata(target) {
             Ok(meta) => Some(id.disk_bytes(&meta)),
@@ -99,7 +118,10 @@ impl Space {
     /// Unlinks a file unless it is protected. Returns the bytes that it had, `None` if it stays or was gone.
     ///
     /// Instances that have the file mapped keep their pages: Linux frees an unlinked file with its last mapping.
-    pub(super) fn remove(&self, id: &FileId, path: &Path) -> io::Result<Option<u64>> {
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn remove(&self, id: &Id, path: &Path) -> io::Result<Option<u64>> {
         let mut state = self.lock();
         let released = state.released.as_ref().is_some_and(|released| released.contains(id));
         if released || state.pins.contains_key(id) {
@@ -114,7 +136,10 @@ impl Space {
     }
 
     /// Unlinks a file in staging that nobody owns. Returns its bytes, `None` if it stays or was gone.
-    pub(super) fn remove_stale(&self, path: &Path) -> io::Result<Option<u64>> {
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn remove_stale(&self, path: &Path) -> io::Result<Option<u64>> {
         // The lock spans the unlink: no guard can take this name in between. Such bytes are not counted as used.
         let state = self.lock();
         if state.staged.contains(path) {
@@ -126,7 +151,9 @@ impl Space {
         }
     }
 
-    pub(super) fn stage(self: &Arc<Self>, dir: &Path, kind: &str) -> StagedPath {
+    /// A path in `dir`, which is the staging of this process alone; no file is there yet.
+    #[must_use]
+    pub fn stage(self: &Arc<Self>, dir: &Path, kind: &str) -> StagedPath<Id> {
         let mut state = self.lock();
         // Numbers suffice: the directory is locked by this process, and staging was emptied when it was opened.
         let path = dir.join(format!("{kind}-{}", state.next));
@@ -135,7 +162,8 @@ impl Space {
         StagedPath { path, space: Arc::clone(self) }
     }
 
-    pub(super) fn pin(self: &Arc<Self>, ids: Vec<FileId>) -> Pin {
+    /// Protects files from the collector for as long as the result lives.
+    pub fn pin(self: &Arc<Self>, ids: Vec<Id>) -> Pin<Id> {
         let mut state = self.lock();
         for id in &ids {
             *state.pins.entry(id.clone()).or_default() += 1;
@@ -144,7 +172,12 @@ impl Space {
         Pin { ids, space: Arc::clone(self) }
     }
 
-    pub(super) fn round(&self) -> Round<'_> {
+    /// Begins a collection.
+    ///
+    /// # Panics
+    /// When another has not ended: the collector has a lock of its own.
+    #[must_use = "the round ends with it"]
+    pub fn round(&self) -> Round<'_, Id> {
         let mut state = self.lock();
         assert!(state.released.is_none(), "the collector's own lock admits one round at a time");
         state.released = Some(HashSet::new());
@@ -154,9 +187,9 @@ impl Space {
 
 /// Time in which a collection runs; its end forgets which pins went meanwhile.
 #[derive(Debug)]
-pub(super) struct Round<'a>(&'a Space);
+pub struct Round<'a, Id: Placed>(&'a Space<Id>);
 
-impl Drop for Round<'_> {
+impl<Id: Placed> Drop for Round<'_, Id> {
     fn drop(&mut self) {
         self.0.lock().released = None;
     }
@@ -164,27 +197,37 @@ impl Drop for Round<'_> {
 
 /// Bytes counted as used, given back on drop unless they became a file's.
 #[derive(Debug)]
-pub(super) struct Charge {
+pub struct Charge<Id: Placed> {
     bytes: u64,
-    space: Arc<Space>,
+    space: Arc<Space<Id>>,
 }
 
-impl Charge {
+impl<Id: Placed> Charge<Id> {
     /// A charge of `bytes`.
-    pub(super) fn new(space: &Arc<Space>, bytes: u64) -> Result<Self, Full> {
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn new(space: &Arc<Space<Id>>, bytes: u64) -> Result<Self, Full> {
         let mut charge = Self { bytes: 0, space: Arc::clone(space) };
         charge.grow(bytes)?;
         Ok(charge)
     }
 
-    pub(super) fn grow(&mut self, bytes: u64) -> Result<(), Full> {
+    /// Charges so many bytes more.
+    ///
+    /// # Errors
+    /// [`Full`]; nothing is charged then.
+    pub fn grow(&mut self, bytes: u64) -> Result<(), Full> {
         self.space.charge(bytes)?;
         self.bytes += bytes;
         Ok(())
     }
 
     /// Changes it to `bytes`, up or down.
-    pub(super) fn settle(&mut self, bytes: u64) -> Result<(), Full> {
+    ///
+    /// # Errors
+    /// [`Full`]; it stays as it was then.
+    pub fn settle(&mut self, bytes: u64) -> Result<(), Full> {
         if bytes < self.bytes {
             self.space.release(self.bytes - bytes);
             self.bytes = bytes;
@@ -193,12 +236,14 @@ impl Charge {
         self.grow(bytes - self.bytes)
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    /// Bytes charged.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
         self.bytes
     }
 }
 
-impl Drop for Charge {
+impl<Id: Placed> Drop for Charge<Id> {
     fn drop(&mut self) {
         if self.bytes > 0 {
             self.space.release(self.bytes);
@@ -209,12 +254,12 @@ impl Drop for Charge {
 /// Keeps files from the collector while it lives. The files need not exist.
 #[derive(Debug)]
 #[must_use = "files are protected only while the pin lives"]
-pub struct Pin {
-    ids: Vec<FileId>,
-    space: Arc<Space>,
+pub struct Pin<Id: Placed> {
+    ids: Vec<Id>,
+    space: Arc<Space<Id>>,
 }
 
-impl Drop for Pin {
+impl<Id: Placed> Drop for Pin<Id> {
     fn drop(&mut self) {
         let mut state = self.space.lock();
         for id in self.ids.drain(..) {
@@ -232,12 +277,12 @@ impl Drop for Pin {
 
 /// A path in staging that belongs to its holder: unlinked on drop. The file itself is made by whoever writes it.
 #[derive(Debug)]
-pub struct StagedPath {
+pub struct StagedPath<Id: Placed> {
     path: PathBuf,
-    space: Arc<Space>,
+    space: Arc<Space<Id>>,
 }
 
-impl StagedPath {
+impl<Id: Placed> StagedPath<Id> {
     /// The path; absolute if the data directory's is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -245,7 +290,7 @@ impl StagedPath {
     }
 }
 
-impl Drop for StagedPath {
+impl<Id: Placed> Drop for StagedPath<Id> {
     fn drop(&mut self) {
         let mut state = self.space.lock();
         // Gone from the set means renamed into place; what is left behind here, the next collection takes.

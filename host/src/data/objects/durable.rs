@@ -1,0 +1,430 @@
+//! Durable objects: rows in the store, bytes in immutable files.
+//!
+//! A put writes and syncs its file in staging, renames it, syncs the folder, and then commits the row, which makes it visible. A kill
+//! in between leaves a file without a row, which is garbage; a row without its file was damaged by somebody else.
+//!
+//! Owns the order of a put. `table.rs` keeps the rows, `files.rs` the files. Invariant at every commit: the bucket's account is the sum
+//! of what its records take.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use redb::WriteTransaction;
+use sha2::Digest as _;
+
+use super::super::account::{Kind, State, Usage};
+use super::super::bucket::{self, Bucket, BucketId};
+use super::super::error::{DataError, io_error, storage};
+use super::super::store::{Ack, Commit, Store};
+use super::files::{Charge, FileId, Files, Held, StagedPath, full};
+use super::table::{FILES, OBJECTS, Row, Tables, corrupt, damaged_count, read_count};
+use super::{
+    Content, Head, Objects, Opened, PAGE_LEN_MAX, Page, PutOptions, Upload, When, check_digest, check_key, check_object_len,
+    check_options, record,
+};
+use crate::crash;
+use crate::id::Digest;
+use crate::storage::disk::{create_dirs, sync_dir};
+
+/// Roughly what a row costs besides its key and text.
+const COST_BYTES: usize = 256;
+
+/// What a scrub found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Scrubbed {
+    /// Objects whose bytes were read, or found good before as the same file.
+    pub objects: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Objects that are damaged or lost, by bucket and key.
+    pub corrupt: Vec<(BucketId, Bytes)>,
+}
+
+/// What counting again found of one bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recount {
+    /// What its objects take.
+    pub objects: Usage,
+    /// Rows that are damaged, and not in that.
+    pub damaged: u64,
+}
+
+/// The durable objects of a node.
+#[derive(Debug)]
+pub struct Durable {
+    store: Arc<Store>,
+    files: Arc<Files>,
+    collector: Option<JoinHandle<()>>,
+}
+
+impl Durable {
+    /// `store` has the tables, and the sweeps of the same `files`. Releases every file without a row, and starts the collector.
+    ///
+    /// # Cost
+    /// A look into the store for each file.
+    pub(in crate::data) fn open(store: Arc<Store>, files: Arc<Files>) -> Result<Self, DataError> {
+        for id in files.all()? {
+            files.release(id);
+        }
+        let (of_thread, files_of_thread) = (Arc::clone(&store), Arc::clone(&files));
+        let run = move || {
+            // Jobs run in order, so what was begun before this one is committed or undone when it is answered.
+            let commit = || of_thread.write(0, |_, _| Ok(((), Commit::No))).wait();
+            files_of_thread.collect(commit, |id| is_referenced(&of_thread, id));
+        };
+        let collector = std::thread::Builder::new().name("hob-objects".into()).spawn(run);
+        let collector = Some(collector.map_err(io_error("start the thread that removes objects"))?);
+        Ok(Self { store, files, collector })
+    }
+
+    /// Bytes of all files, those included that are being written or are still open though no key has them.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.files.space.used()
+    }
+
+    /// Reads every object of a bucket and holds it against its ETag, whatever was found before.
+    ///
+    /// # Errors
+    /// Those of storage; an object that cannot be read for another reason than damage ends it.
+    ///
+    /// # Cost
+    /// Reads all files once, about 0.5 ns a byte besides the disk; objects that come meanwhile may be left out. Blocks.
+    pub fn scrub(&self, bucket: &Bucket) -> Result<Scrubbed, DataError> {
+        let mut scrubbed = Scrubbed::default();
+        let mut good = HashSet::new();
+        let mut after = None::<Bytes>;
+        loop {
+            let rows = self.rows(bucket.id, &[], after.as_deref(), PAGE_LEN_MAX)?;
+            let Some((last, _)) = rows.last() else { return Ok(scrubbed) };
+            after = Some(last.clone());
+            for (key, row) in rows {
+                scrubbed.objects += 1;
+                let is_good = match row {
+                    Row::Good(head) if good.contains(&head.etag) => true,
+                    Row::Good(head) => {
+                        let id = FileId { bucket: bucket.id, digest: head.etag };
+                        let _held = self.files.hold(id);
+                        let is_good = self.files.scrub(id, head.len)?;
+                        if is_good {
+                            scrubbed.bytes += head.len;
+                            good.insert(head.etag);
+                        }
+                        // It may have been deleted or replaced before it was held.
+                        is_good || self.find(bucket.id, &key)?.is_none_or(|now| now.version != head.version)
+                    }
+                    Row::Damaged | Row::None => false,
+                };
+                if !is_good {
+                    scrubbed.corrupt.push((bucket.id, key));
+                }
+            }
+        }
+    }
+
+    /// Counts again what a bucket's objects take; it must agree with [`Bucket::objects`] if nothing is written meanwhile.
+    ///
+    /// # Errors
+    /// [`DataError::Damaged`] if the count of what refers to a file is wrong, and those of storage.
+    ///
+    /// # Cost
+    /// Reads all rows of the bucket in one transaction.
+    pub fn recount(&self, bucket: &Bucket) -> Result<Recount, DataError> {
+        let id = bucket.id;
+        self.store.read(|txn| {
+            let doing = "count objects again";
+            let mut recount = Recount::default();
+            let mut references = BTreeMap::<Digest, u64>::new();
+            let objects = txn.open_table(OBJECTS).map_err(storage(doing))?;
+            for entry in objects.range((id.0, &[][..])..).map_err(storage(doing))? {
+                let (place, row) = entry.map_err(storage(doing))?;
+                let (of, key) = place.value();
+                if of != id.0 {
+                    break;
+                }
+                match record::decode(id, key, row.value()) {
+                    None => recount.damaged += 1,
+                    Some(head) => {
+                        recount.objects = recount.objects.plus(head.usage(key));
+                        *references.entry(head.etag).or_default() += 1;
+                    }
+                }
+            }
+            let files = txn.open_table(FILES).map_err(storage(doing))?;
+            let range = (id.0, &[0; 32])..=(id.0, &[0xff; 32]);
+            for entry in files.range(range).map_err(storage(doing))? {
+                let (place, row) = entry.map_err(storage(doing))?;
+                let digest = Digest::from_bytes(*place.value().1);
+                let count = read_count(id, digest, row.value());
+                // Of damaged rows it is not known what they referred to.
+                let expected = references.remove(&digest);
+                if count != expected && recount.damaged == 0 {
+                    return Err(damaged_count(id, digest));
+                }
+            }
+            match references.pop_first() {
+                Some((digest, _)) => Err(damaged_count(id, digest)),
+                None => Ok(recount),
+            }
+        })
+    }
+
+    fn row(&self, bucket: BucketId, key: &[u8]) -> Result<Row, DataError> {
+        check_key(key)?;
+        self.store.read(|txn| {
+            let doing = "read an object's row";
+            bucket::spec(txn, bucket)?;
+            let row = txn.open_table(OBJECTS).map_err(storage(doing))?.get((bucket.0, key)).map_err(storage(doing))?;
+            Ok(Row::of(bucket, key, row))
+        })
+    }
+
+    fn find(&self, bucket: BucketId, key: &[u8]) -> Result<Option<Head>, DataError> {
+        match self.row(bucket, key)? {
+            Row::None => Ok(None),
+            Row::Good(head) => Ok((!head.is_gone(self.store.clock().now_ms())).then_some(head)),
+            Row::Damaged => Err(corrupt(bucket, key)),
+        }
+    }
+
+    /// Rows in order, expired ones too.
+    fn rows(&self, bucket: BucketId, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Bytes, Row)>, DataError> {
+        use std::ops::Bound;
+        let first = match after {
+            Some(after) if after >= prefix => Bound::Excluded((bucket.0, after)),
+            _ => Bound::Included((bucket.0, prefix)),
+        };
+        self.store.read(|txn| {
+            let doing = "list objects";
+            bucket::spec(txn, bucket)?;
+            let table = txn.open_table(OBJECTS).map_err(storage(doing))?;
+            let mut rows = Vec::new();
+            for entry in table.range((first, Bound::Unbounded)).map_err(storage(doing))?.take(limit) {
+                let (place, row) = entry.map_err(storage(doing))?;
+                let (of, key) = place.value();
+                if of != bucket.0 || !key.starts_with(prefix) {
+                    break;
+                }
+                rows.push((Bytes::copy_from_slice(key), Row::of(bucket, key, Some(row))));
+            }
+            Ok(rows)
+        })
+    }
+}
+
+impl Drop for Durable {
+    fn drop(&mut self) {
+        self.files.stop();
+        if self.collector.take().is_some_and(|collector| collector.join().is_err()) {
+            tracing::error!("the thread that removes objects ended with a panic");
+        }
+    }
+}
+
+fn is_referenced(store: &Store, id: FileId) -> Result<bool, DataError> {
+    let doing = "look for what refers to a file";
+    store.read(|txn| {
+        let table = txn.open_table(FILES).map_err(storage(doing))?;
+        // A damaged count is one too.
+        Ok(table.get((id.bucket.0, id.digest.bytes())).map_err(storage(doing))?.is_some())
+    })
+}
+
+impl Objects for Durable {
+    fn put(&self, bucket: &Bucket, key: &[u8], options: PutOptions) -> Result<Box<dyn Upload>, DataError> {
+        check_key(key)?;
+        check_options(&options)?;
+        if let Some(why) = self.store.read_only() {
+            return Err(DataError::ReadOnly { why: why.into() });
+        }
+        if options.when != When::Always {
+            options.when.check(self.row(bucket.id, key)?.etag(self.store.clock().now_ms()))?;
+        }
+        let staged = self.files.stage();
+        let charge = Charge::new(&self.files.space, 0).map_err(full)?;
+        let mut open = OpenOptions::new();
+        let file = open.write(true).create_new(true).mode(0o400).open(staged.path()).map_err(io_error("create an object"))?;
+        crash::point("object-created");
+        let (store, files) = (Arc::clone(&self.store), Arc::clone(&self.files));
+        let hasher = sha2::Sha256::new();
+        Ok(Box::new(Putting { store, files, bucket: bucket.clone(), key: key.into(), options, file, hasher, charge, staged }))
+    }
+
+    fn head(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Head>, DataError> {
+        self.find(bucket.id, key)
+    }
+
+    fn open(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Opened>, DataError> {
+        let mut last = None;
+        loop {
+            let Some(head) = self.find(bucket.id, key)? else { return Ok(None) };
+            let id = FileId { bucket: bucket.id, digest: head.etag };
+            let held = self.files.hold(id);
+            if let Some((file, verified)) = self.files.open_file(id, head.len)? {
+                return Ok(Some(Opened { head, verified, content: Content::File(file, held) }));
+            }
+            // Before it was held the object may have been deleted or replaced, and its file removed. Versions rise, so this ends.
+            if last == Some(head.version) {
+                return Err(corrupt(bucket.id, key));
+            }
+            last = Some(head.version);
+        }
+    }
+
+    fn list(&self, bucket: &Bucket, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, DataError> {
+        let limit = limit.clamp(1, PAGE_LEN_MAX);
+        let now_ms = self.store.clock().now_ms();
+        let mut rows = self.rows(bucket.id, prefix, after, limit + 1)?;
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| has_more).map(|(key, _)| key.clone());
+        let mut objects = Vec::with_capacity(rows.len());
+        for (key, row) in rows {
+            match row {
+                Row::Good(head) if !head.is_gone(now_ms) => objects.push((key, head)),
+                Row::Good(_) | Row::None => {}
+                Row::Damaged => return Err(corrupt(bucket.id, &key)),
+            }
+        }
+        Ok(Page { objects, next })
+    }
+
+    fn delete(&self, bucket: &Bucket, key: &[u8], when: When) -> Ack<Option<Head>> {
+        if let Err(error) = check_key(key) {
+            return Ack::ready(Err(error));
+        }
+        let (bucket, key, files) = (bucket.id, key.to_vec(), Arc::clone(&self.files));
+        self.store.write(COST_BYTES + key.len(), move |txn, now_ms| {
+            let mut state = State::read(txn, bucket)?;
+            let mut tables = Tables::open(txn)?;
+            let row = tables.read(bucket, &key)?;
+            when.check(row.etag(now_ms))?;
+            if matches!(row, Row::None) {
+                return Ok((None, Commit::No));
+            }
+            state.charge(Kind::Objects, row.usage(&key), Usage::default())?;
+            tables.replace(bucket, &key, &row, None, &files)?;
+            state.next_version();
+            state.write(txn, bucket)?;
+            let head = match row {
+                Row::Good(head) if !head.is_gone(now_ms) => Some(head),
+                Row::Good(_) | Row::None | Row::Damaged => None,
+            };
+            Ok((head, Commit::Yes))
+        })
+    }
+}
+
+/// A put under way.
+struct Putting {
+    store: Arc<Store>,
+    files: Arc<Files>,
+    bucket: Bucket,
+    key: Vec<u8>,
+    options: PutOptions,
+    file: File,
+    hasher: sha2::Sha256,
+    charge: Charge,
+    staged: StagedPath,
+}
+
+impl std::fmt::Debug for Putting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Putting").field("bucket", &self.bucket.id).field("bytes", &self.charge.bytes()).finish_non_exhaustive()
+    }
+}
+
+impl Upload for Putting {
+    fn write(&mut self, piece: &[u8]) -> Result<(), DataError> {
+        let len = self.charge.bytes().saturating_add(piece.len() as u64);
+        check_object_len(&self.bucket, &self.files.limits, len)?;
+        self.charge.grow(piece.len() as u64).map_err(full)?;
+        self.file.write_all(piece).map_err(io_error("write an object"))?;
+        self.hasher.update(piece);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Ack<Head> {
+        match self.place() {
+            Ok((held, len, job)) => commit(held, len, job),
+            Err(error) => Ack::ready(Err(error)),
+        }
+    }
+}
+
+/// What is left of a put when its file is in place.
+struct Placed {
+    store: Arc<Store>,
+    files: Arc<Files>,
+    bucket: BucketId,
+    key: Vec<u8>,
+    options: PutOptions,
+}
+
+impl Putting {
+    /// Makes the file durable under its name. It is held from before that.
+    fn place(self) -> Result<(Held, u64, Placed), DataError> {
+        let Self { store, files, bucket, key, options, file, hasher, mut charge, staged } = self;
+        let digest = Digest::from_bytes(hasher.finalize().into());
+        check_digest(options.digest, digest)?;
+        crash::point("object-written");
+        file.sync_all().map_err(io_error("sync an object"))?;
+        crash::point("object-synced");
+        let id = FileId { bucket: bucket.id, digest };
+        let held = files.hold(id);
+        let len = charge.bytes();
+        let folder = files.folder(bucket.id);
+        create_dirs(&folder).map_err(io_error("make a folder of objects"))?;
+        // One that is there and good stays, so that who has it mapped and who maps it now share its pages.
+        if !files.is_good(id) {
+            let renamed =
+                files.space.place(&id, &staged, &files.path(id), &mut charge).map_err(io_error("put an object in place"));
+            // From here on it is garbage until its row is committed.
+            renamed.and_then(|()| files.remember(id, &file)).inspect_err(|_| files.release(id))?;
+        }
+        crash::point("object-renamed");
+        sync_dir(&folder).map_err(io_error("sync a folder of objects")).inspect_err(|_| files.release(id))?;
+        crash::point("object-dir-synced");
+        Ok((held, len, Placed { store, files, bucket: bucket.id, key, options }))
+    }
+}
+
+/// Commits the row. `held` goes when the answer is there.
+fn commit(held: Held, len: u64, placed: Placed) -> Ack<Head> {
+    let Placed { store, files, bucket, key, options } = placed;
+    let id = held.id();
+    let cost = COST_BYTES + key.len() + options.content_type.len() + super::metadata_bytes(&options.metadata);
+    let files_after = Arc::clone(&files);
+    let op = move |txn: &WriteTransaction, now_ms: u64| {
+        let mut state = State::read(txn, bucket)?;
+        let mut tables = Tables::open(txn)?;
+        let old = tables.read(bucket, &key)?;
+        options.when.check(old.etag(now_ms))?;
+        let head = Head {
+            etag: id.digest,
+            len,
+            version: state.next_version(),
+            modified_ms: now_ms,
+            expires_ms: options.ttl_ms.map(|ttl_ms| now_ms.saturating_add(ttl_ms)),
+            content_type: options.content_type,
+            metadata: options.metadata,
+        };
+        state.charge(Kind::Objects, old.usage(&key), head.usage(&key))?;
+        tables.replace(bucket, &key, &old, Some(&head), &files)?;
+        state.write(txn, bucket)?;
+        crash::point("object-row-written");
+        Ok((head, Commit::Yes))
+    };
+    store.write_then(cost, op, move |result| {
+        crash::point("object-committed");
+        drop(held);
+        if result.is_err() {
+            files_after.release(id);
+        }
+    })
+}
