@@ -1,0 +1,107 @@
+
+use std::os::unix::fs::PermissionsExt;
+
+use rustix::io::Errno;
+
+use super::*;
+use crate::manifest::Manifest;
+
+/// A child that dies unless it is to take no snapshot.
+const CHILD: &str = r#"#!/bin/sh
+case "$(tr -d '\0')" in
+  *'"mode":"off"'*) echo '{"built":{"shape":"handler","memory_bytes_min":0,"image":{"start":0,"end":0},"snapshot":null,"notes":[],"tried":"no","limits":LIMITS}}' ;;
+  *) : >"$4"; kill -SEGV $$ ;;
+esac
+"#;
+
+#[tokio::test]
+async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("child");
+    let limits = serde_json::to_string(&Manifest::default().limits).unwrap();
+    write_program(&program, &CHILD.replace("LIMITS", &limits));
+    let builder = Builder::new(program, config::Build::default());
+    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+    let build = async |mode: &str| {
+        let wasm = dir.path().join("wasm");
+        std::fs::write(&wasm, "a module").unwrap();
+        let manifest = Manifest::parse(&format!("snapshot = '{mode}'")).unwrap();
+        let job = Job::deploy(&"a".parse().unwrap(), &manifest);
+        builder.build(File::open(wasm).unwrap(), job, &outputs).await
+    };
+    let built = build("auto").await.unwrap();
+    assert_eq!(built.notes, [format!("no snapshot: {UNEXPECTED}")]);
+    assert!(!outputs.native.exists(), "what the first one left is in nobody's way");
+    assert_eq!(build("off").await.unwrap().notes, [""; 0]);
+    assert_eq!(build("required").await.unwrap_err().code, Code::NotDeployable);
+}
+
+#[tokio::test]
+async fn who_killed_a_child_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+    for (signal, word, code) in [
+        ("XCPU", "60s of processor time", Code::BuildOverLimit),
+        ("KILL", "out of memory", Code::Overloaded),
+        ("SEGV", "unexpectedly", Code::NotDeployable),
+    ] {
+        let (program, wasm) = (dir.path().join(signal), dir.path().join("wasm"));
+        // A core file of a shell is nobody's.
+        let script = format!("#!/bin/sh\nulimit -c 0\ncat >/dev/null\nkill -{signal} $$\n");
+        write_program(&program, &script);
+        std::fs::write(&wasm, "a module").unwrap();
+        let builder = Builder::new(program, config::Build::default());
+        let manifest = Manifest::parse("snapshot = 'required'").unwrap();
+        let job = Job::deploy(&"a".parse().unwrap(), &manifest);
+        let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
+        assert!(fault.code == code && fault.detail.contains(word), "{signal}: {fault:?}");
+        assert_eq!(fault.detail.contains("processor"), signal == "XCPU", "{signal}: {fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_compiler_has_few_threads_on_any_machine() {
+    assert_eq!([0, 1, 2, 4, 5, 64, 256].map(threads), [1, 1, 2, 4, 4, 4, 4]);
+    let dir = tempfile::tempdir().unwrap();
+    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+    let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
+    let refused = r#"{"refused":{"over_cap":false,"detail":"'$RAYON_NUM_THREADS'","hint":null}}"#;
+    write_program(&program, &format!("#!/bin/sh\ncat >/dev/null\necho '{refused}'\n"));
+    std::fs::write(&wasm, "a module").unwrap();
+    let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
+    let builder = Builder::new(program, config::Build::default());
+    let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
+    assert_eq!(fault.detail, threads(cores()).to_string());
+}
+
+#[tokio::test]
+async fn a_failure_of_the_node_is_not_the_module_s() {
+    let dir = tempfile::tempdir().unwrap();
+    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+    // What it is to say is its module.
+    let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
+    write_program(&program, "#!/bin/sh\neval \"$(tr -d '\\0' | tail -n 1)\"\n");
+    let builder = Builder::new(program, config::Build::default());
+    let failed = |errno: i32| format!("echo '{{\"failed\":{{\"errno\":{errno},\"error\":\"secret\"}}}}'");
+    for (end, code) in [
+        (failed(Errno::MFILE.raw_os_error()), Code::Overloaded),
+        (failed(Errno::AGAIN.raw_os_error()), Code::Overloaded),
+        (failed(Errno::NOSPC.raw_os_error()), Code::StorageFull),
+        (failed(Errno::NOMEM.raw_os_error()), Code::BuildOverLimit),
+        (failed(Errno::IO.raw_os_error()), Code::Internal),
+        ("echo '{\"failed\":{\"errno\":null,\"error\":\"secret\"}}'".into(), Code::Internal),
+        ("echo secret >&2; exit 1".into(), Code::Internal),
+        ("echo secret >&2; exit 101".into(), Code::NotDeployable),
+    ] {
+        std::fs::write(&wasm, format!("\n{end}\n")).unwrap();
+        let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
+        let fault = builder.build(File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err();
+        assert_eq!(fault.code, code, "{end}");
+        assert!(!fault.detail.contains("secret"), "{end}: {}", fault.detail);
+    }
+}
+
+fn write_program(path: &std::path::Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
+}
