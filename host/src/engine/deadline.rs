@@ -1,7 +1,8 @@
 //! Deadlines: one thread ticks for all engines, and each slice of a guest is measured.
 //!
-//! Owns the tick and the measuring of slices. A guest yields at each tick, so nothing runs longer than one tick without its
-//! neighbours and timers being looked at. Invariant: the tick never depends on a runtime's threads being free.
+//! Owns the tick and the measuring of slices. A guest yields at its third tick and at each one after that: most have ended before
+//! the third, and what runs longer lets its neighbours and the timers have their turn each millisecond. Invariant: the tick never
+//! depends on a runtime's threads being free.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -13,6 +14,9 @@ use crate::fault::Code;
 
 /// Time between two ticks. A guest can pass its CPU limit by at most this much.
 pub(super) const TICK: Duration = Duration::from_millis(1);
+/// Ticks of a guest's first slice: it has two to three milliseconds. Guests that are interrupted are alive side by side, and push each
+/// other out of the caches. Source: docs/decisions/0011-large-guests.md.
+const FIRST_SLICE: u64 = 3;
 
 /// Starts the thread that ticks `engines` until all of them are gone.
 ///
@@ -53,7 +57,7 @@ thread_local! {
 
 /// Runs one slice of a guest that used `used` before, and adds what this one took. `began`: now.
 ///
-/// Measured by the monotonic clock (20 ns) and not by the thread's CPU clock (a system call): a slice is at most one tick long,
+/// Measured by the monotonic clock (20 ns) and not by the thread's CPU clock (a system call): a slice is at most three ticks long,
 /// so the two differ only by what the kernel gave to other threads meanwhile.
 pub(super) fn slice<R>(used: &mut Duration, began: Instant, run: impl FnOnce() -> R) -> Sliced<R> {
     let outer = SLICE.replace(Some(Slice { began, used_before: *used, yielded: false }));
@@ -64,9 +68,11 @@ pub(super) fn slice<R>(used: &mut Duration, began: Instant, run: impl FnOnce() -
     Sliced { result, ended, yielded }
 }
 
-/// Arms a store: yield at each tick, end when the guest has used `cpu` on its processor.
+/// Arms a store: yield when a slice is over, end when the guest has used `cpu` on its processor.
 pub(super) fn arm(store: &mut Store<Host>, cpu: Duration) {
-    store.set_epoch_deadline(1);
+    // Who may have less than a slice is looked at earlier.
+    let limit = u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX);
+    store.set_epoch_deadline(limit.clamp(1, FIRST_SLICE));
     store.epoch_deadline_callback(move |_| {
         let slice = SLICE.get();
         let used = slice.map(|slice| slice.used_before + slice.began.elapsed());
