@@ -65,15 +65,15 @@ impl Drop for AbortGuest {
     }
 }
 
-/// Bounds a response body: at once when it is whole, piece by piece when it streams; `fail` then writes down the fault that nobody
-/// else can.
+/// Bounds a response body: at once when it is whole, piece by piece when it streams; what `fail` gives then writes down the fault
+/// that nobody else can. It is not asked for a body that is whole.
 ///
 /// # Errors
 /// `response-too-large` for a whole body that is.
-pub(super) fn bound(
+pub(super) fn bound<F: FnOnce(Fault) -> Fault + Send + 'static>(
     response: Response<Payload>,
     limit: u64,
-    fail: impl FnOnce(Fault) -> Fault + Send + 'static,
+    fail: impl FnOnce() -> F,
 ) -> Result<Response<Payload>, Fault> {
     let (parts, payload) = response.into_parts();
     let payload = match payload {
@@ -82,6 +82,7 @@ pub(super) fn bound(
         }
         Payload::Stream(stream) => {
             // The status is out by then, and the guest may have ended already: this is the place that knows.
+            let fail = fail();
             let passed = move || BodyError::Cut(fail(self::passed(limit)).code);
             Payload::Stream(bounded(stream, limit, passed))
         }

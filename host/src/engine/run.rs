@@ -128,8 +128,11 @@ impl Engine {
                 return Err(running.fail(Fault::executed(Code::GuestNoResponse, "the function ended without a response")));
             }
         };
-        let books = running.books.clone();
-        let response = body::bound(response, running.response_limit, move |fault| books.fail(fault));
+        let fail = || {
+            let books = running.books.clone();
+            move |fault| books.fail(fault)
+        };
+        let response = body::bound(response, running.response_limit, fail);
         let response = response.map_err(|fault| running.fail(fault))?;
         let response = match kept {
             Some(places) => running.keep(response, places),
