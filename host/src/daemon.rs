@@ -154,8 +154,10 @@ impl Node {
         let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
         let node = getrandom::u64().map_err(StartError::Random)?;
         let hot_max = config.engine.functions_hot_max;
-        let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), Base { logs, grants }, hot_max, node)?;
-        let deployer = Deployer::new(artifacts, registry, builder, engine, dispatcher.clone(), config.data.clone());
+        let base = Base { logs, grants, data: Some(data.clone()) };
+        let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
+        let deployer =
+            Deployer::new(artifacts, registry, Some(data.clone()), builder, engine, dispatcher.clone(), config.data.clone());
         let (drain, stop) = Drain::new();
         let options = Options::new(&config.net, config.net.connections_max);
         let (release, released) = Drain::new();
@@ -164,6 +166,7 @@ impl Node {
             deployer: deployer.clone(),
             dispatcher: dispatcher.clone(),
             invoke: data_plane,
+            data: data.clone(),
             metrics: metrics.clone(),
             stop: stop.clone(),
             uploads: Control::upload_places(),

@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::artifacts::{Artifacts, Contents, FileId, StagedBuild, Upload, Uploaded};
+use crate::artifacts::{Artifacts, Contents, FileId, StagedBuild, Upload, Uploaded, VerifiedArtifact};
+use crate::bucket::BucketDeclaration;
 use crate::config;
 use crate::crash;
+use crate::data::{Bucket, Data};
 use crate::dispatch::templates::{Templates, blocking};
 use crate::dispatch::{Change, Dispatcher, no_such_function};
-use crate::engine::Engine;
 use crate::engine::build::{Builder, Built, Job, Kept, Outputs, Said};
+use crate::engine::{Engine, Shape, Template};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
 use crate::manifest::{Manifest, SnapshotMode};
@@ -40,6 +42,8 @@ pub struct Deployer(Arc<Inner>);
 struct Inner {
     artifacts: Artifacts,
     registry: Arc<Registry>,
+    /// Where buckets are made; none where nobody declares any.
+    data: Option<Arc<Data>>,
     builder: Arc<Builder>,
     engine: Engine,
     dispatcher: Dispatcher,
@@ -56,13 +60,14 @@ impl Deployer {
     pub fn new(
         artifacts: Artifacts,
         registry: Arc<Registry>,
+        data: Option<Arc<Data>>,
         builder: Arc<Builder>,
         engine: Engine,
         dispatcher: Dispatcher,
         config: config::Data,
     ) -> Self {
         let (collect, candidates) = (Notify::new(), Mutex::default());
-        Self(Arc::new(Inner { artifacts, registry, builder, engine, dispatcher, config, collect, candidates }))
+        Self(Arc::new(Inner { artifacts, registry, data, builder, engine, dispatcher, config, collect, candidates }))
     }
 
     /// Largest upload, in bytes.
@@ -131,14 +136,8 @@ impl Deployer {
             // The first request need not wait for the disk, and whatever cannot be loaded here must not become live.
             let artifact = inner.artifacts.verify_artifact(&tenant, key).map_err(|error| error.fault())?;
             let shape = built.shape().map_err(Fault::internal)?;
-            let template = inner.engine.load(shape, &artifact).map_err(|error| {
-                if error.is_exhausted() {
-                    return Fault::exhausted();
-                }
-                // What the build process cannot see: whether the node's pool takes the whole of a component.
-                tracing::warn!(%error, "a module that was built cannot be loaded");
-                Fault::new(Code::ModuleOverCap, "the component has more instances, memories or tables than one function may have")
-            })?;
+            let template = inner.load(shape, &artifact)?;
+            inner.make_buckets(&tenant, &manifest.bucket)?;
             let new = NewRevision {
                 wasm,
                 wasm_bytes,
@@ -375,6 +374,31 @@ impl Inner {
         let bytes = || self.artifacts.file_len(&FileId::snapshot(tenant, keys.snapshot)).unwrap_or_default();
         let record = |kept: &Kept| SnapshotRecord { key: keys.snapshot, bytes: bytes(), memory_bytes: kept.memory_bytes };
         Ok(built.snapshot.as_ref().map(record))
+    }
+
+    /// Loads what a build made, as the first request would.
+    fn load(&self, shape: Shape, artifact: &VerifiedArtifact) -> Result<Template, Fault> {
+        self.engine.load(shape, artifact).map_err(|error| {
+            if error.is_exhausted() {
+                return Fault::exhausted();
+            }
+            // What the build process cannot see: whether the node's pool takes the whole of a component.
+            tracing::warn!(%error, "a module that was built cannot be loaded");
+            Fault::new(Code::ModuleOverCap, "the component has more instances, memories or tables than one function may have")
+        })
+    }
+
+    /// Makes the buckets that a manifest declares and nobody has made. One that exists keeps its quotas.
+    fn make_buckets(&self, tenant: &TenantId, declared: &[BucketDeclaration]) -> Result<(), Fault> {
+        let Some(data) = &self.data else { return Ok(()) };
+        for BucketDeclaration { name, spec } in declared {
+            match data.bucket(tenant, name).map_err(|error| error.fault())? {
+                Some(Bucket { spec: found, .. }) if found.durability == spec.durability => {}
+                // Refused by the data if it is of the other durability.
+                _ => drop(data.put_bucket(tenant, name, *spec).wait().map_err(|error| error.fault())?),
+            }
+        }
+        Ok(())
     }
 
     /// Puts what a function said in its build into its log.

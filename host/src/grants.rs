@@ -2,7 +2,12 @@
 //!
 //! Owns the plain values. Knows nothing about who checks them (`capability` does, in one place for each interface).
 
+use std::fmt;
 use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::BucketName;
 
 /// What one guest was granted. The default grants nothing.
 #[derive(Debug, Clone, Default)]
@@ -20,4 +25,63 @@ pub struct DirGrant {
     pub host: PathBuf,
     /// What the guest calls it.
     pub guest: String,
+}
+
+/// What the manifest of a function grants: `[grants]`. The default grants nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ManifestGrants {
+    /// Buckets of the function's tenant, each named once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<DataGrant>,
+}
+
+impl ManifestGrants {
+    /// Whether nothing is granted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+}
+
+/// A bucket, and what may be done with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataGrant {
+    /// Which bucket; it need not exist yet.
+    pub bucket: BucketName,
+    /// What may be done.
+    pub access: Access,
+    /// Where a command finds the bucket's objects as files, for reading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<String>,
+}
+
+/// What may be done with what was granted. The greater one allows what the lesser does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Reading and listing.
+    Read,
+    /// Writing and deleting too.
+    ReadWrite,
+}
+
+impl Access {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Read, Self::ReadWrite];
+
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::ReadWrite => "read-write",
+        }
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }

@@ -7,8 +7,9 @@
 pub mod id;
 pub mod limits;
 pub mod route;
-pub mod manifest;
+pub mod bucket;
 pub mod grants;
+pub mod manifest;
 pub mod config;
 pub mod fault;
 pub mod invocation;

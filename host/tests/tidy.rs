@@ -27,7 +27,7 @@ const LAYERS: [(&str, Within, &[&str]); 8] = [
     (
         "words",
         Within::Above,
-        &["id", "limits", "route", "manifest", "grants", "config", "fault", "invocation", "histogram", "crash"],
+        &["id", "limits", "route", "bucket", "grants", "manifest", "config", "fault", "invocation", "histogram", "crash"],
     ),
     ("storage", Within::Nothing, &["storage"]),
     ("parts", Within::Nothing, &["registry", "artifacts", "data", "meter", "telemetry", "net"]),
@@ -47,6 +47,7 @@ const DOORS: [(&str, &[&str]); 2] = [
             "net",
             "telemetry",
             "registry",
+            "data",
             "deploy",
             "dispatch",
             "artifacts::Uploaded",

@@ -4,6 +4,7 @@
 //! granted or not, because unmodified programs import what they never touch; without a grant an interface's own functions
 //! refuse. Knows nothing about where modules come from or what runs them.
 
+pub mod data;
 pub mod handler;
 pub mod http;
 pub mod reply;
@@ -24,6 +25,7 @@ use crate::grants::Grants;
 use crate::meter::MemoryBudget;
 use crate::telemetry::logs::LogSink;
 
+use data::DataAccess;
 use handler::Exchange;
 use http::Hooks;
 use reply::Reply;
@@ -58,8 +60,10 @@ pub struct Environment {
     pub args: Vec<String>,
     /// Variables.
     pub env: Vec<(String, String)>,
-    /// What it may reach.
+    /// What it may reach of the host.
     pub grants: Grants,
+    /// What it may reach of its tenant's data.
+    pub data: Arc<DataAccess>,
 }
 
 /// The data of a wasmtime `Store`: all that belongs to one instance and dies with it. Built in one place, `engine/store.rs`.

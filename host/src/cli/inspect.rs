@@ -62,6 +62,10 @@ fn describe(detail: &FunctionDetail) -> String {
     add("tenant", detail.tenant.clone());
     add("args", detail.args.join(" "));
     add("env", pairs(&detail.env));
+    for grant in &detail.grants.data {
+        let mount = grant.mount.as_ref().map(|mount| format!(", objects below {mount}")).unwrap_or_default();
+        add("may reach", format!("bucket {}: {}{mount}", grant.bucket, grant.access));
+    }
     add("limits", pairs(&detail.limits));
     let ready = if detail.ready == 0 { String::new() } else { format!(", {} instances ready", detail.ready) };
     add("in memory", format!("{}{ready}", if detail.resident { "yes" } else { "no" }));

@@ -116,7 +116,8 @@ impl Run {
                 format!("'{}' is a command, which runs on this terminal: --addr is for what is served", path.display());
             return Err(Failure::new(Exit::Usage, sentence).next(format!("hob run {}", path.display())));
         }
-        let environment = Environment { args: self.argv(&path)?, env: self.env.clone(), grants: self.grants() };
+        let environment =
+            Environment { args: self.argv(&path)?, env: self.env.clone(), grants: self.grants(), ..Environment::default() };
         on_terminal(runtime, &engine, &template, environment, &command)
     }
 
@@ -247,10 +248,10 @@ async fn deploy(data: &Path, file: File, manifest: Manifest) -> Result<(Engine, 
         Engine::new(&engine, Arc::new(Metrics::new())).map_err(anyhow::Error::from).context("the engine cannot start")?;
     let builder = Arc::new(Builder::new("/proc/self/exe".into(), config::Build::default()));
     let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), ONE_TEMPLATE);
-    let base = Base { logs: LogSpace::new(0, 0), grants: Grants::default() };
+    let base = Base { logs: LogSpace::new(0, 0), grants: Grants::default(), data: None };
     let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, 1, 0)
         .context("cannot read the registry of a temporary folder")?;
-    let deployer = Deployer::new(artifacts, registry, builder, engine.clone(), dispatcher.clone(), config::Data::default());
+    let deployer = Deployer::new(artifacts, registry, None, builder, engine.clone(), dispatcher.clone(), config::Data::default());
     let mut upload = deployer.create_upload().map_err(refused)?;
     let uploaded = upload.write(&wasm).and_then(|()| upload.finish()).context("cannot keep a copy in the temporary folder")?;
     let (tenant, name) = (TenantId::default(), manifest.name.clone().context("it was given a name")?);

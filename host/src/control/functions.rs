@@ -13,10 +13,11 @@ use super::Control;
 use super::answer::{Name, Refusal, body_fault, precondition};
 use super::upload;
 use super::wire::{
-    FunctionDetail, FunctionInfo, FunctionList, Problem, RevisionInfo, RevisionList, RollbackRequest, SnapshotInfo,
-    StartTimeInfo, UsageInfo,
+    DataGrantInfo, FunctionDetail, FunctionInfo, FunctionList, GrantsInfo, Problem, RevisionInfo, RevisionList, RollbackRequest,
+    SnapshotInfo, StartTimeInfo, UsageInfo,
 };
 use crate::fault::{Code, Fault};
+use crate::grants::ManifestGrants;
 use crate::histogram::StartTimes;
 use crate::id::{FunctionName, RevisionNumber};
 use crate::invocation::Start;
@@ -123,6 +124,7 @@ pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Res
         limits: manifest.limits.entries().map(|(name, value)| (name.to_owned(), value)).collect(),
         args: manifest.args.clone(),
         env: manifest.env.clone(),
+        grants: grants(&manifest.grants),
         resident: control.dispatcher.templates().is_resident(&record.tenant, record.live.artifact),
         ready: control.dispatcher.templates().ready_instances(&record.tenant, record.live.artifact) as u64,
         running: running as u64,
@@ -137,6 +139,15 @@ pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Res
         },
     };
     Ok(tagged(StatusCode::OK, &record, Json(detail)))
+}
+
+fn grants(grants: &ManifestGrants) -> GrantsInfo {
+    let data = grants.data.iter().map(|grant| DataGrantInfo {
+        bucket: grant.bucket.to_string(),
+        access: grant.access.to_string(),
+        mount: grant.mount.clone(),
+    });
+    GrantsInfo { data: data.collect() }
 }
 
 fn start_times(starts: &StartTimes) -> BTreeMap<String, StartTimeInfo> {

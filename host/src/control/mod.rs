@@ -26,6 +26,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::data::Data;
 use crate::deploy::Deployer;
 use crate::dispatch::Dispatcher;
 use crate::id::TenantId;
@@ -43,6 +44,8 @@ pub struct Control {
     pub dispatcher: Dispatcher,
     /// Runs functions on the data threads, so that this port answers while they are busy.
     pub invoke: Arc<dyn Invoke>,
+    /// The buckets.
+    pub data: Arc<Data>,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
     /// Ends those who follow a log when the node stops.

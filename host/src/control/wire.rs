@@ -64,6 +64,9 @@ pub struct FunctionDetail {
     pub args: Vec<String>,
     /// Environment.
     pub env: BTreeMap<String, String>,
+    /// What it may reach.
+    #[serde(default)]
+    pub grants: GrantsInfo,
     /// Whether its template is in memory.
     pub resident: bool,
     /// Instances that wait for an invocation.
@@ -75,6 +78,25 @@ pub struct FunctionDetail {
     pub waiting: u64,
     /// Totals since the node started.
     pub usage: UsageInfo,
+}
+
+/// What a function may reach.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct GrantsInfo {
+    /// Buckets.
+    pub data: Vec<DataGrantInfo>,
+}
+
+/// A bucket that a function may use.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DataGrantInfo {
+    /// Its name.
+    pub bucket: String,
+    /// `read` or `read-write`.
+    pub access: String,
+    /// Where a command finds its objects as files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<String>,
 }
 
 /// Totals of a function since the node started.

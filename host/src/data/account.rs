@@ -6,10 +6,11 @@
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::Serialize;
 
-use super::bucket::{BucketId, BucketSpec, Durability};
+use super::bucket::BucketId;
 use super::error::{DataError, storage};
 use super::kv::volatile::ENTRY_BYTES;
 use super::row::Numbers;
+use crate::bucket::{BucketSpec, Durability};
 
 pub(super) const STATES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("states");
 

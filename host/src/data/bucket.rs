@@ -18,12 +18,12 @@ use std::fmt;
 use std::ops::Bound;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
-use serde::{Deserialize, Serialize};
 
 use super::account::{Kind, STATES, State, Usage, find_state, reserve};
 use super::error::{DataError, storage};
 use super::row::Numbers;
 use super::store::{Ack, Commit, Store};
+use crate::bucket::BucketSpec;
 use crate::id::{BucketName, TenantId};
 
 const BUCKETS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("buckets");
@@ -46,38 +46,6 @@ impl fmt::Display for BucketId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
     }
-}
-
-/// What becomes of a bucket's content when power or the process goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// What was acknowledged is on disk and stays.
-    Durable,
-    /// It is in memory only, is removed from where it was used longest ago when room is needed, and is gone after a restart.
-    Volatile,
-}
-
-impl Durability {
-    /// As it is written.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Durable => "durable",
-            Self::Volatile => "volatile",
-        }
-    }
-}
-
-/// What a bucket is made with. Quotas count entries and objects together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BucketSpec {
-    /// Cannot be changed later.
-    pub durability: Durability,
-    /// Most bytes of keys, values, objects and what is kept beside them. Not of what the store needs to find them.
-    pub bytes_max: u64,
-    /// Most keys.
-    pub keys_max: u64,
 }
 
 /// One bucket as it was when it was looked up.

@@ -27,10 +27,11 @@ mod tests;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::account::Usage;
-pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId, BucketSpec, Durability};
+pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId};
 pub use self::clock::{Clock, Reading};
 pub use self::error::DataError;
 pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
@@ -41,6 +42,7 @@ use self::kv::cache::Cache;
 use self::kv::durable::{self, Durable};
 use self::kv::volatile::Volatile;
 use self::objects::{Files, ObjectLimits, Objects};
+pub use crate::bucket::{BucketSpec, Durability};
 use crate::id::{BucketName, TenantId};
 use crate::storage::disk::create_dirs;
 
@@ -88,7 +90,11 @@ pub struct Data {
 
 /// The buckets that are in use. One bucket has one handle, so that its end reaches whoever uses it.
 #[derive(Debug, Default)]
-struct Open(Mutex<HashMap<BucketId, Handle>>);
+struct Open {
+    handles: Mutex<HashMap<BucketId, Handle>>,
+    /// Rises with every change of a bucket.
+    changes: AtomicU64,
+}
 
 #[derive(Debug, Clone)]
 enum Handle {
@@ -99,16 +105,18 @@ enum Handle {
 impl Open {
     /// No code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<BucketId, Handle>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn resize(&self, bucket: &Bucket) {
+        self.changes.fetch_add(1, Ordering::Release);
         if let Some(Handle::Volatile(volatile)) = self.lock().get(&bucket.id) {
             volatile.resize(bucket.spec);
         }
     }
 
     fn end(&self, id: BucketId) {
+        self.changes.fetch_add(1, Ordering::Release);
         match self.lock().remove(&id) {
             Some(Handle::Durable(durable)) => durable.end(),
             Some(Handle::Volatile(volatile)) => volatile.end(),
@@ -212,6 +220,12 @@ impl Data {
         };
         open.insert(id, handle.clone());
         Ok(handle)
+    }
+
+    /// A number that rises when a bucket is made, deleted or given other quotas: who keeps a [`Bucket`] looks it up again then.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.open.changes.load(Ordering::Acquire)
     }
 
     /// What a bucket's entries take now.

@@ -13,6 +13,8 @@ use http::request::Parts;
 use rpds::HashTrieMapSync;
 
 use crate::capability::Environment;
+use crate::capability::data::DataAccess;
+use crate::data::Data;
 use crate::engine::{Shape, UnknownKind};
 use crate::fault::{Code, Fault};
 use crate::grants::Grants;
@@ -66,8 +68,10 @@ pub struct Kept {
 pub struct Base {
     /// Room for their logs.
     pub logs: Arc<LogSpace>,
-    /// What each may reach.
+    /// What each may reach of the host.
     pub grants: Grants,
+    /// The node's data, of which each reaches what its manifest grants.
+    pub data: Option<Arc<Data>>,
 }
 
 impl Function {
@@ -92,13 +96,19 @@ impl Function {
         let mut args = vec![name.as_str().to_owned()];
         args.extend(manifest.args.iter().cloned());
         let env = manifest.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let data = base.data.clone().map(|data| DataAccess::new(data, tenant.clone(), &manifest.grants.data));
         Ok(Self {
             admission,
             meter: kept.meter.unwrap_or_default(),
             log: kept.log.unwrap_or_else(|| Arc::new(FunctionLog::new(base.logs.clone()))),
             // A name is letters, digits and '-', all legal in a header.
             prefix: HeaderValue::try_from(format!("/{name}")).unwrap_or(HeaderValue::from_static("/")),
-            environment: Arc::new(Environment { args, env, grants: base.grants.clone() }),
+            environment: Arc::new(Environment {
+                args,
+                env,
+                grants: base.grants.clone(),
+                data: Arc::new(data.unwrap_or_default()),
+            }),
             recent: AtomicBool::new(true),
             tenant,
             name,
@@ -342,7 +352,7 @@ mod tests {
         };
         let record =
             FunctionRecord { tenant: TenantId::default(), name: name.parse().unwrap(), live, created_ms: 0, updated_ms: 0 };
-        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default() };
+        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None };
         Arc::new(Function::new(record, Kept::default(), &base).unwrap())
     }
 

@@ -43,7 +43,7 @@ pub(super) fn environment(base: &Environment, parts: &Parts, prefix_len: usize, 
     }
     env.retain(|(name, _)| !base.env.iter().any(|(mine, _)| mine == name));
     env.extend(base.env.iter().cloned());
-    Environment { args: base.args.clone(), env, grants: base.grants.clone() }
+    Environment { args: base.args.clone(), env, grants: base.grants.clone(), data: base.data.clone() }
 }
 
 #[cfg(test)]

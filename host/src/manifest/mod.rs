@@ -4,8 +4,10 @@
 //! Invariant: a [`Manifest`] holds only values that are legal on their own; what depends on other functions (a route that is
 //! taken) is checked where they are known.
 
+mod data;
 mod snapshot;
 
+pub use data::BUCKETS_MAX;
 pub use snapshot::{Randomness, Snapshot, SnapshotMode, WARMUPS_MAX, WarmupRequest};
 
 use std::collections::BTreeMap;
@@ -13,6 +15,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::bucket::BucketDeclaration;
+use crate::grants::ManifestGrants;
 use crate::id::FunctionName;
 use crate::limits::{Limits, nearest};
 use crate::route::Route;
@@ -29,7 +33,7 @@ pub const ENV_LEN_MAX: usize = 32 << 10;
 /// Name of the file, beside the source of the function.
 pub const FILE_NAME: &str = "hob.toml";
 
-const KEYS: [&str; 8] = ["name", "wasm", "build", "route", "args", "env", "limits", "snapshot"];
+const KEYS: [&str; 10] = ["name", "wasm", "build", "route", "args", "env", "limits", "snapshot", "grants", "bucket"];
 const ROUTE_KEYS: [&str; 3] = ["path", "host", "method"];
 
 /// One function as its author describes it. The default is an empty manifest.
@@ -58,6 +62,12 @@ pub struct Manifest {
     pub limits: Limits,
     /// What is run at deploy.
     pub snapshot: Snapshot,
+    /// What the function may reach.
+    #[serde(skip_serializing_if = "ManifestGrants::is_empty")]
+    pub grants: ManifestGrants,
+    /// Buckets that are made at deploy if they are missing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bucket: Vec<BucketDeclaration>,
 }
 
 /// A manifest that cannot be used.
@@ -125,6 +135,8 @@ impl Manifest {
                 "env" => manifest.env = env(value)?,
                 "limits" => manifest.limits = limits(value)?,
                 "snapshot" => manifest.snapshot = snapshot::snapshot(value)?,
+                "grants" => manifest.grants = data::grants(value)?,
+                "bucket" => manifest.bucket = data::buckets(value)?,
                 _ => return Err(unknown(key, "hob.toml", &KEYS)),
             }
         }
@@ -263,7 +275,7 @@ mod tests {
         assert!(error("rout = '/'").contains("did you mean 'route'?"));
         assert!(error("route = { pth = '/' }").contains("did you mean 'path'?"));
         assert!(error("[limits]\nmemroy = '1MiB'").contains("did you mean 'memory'?"));
-        assert!(error("[grants]\nhttp = []").contains("unknown key 'grants' in hob.toml"));
+        assert!(error("[grants]\nhttp = []").contains("unknown key 'http' in [grants]"));
     }
 
     #[test]

@@ -16,8 +16,9 @@ use lru::LruCache;
 
 use super::plan::{Old, plan};
 use super::{Done, Entry, KeyValue, Op, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, check_key, check_keys, check_ops, check_sum};
+use crate::bucket::BucketSpec;
 use crate::data::account::Usage;
-use crate::data::bucket::{BucketId, BucketSpec};
+use crate::data::bucket::BucketId;
 use crate::data::clock::Clock;
 use crate::data::error::DataError;
 use crate::data::store::Ack;

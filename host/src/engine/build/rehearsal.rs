@@ -106,8 +106,8 @@ impl Rehearsal {
         let kind = stage.shape.kind;
         let entry = Entry::new(kind, code, lane.modules.as_ref(), &lane.components).map_err(Fault::internal)?;
         let log = LogSink::new(stage.log.clone(), InvocationId::new(0, 0), RevisionNumber::FIRST, LOG_BYTES_MAX as u64);
-        let environment =
-            Environment { args: stage.job.args.clone(), env: stage.job.env.clone(), grants: crate::grants::Grants::default() };
+        // No grants, and no data: what is there at deploy is not what will be there later.
+        let environment = Environment { args: stage.job.args.clone(), env: stage.job.env.clone(), ..Environment::default() };
         let blueprint = Blueprint {
             kind,
             limits: &stage.job.limits,

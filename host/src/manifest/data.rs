@@ -1,0 +1,184 @@
+//! `[grants]` and `[[bucket]]` of a manifest: what the function may reach, and which buckets are to be there.
+//!
+//! Owns their keys and the messages for wrong ones. Knows nothing about buckets that exist. Invariant: no bucket is granted or declared
+//! twice.
+
+use toml::{Table, Value};
+
+use super::{ManifestError, problem, string, unknown};
+use crate::bucket::{BucketDeclaration, BucketSpec, Durability};
+use crate::grants::{Access, DataGrant, ManifestGrants};
+use crate::id::BucketName;
+use crate::limits::parse_bytes;
+
+/// Most buckets that one function may be granted, and most that its manifest may declare.
+pub const BUCKETS_MAX: usize = 64;
+
+const GRANT_KEYS: [&str; 1] = ["data"];
+const DATA_KEYS: [&str; 3] = ["bucket", "access", "mount"];
+const BUCKET_KEYS: [&str; 4] = ["name", "durability", "bytes_max", "keys_max"];
+
+/// Reads `[grants]`.
+pub(super) fn grants(value: Value) -> Result<ManifestGrants, ManifestError> {
+    let mut grants = ManifestGrants::default();
+    for (key, value) in table("grants", value)? {
+        match key.as_str() {
+            "data" => grants.data = list("grants.data", value, data_grant)?,
+            _ => return Err(unknown(key, "[grants]", &GRANT_KEYS)),
+        }
+    }
+    distinct("grants.data", grants.data.iter().map(|grant| &grant.bucket))?;
+    Ok(grants)
+}
+
+/// Reads `[[bucket]]`.
+pub(super) fn buckets(value: Value) -> Result<Vec<BucketDeclaration>, ManifestError> {
+    let buckets = list("bucket", value, declaration)?;
+    distinct("bucket", buckets.iter().map(|bucket| &bucket.name))?;
+    Ok(buckets)
+}
+
+fn data_grant(value: Value) -> Result<DataGrant, ManifestError> {
+    let mut fields = fields("grants.data", "a grant of data", value, &DATA_KEYS)?;
+    let bucket = bucket_name("grants.data.bucket", fields.remove("bucket"))?;
+    let access = word("grants.data.access", fields.remove("access"), &Access::ALL.map(|access| (access.as_str(), access)))?;
+    let mount = fields.remove("mount").map(|value| mount(string("grants.data.mount", value)?)).transpose()?;
+    Ok(DataGrant { bucket, access: access.unwrap_or(Access::Read), mount })
+}
+
+fn mount(path: String) -> Result<String, ManifestError> {
+    match path.starts_with('/') && path.len() > 1 {
+        true => Ok(path),
+        false => Err(problem("grants.data.mount", format!("expected a path such as '/photos', found '{path}'"))),
+    }
+}
+
+fn declaration(value: Value) -> Result<BucketDeclaration, ManifestError> {
+    let mut fields = fields("bucket", "a bucket", value, &BUCKET_KEYS)?;
+    let name = bucket_name("bucket.name", fields.remove("name"))?;
+    let kinds = [Durability::Durable, Durability::Volatile].map(|durability| (durability.as_str(), durability));
+    let durability = word("bucket.durability", fields.remove("durability"), &kinds)?.unwrap_or(Durability::Durable);
+    let mut spec = BucketSpec::new(durability);
+    if let Some(value) = fields.remove("bytes_max") {
+        spec.bytes_max = bytes("bucket.bytes_max", value)?;
+    }
+    if let Some(value) = fields.remove("keys_max") {
+        spec.keys_max = count("bucket.keys_max", &value)?;
+    }
+    Ok(BucketDeclaration { name, spec })
+}
+
+fn table(key: &str, value: Value) -> Result<Table, ManifestError> {
+    match value {
+        Value::Table(table) => Ok(table),
+        other => Err(problem(key, format!("expected a table, found {}", other.type_str()))),
+    }
+}
+
+fn fields(key: &str, place: &'static str, value: Value, known: &[&str]) -> Result<Table, ManifestError> {
+    let fields = table(key, value)?;
+    match fields.keys().find(|field| !known.contains(&field.as_str())) {
+        Some(field) => Err(unknown(field.clone(), place, known)),
+        None => Ok(fields),
+    }
+}
+
+fn list<T>(key: &str, value: Value, item: impl Fn(Value) -> Result<T, ManifestError>) -> Result<Vec<T>, ManifestError> {
+    match value {
+        Value::Array(items) if items.len() <= BUCKETS_MAX => items.into_iter().map(item).collect(),
+        Value::Array(items) => Err(problem(key, format!("{} entries, expected at most {BUCKETS_MAX}", items.len()))),
+        other => Err(problem(key, format!("expected a list of tables, found {}", other.type_str()))),
+    }
+}
+
+fn bucket_name(key: &str, value: Option<Value>) -> Result<BucketName, ManifestError> {
+    let value = value.ok_or_else(|| problem(key, "expected the name of a bucket"))?;
+    string(key, value)?.parse().map_err(|error| problem(key, error))
+}
+
+fn word<T: Copy>(key: &str, value: Option<Value>, known: &[(&str, T)]) -> Result<Option<T>, ManifestError> {
+    let Some(value) = value else { return Ok(None) };
+    let text = string(key, value)?;
+    let found = known.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
+    let words = || known.iter().map(|(word, _)| format!("'{word}'")).collect::<Vec<_>>().join(" or ");
+    found.map(Some).ok_or_else(|| problem(key, format!("expected {}, found '{text}'", words())))
+}
+
+fn bytes(key: &str, value: Value) -> Result<u64, ManifestError> {
+    match value {
+        Value::Integer(_) => count(key, &value),
+        other => {
+            let text = string(key, other)?;
+            let bytes = parse_bytes(&text).filter(|bytes| *bytes > 0);
+            bytes.ok_or_else(|| problem(key, format!("expected a size such as '64MiB', found '{text}'")))
+        }
+    }
+}
+
+fn count(key: &str, value: &Value) -> Result<u64, ManifestError> {
+    let number = value.as_integer().and_then(|number| u64::try_from(number).ok()).filter(|number| *number > 0);
+    number.ok_or_else(|| problem(key, format!("expected a number above 0, found {value}")))
+}
+
+fn distinct<'a>(key: &str, names: impl Iterator<Item = &'a BucketName>) -> Result<(), ManifestError> {
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(problem(key, format!("bucket '{}' is named twice", pair[0]))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Manifest;
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Manifest::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn grants_and_buckets_are_read() {
+        let manifest = Manifest::parse(
+            "[grants]\ndata = [{ bucket = 'photos' }, { bucket = 'hits', access = 'read-write' }, { bucket = 'site', mount = '/site' }]\n\
+             [[bucket]]\nname = 'photos'\n[[bucket]]\nname = 'hits'\ndurability = 'volatile'\nbytes_max = '1MiB'\nkeys_max = 10\n",
+        )
+        .unwrap();
+        let access: Vec<_> = manifest.grants.data.iter().map(|grant| (grant.bucket.as_str(), grant.access)).collect();
+        assert_eq!(access, [("photos", Access::Read), ("hits", Access::ReadWrite), ("site", Access::Read)]);
+        assert_eq!(manifest.grants.data[2].mount.as_deref(), Some("/site"));
+        let hits = BucketSpec { durability: Durability::Volatile, bytes_max: 1 << 20, keys_max: 10 };
+        assert_eq!((manifest.bucket[0].spec, manifest.bucket[1].spec), (BucketSpec::new(Durability::Durable), hits));
+        let json = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
+    }
+
+    #[test]
+    fn wrong_ones_say_what_was_expected() {
+        assert!(error("[grants]\ndta = []").contains("did you mean 'data'?"));
+        assert!(error("grants = 1").contains("expected a table"));
+        assert!(error("[grants]\ndata = 'photos'").contains("expected a list of tables"));
+        assert!(error("[grants]\ndata = [{ bukket = 'a' }]").contains("did you mean 'bucket'?"));
+        assert!(error("[grants]\ndata = [{ access = 'read' }]").contains("expected the name of a bucket"));
+        assert!(error("[grants]\ndata = [{ bucket = 'A' }]").contains("not a valid name"));
+        assert!(
+            error("[grants]\ndata = [{ bucket = 'a', access = 'all' }]").contains("expected 'read' or 'read-write', found 'all'")
+        );
+        assert!(error("[grants]\ndata = [{ bucket = 'a', mount = 'a' }]").contains("expected a path"));
+        assert!(error("[grants]\ndata = [{ bucket = 'a' }, { bucket = 'a' }]").contains("'a' is named twice"));
+        assert!(error("[[bucket]]\nname = 'a'\ndurability = 'soft'").contains("expected 'durable' or 'volatile'"));
+        assert!(error("[[bucket]]\nname = 'a'\nbytes_max = '1 stone'").contains("expected a size"));
+        assert!(error("[[bucket]]\nname = 'a'\nkeys_max = 0").contains("expected a number above 0"));
+        assert!(error("[[bucket]]\nname = 'a'\n[[bucket]]\nname = 'a'").contains("'a' is named twice"));
+    }
+
+    #[test]
+    fn counts_on_both_sides() {
+        let grants = |count: usize| {
+            let grants: Vec<_> = (0..count).map(|number| format!("{{ bucket = 'b{number}' }}")).collect();
+            format!("[grants]\ndata = [{}]", grants.join(","))
+        };
+        assert!(Manifest::parse(&grants(BUCKETS_MAX)).is_ok() && Manifest::parse(&grants(BUCKETS_MAX + 1)).is_err());
+    }
+}
