@@ -26,7 +26,7 @@ use crate::meter::MemoryBudget;
 use crate::telemetry::logs::LogSink;
 
 use data::DataAccess;
-use handler::Exchange;
+use handler::{DataState, Exchange};
 use http::Hooks;
 use reply::Reply;
 use stdio::Stdio;
@@ -74,6 +74,8 @@ pub struct Host {
     pub reply: Arc<Reply>,
     /// Request and response of a handler.
     pub exchange: Exchange,
+    /// What a handler holds of its data.
+    pub data: DataState,
     /// Where the guest's words go.
     pub log: Arc<LogSink>,
     /// Arguments, variables and grants.
@@ -106,6 +108,7 @@ impl Host {
             memory,
             reply,
             exchange: Exchange::default(),
+            data: DataState::default(),
             log,
             environment,
             stdio,
@@ -130,10 +133,10 @@ impl Host {
     }
 
     /// Whether the guest has asked for anything that may be another thing for another invocation: its clocks, random numbers,
-    /// variables and streams, an answer over HTTP, a line in its log.
+    /// variables and streams, an answer over HTTP, data, a line in its log.
     #[must_use]
     pub fn has_looked_outside(&self) -> bool {
-        self.wasi.is_some() || self.preview1.is_some() || self.has_used_http || self.log.dropped() > 0
+        self.wasi.is_some() || self.preview1.is_some() || self.has_used_http || self.data.has_asked() || self.log.dropped() > 0
     }
 }
 

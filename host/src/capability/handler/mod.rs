@@ -1,8 +1,13 @@
 //! The handler ABI, import module `hob1`: the fast path for core modules.
 //!
-//! Owns both records and the five host calls; `guest-sdk/abi.md` is the same in words for guest authors, and the two change
+//! Owns both records and the five host calls for requests and responses; those for data are in files of their own; `guest-sdk/abi.md` is the same in words for guest authors, and the two change
 //! together. Invariant: every pointer and length of a guest is checked against its memory before it is used, and nothing a
 //! guest passes can make the host allocate more than the guest itself owns.
+
+mod data;
+mod kv;
+
+pub use data::{DataState, Errno};
 
 use std::pin::Pin;
 
@@ -103,7 +108,7 @@ pub fn target(parts: &Parts, prefix_len: usize) -> (&'static str, &str) {
     if rest.starts_with('/') { ("", rest) } else { ("/", rest) }
 }
 
-/// Links the five host calls.
+/// Links all host calls.
 ///
 /// # Errors
 /// Only if a name is defined twice: a bug of ours.
@@ -117,7 +122,8 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
     linker.func_wrap_async(MODULE, "body_write", |caller: Caller<'_, Host>, (ptr, len): (u32, u32)| {
         Box::new(body_write(caller, ptr, len))
     })?;
-    Ok(())
+    data::link(linker)?;
+    kv::link(linker)
 }
 
 fn memory(caller: &mut Caller<'_, Host>) -> Result<Memory> {

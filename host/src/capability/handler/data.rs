@@ -1,0 +1,168 @@
+//! What the calls of `hob1` for data have in common: handles of buckets, answers that are fetched, and errors.
+//!
+//! ```text
+//! bucket_open(name) ──> handle ──> kv_*, object_* ──> a number: done, or the length of an answer, or below 0 an error
+//! answer_read(buf, cap)                            ──> that answer; after an error, its text
+//! ```
+//!
+//! Owns [`DataState`], what an instance holds of its data between two calls. Knows nothing about keys, values or objects (`kv.rs`,
+//! `objects.rs`, `mapping.rs`). Invariant: the host keeps at most one answer for a guest, of at most
+//! [`BATCH_BYTES_MAX`](crate::data::kv::BATCH_BYTES_MAX) bytes and what frames them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use wasmtime::{Caller, Linker, Result};
+
+use super::{MODULE, span};
+use crate::capability::data::{AccessError, OpenBucket};
+use crate::capability::{Host, Refusal};
+use crate::data::DataError;
+use crate::grants::Access;
+
+/// Buckets that one instance may open. Opening one again gives a handle that it has.
+const BUCKETS_MAX: usize = crate::manifest::BUCKETS_MAX;
+
+/// What a call answers below 0. `guest-sdk/abi.md` has the same numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Errno {
+    /// There is no such entry or object. Not an error: no text follows.
+    None = -1,
+    /// The manifest does not grant it.
+    Denied = -2,
+    /// There is no such bucket.
+    NoBucket = -3,
+    /// An argument that no bucket takes.
+    Invalid = -4,
+    /// Something is longer than its limit.
+    TooLarge = -5,
+    /// A condition does not hold.
+    Conflict = -6,
+    /// The bucket or the disk is full.
+    Full = -7,
+    /// Too much waits: try again.
+    Busy = -8,
+    /// It is not what was written.
+    Corrupt = -9,
+    /// The data cannot be reached or written at present.
+    Unavailable = -10,
+    /// The instance holds as much as it may: buckets, open objects, mappings.
+    Limit = -11,
+}
+
+impl From<&AccessError> for Errno {
+    fn from(error: &AccessError) -> Self {
+        let error = match error {
+            AccessError::Denied { .. } => return Self::Denied,
+            AccessError::Absent => return Self::Unavailable,
+            AccessError::Data(error) => error,
+        };
+        match error {
+            DataError::NoSuchBucket { .. } => Self::NoBucket,
+            DataError::Invalid { .. } | DataError::WrongDigest { .. } | DataError::NotANumber { .. } => Self::Invalid,
+            DataError::TooLarge { .. } => Self::TooLarge,
+            DataError::Conflict { .. } | DataError::ObjectConflict { .. } => Self::Conflict,
+            DataError::Quota { .. } | DataError::StorageFull { .. } => Self::Full,
+            DataError::Busy => Self::Busy,
+            DataError::Corrupt { .. } | DataError::Damaged { .. } => Self::Corrupt,
+            DataError::BucketExists { .. } | DataError::ReadOnly { .. } | DataError::Storage { .. } | DataError::Closed => {
+                Self::Unavailable
+            }
+        }
+    }
+}
+
+/// What an instance holds of its data.
+#[derive(Debug, Default)]
+pub struct DataState {
+    buckets: Vec<Arc<OpenBucket>>,
+    answer: Bytes,
+    has_asked: bool,
+}
+
+impl DataState {
+    /// Whether the guest has asked for data at all.
+    #[must_use]
+    pub fn has_asked(&self) -> bool {
+        self.has_asked
+    }
+
+    /// The bucket of a handle, if the guest may do this with it.
+    ///
+    /// # Errors
+    /// [`Refusal`] for a handle that the host gave nobody; inside, [`AccessError::Denied`].
+    pub(super) fn bucket(&self, handle: u32, need: Access) -> Result<Result<&Arc<OpenBucket>, AccessError>> {
+        match self.buckets.get(handle as usize) {
+            Some(bucket) => Ok(bucket.allow(need).map(|()| bucket)),
+            None => Err(Refusal::bad_call(format!("{handle} is the handle of no bucket: call bucket_open first")).into()),
+        }
+    }
+}
+
+impl Host {
+    /// Keeps an answer for the guest to fetch; its length.
+    pub(super) fn answer(&mut self, answer: impl Into<Bytes>) -> i32 {
+        self.data.answer = answer.into();
+        // Far below 2 GiB: pages and batches are bounded.
+        i32::try_from(self.data.answer.len()).unwrap_or(i32::MAX)
+    }
+
+    /// Keeps the text of an error for the guest to fetch; its number. Says in the function's log what would have allowed what was
+    /// denied.
+    pub(super) fn refuse(&mut self, error: &AccessError) -> i32 {
+        self.environment.data.explain(error, &self.log);
+        // What the node's operator should see is in the node's log; a guest is told what a client would be.
+        let text = match error {
+            AccessError::Data(error) => error.fault().detail.into_owned(),
+            error => error.to_string(),
+        };
+        self.data.answer = Bytes::from(text.into_bytes());
+        Errno::from(error) as i32
+    }
+
+    /// As [`Host::refuse`], for a limit of the instance's own.
+    pub(super) fn refuse_limit(&mut self, text: String) -> i32 {
+        self.data.answer = Bytes::from(text.into_bytes());
+        Errno::Limit as i32
+    }
+}
+
+/// Links the calls of this file.
+pub(super) fn link(linker: &mut Linker<Host>) -> Result<()> {
+    linker.func_wrap(MODULE, "bucket_open", bucket_open)?;
+    linker.func_wrap(MODULE, "answer_read", answer_read)?;
+    Ok(())
+}
+
+fn bucket_open(mut caller: Caller<'_, Host>, name: u32, name_len: u32) -> Result<i32> {
+    let (name, host) = span(&mut caller, name, name_len)?;
+    host.data.has_asked = true;
+    // No bucket has a name that is not text, so none is granted.
+    let opened = host.environment.data.open(&String::from_utf8_lossy(name));
+    let bucket = match opened {
+        Ok(bucket) => bucket,
+        Err(error) => return Ok(host.refuse(&error)),
+    };
+    let buckets = &mut host.data.buckets;
+    let handle = match buckets.iter().position(|open| Arc::ptr_eq(open, &bucket)) {
+        Some(handle) => handle,
+        None if buckets.len() == BUCKETS_MAX => {
+            return Ok(host.refuse_limit(format!("an instance opens at most {BUCKETS_MAX} buckets")));
+        }
+        None => {
+            buckets.push(bucket);
+            buckets.len() - 1
+        }
+    };
+    Ok(i32::try_from(handle).unwrap_or(i32::MAX))
+}
+
+/// Copies the answer that waits, or its beginning, and lets go of it. Returns its whole length.
+fn answer_read(mut caller: Caller<'_, Host>, buf: u32, cap: u32) -> Result<i32> {
+    let (buffer, host) = span(&mut caller, buf, cap)?;
+    let answer = std::mem::take(&mut host.data.answer);
+    let count = buffer.len().min(answer.len());
+    buffer[..count].copy_from_slice(&answer[..count]);
+    Ok(i32::try_from(answer.len()).unwrap_or(i32::MAX))
+}
