@@ -111,7 +111,10 @@ impl Workspace {
     }
 }
 
+/// rustup has no lock of its own: two that add a target at once take each other's download away.
 fn add_target(target: &str) {
+    let lock = std::fs::File::create(std::env::temp_dir().join("hob-tests-rustup.lock")).unwrap();
+    lock.lock().unwrap();
     let listed = Command::new("rustup").args(["target", "list", "--installed"]).output();
     // Without rustup the targets come from wherever the compiler came from; if one is missing, the build says so.
     let Ok(listed) = listed else { return };
