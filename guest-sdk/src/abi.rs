@@ -383,6 +383,7 @@ mod hob1 {
     pub(super) unsafe fn kv_get_many(_bucket: u32, _keys: *const u8, _keys_len: usize, _buf: *mut u8, _cap: usize) -> isize {
         panic!("{NO_HOST}")
     }
+    #[expect(clippy::too_many_arguments, reason = "it is a host call")]
     pub(super) unsafe fn kv_scan(
         _bucket: u32,
         _prefix: *const u8,
@@ -410,6 +411,7 @@ mod hob1 {
     pub(super) unsafe fn object_close(_object: u32) {
         panic!("{NO_HOST}")
     }
+    #[expect(clippy::too_many_arguments, reason = "it is a host call")]
     pub(super) unsafe fn object_list(
         _bucket: u32,
         _prefix: *const u8,

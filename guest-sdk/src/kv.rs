@@ -234,7 +234,6 @@ impl Bucket {
     }
 
     /// Changes that are made together, or none of them.
-    #[must_use]
     pub fn batch(&self) -> Batch<'_> {
         Batch { bucket: self, ops: Vec::new(), invalid: None }
     }
