@@ -121,6 +121,146 @@ enum { HOB_ERROR = 0, HOB_WARN = 1, HOB_INFO = 2, HOB_DEBUG = 3, HOB_TRACE = 4 }
 /* One entry of the function's log: `len` bytes of UTF-8. A level above HOB_TRACE counts as HOB_TRACE. */
 HOB_IMPORT("log") void hob_log(uint32_t level, const char *text, size_t len);
 
+/* ---- Data ---------------------------------------------------------------------------------------------------------------- */
+
+/*
+ * Entries and objects of the buckets that the manifest grants; `abi.md` has the records. Each call returns a number from 0 up, or one of
+ * these. At deploy there is no data: hob_bucket_open returns HOB_UNAVAILABLE.
+ */
+enum {
+    HOB_NONE = -1, /* no such entry or object */
+    HOB_DENIED = -2, /* the manifest does not grant it */
+    HOB_NO_BUCKET = -3,
+    HOB_INVALID = -4, /* an argument that no bucket takes */
+    HOB_TOO_LARGE = -5,
+    HOB_CONFLICT = -6, /* a condition does not hold */
+    HOB_FULL = -7, /* the bucket, or the disk */
+    HOB_BUSY = -8, /* too much waits for the disk: try again */
+    HOB_DAMAGED = -9, /* not what was written */
+    HOB_UNAVAILABLE = -10, /* at present, or here */
+    HOB_LIMIT = -11, /* the instance holds as much as it may */
+    HOB_WAITS = -12 /* of hob_kv_write alone: hob_answer_wait has the rest */
+};
+
+/* Fixed part of an entry. After it: the value. */
+typedef struct hob_entry_head {
+    uint64_t version;
+    uint64_t expires_ms; /* since 1970; 0 if it does not end */
+} hob_entry_head;
+
+/* Fixed part of an operation of hob_kv_write. After it: the key, then the value. They follow each other without gaps. */
+typedef struct hob_op_head {
+    uint32_t what; /* HOB_SET, HOB_DELETE or HOB_INCREMENT */
+    uint32_t when; /* HOB_ALWAYS, HOB_ABSENT, or HOB_SAME: the version is `number` */
+    uint32_t key_len;
+    uint32_t value_len; /* 0 but for HOB_SET */
+    uint64_t number; /* version of HOB_SAME; what HOB_INCREMENT adds */
+    uint64_t ttl_ms; /* 0 for ever */
+} hob_op_head;
+
+enum { HOB_SET = 0, HOB_DELETE = 1, HOB_INCREMENT = 2 };
+enum { HOB_ALWAYS = 0, HOB_ABSENT = 1, HOB_SAME = 2 };
+
+/* What hob_kv_write answers for each operation. */
+typedef struct hob_done {
+    uint32_t what;
+    uint32_t found; /* 1 if an entry was deleted */
+    uint64_t version; /* of the entry now, or 0 */
+    int64_t value; /* after HOB_INCREMENT, or 0 */
+} hob_done;
+
+/* Fixed part of an object's head. After it: the content type, then `metadata_count` pairs, each as a header. */
+typedef struct hob_object_head {
+    uint8_t etag[32]; /* SHA-256 of the bytes */
+    uint64_t len;
+    uint64_t version;
+    uint64_t modified_ms;
+    uint64_t expires_ms; /* 0 if it does not end */
+    uint32_t content_type_len;
+    uint32_t metadata_count;
+} hob_object_head;
+
+/* Fixed part of the options of hob_object_put. After it: content type and pairs, as in a head. */
+typedef struct hob_put_options {
+    uint32_t flags; /* HOB_HAS_DIGEST or 0 */
+    uint32_t when; /* HOB_ALWAYS, HOB_ABSENT, or HOB_SAME: the ETag is `etag` */
+    uint64_t ttl_ms; /* 0 for ever */
+    uint8_t etag[32];
+    uint8_t digest[32];
+    uint32_t content_type_len;
+    uint32_t metadata_count;
+} hob_put_options;
+
+#define HOB_HAS_DIGEST 1u
+
+HOB_STATIC_ASSERT(sizeof(hob_entry_head) == 16, "an entry starts with 16 bytes");
+HOB_STATIC_ASSERT(sizeof(hob_op_head) == 32, "an operation starts with 32 bytes");
+HOB_STATIC_ASSERT(sizeof(hob_done) == 24, "an operation is answered with 24 bytes");
+HOB_STATIC_ASSERT(sizeof(hob_object_head) == 72, "a head starts with 72 bytes");
+HOB_STATIC_ASSERT(sizeof(hob_put_options) == 88, "options start with 88 bytes");
+
+/* A handle of a granted bucket; the same for the same bucket. */
+HOB_IMPORT("bucket_open") int32_t hob_bucket_open(const char *name, size_t name_len);
+
+/*
+ * A call with `buf` and `cap` returns the length of a record, and writes it to `buf` if it has at most `cap` bytes. If not, the host
+ * keeps it for hob_answer_read, which copies at most `cap` bytes and returns the whole length; after an error it has the text.
+ */
+HOB_IMPORT("answer_read") int32_t hob_answer_read(void *buf, size_t cap);
+
+/* Waits for the write that hob_kv_write began when it returned HOB_WAITS; answers as it would have. Once. */
+HOB_IMPORT("answer_wait") int32_t hob_answer_wait(void *buf, size_t cap);
+
+/* An entry: hob_entry_head and value. */
+HOB_IMPORT("kv_get") int32_t hob_kv_get(int32_t bucket, const void *key, size_t key_len, void *buf, size_t cap);
+
+/* 1 if there is an entry, 0 if not. */
+HOB_IMPORT("kv_exists") int32_t hob_kv_exists(int32_t bucket, const void *key, size_t key_len);
+
+/* Takes keys, each behind its uint32_t length; answers an entry for each behind its uint32_t length, or UINT32_MAX for none. */
+HOB_IMPORT("kv_get_many") int32_t hob_kv_get_many(int32_t bucket, const void *keys, size_t keys_len, void *buf, size_t cap);
+
+/* A page of entries, from the one after the key `after`; from the first if `after_len` is 0. */
+HOB_IMPORT("kv_scan")
+int32_t hob_kv_scan(int32_t bucket, const void *prefix, size_t prefix_len, const void *after, size_t after_len, uint32_t limit,
+                    void *buf, size_t cap);
+
+/* Makes operations in their order, all or none; answers a hob_done for each. HOB_WAITS if the bucket is durable. */
+HOB_IMPORT("kv_write") int32_t hob_kv_write(int32_t bucket, const void *ops, size_t ops_len, void *buf, size_t cap);
+
+/* The head of an object. */
+HOB_IMPORT("object_head") int32_t hob_object_head_of(int32_t bucket, const void *key, size_t key_len, void *buf, size_t cap);
+
+/* Opens an object: uint32_t handle, head. May wait while its digest is checked. */
+HOB_IMPORT("object_open") int32_t hob_object_open(int32_t bucket, const void *key, size_t key_len, void *buf, size_t cap);
+
+/* At most `cap` bytes, and at most 1 MiB, from `offset` on; 0 at the end. */
+HOB_IMPORT("object_read") int32_t hob_object_read(int32_t object, uint64_t offset, void *buf, size_t cap);
+
+HOB_IMPORT("object_close") void hob_object_close(int32_t object);
+
+/* A page of objects, as hob_kv_scan. */
+HOB_IMPORT("object_list")
+int32_t hob_object_list(int32_t bucket, const void *prefix, size_t prefix_len, const void *after, size_t after_len, uint32_t limit,
+                        void *buf, size_t cap);
+
+/* Begins an object: a handle of the upload. `options` is a hob_put_options with what follows it, or nothing. */
+HOB_IMPORT("object_put")
+int32_t hob_object_put(int32_t bucket, const void *key, size_t key_len, const void *options, size_t options_len);
+
+/* Appends; 0. After an error the upload is over. */
+HOB_IMPORT("upload_write") int32_t hob_upload_write(int32_t upload, const void *bytes, size_t len);
+
+/* Ends an upload: the object is there, and this is its head. The upload is over whatever the answer. */
+HOB_IMPORT("upload_finish") int32_t hob_upload_finish(int32_t upload, void *buf, size_t cap);
+
+/* Breaks an upload off. Nothing is left of it. */
+HOB_IMPORT("upload_drop") void hob_upload_drop(int32_t upload);
+
+/* Deletes an object, if it has this ETag unless `etag_len` is 0; the head of what was there. */
+HOB_IMPORT("object_delete")
+int32_t hob_object_delete(int32_t bucket, const void *key, size_t key_len, const void *etag, size_t etag_len, void *buf, size_t cap);
+
 /* ---- What the guest defines ---------------------------------------------------------------------------------------------- */
 
 /* Answers one request. Defined with HOB_EXPORT. */

@@ -1,10 +1,12 @@
-//! The five host calls of `hob1` (`guest-sdk/abi.md`), made safe.
+//! The host calls of `hob1` (`guest-sdk/abi.md`), made safe.
 //!
 //! The only file of the SDK with `unsafe`. It owns the pairing of pointers with lengths and knows nothing about what the bytes
 //! mean. Off `wasm32` there is no host: `log` goes to standard error, every other call panics.
 #![expect(unsafe_code, reason = "host calls take addresses, and they fill memory that Rust has not seen written")]
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Deref;
 
 /// First guess at the length of a request record, in bytes. A longer record costs a third host call.
 const REQUEST_LEN_FIRST: usize = 8 << 10;
@@ -72,6 +74,223 @@ pub(crate) fn log(level: u32, text: &str) {
     unsafe { hob1::log(level, text.as_ptr(), text.len()) }
 }
 
+/// Bytes on the stack that small answers are put into. A longer one costs a second host call.
+const ANSWER_LEN_FIRST: usize = 1 << 10;
+/// What `kv_write` returns when the write waits for the disk.
+const WAITS: isize = -12;
+
+/// A number below 0 that a call for data returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Errno(pub(crate) isize);
+
+/// A record that the host answered with.
+pub(crate) enum Record<'a> {
+    /// It lies on the stack.
+    Small(&'a [u8]),
+    /// It was too long for that.
+    Large(Vec<u8>),
+}
+
+impl Deref for Record<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Record::Small(bytes) => bytes,
+            Record::Large(bytes) => bytes,
+        }
+    }
+}
+
+impl Record<'_> {
+    /// What follows its first `at` bytes.
+    pub(crate) fn into_tail(self, at: usize) -> Vec<u8> {
+        match self {
+            Record::Small(bytes) => bytes.get(at..).unwrap_or_default().to_vec(),
+            Record::Large(mut bytes) => {
+                bytes.drain(..at.min(bytes.len()));
+                bytes
+            }
+        }
+    }
+}
+
+/// What a number stands for.
+fn number(returned: isize) -> Result<usize, Errno> {
+    usize::try_from(returned).map_err(|_| Errno(returned))
+}
+
+/// The answer that waits at the host, which has `len` bytes.
+pub(crate) fn answer(len: usize) -> Vec<u8> {
+    let mut answer = Vec::with_capacity(len);
+    // SAFETY: the host writes at most the capacity, to memory that `answer` owns and nobody else refers to.
+    let whole = unsafe { hob1::answer_read(answer.as_mut_ptr(), answer.capacity()) };
+    // SAFETY: the host has written as many bytes as its answer has, or as many as there was room for.
+    unsafe { answer.set_len(whole.min(answer.capacity())) };
+    answer
+}
+
+/// The text of the last error.
+pub(crate) fn error_text() -> String {
+    let mut text = answer(ANSWER_LEN_FIRST);
+    text.truncate(ANSWER_LEN_FIRST);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Makes a call that writes a record of at most `cap` bytes to `buf` and returns its length, or keeps a longer one as the answer.
+/// `call` must not write anywhere else, and must have written what it returns if that is at most `cap`.
+#[inline]
+fn record<T>(call: impl FnOnce(*mut u8, usize) -> isize, read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
+    let mut buffer = [MaybeUninit::<u8>::uninit(); ANSWER_LEN_FIRST];
+    let len = number(call(buffer.as_mut_ptr().cast(), buffer.len()))?;
+    Ok(match buffer.get(..len) {
+        // SAFETY: the host has written `len` bytes, as it does whenever they fit; any byte is a `u8`.
+        Some(written) => read(Record::Small(unsafe { written.assume_init_ref() })),
+        None => read(Record::Large(answer(len))),
+    })
+}
+
+/// A handle of a bucket.
+pub(crate) fn bucket_open(name: &str) -> Result<u32, Errno> {
+    // SAFETY: the host only reads, within the text.
+    let handle = number(unsafe { hob1::bucket_open(name.as_ptr(), name.len()) })?;
+    // A handle is below 2^31, as every number that is not below 0.
+    Ok(u32::try_from(handle).unwrap_or(u32::MAX))
+}
+
+/// The record of an entry.
+#[inline]
+pub(crate) fn kv_get<T>(bucket: u32, key: &[u8], read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
+    // SAFETY: the host reads within the key and writes within the buffer.
+    record(|buf, cap| unsafe { hob1::kv_get(bucket, key.as_ptr(), key.len(), buf, cap) }, read)
+}
+
+/// Whether there is an entry.
+pub(crate) fn kv_exists(bucket: u32, key: &[u8]) -> Result<bool, Errno> {
+    // SAFETY: the host only reads, within the key.
+    number(unsafe { hob1::kv_exists(bucket, key.as_ptr(), key.len()) }).map(|found| found != 0)
+}
+
+/// The records of the entries of `keys`, itself a record.
+pub(crate) fn kv_get_many<T>(bucket: u32, keys: &[u8], read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
+    // SAFETY: the host reads within the keys and writes within the buffer.
+    record(|buf, cap| unsafe { hob1::kv_get_many(bucket, keys.as_ptr(), keys.len(), buf, cap) }, read)
+}
+
+/// A page of entries: after the key `after`, unless that is empty.
+pub(crate) fn kv_scan<T>(
+    bucket: u32,
+    prefix: &[u8],
+    after: &[u8],
+    limit: u32,
+    read: impl FnOnce(Record<'_>) -> T,
+) -> Result<T, Errno> {
+    let call = |buf, cap| {
+        // SAFETY: the host reads within prefix and key, and writes within the buffer.
+        unsafe { hob1::kv_scan(bucket, prefix.as_ptr(), prefix.len(), after.as_ptr(), after.len(), limit, buf, cap) }
+    };
+    record(call, read)
+}
+
+/// Makes the changes of a record, and waits for the disk if they need it.
+#[inline]
+pub(crate) fn kv_write<T>(bucket: u32, ops: &[u8], read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
+    let call = |buf, cap| {
+        // SAFETY: the host reads within the record and writes within the buffer.
+        match unsafe { hob1::kv_write(bucket, ops.as_ptr(), ops.len(), buf, cap) } {
+            // SAFETY: the host writes within the buffer.
+            WAITS => unsafe { hob1::answer_wait(buf, cap) },
+            returned => returned,
+        }
+    };
+    record(call, read)
+}
+
+/// The head of an object.
+pub(crate) fn object_head<T>(bucket: u32, key: &[u8], read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
+    // SAFETY: the host reads within the key and writes within the buffer.
+    record(|buf, cap| unsafe { hob1::object_head(bucket, key.as_ptr(), key.len(), buf, cap) }, read)
+}
+
+/// A handle of an object, and its head. Waits while its digest is checked.
+pub(crate) fn object_open<T>(bucket: u32, key: &[u8], read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
+    // SAFETY: the host reads within the key and writes within the buffer.
+    record(|buf, cap| unsafe { hob1::object_open(bucket, key.as_ptr(), key.len(), buf, cap) }, read)
+}
+
+/// Appends bytes of an open object from `offset` on to `buf`, within its capacity; how many. 0 at the object's end, or when there is
+/// no spare capacity.
+pub(crate) fn object_read(object: u32, offset: u64, buf: &mut Vec<u8>) -> Result<usize, Errno> {
+    let spare = buf.spare_capacity_mut();
+    let room = spare.len();
+    // SAFETY: the host writes at most `spare.len()` bytes at `spare`, which is borrowed exclusively.
+    let count = number(unsafe { hob1::object_read(object, offset, spare.as_mut_ptr().cast(), room) })?.min(room);
+    // SAFETY: the host has written `count` bytes behind what `buf` has, within its capacity.
+    unsafe { buf.set_len(buf.len() + count) };
+    Ok(count)
+}
+
+/// As [`object_read`], into memory that was written before.
+pub(crate) fn object_read_slice(object: u32, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the host writes at most `buf.len()` bytes at `buf`, which is borrowed exclusively.
+    number(unsafe { hob1::object_read(object, offset, buf.as_mut_ptr(), buf.len()) }).map(|count| count.min(buf.len()))
+}
+
+/// Lets go of an open object.
+pub(crate) fn object_close(object: u32) {
+    // SAFETY: it passes no memory.
+    unsafe { hob1::object_close(object) }
+}
+
+/// A page of objects: after the key `after`, unless that is empty.
+pub(crate) fn object_list<T>(
+    bucket: u32,
+    prefix: &[u8],
+    after: &[u8],
+    limit: u32,
+    read: impl FnOnce(Record<'_>) -> T,
+) -> Result<T, Errno> {
+    let call = |buf, cap| {
+        // SAFETY: the host reads within prefix and key, and writes within the buffer.
+        unsafe { hob1::object_list(bucket, prefix.as_ptr(), prefix.len(), after.as_ptr(), after.len(), limit, buf, cap) }
+    };
+    record(call, read)
+}
+
+/// Begins to put an object; a handle of the upload.
+pub(crate) fn object_put(bucket: u32, key: &[u8], options: &[u8]) -> Result<u32, Errno> {
+    // SAFETY: the host only reads, within the key and the record.
+    let upload = unsafe { hob1::object_put(bucket, key.as_ptr(), key.len(), options.as_ptr(), options.len()) };
+    Ok(u32::try_from(number(upload)?).unwrap_or(u32::MAX))
+}
+
+/// Appends to an upload. After an error there is no such upload any more.
+pub(crate) fn upload_write(upload: u32, bytes: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the host only reads, within the slice.
+    number(unsafe { hob1::upload_write(upload, bytes.as_ptr(), bytes.len()) }).map(drop)
+}
+
+/// Ends an upload, whatever the answer; the head of the object.
+pub(crate) fn upload_finish<T>(upload: u32, read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
+    // SAFETY: the host writes within the buffer.
+    record(|buf, cap| unsafe { hob1::upload_finish(upload, buf, cap) }, read)
+}
+
+/// Breaks off an upload.
+pub(crate) fn upload_drop(upload: u32) {
+    // SAFETY: it passes no memory.
+    unsafe { hob1::upload_drop(upload) }
+}
+
+/// Deletes an object, if it has this ETag unless that is empty; the head that it had.
+pub(crate) fn object_delete<T>(bucket: u32, key: &[u8], etag: &[u8], read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
+    let call = |buf, cap| {
+        // SAFETY: the host reads within key and ETag, and writes within the buffer.
+        unsafe { hob1::object_delete(bucket, key.as_ptr(), key.len(), etag.as_ptr(), etag.len(), buf, cap) }
+    };
+    record(call, read)
+}
+
 #[cfg(target_arch = "wasm32")]
 mod hob1 {
     // `usize` and `isize` are the `i32` of the contract: the target has 32-bit addresses.
@@ -82,6 +301,50 @@ mod hob1 {
         pub(super) fn respond(ptr: *const u8, len: usize);
         pub(super) fn body_write(ptr: *const u8, len: usize) -> isize;
         pub(super) fn log(level: u32, ptr: *const u8, len: usize);
+        pub(super) fn bucket_open(name: *const u8, name_len: usize) -> isize;
+        pub(super) fn answer_read(buf: *mut u8, cap: usize) -> usize;
+        pub(super) fn answer_wait(buf: *mut u8, cap: usize) -> isize;
+        pub(super) fn kv_get(bucket: u32, key: *const u8, key_len: usize, buf: *mut u8, cap: usize) -> isize;
+        pub(super) fn kv_exists(bucket: u32, key: *const u8, key_len: usize) -> isize;
+        pub(super) fn kv_get_many(bucket: u32, keys: *const u8, keys_len: usize, buf: *mut u8, cap: usize) -> isize;
+        pub(super) fn kv_scan(
+            bucket: u32,
+            prefix: *const u8,
+            prefix_len: usize,
+            after: *const u8,
+            after_len: usize,
+            limit: u32,
+            buf: *mut u8,
+            cap: usize,
+        ) -> isize;
+        pub(super) fn kv_write(bucket: u32, ops: *const u8, ops_len: usize, buf: *mut u8, cap: usize) -> isize;
+        pub(super) fn object_head(bucket: u32, key: *const u8, key_len: usize, buf: *mut u8, cap: usize) -> isize;
+        pub(super) fn object_open(bucket: u32, key: *const u8, key_len: usize, buf: *mut u8, cap: usize) -> isize;
+        pub(super) fn object_read(object: u32, offset: u64, buf: *mut u8, cap: usize) -> isize;
+        pub(super) fn object_close(object: u32);
+        pub(super) fn object_list(
+            bucket: u32,
+            prefix: *const u8,
+            prefix_len: usize,
+            after: *const u8,
+            after_len: usize,
+            limit: u32,
+            buf: *mut u8,
+            cap: usize,
+        ) -> isize;
+        pub(super) fn object_put(bucket: u32, key: *const u8, key_len: usize, options: *const u8, options_len: usize) -> isize;
+        pub(super) fn upload_write(upload: u32, ptr: *const u8, len: usize) -> isize;
+        pub(super) fn upload_finish(upload: u32, buf: *mut u8, cap: usize) -> isize;
+        pub(super) fn upload_drop(upload: u32);
+        pub(super) fn object_delete(
+            bucket: u32,
+            key: *const u8,
+            key_len: usize,
+            etag: *const u8,
+            etag_len: usize,
+            buf: *mut u8,
+            cap: usize,
+        ) -> isize;
     }
 }
 
@@ -100,6 +363,94 @@ mod hob1 {
         panic!("{NO_HOST}")
     }
     pub(super) unsafe fn body_write(_ptr: *const u8, _len: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn bucket_open(_name: *const u8, _name_len: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn answer_read(_buf: *mut u8, _cap: usize) -> usize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn answer_wait(_buf: *mut u8, _cap: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn kv_get(_bucket: u32, _key: *const u8, _key_len: usize, _buf: *mut u8, _cap: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn kv_exists(_bucket: u32, _key: *const u8, _key_len: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn kv_get_many(_bucket: u32, _keys: *const u8, _keys_len: usize, _buf: *mut u8, _cap: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    #[expect(clippy::too_many_arguments, reason = "it is a host call")]
+    pub(super) unsafe fn kv_scan(
+        _bucket: u32,
+        _prefix: *const u8,
+        _prefix_len: usize,
+        _after: *const u8,
+        _after_len: usize,
+        _limit: u32,
+        _buf: *mut u8,
+        _cap: usize,
+    ) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn kv_write(_bucket: u32, _ops: *const u8, _ops_len: usize, _buf: *mut u8, _cap: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn object_head(_bucket: u32, _key: *const u8, _key_len: usize, _buf: *mut u8, _cap: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn object_open(_bucket: u32, _key: *const u8, _key_len: usize, _buf: *mut u8, _cap: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn object_read(_object: u32, _offset: u64, _buf: *mut u8, _cap: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn object_close(_object: u32) {
+        panic!("{NO_HOST}")
+    }
+    #[expect(clippy::too_many_arguments, reason = "it is a host call")]
+    pub(super) unsafe fn object_list(
+        _bucket: u32,
+        _prefix: *const u8,
+        _prefix_len: usize,
+        _after: *const u8,
+        _after_len: usize,
+        _limit: u32,
+        _buf: *mut u8,
+        _cap: usize,
+    ) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn object_put(
+        _bucket: u32,
+        _key: *const u8,
+        _key_len: usize,
+        _options: *const u8,
+        _options_len: usize,
+    ) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn upload_write(_upload: u32, _ptr: *const u8, _len: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn upload_finish(_upload: u32, _buf: *mut u8, _cap: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn upload_drop(_upload: u32) {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn object_delete(
+        _bucket: u32,
+        _key: *const u8,
+        _key_len: usize,
+        _etag: *const u8,
+        _etag_len: usize,
+        _buf: *mut u8,
+        _cap: usize,
+    ) -> isize {
         panic!("{NO_HOST}")
     }
     pub(super) unsafe fn log(level: u32, ptr: *const u8, len: usize) {

@@ -32,6 +32,7 @@
 //! - [`Error`] is anything that failed: the client sees a 500, the log sees why.
 //! - [`info!`] and its kin write to the function's log, as do `println!` and `eprintln!`. Environment, clocks and granted files
 //!   come from `std`.
+//! - [`kv`] and [`objects`] are the buckets that `hob.toml` grants; [`data::Error`] is what goes wrong with them.
 //! - [`random`] has numbers that differ in every instance, and [`RandomState`] a hasher with keys from there.
 //!
 //! # What a snapshot freezes
@@ -66,8 +67,11 @@
 //! with the host is `guest-sdk/abi.md`; a function needs no SDK to fulfil it.
 
 mod abi;
+pub mod data;
 mod error;
+pub mod kv;
 pub mod log;
+pub mod objects;
 pub mod random;
 mod record;
 mod request;

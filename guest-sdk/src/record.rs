@@ -184,7 +184,7 @@ pub(crate) fn request(method: &str, target: &str, header_count: usize, headers: 
     record
 }
 
-fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
+pub(crate) fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     let (head, tail) = rest.split_at_checked(len)?;
     *rest = tail;
     Some(head)
@@ -196,19 +196,25 @@ fn take_u16(rest: &mut &[u8]) -> Option<u16> {
     Some(u16::from_le_bytes(*head))
 }
 
-fn take_u32(rest: &mut &[u8]) -> Option<u32> {
+pub(crate) fn take_u32(rest: &mut &[u8]) -> Option<u32> {
     let (head, tail) = rest.split_first_chunk()?;
     *rest = tail;
     Some(u32::from_le_bytes(*head))
 }
 
-fn take_header<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+pub(crate) fn take_u64(rest: &mut &[u8]) -> Option<u64> {
+    let (head, tail) = rest.split_first_chunk()?;
+    *rest = tail;
+    Some(u64::from_le_bytes(*head))
+}
+
+pub(crate) fn take_header<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     let (name_len, value_len) = (take_u32(rest)?, take_u32(rest)?);
     Some((take(rest, to_usize(name_len))?, take(rest, to_usize(value_len))?))
 }
 
 /// A length of a record as an index. Where addresses are shorter than 32 bits it could not have been written.
-fn to_usize(len: u32) -> usize {
+pub(crate) fn to_usize(len: u32) -> usize {
     len.try_into().unwrap_or(usize::MAX)
 }
 

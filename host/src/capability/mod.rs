@@ -4,6 +4,7 @@
 //! granted or not, because unmodified programs import what they never touch; without a grant an interface's own functions
 //! refuse. Knows nothing about where modules come from or what runs them.
 
+pub mod blocking;
 pub mod data;
 pub mod handler;
 pub mod http;

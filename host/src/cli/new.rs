@@ -68,9 +68,12 @@ const HTTP: &[Source] = template!("rust-http":
 const SDK: &[Source] = sdk!(
     "Cargo.toml",
     "src/abi.rs",
+    "src/data.rs",
     "src/error.rs",
+    "src/kv.rs",
     "src/lib.rs",
     "src/log.rs",
+    "src/objects.rs",
     "src/random.rs",
     "src/record.rs",
     "src/request.rs",

@@ -62,6 +62,21 @@ impl<T> Ack<T> {
         Self(State::Ready(Some(result)))
     }
 
+    /// The answer if it is there already; else what waits for it.
+    ///
+    /// # Errors
+    /// The [`Ack`] itself, if it waits. The inner error is that of the write.
+    pub fn now(self) -> Result<Result<T, DataError>, Self> {
+        match self.0 {
+            State::Ready(result) => Ok(result.unwrap_or(Err(DataError::Closed))),
+            State::Waiting(mut receiver) => match receiver.try_recv() {
+                Ok(result) => Ok(result),
+                Err(oneshot::error::TryRecvError::Closed) => Ok(Err(DataError::Closed)),
+                Err(oneshot::error::TryRecvError::Empty) => Err(Self(State::Waiting(receiver))),
+            },
+        }
+    }
+
     /// Blocks the thread until the answer is there. Not for threads that run futures.
     ///
     /// # Errors

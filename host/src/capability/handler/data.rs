@@ -3,21 +3,24 @@
 //! ```text
 //! bucket_open(name) ──> handle ──> kv_*, object_* ──> a number: done, or the length of an answer, or below 0 an error
 //! answer_read(buf, cap)                            ──> that answer; after an error, its text
+//! answer_wait(buf, cap)                            ──> what kv_write comes to, if it waits for the disk
 //! ```
 //!
 //! Owns [`DataState`], what an instance holds of its data between two calls. Knows nothing about keys, values or objects (`kv.rs`,
 //! `objects.rs`, `mapping.rs`). Invariant: the host keeps at most one answer for a guest, of at most
-//! [`BATCH_BYTES_MAX`](crate::data::kv::BATCH_BYTES_MAX) bytes and what frames them.
+//! [`BATCH_BYTES_MAX`](crate::data::kv::BATCH_BYTES_MAX) bytes and what frames them, and one write that it has not waited for.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use wasmtime::{Caller, Linker, Result};
 
-use super::{MODULE, span};
+use super::objects::ObjectState;
+use super::{MODULE, Writer, kv, span};
 use crate::capability::data::{AccessError, OpenBucket};
 use crate::capability::{Host, Refusal};
-use crate::data::DataError;
+use crate::data::kv::Done;
+use crate::data::{Ack, DataError};
 use crate::grants::Access;
 
 /// Buckets that one instance may open. Opening one again gives a handle that it has.
@@ -47,8 +50,10 @@ pub enum Errno {
     Corrupt = -9,
     /// The data cannot be reached or written at present.
     Unavailable = -10,
-    /// The instance holds as much as it may: buckets, open objects, mappings.
+    /// The instance holds as much as it may: buckets, open objects, uploads, mappings.
     Limit = -11,
+    /// The write waits for the disk: `answer_wait`.
+    Waits = -12,
 }
 
 impl From<&AccessError> for Errno {
@@ -77,7 +82,9 @@ impl From<&AccessError> for Errno {
 #[derive(Debug, Default)]
 pub struct DataState {
     buckets: Vec<Arc<OpenBucket>>,
+    pub(super) objects: ObjectState,
     answer: Bytes,
+    write: Option<Ack<Vec<Done>>>,
     has_asked: bool,
 }
 
@@ -98,11 +105,46 @@ impl DataState {
             None => Err(Refusal::bad_call(format!("{handle} is the handle of no bucket: call bucket_open first")).into()),
         }
     }
+
+    /// Whether another write may begin: one guest has one in the queue.
+    ///
+    /// # Errors
+    /// [`Refusal`] if there is one that was not waited for.
+    pub(super) fn check_idle(&self) -> Result<(), Refusal> {
+        match self.write {
+            None => Ok(()),
+            Some(_) => Err(Refusal::bad_call("the last kv_write still waits: call answer_wait first")),
+        }
+    }
+
+    /// Keeps a write that waits for the disk.
+    pub(super) fn wait(&mut self, write: Ack<Vec<Done>>) -> i32 {
+        self.write = Some(write);
+        Errno::Waits as i32
+    }
+}
+
+/// Gives the guest an answer of `len` bytes, which `write` writes: in its buffer if it fits there, else it is kept. Its length.
+pub(super) fn deliver(
+    caller: &mut Caller<'_, Host>,
+    buf: u32,
+    cap: u32,
+    len: usize,
+    write: impl FnOnce(&mut Writer<'_>),
+) -> Result<i32> {
+    let (buffer, host) = span(caller, buf, cap)?;
+    if let Some(buffer) = buffer.get_mut(..len) {
+        write(&mut Writer(buffer));
+        return Ok(i32::try_from(len).unwrap_or(i32::MAX));
+    }
+    let mut answer = vec![0; len];
+    write(&mut Writer(&mut answer));
+    Ok(host.answer(answer))
 }
 
 impl Host {
     /// Keeps an answer for the guest to fetch; its length.
-    pub(super) fn answer(&mut self, answer: impl Into<Bytes>) -> i32 {
+    fn answer(&mut self, answer: impl Into<Bytes>) -> i32 {
         self.data.answer = answer.into();
         // Far below 2 GiB: pages and batches are bounded.
         i32::try_from(self.data.answer.len()).unwrap_or(i32::MAX)
@@ -132,6 +174,9 @@ impl Host {
 pub(super) fn link(linker: &mut Linker<Host>) -> Result<()> {
     linker.func_wrap(MODULE, "bucket_open", bucket_open)?;
     linker.func_wrap(MODULE, "answer_read", answer_read)?;
+    linker.func_wrap_async(MODULE, "answer_wait", |caller: Caller<'_, Host>, (buf, cap): (u32, u32)| {
+        Box::new(answer_wait(caller, buf, cap))
+    })?;
     Ok(())
 }
 
@@ -165,4 +210,16 @@ fn answer_read(mut caller: Caller<'_, Host>, buf: u32, cap: u32) -> Result<i32> 
     let count = buffer.len().min(answer.len());
     buffer[..count].copy_from_slice(&answer[..count]);
     Ok(i32::try_from(answer.len()).unwrap_or(i32::MAX))
+}
+
+/// Waits for the write that was begun. A guest that ends meanwhile does not undo it.
+async fn answer_wait(mut caller: Caller<'_, Host>, buf: u32, cap: u32) -> Result<i32> {
+    let (_, host) = span(&mut caller, buf, cap)?;
+    let Some(write) = host.data.write.take() else {
+        return Err(Refusal::bad_call("there is nothing to wait for: answer_wait follows a kv_write that returned -12").into());
+    };
+    match write.await {
+        Ok(done) => kv::answer_done(&mut caller, buf, cap, &done),
+        Err(error) => Ok(caller.data_mut().refuse(&error.into())),
+    }
 }

@@ -1,11 +1,12 @@
 //! The handler ABI, import module `hob1`: the fast path for core modules.
 //!
-//! Owns both records and the five host calls for requests and responses; those for data are in files of their own; `guest-sdk/abi.md` is the same in words for guest authors, and the two change
-//! together. Invariant: every pointer and length of a guest is checked against its memory before it is used, and nothing a
+//! Owns both records and the five host calls for requests and responses; those for data are in files of their own. `guest-sdk/abi.md`
+//! is the same in words for guest authors, and the two change together. Invariant: every pointer and length of a guest is checked against its memory before it is used, and nothing a
 //! guest passes can make the host allocate more than the guest itself owns.
 
 mod data;
 mod kv;
+mod objects;
 
 pub use data::{DataState, Errno};
 
@@ -123,7 +124,8 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
         Box::new(body_write(caller, ptr, len))
     })?;
     data::link(linker)?;
-    kv::link(linker)
+    kv::link(linker)?;
+    objects::link(linker)
 }
 
 fn memory(caller: &mut Caller<'_, Host>) -> Result<Memory> {
@@ -143,6 +145,19 @@ fn span<'a>(caller: &'a mut Caller<'_, Host>, ptr: u32, len: u32) -> Result<(&'a
         Some(bytes) => Ok((bytes, host)),
         None => Err(Refusal::bad_call(format!("{len} bytes at {ptr} do not lie in the memory of {size} bytes")).into()),
     }
+}
+
+/// As [`span`], for several parts that are only read.
+fn spans<'a, const N: usize>(caller: &'a mut Caller<'_, Host>, parts: [(u32, u32); N]) -> Result<([&'a [u8]; N], &'a mut Host)> {
+    for (ptr, len) in parts {
+        span(caller, ptr, len)?;
+    }
+    let memory = memory(caller)?;
+    let (data, host) = memory.data_and_store_mut(caller);
+    let data: &[u8] = data;
+    // Checked above, and nothing ran since.
+    let part = |(ptr, len): (u32, u32)| data.get(ptr as usize..ptr as usize + len as usize).unwrap_or_default();
+    Ok((parts.map(part), host))
 }
 
 /// Writes into a guest's buffer from its beginning; the caller has made sure that all fits.

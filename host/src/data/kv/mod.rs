@@ -194,15 +194,22 @@ fn check_keys(keys: &[&[u8]]) -> Result<(), DataError> {
     keys.iter().try_for_each(|key| check_key(key))
 }
 
-fn check_count(count: usize) -> Result<(), DataError> {
+/// Refuses a batch, or a reading of many, that has too many keys.
+///
+/// # Errors
+/// [`DataError::Invalid`] past [`BATCH_OPS_MAX`].
+pub fn check_count(count: usize) -> Result<(), DataError> {
     if count <= BATCH_OPS_MAX {
         return Ok(());
     }
     Err(DataError::Invalid { what: format!("{count} keys at once"), expected: format!("at most {BATCH_OPS_MAX}") })
 }
 
-/// Refuses what reading many would pass by one more value.
-fn check_sum(sum: usize) -> Result<(), DataError> {
+/// Refuses a batch, or a reading of many, that has too many bytes.
+///
+/// # Errors
+/// [`DataError::TooLarge`] past [`BATCH_BYTES_MAX`].
+pub fn check_sum(sum: usize) -> Result<(), DataError> {
     if sum <= BATCH_BYTES_MAX {
         return Ok(());
     }

@@ -148,6 +148,30 @@ fn what_was_put_is_what_is_opened() {
 }
 
 #[test]
+fn what_was_checked_opens_without_waiting() {
+    both(|_, objects, bucket| {
+        assert!(matches!(objects.open_checked(&bucket, b"k").unwrap(), Found::Nothing));
+        let bytes = noise(200_001, 7);
+        put(objects, &bucket, b"k", &bytes).unwrap();
+        let Found::Open(opened) = objects.open_checked(&bucket, b"k").unwrap() else { panic!("it was checked when it was put") };
+        assert!(read(&opened) == bytes);
+        let (mut found, mut buf) = (Vec::new(), [0; 7000]);
+        while (found.len() as u64) < opened.head().len {
+            let offset = found.len() as u64;
+            let count = match opened.read_cached(offset, &mut buf).unwrap() {
+                Some(count) => count,
+                // The system may have other uses for its memory.
+                None => opened.read_at(offset, &mut buf).unwrap(),
+            };
+            found.extend_from_slice(&buf[..count]);
+        }
+        assert!(found == bytes);
+        assert_eq!(opened.read_cached(200_001, &mut buf).unwrap(), Some(0));
+        assert!(objects.open_checked(&bucket, b"").is_err());
+    });
+}
+
+#[test]
 fn an_upload_that_is_cut_leaves_nothing() {
     both(|node, objects, bucket| {
         put(objects, &bucket, b"k", b"old").unwrap();

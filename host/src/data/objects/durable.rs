@@ -24,8 +24,8 @@ use super::super::store::{Ack, Commit, Store};
 use super::files::{Charge, FileId, Files, Held, StagedPath, full};
 use super::table::{FILES, OBJECTS, Row, Tables, corrupt, damaged_count, read_count};
 use super::{
-    Content, Head, Objects, Opened, PAGE_LEN_MAX, Page, PutOptions, Upload, When, check_digest, check_key, check_object_len,
-    check_options, record,
+    Content, Found, Head, Objects, Opened, PAGE_LEN_MAX, Page, Place, PutOptions, Upload, Verified, When, check_digest,
+    check_key, check_object_len, check_options, record,
 };
 use crate::crash;
 use crate::id::Digest;
@@ -274,6 +274,20 @@ impl Objects for Durable {
             }
             last = Some(head.version);
         }
+    }
+
+    fn open_checked(&self, bucket: &Bucket, key: &[u8]) -> Result<Found, DataError> {
+        let Some(head) = self.find(bucket.id, key)? else { return Ok(Found::Nothing) };
+        let id = FileId { bucket: bucket.id, digest: head.etag };
+        let held = self.files.hold(id);
+        match self.files.open_checked(id, head.len)? {
+            Some(file) => Ok(Found::Open(Opened { head, verified: Verified::Before, content: Content::File(file, held) })),
+            None => Ok(Found::Unknown),
+        }
+    }
+
+    fn place(&self, _bucket: &Bucket) -> Place {
+        Place::Disk
     }
 
     fn list(&self, bucket: &Bucket, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, DataError> {

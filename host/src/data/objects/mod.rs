@@ -153,6 +153,29 @@ pub enum Verified {
     Now(Duration),
 }
 
+/// What [`Objects::open_checked`] found.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is answered")]
+pub enum Found {
+    /// There is no object.
+    Nothing,
+    /// It is open.
+    Open(Opened),
+    /// [`Objects::open`] tells, and may take long.
+    Unknown,
+}
+
+/// Where objects are, and so how long calls for them may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In memory: nothing waits.
+    Memory,
+    /// On this node's disk: a look at what is known of objects takes microseconds, bytes and puts take what the disk takes.
+    Disk,
+    /// Somewhere else: everything may take long.
+    Elsewhere,
+}
+
 /// An object that is being put. Dropping it leaves nothing. Every call may block: call from a thread that may.
 pub trait Upload: Send + fmt::Debug {
     /// Appends a piece; best of 16 KiB or more.
@@ -207,6 +230,19 @@ pub trait Objects: Send + Sync + fmt::Debug {
     /// A few microseconds; of a durable one, the first time in a process, also the reading of the whole object
     /// ([`Opened::verified`]). Blocks for so long, also while another thread does that.
     fn open(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Opened>, DataError>;
+
+    /// As [`Objects::open`], if that is a matter of microseconds: the bytes are here, and were checked. For threads that run futures.
+    ///
+    /// # Errors
+    /// As [`Objects::open`].
+    fn open_checked(&self, _bucket: &Bucket, _key: &[u8]) -> Result<Found, DataError> {
+        Ok(Found::Unknown)
+    }
+
+    /// How long calls for a bucket may take.
+    fn place(&self, _bucket: &Bucket) -> Place {
+        Place::Elsewhere
+    }
 
     /// Objects whose keys begin with `prefix`, from the one after `after`, at most `limit` (and [`PAGE_LEN_MAX`]).
     ///
@@ -286,6 +322,29 @@ impl Opened {
                 volatile::Content::Sealed(file) => Some(file.as_fd()),
                 volatile::Content::Heap(_) => None,
             },
+        }
+    }
+}
+
+impl Opened {
+    /// As [`Opened::read_at`], if the bytes, or some, are in memory: `None` if the disk would have to be asked. For threads that run
+    /// futures.
+    ///
+    /// # Errors
+    /// As [`Opened::read_at`].
+    pub fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<Option<usize>, DataError> {
+        let Content::File(file, _) = &self.content else { return self.read_at(offset, buf).map(Some) };
+        let left = usize::try_from(self.head.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let count = left.min(buf.len());
+        if count == 0 {
+            return Ok(Some(0));
+        }
+        let pieces = &mut [io::IoSliceMut::new(&mut buf[..count])];
+        match rustix::io::preadv2(file, pieces, offset, rustix::io::ReadWriteFlags::NOWAIT) {
+            Ok(0) => Err(io_error("read an object")(io::Error::other("its file ends early"))),
+            Ok(count) => Ok(Some(count)),
+            // Whatever it is, the read that may wait says it better; not every file system knows the flag.
+            Err(_) => Ok(None),
         }
     }
 }

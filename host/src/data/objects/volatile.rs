@@ -28,8 +28,8 @@ use super::super::clock::Clock;
 use super::super::error::{DataError, io_error};
 use super::super::store::Ack;
 use super::{
-    Content as OpenContent, Head, ObjectLimits, Objects, Opened, PAGE_LEN_MAX, Page, PutOptions, Upload, Verified, When,
-    check_digest, check_key, check_object_len, check_options,
+    Content as OpenContent, Found, Head, ObjectLimits, Objects, Opened, PAGE_LEN_MAX, Page, Place, PutOptions, Upload, Verified,
+    When, check_digest, check_key, check_object_len, check_options,
 };
 use crate::id::Digest;
 
@@ -249,6 +249,14 @@ impl Objects for Volatile {
         let Some(object) = inner.find(bucket.id, key, now_ms) else { return Ok(None) };
         let content = OpenContent::Memory(Arc::clone(&object.memory));
         Ok(Some(Opened { head: object.head.clone(), verified: Verified::Before, content }))
+    }
+
+    fn open_checked(&self, bucket: &Bucket, key: &[u8]) -> Result<Found, DataError> {
+        self.open(bucket, key).map(|opened| opened.map_or(Found::Nothing, Found::Open))
+    }
+
+    fn place(&self, _bucket: &Bucket) -> Place {
+        Place::Memory
     }
 
     fn list(&self, bucket: &Bucket, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, DataError> {

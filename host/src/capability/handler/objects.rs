@@ -1,0 +1,615 @@
+//! Objects of buckets for handlers: the calls `object_*` and `upload_*` of `hob1`.
+//!
+//! ```text
+//! object_open ──> handle, head ──> object_read, … ──> object_close
+//! object_put  ──> handle ──> upload_write, … ──> upload_finish ──> head      visible only then
+//! ```
+//!
+//! What may wait for the disk (puts, first openings, bytes that are not in memory) runs on threads that may block; the guest waits, and
+//! others run. Owns the records, and what an instance has open. Knows nothing about who may do what (`capability/data.rs`), how
+//! objects are kept (`data`), or how they are mapped (`mapping.rs`). Invariant: a guest that ends leaves nothing open and nothing half
+//! put, wherever it was.
+
+use std::sync::Arc;
+
+use bytes::Buf;
+use wasmtime::{Caller, Linker, Result};
+
+use super::data::{Errno, deliver};
+use super::{MODULE, Writer, span, spans, take_header};
+use crate::capability::data::{AccessError, OpenBucket};
+use crate::capability::{Host, Refusal, blocking};
+use crate::data::DataError;
+use crate::data::objects::{
+    CONTENT_TYPE_BYTES_MAX, Found, Head, KEY_BYTES_MAX, METADATA_BYTES_MAX, METADATA_PAIRS_MAX, Opened, Page, Place, PutOptions,
+    Upload, When,
+};
+use crate::grants::Access;
+use crate::id::Digest;
+
+/// Objects that one instance may have open.
+const OBJECTS_MAX: usize = 64;
+/// Uploads that one instance may have under way.
+const UPLOADS_MAX: usize = 16;
+/// Most bytes that one `object_read` gives: what a data thread copies at once, or the host holds for a guest that waits.
+const READ_BYTES_MAX: u32 = 1 << 20;
+/// Most bytes of an upload that the host holds for a guest that waits.
+const PIECE_BYTES_MAX: usize = 256 << 10;
+/// Up to this length a piece for memory is written on the data thread: about 50 us, most of which is the digest.
+const INLINE_BYTES_MAX: usize = 64 << 10;
+/// Letting go of a longer object may take long: its key may be gone, and its memory with it.
+const CLOSE_BYTES_MAX: u64 = 1 << 20;
+
+/// Fixed parts of records.
+const HEAD_LEN: usize = 72;
+const OPTIONS_LEN: usize = 88;
+const PAIR_LEN: usize = 8;
+/// No record of options that could be taken is longer.
+const OPTIONS_LEN_MAX: usize = OPTIONS_LEN + CONTENT_TYPE_BYTES_MAX + METADATA_BYTES_MAX + METADATA_PAIRS_MAX * PAIR_LEN;
+
+const HAS_DIGEST: u32 = 1;
+const ALWAYS: u32 = 0;
+const ABSENT: u32 = 1;
+const ETAG: u32 = 2;
+
+/// What an instance has open of objects.
+#[derive(Debug, Default)]
+pub(super) struct ObjectState {
+    open: Vec<Option<Arc<Opened>>>,
+    uploads: Vec<Option<Uploading>>,
+}
+
+/// An upload under way. Its drop may unlink a file or free memory, so it happens on a thread that may block.
+#[derive(Debug)]
+struct Uploading {
+    upload: Option<Box<dyn Upload>>,
+    handle_of_bucket: u32,
+    place: Place,
+}
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        if let Some(upload) = self.upload.take() {
+            blocking::discard(upload);
+        }
+    }
+}
+
+impl Drop for ObjectState {
+    fn drop(&mut self) {
+        for opened in self.open.drain(..).flatten() {
+            close(opened);
+        }
+    }
+}
+
+fn close(opened: Arc<Opened>) {
+    match opened.head().len > CLOSE_BYTES_MAX {
+        true => blocking::discard(opened),
+        false => drop(opened),
+    }
+}
+
+impl ObjectState {
+    fn opened(&self, handle: u32) -> Result<&Arc<Opened>, Refusal> {
+        self.open.get(handle as usize).and_then(Option::as_ref).ok_or_else(|| no_handle(handle, "open object", "object_open"))
+    }
+
+    fn take_upload(&mut self, handle: u32) -> Result<Uploading, Refusal> {
+        let upload = self.uploads.get_mut(handle as usize).and_then(Option::take);
+        upload.ok_or_else(|| no_handle(handle, "upload", "object_put"))
+    }
+}
+
+fn no_handle(handle: u32, what: &str, call: &str) -> Refusal {
+    Refusal::bad_call(format!("{handle} is the handle of no {what}: it is over, or {call} gave another one"))
+}
+
+/// The place that the next handle stands for, `None` if all `max` are taken.
+fn vacancy<T>(slots: &mut Vec<Option<T>>, max: usize) -> Option<u32> {
+    let at = slots.iter().position(Option::is_none).unwrap_or(slots.len());
+    if at == slots.len() {
+        if at == max {
+            return None;
+        }
+        slots.push(None);
+    }
+    u32::try_from(at).ok()
+}
+
+/// Links the calls of this file.
+pub(super) fn link(linker: &mut Linker<Host>) -> Result<()> {
+    linker.func_wrap_async(MODULE, "object_head", |caller: Caller<'_, Host>, (bucket, key, key_len, buf, cap)| {
+        Box::new(object_head(caller, Target { bucket, key, key_len }, buf, cap))
+    })?;
+    linker.func_wrap_async(MODULE, "object_open", |caller: Caller<'_, Host>, (bucket, key, key_len, buf, cap)| {
+        Box::new(object_open(caller, Target { bucket, key, key_len }, buf, cap))
+    })?;
+    linker.func_wrap_async(
+        MODULE,
+        "object_read",
+        |caller: Caller<'_, Host>, (object, offset, buf, cap): (u32, u64, u32, u32)| {
+            Box::new(object_read(caller, object, offset, buf, cap))
+        },
+    )?;
+    linker.func_wrap(MODULE, "object_close", object_close)?;
+    linker.func_wrap_async(
+        MODULE,
+        "object_list",
+        |caller: Caller<'_, Host>, (bucket, prefix, prefix_len, after, after_len, limit, buf, cap)| {
+            let list = List { bucket, prefix: (prefix, prefix_len), after: (after, after_len), limit };
+            Box::new(object_list(caller, list, buf, cap))
+        },
+    )?;
+    linker.func_wrap_async(MODULE, "object_put", |caller: Caller<'_, Host>, (bucket, key, key_len, options, options_len)| {
+        Box::new(object_put(caller, Target { bucket, key, key_len }, options, options_len))
+    })?;
+    linker.func_wrap_async(MODULE, "upload_write", |caller: Caller<'_, Host>, (upload, ptr, len): (u32, u32, u32)| {
+        Box::new(upload_write(caller, upload, ptr, len))
+    })?;
+    linker.func_wrap_async(MODULE, "upload_finish", |caller: Caller<'_, Host>, (upload, buf, cap): (u32, u32, u32)| {
+        Box::new(upload_finish(caller, upload, buf, cap))
+    })?;
+    linker.func_wrap(MODULE, "upload_drop", upload_drop)?;
+    linker.func_wrap_async(
+        MODULE,
+        "object_delete",
+        |caller: Caller<'_, Host>, (bucket, key, key_len, etag, etag_len, buf, cap)| {
+            Box::new(object_delete(caller, Target { bucket, key, key_len }, (etag, etag_len), buf, cap))
+        },
+    )?;
+    Ok(())
+}
+
+/// A key in a bucket, as the guest passes it.
+#[derive(Clone, Copy)]
+struct Target {
+    bucket: u32,
+    key: u32,
+    key_len: u32,
+}
+
+/// The bucket of a handle as it is now. A handle outlives its bucket, and what is put into memory for a bucket that is gone would be found
+/// by nobody.
+fn bucket(host: &Host, handle: u32, need: Access) -> Result<Result<Arc<OpenBucket>, AccessError>> {
+    let opened = match host.data.bucket(handle, need)? {
+        Ok(opened) => opened,
+        Err(error) => return Ok(Err(error)),
+    };
+    let name = opened.bucket.name.as_str();
+    Ok(host.environment.data.open(name).and_then(|now| match now.bucket.id == opened.bucket.id {
+        true => Ok(now),
+        false => Err(DataError::NoSuchBucket { name: name.into() }.into()),
+    }))
+}
+
+/// A bucket that the guest may use, and a key that may be in it.
+type Keyed = (Arc<OpenBucket>, Vec<u8>);
+
+impl Target {
+    /// The bucket and the key, if the guest may do this with it.
+    fn find(self, caller: &mut Caller<'_, Host>, need: Access) -> Result<Result<Keyed, AccessError>> {
+        let (key, host) = span(caller, self.key, self.key_len)?;
+        let bucket = match bucket(host, self.bucket, need)? {
+            Ok(bucket) => bucket,
+            Err(error) => return Ok(Err(error)),
+        };
+        if key.len() > KEY_BYTES_MAX {
+            let (found, max) = (key.len() as u64, KEY_BYTES_MAX as u64);
+            return Ok(Err(DataError::TooLarge { what: "a key", found, max }.into()));
+        }
+        Ok(Ok((bucket, key.to_vec())))
+    }
+}
+
+/// Looks at what is known of objects: here, unless that may take long.
+async fn look<T: Send + 'static>(
+    bucket: Arc<OpenBucket>,
+    ask: impl FnOnce(&OpenBucket) -> Result<T, DataError> + Send + 'static,
+) -> Result<Result<T, AccessError>> {
+    let found = match bucket.objects.place(&bucket.bucket) {
+        Place::Memory | Place::Disk => ask(&bucket),
+        Place::Elsewhere => blocking::run(move || ask(&bucket)).await?,
+    };
+    Ok(found.map_err(AccessError::from))
+}
+
+fn pairs_len(metadata: &[(String, String)]) -> usize {
+    metadata.iter().map(|(name, value)| PAIR_LEN + name.len() + value.len()).sum()
+}
+
+fn head_len(head: &Head) -> usize {
+    HEAD_LEN + head.content_type.len() + pairs_len(&head.metadata)
+}
+
+/// 32 bytes of ETag, `u64` length, `u64` version, `u64` when it was put, `u64` when it ends or 0, `u32` length of the content type, `u32`
+/// pairs of metadata, the content type, the pairs.
+fn put_head(writer: &mut Writer<'_>, head: &Head) {
+    writer.put(head.etag.bytes());
+    for number in [head.len, head.version, head.modified_ms, head.expires_ms.unwrap_or_default()] {
+        writer.put(&number.to_le_bytes());
+    }
+    writer.put_u32(head.content_type.len());
+    writer.put_u32(head.metadata.len());
+    writer.put(head.content_type.as_bytes());
+    for (name, value) in &head.metadata {
+        writer.put_u32(name.len());
+        writer.put_u32(value.len());
+        writer.put(name.as_bytes());
+        writer.put(value.as_bytes());
+    }
+}
+
+fn deliver_head(caller: &mut Caller<'_, Host>, buf: u32, cap: u32, found: Result<Option<Head>, AccessError>) -> Result<i32> {
+    match found {
+        Ok(Some(head)) => deliver(caller, buf, cap, head_len(&head), |writer| put_head(writer, &head)),
+        Ok(None) => Ok(Errno::None as i32),
+        Err(error) => Ok(caller.data_mut().refuse(&error)),
+    }
+}
+
+async fn object_head(mut caller: Caller<'_, Host>, target: Target, buf: u32, cap: u32) -> Result<i32> {
+    let found = match target.find(&mut caller, Access::Read)? {
+        Ok((bucket, key)) => look(bucket, move |bucket| bucket.objects.head(&bucket.bucket, &key)).await?,
+        Err(error) => Err(error),
+    };
+    deliver_head(&mut caller, buf, cap, found)
+}
+
+/// `u32` handle, head.
+async fn object_open(mut caller: Caller<'_, Host>, target: Target, buf: u32, cap: u32) -> Result<i32> {
+    span(&mut caller, buf, cap)?;
+    let found = match target.find(&mut caller, Access::Read)? {
+        Ok((bucket, key)) => open(bucket, key).await?.map_err(AccessError::from),
+        Err(error) => Err(error),
+    };
+    let opened = match found {
+        Ok(Some(opened)) => Arc::new(opened),
+        Ok(None) => return Ok(Errno::None as i32),
+        Err(error) => return Ok(caller.data_mut().refuse(&error)),
+    };
+    let host = caller.data_mut();
+    let open = &mut host.data.objects.open;
+    let Some(handle) = vacancy(open, OBJECTS_MAX) else {
+        close(opened);
+        return Ok(host.refuse_limit(format!("an instance may have {OBJECTS_MAX} objects open: close one first")));
+    };
+    open[handle as usize] = Some(opened.clone());
+    let head = opened.head();
+    deliver(&mut caller, buf, cap, 4 + head_len(head), |writer| {
+        writer.put(&handle.to_le_bytes());
+        put_head(writer, head);
+    })
+}
+
+async fn open(bucket: Arc<OpenBucket>, key: Vec<u8>) -> Result<Result<Option<Opened>, DataError>> {
+    match bucket.objects.open_checked(&bucket.bucket, &key) {
+        Ok(Found::Open(opened)) => Ok(Ok(Some(opened))),
+        Ok(Found::Nothing) => Ok(Ok(None)),
+        Ok(Found::Unknown) => blocking::run(move || bucket.objects.open(&bucket.bucket, &key)).await,
+        Err(error) => Ok(Err(error)),
+    }
+}
+
+async fn object_read(mut caller: Caller<'_, Host>, object: u32, offset: u64, buf: u32, cap: u32) -> Result<i32> {
+    span(&mut caller, buf, cap)?;
+    let cap = cap.min(READ_BYTES_MAX);
+    let (buffer, host) = span(&mut caller, buf, cap)?;
+    let opened = host.data.objects.opened(object)?;
+    let count = match opened.read_cached(offset, buffer) {
+        Ok(Some(count)) => count,
+        Ok(None) => {
+            let opened = opened.clone();
+            let read = move || {
+                let mut bytes = vec![0; cap as usize];
+                let count = opened.read_at(offset, &mut bytes)?;
+                bytes.truncate(count);
+                Ok(bytes)
+            };
+            let bytes = match blocking::run(read).await? {
+                Ok(bytes) => bytes,
+                Err(error) => return Ok(caller.data_mut().refuse(&AccessError::Data(error))),
+            };
+            let (buffer, _) = span(&mut caller, buf, cap)?;
+            buffer[..bytes.len()].copy_from_slice(&bytes);
+            bytes.len()
+        }
+        Err(error) => return Ok(host.refuse(&error.into())),
+    };
+    Ok(i32::try_from(count).unwrap_or(i32::MAX))
+}
+
+fn object_close(mut caller: Caller<'_, Host>, object: u32) -> Result<()> {
+    let objects = &mut caller.data_mut().data.objects;
+    objects.opened(object)?;
+    if let Some(opened) = objects.open[object as usize].take() {
+        close(opened);
+    }
+    Ok(())
+}
+
+/// What is to be listed, as the guest passes it.
+struct List {
+    bucket: u32,
+    prefix: (u32, u32),
+    after: (u32, u32),
+    limit: u32,
+}
+
+async fn object_list(mut caller: Caller<'_, Host>, list: List, buf: u32, cap: u32) -> Result<i32> {
+    let ([prefix, after], host) = spans(&mut caller, [list.prefix, list.after])?;
+    // No key is longer: a longer prefix is the prefix of none, and what follows a longer cursor follows its beginning, or is it.
+    let (prefix, after) =
+        (prefix.get(..=KEY_BYTES_MAX).unwrap_or(prefix).to_vec(), after.get(..=KEY_BYTES_MAX).unwrap_or(after).to_vec());
+    let limit = list.limit as usize;
+    let found = match bucket(host, list.bucket, Access::Read)? {
+        Ok(bucket) => {
+            let after = (!after.is_empty()).then_some(after);
+            look(bucket, move |bucket| bucket.objects.list(&bucket.bucket, &prefix, after.as_deref(), limit)).await?
+        }
+        Err(error) => Err(error),
+    };
+    let Page { objects, next } = match found {
+        Ok(page) => page,
+        Err(error) => return Ok(caller.data_mut().refuse(&error)),
+    };
+    let next = next.unwrap_or_default();
+    let len = 4 + next.len() + objects.iter().map(|(key, head)| 8 + key.len() + head_len(head)).sum::<usize>();
+    deliver(&mut caller, buf, cap, len, |writer| {
+        writer.put_u32(next.len());
+        writer.put(&next);
+        for (key, head) in &objects {
+            writer.put_u32(key.len());
+            writer.put_u32(head_len(head));
+            writer.put(key);
+            put_head(writer, head);
+        }
+    })
+}
+
+async fn object_put(mut caller: Caller<'_, Host>, target: Target, options: u32, options_len: u32) -> Result<i32> {
+    let (record, _) = span(&mut caller, options, options_len)?;
+    let options = take_options(record)?;
+    let found = match (target.find(&mut caller, Access::ReadWrite)?, options) {
+        (Ok((bucket, key)), Ok(options)) => Ok((bucket, key, options)),
+        (Err(error), _) => Err(error),
+        (_, Err(error)) => Err(error.into()),
+    };
+    let (bucket, key, options) = match found {
+        Ok(found) => found,
+        Err(error) => return Ok(caller.data_mut().refuse(&error)),
+    };
+    if vacancy(&mut caller.data_mut().data.objects.uploads, UPLOADS_MAX).is_none() {
+        let text = format!("an instance may have {UPLOADS_MAX} uploads under way: finish or drop one first");
+        return Ok(caller.data_mut().refuse_limit(text));
+    }
+    let place = bucket.objects.place(&bucket.bucket);
+    let begin = move || bucket.objects.put(&bucket.bucket, &key, options);
+    let begun = match place {
+        Place::Memory => begin(),
+        Place::Disk | Place::Elsewhere => blocking::run(begin).await?,
+    };
+    let host = caller.data_mut();
+    let upload = match begun {
+        Ok(upload) => upload,
+        Err(error) => return Ok(host.refuse(&error.into())),
+    };
+    let uploading = Uploading { upload: Some(upload), handle_of_bucket: target.bucket, place };
+    let uploads = &mut host.data.objects.uploads;
+    // The one that was there: an instance makes one call at a time.
+    let handle = vacancy(uploads, UPLOADS_MAX).unwrap_or_default();
+    uploads[handle as usize] = Some(uploading);
+    Ok(i32::try_from(handle).unwrap_or(i32::MAX))
+}
+
+/// The options of a put: `u32` flags, `u32` on which condition, `u64` time to live in milliseconds or 0, 32 bytes of the condition's ETag,
+/// 32 bytes of digest, `u32` length of the content type, `u32` pairs of metadata, the content type, the pairs. Or nothing at all.
+fn take_options(record: &[u8]) -> Result<Result<PutOptions, DataError>, Refusal> {
+    let short = || Refusal::bad_call("the options of an object end before they are whole");
+    if record.is_empty() {
+        return Ok(Ok(PutOptions::default()));
+    }
+    if record.len() > OPTIONS_LEN_MAX {
+        let (found, max) = (record.len() as u64, OPTIONS_LEN_MAX as u64);
+        return Ok(Err(DataError::TooLarge { what: "content type and metadata, with what frames them,", found, max }));
+    }
+    let Some((mut head, mut rest)) = record.split_at_checked(OPTIONS_LEN) else { return Err(short()) };
+    let (flags, when, ttl_ms) = (head.get_u32_le(), head.get_u32_le(), head.get_u64_le());
+    let mut digest = || {
+        let mut bytes = [0; 32];
+        head.copy_to_slice(&mut bytes);
+        Digest::from_bytes(bytes)
+    };
+    let (etag, digest) = (digest(), digest());
+    let (type_len, pairs) = (head.get_u32_le() as usize, head.get_u32_le());
+    if flags > HAS_DIGEST {
+        return Err(Refusal::bad_call(format!("the flags of an object's options are 0 or 1, not {flags}")));
+    }
+    let when = match when {
+        ALWAYS => When::Always,
+        ABSENT => When::Absent,
+        ETAG => When::Etag(etag),
+        other => return Err(Refusal::bad_call(format!("the condition of a put is 0, 1 or 2, not {other}"))),
+    };
+    let (content_type, behind) = rest.split_at_checked(type_len).ok_or_else(short)?;
+    rest = behind;
+    let mut metadata = Vec::new();
+    for _ in 0..pairs {
+        let (name, value) = take_header(&mut rest).map_err(|_| short())?;
+        metadata.push((name, value));
+    }
+    if !rest.is_empty() {
+        return Err(Refusal::bad_call(format!("{} bytes follow the options of an object", rest.len())));
+    }
+    Ok(texts(content_type, &metadata).map(|(content_type, metadata)| PutOptions {
+        content_type,
+        metadata,
+        ttl_ms: (ttl_ms != 0).then_some(ttl_ms),
+        when,
+        digest: (flags & HAS_DIGEST != 0).then_some(digest),
+    }))
+}
+
+type Texts = (String, Vec<(String, String)>);
+
+fn texts(content_type: &[u8], metadata: &[(&[u8], &[u8])]) -> Result<Texts, DataError> {
+    let text = |bytes: &[u8]| {
+        let invalid = |_| DataError::Invalid { what: "content type or metadata is not UTF-8".into(), expected: "text".into() };
+        std::str::from_utf8(bytes).map(str::to_owned).map_err(invalid)
+    };
+    let metadata = metadata.iter().map(|(name, value)| Ok((text(name)?, text(value)?))).collect::<Result<_, DataError>>()?;
+    Ok((text(content_type)?, metadata))
+}
+
+/// Writes all of it, piece by piece. The upload is taken out meanwhile: an error, or the guest's end, drops it.
+async fn upload_write(mut caller: Caller<'_, Host>, upload: u32, ptr: u32, len: u32) -> Result<i32> {
+    span(&mut caller, ptr, len)?;
+    let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
+    let mut written = 0;
+    while written < len {
+        let count = (len - written).min(u32::try_from(PIECE_BYTES_MAX).unwrap_or(u32::MAX));
+        let (piece, _) = span(&mut caller, ptr + written, count)?;
+        let result = match (uploading.place, piece.len() <= INLINE_BYTES_MAX, uploading.upload.as_mut()) {
+            (Place::Memory, true, Some(upload)) => upload.write(piece),
+            _ => {
+                let piece = piece.to_vec();
+                let (back, result) = blocking::run(move || {
+                    let result = uploading.upload.as_mut().map_or(Err(DataError::Closed), |upload| upload.write(&piece));
+                    (uploading, result)
+                })
+                .await?;
+                uploading = back;
+                result
+            }
+        };
+        if let Err(error) = result {
+            return Ok(caller.data_mut().refuse(&error.into()));
+        }
+        written += count;
+    }
+    caller.data_mut().data.objects.uploads[upload as usize] = Some(uploading);
+    Ok(0)
+}
+
+async fn upload_finish(mut caller: Caller<'_, Host>, upload: u32, buf: u32, cap: u32) -> Result<i32> {
+    span(&mut caller, buf, cap)?;
+    let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
+    if let Err(error) = bucket(caller.data(), uploading.handle_of_bucket, Access::ReadWrite)? {
+        return Ok(caller.data_mut().refuse(&error));
+    }
+    let place = uploading.place;
+    let mut finish = move || uploading.upload.take().map(Upload::finish);
+    let ack = match place {
+        Place::Memory => finish(),
+        Place::Disk | Place::Elsewhere => blocking::run(finish).await?,
+    };
+    let finished = match ack {
+        Some(ack) => ack.await,
+        None => Err(DataError::Closed),
+    };
+    deliver_head(&mut caller, buf, cap, finished.map(Some).map_err(AccessError::from))
+}
+
+fn upload_drop(mut caller: Caller<'_, Host>, upload: u32) -> Result<()> {
+    drop(caller.data_mut().data.objects.take_upload(upload)?);
+    Ok(())
+}
+
+async fn object_delete(mut caller: Caller<'_, Host>, target: Target, etag: (u32, u32), buf: u32, cap: u32) -> Result<i32> {
+    span(&mut caller, buf, cap)?;
+    let (etag, _) = span(&mut caller, etag.0, etag.1)?;
+    let when = match (etag.len(), <[u8; 32]>::try_from(&*etag)) {
+        (0, _) => When::Always,
+        (_, Ok(etag)) => When::Etag(Digest::from_bytes(etag)),
+        (len, _) => return Err(Refusal::bad_call(format!("an ETag has 32 bytes, or none is given, this one has {len}")).into()),
+    };
+    let deleted = match target.find(&mut caller, Access::ReadWrite)? {
+        Ok((bucket, key)) => {
+            let delete = look(bucket, move |bucket| Ok(bucket.objects.delete(&bucket.bucket, &key, when)));
+            match delete.await? {
+                Ok(ack) => ack.await.map_err(AccessError::from),
+                Err(error) => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    };
+    deliver_head(&mut caller, buf, cap, deleted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn len(bytes: &[u8]) -> [u8; 4] {
+        u32::try_from(bytes.len()).unwrap().to_le_bytes()
+    }
+
+    fn options(flags: u32, when: u32, ttl_ms: u64, content_type: &[u8], pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
+        let mut record = Vec::new();
+        record.extend(flags.to_le_bytes());
+        record.extend(when.to_le_bytes());
+        record.extend(ttl_ms.to_le_bytes());
+        record.extend([1; 32]);
+        record.extend([2; 32]);
+        record.extend(len(content_type));
+        record.extend(u32::try_from(pairs.len()).unwrap().to_le_bytes());
+        record.extend(content_type);
+        for (name, value) in pairs {
+            record.extend(len(name));
+            record.extend(len(value));
+            record.extend(*name);
+            record.extend(*value);
+        }
+        record
+    }
+
+    #[test]
+    fn options_are_read_part_by_part() {
+        assert_eq!(take_options(b"").unwrap().unwrap(), PutOptions::default());
+        let whole = options(HAS_DIGEST, ETAG, 5, b"a/b", &[(b"n", b"v"), (b"", b"w")]);
+        let expected = PutOptions {
+            content_type: "a/b".into(),
+            metadata: vec![("n".into(), "v".into()), (String::new(), "w".into())],
+            ttl_ms: Some(5),
+            when: When::Etag(Digest::from_bytes([1; 32])),
+            digest: Some(Digest::from_bytes([2; 32])),
+        };
+        assert_eq!(take_options(&whole).unwrap().unwrap(), expected);
+        for end in 1..whole.len() {
+            assert!(take_options(&whole[..end]).is_err(), "{end}");
+        }
+        assert!(take_options(&[&whole[..], b"x"].concat()).is_err());
+        assert_eq!(take_options(&options(0, ABSENT, 0, b"", &[])).unwrap().unwrap().when, When::Absent);
+    }
+
+    #[test]
+    fn options_that_are_none_are_refused() {
+        for bad in [options(2, 0, 0, b"", &[]), options(0, 3, 0, b"", &[])] {
+            assert!(take_options(&bad).is_err());
+        }
+        for bad in [options(0, 0, 0, b"\xff", &[]), options(0, 0, 0, b"", &[(b"\xff", b"")])] {
+            assert!(matches!(take_options(&bad).unwrap(), Err(DataError::Invalid { .. })));
+        }
+        let mut many = options(0, 0, 0, b"", &[]);
+        many[84..88].fill(0xff);
+        assert!(take_options(&many).is_err());
+        // The most that any object has, and one byte more.
+        let pair = (&[b'v'; METADATA_BYTES_MAX / METADATA_PAIRS_MAX][..], &b""[..]);
+        let most = options(0, 0, 0, &[b't'; CONTENT_TYPE_BYTES_MAX], &[pair; METADATA_PAIRS_MAX]);
+        assert_eq!((most.len(), take_options(&most).unwrap().is_ok()), (OPTIONS_LEN_MAX, true));
+        let more = options(0, 0, 0, &[b't'; CONTENT_TYPE_BYTES_MAX + 1], &[pair; METADATA_PAIRS_MAX]);
+        assert!(matches!(take_options(&more).unwrap(), Err(DataError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn handles_are_given_again_and_bounded() {
+        let mut slots = Vec::new();
+        for at in 0..3 {
+            assert_eq!(vacancy(&mut slots, 3), Some(at));
+            slots[at as usize] = Some(at);
+        }
+        assert_eq!(vacancy(&mut slots, 3), None);
+        slots[1] = None;
+        assert_eq!(vacancy(&mut slots, 3), Some(1));
+    }
+}
