@@ -169,7 +169,7 @@ impl Node {
             data: data.clone(),
             metrics: metrics.clone(),
             stop: stop.clone(),
-            uploads: Control::upload_places(),
+            places: Arc::default(),
             data_addr: addr,
             tenant: TenantId::default(),
         };

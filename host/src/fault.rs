@@ -29,6 +29,8 @@ pub enum Code {
     Conflict,
     /// `If-Match` or `If-None-Match` does not hold.
     PreconditionFailed,
+    /// A range begins past the end of what it is of.
+    RangeNotSatisfiable,
     /// A body is larger than its limit.
     BodyTooLarge,
     /// The target is longer than its limit.
@@ -65,7 +67,7 @@ pub enum Code {
     Overloaded,
     /// The node is shutting down.
     Draining,
-    /// The function's files on this node are lost or damaged.
+    /// The function's files on this node, or what a bucket holds, are lost or damaged.
     Damaged,
     /// The guest used up its processor time.
     CpuDeadline,
@@ -77,7 +79,7 @@ pub enum Code {
 
 impl Code {
     /// All codes, for documentation and tests.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::BadRequest,
         Self::BadManifest,
         Self::Forbidden,
@@ -86,6 +88,7 @@ impl Code {
         Self::ClientTimeout,
         Self::Conflict,
         Self::PreconditionFailed,
+        Self::RangeNotSatisfiable,
         Self::BodyTooLarge,
         Self::UriTooLong,
         Self::HeadersTooLarge,
@@ -122,6 +125,7 @@ impl Code {
             Self::ClientTimeout => "client-timeout",
             Self::Conflict => "conflict",
             Self::PreconditionFailed => "precondition-failed",
+            Self::RangeNotSatisfiable => "range-not-satisfiable",
             Self::BodyTooLarge => "body-too-large",
             Self::UriTooLong => "uri-too-long",
             Self::HeadersTooLarge => "headers-too-large",
@@ -159,6 +163,7 @@ impl Code {
             Self::ClientTimeout => "The client took too long",
             Self::Conflict => "Another change got there first",
             Self::PreconditionFailed => "The precondition does not hold",
+            Self::RangeNotSatisfiable => "The range is not there",
             Self::BodyTooLarge => "The request body is too large",
             Self::UriTooLong => "The target is too long",
             Self::HeadersTooLarge => "The head of the request is too large",
@@ -177,7 +182,7 @@ impl Code {
             Self::ResponseTooLarge => "The response body is too large",
             Self::Overloaded => "The node is full",
             Self::Draining => "The node is shutting down",
-            Self::Damaged => "The function's files are lost or damaged",
+            Self::Damaged => "What was stored is lost or damaged",
             Self::CpuDeadline => "The function used up its processor time",
             Self::WallDeadline => "The function used up its time",
             Self::StorageFull => "There is no room to store this",

@@ -3,7 +3,10 @@
 //! Owns every request that the command line sends to it, and the way from an answer to a value or a [`Failure`]. Knows nothing
 //! about what is printed. Speaks plain HTTP only: the control port is on loopback.
 
+pub(super) mod data;
+
 use std::io::{BufRead, BufReader, Read};
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -171,12 +174,10 @@ impl Client {
     }
 
     /// The newest entries of a function's log and those that follow, until the daemon ends the stream.
-    pub(super) fn follow(&self, name: &FunctionName, tail: usize) -> Result<Events, Failure> {
+    pub(super) fn follow(&self, name: &FunctionName, tail: usize) -> Result<Feed<LogEntry>, Failure> {
         let request = Request::get(self.function_url(name, &format!("/logs?tail={tail}&follow=true")));
         let request = request.header("accept", "text/event-stream");
-        let response = accept(self.send(request, SendBody::none())?, Some(name))?;
-        let reader = response.into_body().into_with_config().limit(u64::MAX).reader();
-        Ok(Events { lines: Box::new(BufReader::new(reader)) })
+        Ok(Feed::new(accept(self.send(request, SendBody::none())?, Some(name))?))
     }
 
     /// Invokes a function by its name. Whatever comes back is returned, faults among it.
@@ -231,23 +232,29 @@ pub(super) fn probe(url: &str) -> Option<Response<Body>> {
     agent().get(url).config().timeout_global(Some(Duration::from_secs(2))).build().call().ok()
 }
 
-/// Entries of a log as they arrive.
-pub(super) struct Events {
+/// What a daemon tells as it happens: entries of a log, changes of a bucket.
+pub(super) struct Feed<T> {
     lines: Box<dyn BufRead>,
+    of: PhantomData<T>,
 }
 
 /// What an event stream brings.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum Event<T> {
     /// An entry.
-    Entry(LogEntry),
-    /// A remark of the daemon: entries were lost.
+    Entry(T),
+    /// A remark of the daemon: some were lost.
     Remark(String),
 }
 
-impl Events {
+impl<T: DeserializeOwned> Feed<T> {
+    fn new(response: Response<Body>) -> Self {
+        let reader = response.into_body().into_with_config().limit(u64::MAX).reader();
+        Self { lines: Box::new(BufReader::new(reader)), of: PhantomData }
+    }
+
     /// The next event; `None` when the daemon has ended the stream.
-    pub(super) fn next(&mut self) -> Result<Option<Event>, Failure> {
+    pub(super) fn next(&mut self) -> Result<Option<Event<T>>, Failure> {
         loop {
             let mut line = String::new();
             let read = self.lines.by_ref().take(EVENT_LEN_MAX).read_line(&mut line).context("the stream of entries broke off")?;
@@ -321,7 +328,7 @@ mod tests {
     fn events_are_entries_and_remarks() {
         let entry = r#"{"seq":1,"time_ms":2,"invocation":"I","revision":3,"source":"log","level":"info","text":"t"}"#;
         let text = format!(":\n\ndata: {entry}\n\n: 5 entries were lost\nid: 3\n\n");
-        let mut events = Events { lines: Box::new(std::io::Cursor::new(text)) };
+        let mut events = Feed::<LogEntry> { lines: Box::new(std::io::Cursor::new(text)), of: PhantomData };
         assert!(matches!(events.next().unwrap(), Some(Event::Entry(entry)) if entry.seq == 1));
         assert!(matches!(events.next().unwrap(), Some(Event::Remark(remark)) if remark == "5 entries were lost"));
         assert!(events.next().unwrap().is_none());

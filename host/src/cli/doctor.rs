@@ -1,7 +1,9 @@
 //! `hob doctor`: whether this machine has what Hob needs.
 //!
-//! Owns the checks and what to do about each. Changes nothing without `--fix`, and then only adds wasm targets. A check that
+//! Owns the checks and what to do about each; those of buckets are in `doctor/data.rs`. Changes nothing without `--fix`, and then only adds wasm targets. A check that
 //! fails and is required makes the command fail; one that is not is marked and passed over.
+
+mod data;
 
 use std::fs;
 use std::io;
@@ -25,6 +27,9 @@ pub(super) struct Doctor {
     /// The data directory to check [default: the one of `hob serve`]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Leave out the reading of all that is in buckets
+    #[arg(long)]
+    no_scrub: bool,
 }
 
 /// How a check came out.
@@ -104,11 +109,17 @@ impl Doctor {
         let mut checks = vec![Check::good("hob", env!("CARGO_PKG_VERSION"))];
         checks.extend(programs());
         checks.extend(targets(self.fix));
-        checks.push(data_dir(self.data_dir.clone().or_else(environment::data_dir)));
+        let dir = self.data_dir.clone().or_else(environment::data_dir);
+        checks.push(data_dir(dir.clone()));
         checks.push(control_port(&ctx.server));
         checks.push(data_port(config.net.addr));
         checks.push(mappings(&config.engine));
         checks.push(open_files(&config.net));
+        if !self.no_scrub {
+            let client = ctx.client().ok().filter(|_| client::is_live(ctx.server.trim_end_matches('/')));
+            checks.extend(client.iter().flat_map(data::online));
+            checks.extend(dir.iter().flat_map(|dir| data::offline(dir, client.is_some())));
+        }
         checks
     }
 }

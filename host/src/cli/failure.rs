@@ -113,6 +113,11 @@ impl Failure {
         self
     }
 
+    /// What failed, without its causes.
+    pub(super) fn sentence(&self) -> String {
+        self.error.to_string()
+    }
+
     /// The code to exit with.
     #[must_use]
     pub fn code(&self) -> u8 {

@@ -5,7 +5,10 @@
 //! question. Invariant: whatever a guest or a daemon says is made harmless before it reaches a terminal (`text::clean`), except a
 //! response's body, which is passed as it is.
 
+mod archive;
 mod bench;
+mod blob;
+mod bucket;
 mod build;
 mod client;
 mod demo;
@@ -16,6 +19,7 @@ mod failure;
 mod inspect;
 mod interrupt;
 mod invoke;
+mod kv;
 mod logs;
 mod ls;
 mod new;
@@ -75,6 +79,12 @@ enum Command {
     Rollback(rollback::Rollback),
     /// Remove a function with all its revisions
     Rm(rm::Rm),
+    /// Buckets: where functions keep their data
+    Bucket(bucket::Bucket),
+    /// Entries of a bucket: small values under keys
+    Kv(kv::Kv),
+    /// Objects of a bucket: bytes of any size under keys
+    Blob(blob::Blob),
     /// Check that this machine has what Hob needs, and say what to do about what is missing
     Doctor(doctor::Doctor),
     /// Measure what a function's starts cost on each rung of the start ladder
@@ -124,6 +134,9 @@ impl Cli {
             Command::Logs(logs) => logs.run(&ctx),
             Command::Rollback(rollback) => rollback.run(&ctx),
             Command::Rm(rm) => rm.run(&ctx),
+            Command::Bucket(bucket) => bucket.run(&ctx),
+            Command::Kv(kv) => kv.run(&ctx),
+            Command::Blob(blob) => blob.run(&ctx),
             Command::Doctor(doctor) => doctor.run(&ctx),
             Command::Demo(demo) => demo.run(&ctx),
             Command::Bench(bench) => bench.run(&ctx),

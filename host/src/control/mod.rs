@@ -1,15 +1,21 @@
-//! The control port: deploy, look, invoke, follow.
+//! The control port: deploy, look, invoke, follow; buckets and what is in them.
 //!
 //! Owns the routes of `/v1`, their JSON (`wire.rs`) and their description (`/openapi.json`). Knows deploys and [`Invoke`], never the
 //! engine. Invariant: every answer that is not 2xx is problem+json with a code of [`crate::fault::Code`], whoever made it.
 
 mod answer;
+mod buckets;
+mod conditions;
 mod functions;
 mod guard;
 mod invoke;
+mod keys;
+mod kv;
 mod logs;
 mod node;
+mod objects;
 mod openapi;
+mod receive;
 mod upload;
 pub mod wire;
 
@@ -19,12 +25,14 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::response::IntoResponse as _;
+use axum::routing::MethodRouter;
 use http::{Request, Response};
-use tokio::sync::Semaphore;
 use tower_service::Service as _;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+
+pub use self::buckets::Places;
 
 use crate::data::Data;
 use crate::deploy::Deployer;
@@ -50,8 +58,8 @@ pub struct Control {
     pub metrics: Arc<Metrics>,
     /// Ends those who follow a log when the node stops.
     pub stop: Stop,
-    /// Places for uploads.
-    pub uploads: Arc<Semaphore>,
+    /// Places for what holds a thread while it lasts.
+    pub places: Arc<Places>,
     /// Where functions are reached, told to whoever deploys one.
     pub data_addr: SocketAddr,
     /// Whose functions: one tenant until there are tokens that say which.
@@ -62,19 +70,24 @@ pub struct Control {
 #[openapi(
     info(
         title = "Hob control API",
-        description = "Deploy functions and look after them. Errors are application/problem+json (RFC 9457) with a stable `code`."
+        description = "Deploy functions and look after them and their data. Errors are application/problem+json (RFC 9457) with a stable `code`."
     ),
-    paths(invoke::describe, invoke::describe_bare)
+    paths(
+        invoke::describe,
+        invoke::describe_bare,
+        kv::get,
+        kv::put,
+        kv::delete,
+        kv::increment,
+        objects::head,
+        objects::get,
+        objects::delete,
+        receive::put
+    )
 )]
 struct Description;
 
 impl Control {
-    /// Places for uploads, for a new [`Control`].
-    #[must_use]
-    pub fn upload_places() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(upload::UPLOADS_MAX))
-    }
-
     /// All routes, among them the one that describes them.
     fn router(self) -> Router {
         let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
@@ -83,6 +96,11 @@ impl Control {
             .routes(routes!(functions::revisions))
             .routes(routes!(functions::rollback))
             .routes(routes!(logs::logs))
+            .routes(routes!(buckets::list))
+            .routes(routes!(buckets::put, buckets::get, buckets::delete))
+            .routes(routes!(buckets::scrub))
+            .routes(routes!(kv::list, kv::batch))
+            .routes(routes!(objects::list))
             .routes(routes!(node::livez))
             .routes(routes!(node::readyz))
             .routes(routes!(node::metrics))
@@ -92,6 +110,10 @@ impl Control {
             .route("/v1/functions/{name}/invoke", axum::routing::any(invoke::invoke))
             .route("/v1/functions/{name}/invoke/", axum::routing::any(invoke::invoke))
             .route("/v1/functions/{name}/invoke/{*path}", axum::routing::any(invoke::invoke))
+            .route("/v1/buckets/{name}/kv/", entry())
+            .route("/v1/buckets/{name}/kv/{*key}", entry())
+            .route("/v1/buckets/{name}/objects/", object())
+            .route("/v1/buckets/{name}/objects/{*key}", object())
             .route("/openapi.json", axum::routing::get(move || node::openapi(text.clone())))
             .route("/docs/errors", axum::routing::get(node::errors))
             .fallback(answer::no_route)
@@ -122,6 +144,16 @@ impl Control {
             })
         }
     }
+}
+
+/// What one entry takes. An empty key reaches it too, to be refused as one.
+fn entry() -> MethodRouter<Control> {
+    axum::routing::get(kv::get).put(kv::put).delete(kv::delete).post(kv::increment)
+}
+
+/// What one object takes.
+fn object() -> MethodRouter<Control> {
+    axum::routing::get(objects::get).head(objects::head).put(receive::put).delete(objects::delete)
 }
 
 /// A response of the control port on its way.

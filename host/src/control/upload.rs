@@ -34,7 +34,7 @@ const MULTIPART_SLACK: u64 = 128 << 10;
 /// # Errors
 /// 400, 408, 413 or 415 about the body; 422 when its first bytes are no Wasm.
 pub(super) async fn receive(control: &Control, request: Request) -> Result<(Uploaded, Manifest), Fault> {
-    let Ok(_place) = control.uploads.try_acquire() else {
+    let Ok(_place) = control.places.uploads.try_acquire() else {
         let fault = Fault::new(Code::Overloaded, format!("{UPLOADS_MAX} uploads are under way"));
         return Err(fault.retry_after(Duration::from_secs(1)).hint("try again"));
     };

@@ -3,10 +3,17 @@
 //! Owns these shapes and nothing else; a change here is a change of the API. Times are Unix milliseconds, sizes are bytes, limits
 //! are text with their unit as in `hob.toml`.
 
+mod data;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use self::data::{
+    BatchInfo, BatchKind, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, CorruptInfo, DoneInfo,
+    EntryInfo, EntryList, IncrementInfo, ObjectInfo, ObjectList, ScrubInfo, SizeInfo, join, split,
+};
 
 /// A deployed function and its live revision.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

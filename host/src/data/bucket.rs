@@ -216,6 +216,23 @@ pub(super) fn get(txn: &ReadTransaction, tenant: &TenantId, name: &BucketName) -
     Ok(Some(bucket(id, tenant.clone(), name.clone(), &state)))
 }
 
+/// Every bucket of every tenant.
+pub(super) fn all(txn: &ReadTransaction) -> Result<Vec<Bucket>, DataError> {
+    let doing = "list all buckets";
+    let buckets = txn.open_table(BUCKETS).map_err(storage(doing))?;
+    let states = txn.open_table(STATES).map_err(storage(doing))?;
+    let mut all = Vec::new();
+    for entry in buckets.iter().map_err(storage(doing))? {
+        let (key, row) = entry.map_err(storage(doing))?;
+        let (tenant, name) = key.value();
+        let id = parse_id(tenant, name, row.value())?;
+        let damaged = |error: crate::id::NameError| DataError::Damaged { what: format!("a bucket's name: {error}") };
+        let (tenant, name) = (tenant.parse().map_err(damaged)?, name.parse().map_err(damaged)?);
+        all.push(bucket(id, tenant, name, &find_state(&states, id)?));
+    }
+    Ok(all)
+}
+
 /// Whether a bucket still exists, and with which quotas.
 pub(super) fn spec(txn: &ReadTransaction, id: BucketId) -> Result<BucketSpec, DataError> {
     let states = txn.open_table(STATES).map_err(storage("open the buckets"))?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use redb::{Database, DatabaseError, WriteTransaction};
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use super::error::{DataError, io_error, storage};
 use super::store::Commit;
@@ -181,6 +181,11 @@ pub(super) fn verify(path: &Path) -> Result<(), DataError> {
         let damaged = || DataError::Damaged { what: "a page is not what was written".into() };
         if whole { Ok(()) } else { Err(damaged()) }
     })
+}
+
+/// Reads the file at `path` without changing a byte.
+pub(super) fn look<T>(path: &Path, op: impl FnOnce(&ReadTransaction) -> Result<T, DataError>) -> Result<T, DataError> {
+    contained(|| op(&open_shadow(path)?.begin_read().map_err(storage("begin to read"))?))
 }
 
 /// Makes an empty file under another name and renames it: a start that is killed in between leaves no half of a store.

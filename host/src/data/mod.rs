@@ -11,9 +11,11 @@
 //! and power loss; what is read is what was written, or an error.
 
 mod account;
+mod audit;
 mod bucket;
 mod clock;
 mod error;
+mod feed;
 mod file;
 pub mod kv;
 pub mod objects;
@@ -30,17 +32,21 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::broadcast::Receiver;
+
 pub use self::account::Usage;
+pub use self::audit::Audited;
 pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId};
 pub use self::clock::{Clock, Reading};
 pub use self::error::DataError;
+pub use self::feed::{Changed, FEED_LEN};
 pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
 
 use self::error::io_error;
-use self::kv::KeyValue;
 use self::kv::cache::Cache;
 use self::kv::durable::{self, Durable};
 use self::kv::volatile::Volatile;
+use self::kv::{KeyValue, Scrubbed};
 use self::objects::{Files, ObjectLimits, Objects};
 pub use crate::bucket::{BucketSpec, Durability};
 use crate::id::{BucketName, TenantId};
@@ -83,6 +89,7 @@ pub struct Data {
     store: Arc<Store>,
     cache: Arc<Cache>,
     volatile_bytes_max: u64,
+    object_bytes_max: u64,
     open: Arc<Open>,
     durable_objects: Arc<objects::Durable>,
     volatile_objects: Arc<objects::Volatile>,
@@ -146,7 +153,8 @@ impl Data {
         let volatile_objects = Arc::new(objects::Volatile::new(config.volatile_objects, store.clock().clone()));
         let store = Arc::new(store);
         let durable_objects = Arc::new(objects::Durable::open(Arc::clone(&store), files)?);
-        Ok(Self { store, cache, volatile_bytes_max, open: Arc::default(), durable_objects, volatile_objects })
+        let object_bytes_max = config.durable_objects.object_bytes_max;
+        Ok(Self { store, cache, volatile_bytes_max, object_bytes_max, open: Arc::default(), durable_objects, volatile_objects })
     }
 
     /// The objects of buckets of this durability.
@@ -222,6 +230,18 @@ impl Data {
         Ok(handle)
     }
 
+    /// Every change of a bucket's entries that is committed from now on, in order; ends with the bucket. A reader that falls behind by
+    /// more than [`FEED_LEN`] changes is told how many it missed. What expires or is evicted is not told.
+    ///
+    /// # Errors
+    /// As [`Data::kv`].
+    pub fn watch(&self, bucket: &Bucket) -> Result<Receiver<Changed>, DataError> {
+        Ok(match self.handle(bucket.id)? {
+            Handle::Durable(durable) => durable.feed.watch(),
+            Handle::Volatile(volatile) => volatile.feed.watch(),
+        })
+    }
+
     /// A number that rises when a bucket is made, deleted or given other quotas: who keeps a [`Bucket`] looks it up again then.
     #[must_use]
     pub fn changes(&self) -> u64 {
@@ -248,6 +268,23 @@ impl Data {
     /// Reads the whole bucket in one transaction.
     pub fn recount(&self, bucket: &Bucket) -> Result<Usage, DataError> {
         durable::recount(&self.store, bucket.id)
+    }
+
+    /// Reads every entry of a durable bucket and holds it against its checksum.
+    ///
+    /// # Errors
+    /// Those of storage.
+    ///
+    /// # Cost
+    /// Reads the whole bucket, a page at a time.
+    pub fn scrub_entries(&self, bucket: &Bucket) -> Result<Scrubbed, DataError> {
+        durable::scrub(&self.store, bucket.id)
+    }
+
+    /// Largest object, in bytes.
+    #[must_use]
+    pub fn object_bytes_max(&self) -> u64 {
+        self.object_bytes_max
     }
 
     /// A bucket by its name, `None` if there is none.

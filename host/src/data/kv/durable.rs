@@ -10,18 +10,22 @@
 //! row there; the account of the bucket is changed in the transaction that changes its entries.
 
 use std::fmt;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use super::cache::Cache;
 use super::plan::{Change, Old, plan};
-use super::{Done, Entry, KeyValue, Op, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, check_key, check_keys, check_ops, check_sum};
+use super::{
+    Done, Entry, KeyValue, Op, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, Scrubbed, check_key, check_keys, check_ops, check_sum,
+};
 use crate::data::account::{Kind, State, Usage};
 use crate::data::bucket::{self, BucketId};
 use crate::data::error::{DataError, storage};
+use crate::data::feed::Feed;
 use crate::data::row::{SUM_LEN, sum};
 use crate::data::store::{Ack, Commit, Store, Swept};
 
@@ -39,18 +43,21 @@ pub(in crate::data) struct Durable {
     id: BucketId,
     store: Arc<Store>,
     cache: Arc<Cache>,
+    /// Who watches.
+    pub(in crate::data) feed: Arc<Feed>,
     /// Whether the bucket was deleted.
     gone: AtomicBool,
 }
 
 impl Durable {
     pub(in crate::data) fn new(id: BucketId, store: Arc<Store>, cache: Arc<Cache>) -> Self {
-        Self { id, store, cache, gone: AtomicBool::new(false) }
+        Self { id, store, cache, feed: Arc::default(), gone: AtomicBool::new(false) }
     }
 
     /// The bucket was deleted.
     pub(in crate::data) fn end(&self) {
         self.gone.store(true, Ordering::Release);
+        self.feed.end();
     }
 
     fn check(&self) -> Result<(), DataError> {
@@ -152,9 +159,14 @@ impl KeyValue for Durable {
         let keys: Vec<Bytes> = ops.iter().map(|op| op.key().clone()).collect();
         let cost_bytes = bytes + ops.len() * ROW_BYTES;
         self.cache.begin(id, &keys);
-        let cache = Arc::clone(&self.cache);
+        let (cache, feed) = (Arc::clone(&self.cache), Arc::clone(&self.feed));
         let op = move |txn: &WriteTransaction, now_ms| apply(txn, now_ms, id, ops);
-        self.store.write_then(cost_bytes, op, move |_| cache.end(id, &keys))
+        self.store.write_then(cost_bytes, op, move |result| {
+            cache.end(id, &keys);
+            if let Ok(done) = result {
+                feed.tell(&keys, done);
+            }
+        })
     }
 }
 
@@ -324,6 +336,57 @@ fn sweep_graves(txn: &WriteTransaction) -> Result<Swept, DataError> {
     Ok(Swept { commit: Commit::Yes, next_ms: Some(0) })
 }
 
+/// Reads every entry of a bucket and holds it against its checksum.
+///
+/// # Errors
+/// Those of storage.
+///
+/// # Cost
+/// Reads the whole bucket, a page at a time.
+pub(in crate::data) fn scrub(store: &Store, id: BucketId) -> Result<Scrubbed, DataError> {
+    let mut all = Scrubbed::default();
+    let mut after = None::<Bytes>;
+    loop {
+        let (page, last) = store.read(|txn| scrub_page(txn, id, after.as_deref(), PAGE_ENTRIES_MAX))?;
+        all.entries += page.entries;
+        all.corrupt.extend(page.corrupt);
+        match last {
+            Some(last) => after = Some(last),
+            None => return Ok(all),
+        }
+    }
+}
+
+/// As [`scrub`], of at most `limit` entries after `after`; then the last key that was looked at, unless there is no more.
+pub(in crate::data) fn scrub_page(
+    txn: &ReadTransaction,
+    id: BucketId,
+    after: Option<&[u8]>,
+    limit: usize,
+) -> Result<(Scrubbed, Option<Bytes>), DataError> {
+    let doing = "scrub entries";
+    let table = txn.open_table(ENTRIES).map_err(storage(doing))?;
+    let mut page = Scrubbed::default();
+    let first = after.map_or(Bound::Included((id.0, &[][..])), |after| Bound::Excluded((id.0, after)));
+    let mut looked = 0;
+    for found in table.range((first, Bound::Unbounded)).map_err(storage(doing))? {
+        let (key, row) = found.map_err(storage(doing))?;
+        let (of, key) = key.value();
+        if of != id.0 {
+            break;
+        }
+        looked += 1;
+        page.entries += 1;
+        if decode(id, key, row.value()).is_err() {
+            page.corrupt.push(Bytes::copy_from_slice(key));
+        }
+        if looked == limit {
+            return Ok((page, Some(Bytes::copy_from_slice(key))));
+        }
+    }
+    Ok((page, None))
+}
+
 /// Counts what is in a bucket, row by row; the account must agree.
 ///
 /// # Errors
@@ -332,18 +395,21 @@ fn sweep_graves(txn: &WriteTransaction) -> Result<Swept, DataError> {
 /// # Cost
 /// Reads the whole bucket in one transaction.
 pub(in crate::data) fn recount(store: &Store, id: BucketId) -> Result<Usage, DataError> {
+    store.read(|txn| recount_in(txn, id))
+}
+
+/// As [`recount`], in a transaction.
+pub(in crate::data) fn recount_in(txn: &ReadTransaction, id: BucketId) -> Result<Usage, DataError> {
     let doing = "count the entries of a bucket";
-    store.read(|txn| {
-        let table = txn.open_table(ENTRIES).map_err(storage(doing))?;
-        let mut usage = Usage::default();
-        for found in table.range((id.0, &[][..])..).map_err(storage(doing))? {
-            let (key, row) = found.map_err(storage(doing))?;
-            let (of, key) = key.value();
-            if of != id.0 {
-                break;
-            }
-            usage = usage.plus(Usage { bytes: old(id, key, row.value()).bytes, keys: 1 });
+    let table = txn.open_table(ENTRIES).map_err(storage(doing))?;
+    let mut usage = Usage::default();
+    for found in table.range((id.0, &[][..])..).map_err(storage(doing))? {
+        let (key, row) = found.map_err(storage(doing))?;
+        let (of, key) = key.value();
+        if of != id.0 {
+            break;
         }
-        Ok(usage)
-    })
+        usage = usage.plus(Usage { bytes: old(id, key, row.value()).bytes, keys: 1 });
+    }
+    Ok(usage)
 }

@@ -142,6 +142,15 @@ pub struct Page {
     pub next: Option<Bytes>,
 }
 
+/// What a scrub of a bucket's entries found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Scrubbed {
+    /// Entries that were read, damaged ones and those that have expired among them.
+    pub entries: u64,
+    /// Keys of those that are not what was written.
+    pub corrupt: Vec<Bytes>,
+}
+
 /// The entries of one bucket. Reads answer at once, and block on the disk if what they want is not in memory; writes answer through
 /// an [`Ack`]. After the bucket was deleted everything is [`DataError::NoSuchBucket`].
 pub trait KeyValue: fmt::Debug + Send + Sync {

@@ -21,6 +21,7 @@ use crate::data::account::Usage;
 use crate::data::bucket::BucketId;
 use crate::data::clock::Clock;
 use crate::data::error::DataError;
+use crate::data::feed::Feed;
 use crate::data::store::Ack;
 
 /// Memory that an entry takes besides its key and value, roughly: three indexes.
@@ -34,6 +35,8 @@ const VERSIONS_PER_MS_LOG2: u32 = 20;
 pub(in crate::data) struct Volatile {
     id: BucketId,
     clock: Clock,
+    /// Who watches.
+    pub(in crate::data) feed: Feed,
     state: Mutex<State>,
 }
 
@@ -63,7 +66,7 @@ impl Volatile {
             version,
             gone: false,
         };
-        Self { id, clock, state: Mutex::new(state) }
+        Self { id, clock, feed: Feed::default(), state: Mutex::new(state) }
     }
 
     /// No code panics while it holds the lock.
@@ -97,6 +100,7 @@ impl Volatile {
         state.gone = true;
         (state.bytes_max, state.keys_max) = (0, 0);
         state.evict();
+        self.feed.end();
     }
 }
 
@@ -219,6 +223,7 @@ impl Volatile {
         let mut state = self.open()?;
         let now_ms = self.clock.now_ms();
         state.sweep(now_ms);
+        let keys: Option<Vec<_>> = self.feed.is_watched().then(|| ops.iter().map(|op| op.key().clone()).collect());
         let mut version = state.version;
         let next = || {
             version += 1;
@@ -239,6 +244,10 @@ impl Volatile {
         }
         // What this batch wrote was used last, and fits, so it stays.
         state.evict();
+        if let Some(keys) = keys {
+            // Under the lock, so that changes are told in their order.
+            self.feed.tell(&keys, &plan.done);
+        }
         Ok(plan.done)
     }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use redb::WriteTransaction;
+use redb::{ReadTransaction, WriteTransaction};
 use sha2::Digest as _;
 
 use super::super::account::{Kind, State, Usage};
@@ -135,43 +135,7 @@ impl Durable {
     /// # Cost
     /// Reads all rows of the bucket in one transaction.
     pub fn recount(&self, bucket: &Bucket) -> Result<Recount, DataError> {
-        let id = bucket.id;
-        self.store.read(|txn| {
-            let doing = "count objects again";
-            let mut recount = Recount::default();
-            let mut references = BTreeMap::<Digest, u64>::new();
-            let objects = txn.open_table(OBJECTS).map_err(storage(doing))?;
-            for entry in objects.range((id.0, &[][..])..).map_err(storage(doing))? {
-                let (place, row) = entry.map_err(storage(doing))?;
-                let (of, key) = place.value();
-                if of != id.0 {
-                    break;
-                }
-                match record::decode(id, key, row.value()) {
-                    None => recount.damaged += 1,
-                    Some(head) => {
-                        recount.objects = recount.objects.plus(head.usage(key));
-                        *references.entry(head.etag).or_default() += 1;
-                    }
-                }
-            }
-            let files = txn.open_table(FILES).map_err(storage(doing))?;
-            let range = (id.0, &[0; 32])..=(id.0, &[0xff; 32]);
-            for entry in files.range(range).map_err(storage(doing))? {
-                let (place, row) = entry.map_err(storage(doing))?;
-                let digest = Digest::from_bytes(*place.value().1);
-                let count = read_count(id, digest, row.value());
-                // Of damaged rows it is not known what they referred to.
-                let expected = references.remove(&digest);
-                if count != expected && recount.damaged == 0 {
-                    return Err(damaged_count(id, digest));
-                }
-            }
-            match references.pop_first() {
-                Some((digest, _)) => Err(damaged_count(id, digest)),
-                None => Ok(recount),
-            }
-        })
+        self.store.read(|txn| recount_in(txn, bucket.id))
     }
 
     fn row(&self, bucket: BucketId, key: &[u8]) -> Result<Row, DataError> {
@@ -223,6 +187,44 @@ impl Drop for Durable {
         if self.collector.take().is_some_and(|collector| collector.join().is_err()) {
             tracing::error!("the thread that removes objects ended with a panic");
         }
+    }
+}
+
+/// As [`Durable::recount`], in a transaction.
+pub(super) fn recount_in(txn: &ReadTransaction, id: BucketId) -> Result<Recount, DataError> {
+    let doing = "count objects again";
+    let mut recount = Recount::default();
+    let mut references = BTreeMap::<Digest, u64>::new();
+    let objects = txn.open_table(OBJECTS).map_err(storage(doing))?;
+    for entry in objects.range((id.0, &[][..])..).map_err(storage(doing))? {
+        let (place, row) = entry.map_err(storage(doing))?;
+        let (of, key) = place.value();
+        if of != id.0 {
+            break;
+        }
+        match record::decode(id, key, row.value()) {
+            None => recount.damaged += 1,
+            Some(head) => {
+                recount.objects = recount.objects.plus(head.usage(key));
+                *references.entry(head.etag).or_default() += 1;
+            }
+        }
+    }
+    let files = txn.open_table(FILES).map_err(storage(doing))?;
+    let range = (id.0, &[0; 32])..=(id.0, &[0xff; 32]);
+    for entry in files.range(range).map_err(storage(doing))? {
+        let (place, row) = entry.map_err(storage(doing))?;
+        let digest = Digest::from_bytes(*place.value().1);
+        let count = read_count(id, digest, row.value());
+        // Of damaged rows it is not known what they referred to.
+        let expected = references.remove(&digest);
+        if count != expected && recount.damaged == 0 {
+            return Err(damaged_count(id, digest));
+        }
+    }
+    match references.pop_first() {
+        Some((digest, _)) => Err(damaged_count(id, digest)),
+        None => Ok(recount),
     }
 }
 

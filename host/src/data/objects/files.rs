@@ -40,6 +40,8 @@ pub(super) type StagedPath = space::StagedPath<FileId>;
 /// How long the collector rests after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 const READ_BYTES: usize = 1 << 20;
+/// Name of the folder with the files in place.
+pub(in crate::data) const FOLDER: &str = "objects";
 
 /// Names one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,7 +92,7 @@ impl Files {
     /// # Cost
     /// One `stat` a file.
     pub(in crate::data) fn open(dir: &Path, limits: ObjectLimits) -> Result<Arc<Self>, DataError> {
-        let (objects, staging) = (dir.join("objects"), dir.join("staging"));
+        let (objects, staging) = (dir.join(FOLDER), dir.join("staging"));
         for folder in [&objects, &staging] {
             create_dirs(folder).map_err(io_error("make a folder of objects"))?;
             // What was made just before a kill is not durable yet.
@@ -360,6 +362,17 @@ fn digest_of(file: &File) -> io::Result<Digest> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether a file below the folder `objects` is there and what it was, without anything remembered.
+pub(super) fn is_whole(objects: &Path, id: FileId, len: u64) -> Result<bool, DataError> {
+    let path = objects.join(format!("{:016x}", id.bucket.0)).join(id.digest.hex());
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other.map_err(io_error("open an object"))?,
+    };
+    let meta = file.metadata().map_err(io_error("look at an object"))?;
+    Ok(meta.is_file() && meta.len() == len && digest_of(&file).map_err(io_error("read an object"))? == id.digest)
 }
 
 /// Calls `visit` for each file in place. Others are not ours: left alone, not counted.

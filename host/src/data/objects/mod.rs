@@ -9,6 +9,7 @@
 //! holds both against one suite. Knows nothing about who asks, or how an object is mapped. Invariant: the bytes that an [`Opened`]
 //! gives are those whose SHA-256 is its ETag; they never change.
 
+mod audit;
 #[cfg(test)]
 mod conformance;
 mod durable;
@@ -32,7 +33,8 @@ use bytes::Bytes;
 pub use self::durable::{Durable, Recount, Scrubbed};
 pub use self::volatile::{HEAP_BYTES_MAX, Volatile};
 
-pub(super) use self::files::Files;
+pub(super) use self::audit::audit;
+pub(super) use self::files::{FOLDER, Files};
 pub(super) use self::table::{prepare, sweep, sweep_graves};
 
 use super::account::Usage;

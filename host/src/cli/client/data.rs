@@ -1,0 +1,275 @@
+//! What the client asks about buckets, entries and objects.
+//!
+//! Owns these requests. Knows nothing about what is printed. Keys are bytes, and every one of them that a path could misread is encoded.
+
+use std::io::{BufReader, Read};
+
+use anyhow::Context as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ureq::{Body, SendBody};
+
+use super::super::failure::Failure;
+use super::{Client, EXPECT_ABOVE, Feed, accept, read};
+use crate::control::wire::{
+    BatchInfo, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, EntryInfo, EntryList, IncrementInfo,
+    ObjectInfo, ObjectList, ScrubInfo,
+};
+use crate::id::BucketName;
+
+/// On which condition something is written.
+#[derive(Debug, Clone, Default)]
+pub(in crate::cli) struct Condition {
+    /// Only if what is there has this ETag, without its quotes.
+    pub(in crate::cli) if_match: Option<String>,
+    /// Only if nothing is there.
+    pub(in crate::cli) if_absent: bool,
+}
+
+impl Condition {
+    fn apply(&self, mut request: http::request::Builder) -> http::request::Builder {
+        if let Some(tag) = &self.if_match {
+            request = request.header("if-match", format!("\"{}\"", tag.trim_matches('"')));
+        }
+        if self.if_absent {
+            request = request.header("if-none-match", "*");
+        }
+        request
+    }
+}
+
+/// An object to be put.
+#[derive(Debug, Default)]
+pub(in crate::cli) struct Put<'a> {
+    /// Where.
+    pub(in crate::cli) key: &'a [u8],
+    /// Its length, if it is known.
+    pub(in crate::cli) len: Option<u64>,
+    /// Media type.
+    pub(in crate::cli) content_type: Option<&'a str>,
+    /// Names and values.
+    pub(in crate::cli) metadata: &'a [(String, String)],
+    /// How long it stays.
+    pub(in crate::cli) ttl: Option<String>,
+    /// Its digest as `content-digest` has it, if it is known.
+    pub(in crate::cli) digest: Option<String>,
+}
+
+impl Client {
+    /// All buckets, by name.
+    pub(in crate::cli) fn buckets(&self) -> Result<Vec<BucketInfo>, Failure> {
+        self.all("/v1/buckets", "", |list: BucketList| (list.items, list.next))
+    }
+
+    /// One bucket.
+    pub(in crate::cli) fn bucket(&self, name: &BucketName) -> Result<BucketInfo, Failure> {
+        self.ask(Request::get(self.url(name, "")), SendBody::none())
+    }
+
+    /// Makes a bucket or changes its quotas; whether it was made.
+    pub(in crate::cli) fn put_bucket(&self, name: &BucketName, wanted: &BucketRequest) -> Result<(BucketInfo, bool), Failure> {
+        let response = self.send_json(Request::put(self.url(name, "")), wanted)?;
+        let is_new = response.status() == StatusCode::CREATED;
+        Ok((read(response)?, is_new))
+    }
+
+    /// Deletes a bucket with all that is in it.
+    pub(in crate::cli) fn delete_bucket(&self, name: &BucketName) -> Result<(), Failure> {
+        self.done(Request::delete(self.url(name, "")))
+    }
+
+    /// Reads everything in a bucket and holds it against its checksums.
+    pub(in crate::cli) fn scrub(&self, name: &BucketName) -> Result<ScrubInfo, Failure> {
+        self.ask(Request::post(self.url(name, "/scrub")), SendBody::none())
+    }
+
+    /// The entries under a prefix: each page goes to `each`.
+    pub(in crate::cli) fn entries(
+        &self,
+        name: &BucketName,
+        prefix: &[u8],
+        values: bool,
+        mut each: impl FnMut(Vec<EntryInfo>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let path = format!("/v1/buckets/{name}/kv");
+        let query = format!("values={values}&prefix={}", encode(prefix));
+        self.pages(&path, &query, |list: EntryList| each(list.items).map(|()| list.next))
+    }
+
+    /// The value of an entry, with its version and its end.
+    pub(in crate::cli) fn entry(&self, name: &BucketName, key: &[u8]) -> Result<(Vec<u8>, u64, Option<u64>), Failure> {
+        let response = self.good(Request::get(self.key_url(name, "kv", key)), SendBody::none())?;
+        let version = version(response.headers())?;
+        let expires_ms = response.headers().get("hob-expires-ms").and_then(|value| value.to_str().ok()?.parse().ok());
+        let mut value = Vec::new();
+        body(response).read_to_end(&mut value).context("the value broke off")?;
+        Ok((value, version, expires_ms))
+    }
+
+    /// Writes an entry; its version.
+    pub(in crate::cli) fn set(
+        &self,
+        name: &BucketName,
+        key: &[u8],
+        value: &[u8],
+        ttl: Option<&str>,
+        condition: &Condition,
+    ) -> Result<u64, Failure> {
+        let ttl = ttl.map(|ttl| format!("?ttl={}", encode(ttl.as_bytes()))).unwrap_or_default();
+        let request = Request::put(format!("{}{ttl}", self.key_url(name, "kv", key))).header("content-length", value.len());
+        let response = self.good(condition.apply(request), SendBody::from_reader(&mut &*value))?;
+        version(response.headers())
+    }
+
+    /// Deletes an entry or an object; `kind` is `kv` or `objects`.
+    pub(in crate::cli) fn delete(&self, name: &BucketName, kind: &str, key: &[u8], condition: &Condition) -> Result<(), Failure> {
+        self.done(condition.apply(Request::delete(self.key_url(name, kind, key))))
+    }
+
+    /// Adds to a number.
+    pub(in crate::cli) fn increment(&self, name: &BucketName, key: &[u8], by: i64) -> Result<IncrementInfo, Failure> {
+        self.ask(Request::post(format!("{}?increment={by}", self.key_url(name, "kv", key))), SendBody::none())
+    }
+
+    /// Makes changes, all or none.
+    pub(in crate::cli) fn batch(&self, name: &BucketName, ops: Vec<BatchOp>) -> Result<BatchInfo, Failure> {
+        read(self.send_json(Request::post(self.url(name, "/kv")), &BatchRequest { ops })?)
+    }
+
+    /// What is changed from now on under a prefix, until the daemon ends the stream.
+    pub(in crate::cli) fn watch(&self, name: &BucketName, prefix: &[u8]) -> Result<Feed<ChangeInfo>, Failure> {
+        let request = Request::get(self.url(name, &format!("/kv?watch=true&prefix={}", encode(prefix))));
+        Ok(Feed::new(self.good(request.header("accept", "text/event-stream"), SendBody::none())?))
+    }
+
+    /// The objects under a prefix.
+    pub(in crate::cli) fn objects(&self, name: &BucketName, prefix: &[u8]) -> Result<Vec<ObjectInfo>, Failure> {
+        let query = format!("prefix={}", encode(prefix));
+        self.all(&format!("/v1/buckets/{name}/objects"), &query, |list: ObjectList| (list.items, list.next))
+    }
+
+    /// An object: its length and its bytes.
+    pub(in crate::cli) fn object(&self, name: &BucketName, key: &[u8]) -> Result<(u64, Box<dyn Read>), Failure> {
+        let response = self.good(Request::get(self.key_url(name, "objects", key)), SendBody::none())?;
+        let len = response.headers().get("content-length").and_then(|len| len.to_str().ok()?.parse().ok());
+        let len = len.context("the daemon did not say how long the object is")?;
+        Ok((len, Box::new(body(response))))
+    }
+
+    /// Puts an object.
+    pub(in crate::cli) fn put_object(
+        &self,
+        name: &BucketName,
+        put: &Put<'_>,
+        condition: &Condition,
+        bytes: &mut dyn Read,
+    ) -> Result<ObjectInfo, Failure> {
+        let ttl = put.ttl.as_ref().map(|ttl| format!("?ttl={}", encode(ttl.as_bytes()))).unwrap_or_default();
+        let mut request = Request::put(format!("{}{ttl}", self.key_url(name, "objects", put.key)));
+        if let Some(len) = put.len {
+            request = request.header("content-length", len);
+        }
+        if put.len.is_none_or(|len| len > EXPECT_ABOVE) {
+            request = request.header("expect", "100-continue");
+        }
+        let pairs = [("content-type", put.content_type), ("content-digest", put.digest.as_deref())];
+        for (header, value) in pairs.into_iter().filter_map(|(header, value)| Some((header, value?))) {
+            request = request.header(header, value);
+        }
+        for (meta, value) in put.metadata {
+            let header =
+                HeaderName::try_from(format!("hob-meta-{meta}")).with_context(|| format!("'{meta}' names no metadata"))?;
+            let value =
+                HeaderValue::from_bytes(value.as_bytes()).with_context(|| format!("the metadata '{meta}' cannot be sent"))?;
+            request = request.header(header, value);
+        }
+        self.ask(condition.apply(request), SendBody::from_reader(bytes))
+    }
+
+    fn url(&self, name: &BucketName, rest: &str) -> String {
+        format!("{}/v1/buckets/{name}{rest}", self.base)
+    }
+
+    fn key_url(&self, name: &BucketName, kind: &str, key: &[u8]) -> String {
+        self.url(name, &format!("/{kind}/{}", encode(key)))
+    }
+
+    /// Sends a request whose answer must be good.
+    fn good(&self, request: http::request::Builder, body: SendBody<'_>) -> Result<Response<Body>, Failure> {
+        accept_data(self.send(request, body)?)
+    }
+
+    fn ask<T: DeserializeOwned>(&self, request: http::request::Builder, body: SendBody<'_>) -> Result<T, Failure> {
+        read(self.good(request, body)?)
+    }
+
+    fn done(&self, request: http::request::Builder) -> Result<(), Failure> {
+        self.good(request, SendBody::none()).map(drop)
+    }
+
+    fn send_json(&self, request: http::request::Builder, value: &impl Serialize) -> Result<Response<Body>, Failure> {
+        let body = serde_json::to_vec(value).context("the request cannot be written as JSON")?;
+        let request = request.header("content-type", "application/json").header("content-length", body.len());
+        self.good(request, SendBody::from_reader(&mut body.as_slice()))
+    }
+
+    /// Asks for page after page; `each` takes one and answers the cursor of the next.
+    fn pages<L: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &str,
+        mut each: impl FnMut(L) -> Result<Option<String>, Failure>,
+    ) -> Result<(), Failure> {
+        let mut cursor = String::new();
+        loop {
+            let url = format!("{}{path}?{query}{cursor}", self.base);
+            let list = self.ask(Request::builder().method(Method::GET).uri(url), SendBody::none())?;
+            match each(list)? {
+                Some(next) => cursor = format!("&cursor={}", encode(next.as_bytes())),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn all<L: DeserializeOwned, T>(
+        &self,
+        path: &str,
+        query: &str,
+        parts: impl Fn(L) -> (Vec<T>, Option<String>),
+    ) -> Result<Vec<T>, Failure> {
+        let mut all = Vec::new();
+        self.pages(path, query, |list: L| {
+            let (items, next) = parts(list);
+            all.extend(items);
+            Ok(next)
+        })?;
+        Ok(all)
+    }
+}
+
+fn version(headers: &HeaderMap) -> Result<u64, Failure> {
+    let tag = headers.get("etag").and_then(|tag| tag.to_str().ok()?.trim_matches('"').parse().ok());
+    Ok(tag.context("the daemon did not say the entry's version")?)
+}
+
+fn body(response: Response<Body>) -> impl Read {
+    BufReader::with_capacity(64 << 10, response.into_body().into_with_config().limit(u64::MAX).reader())
+}
+
+/// A response that is what was asked for. The next command is one about buckets.
+fn accept_data(response: Response<Body>) -> Result<Response<Body>, Failure> {
+    // The answer to a request without a path of its own is read as any other.
+    let code = response.headers().get("hob-error").and_then(|code| code.to_str().ok()).map(ToOwned::to_owned);
+    accept(response, None).map_err(|failure| match code.as_deref() {
+        Some("damaged") => failure.next("hob doctor"),
+        Some("overloaded" | "draining" | "client-timeout") | None => failure,
+        Some(_) => failure.next("hob bucket ls"),
+    })
+}
+
+/// Percent-encodes all that is not unreserved, slashes too: then no client or proxy takes dots between them for a way.
+fn encode(bytes: &[u8]) -> String {
+    let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    bytes.iter().map(|byte| if keep(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}

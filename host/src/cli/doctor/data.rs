@@ -1,0 +1,115 @@
+//! What `hob doctor` finds in buckets: of a running daemon through its port, of a data directory that nobody uses in its files.
+//!
+//! Owns these checks. Changes nothing. A directory that is in use is left to its daemon; one that is not is locked while it is read.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+
+use super::super::client::Client;
+use super::super::kv::shown;
+use super::super::text::{bytes, clean};
+use super::super::{Failure, output};
+use super::Check;
+use crate::control::wire::{ScrubInfo, split};
+use crate::data::{Audited, Data};
+
+/// Damaged keys that are named.
+const NAMED_MAX: usize = 5;
+const MEND: &str = "write them anew or delete them, or restore the data directory from a backup";
+
+/// The buckets of the daemon that answers.
+pub(super) fn online(client: &Client) -> Vec<Check> {
+    let bar = output::spinner("scrubbing buckets");
+    let checks = scrub(client).unwrap_or_else(|failure| {
+        let why = format!("could not be read: {}", clean(&failure.sentence()));
+        vec![Check::bad("buckets of the daemon", why, "hob bucket ls")]
+    });
+    bar.finish_and_clear();
+    checks
+}
+
+fn scrub(client: &Client) -> Result<Vec<Check>, Failure> {
+    let buckets = client.buckets()?;
+    let durable = buckets.iter().filter(|bucket| bucket.durability == "durable");
+    durable
+        .map(|bucket| {
+            let name = bucket.name.parse().map_err(|error: crate::id::NameError| anyhow::Error::new(error))?;
+            Ok(of_scrub(&client.scrub(&name)?))
+        })
+        .collect()
+}
+
+fn of_scrub(info: &ScrubInfo) -> Check {
+    let named = info.corrupt.iter().map(|found| (found.kind.as_str(), shown(found.key.as_deref(), found.key_base64.as_deref())));
+    let name = format!("bucket {}", clean(&info.bucket));
+    let read = format!("{} entries, {} objects", info.entries, info.objects);
+    verdict(name, &read, info.corrupt_count, named, info.usage_exact != Some(false))
+}
+
+fn verdict(name: String, read: &str, damaged: u64, named: impl Iterator<Item = (impl AsRef<str>, String)>, exact: bool) -> Check {
+    if damaged > 0 {
+        let mut keys: Vec<_> = named.take(NAMED_MAX).map(|(kind, key)| format!("{} '{key}'", kind.as_ref())).collect();
+        if damaged > keys.len() as u64 {
+            keys.push("and others".into());
+        }
+        return Check::bad(name, format!("{damaged} damaged of {read}: {}", keys.join(", ")), MEND);
+    }
+    match exact {
+        true => Check::good(name, format!("{read}, all as they were written")),
+        false => {
+            let remedy = "export the bucket, delete it and import it, and please report this";
+            Check::bad(name, format!("{read}, but its account says otherwise"), remedy)
+        }
+    }
+}
+
+/// The buckets in a data directory, unless a daemon uses it. `asked`: whether a daemon was asked already.
+pub(super) fn offline(dir: &Path, asked: bool) -> Vec<Check> {
+    let name = "data on disk";
+    let data = dir.join("data");
+    if !data.join("data.redb").exists() {
+        return Vec::new();
+    }
+    let Ok(lock) = File::open(dir.join("lock")) else {
+        return vec![Check::absent(name, "the directory has no lock, so it was not read", "hob doctor --data-dir DIR")];
+    };
+    // Held until the end: no daemon starts on it meanwhile.
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) if asked => return Vec::new(),
+        Err(TryLockError::WouldBlock) => {
+            let found = "a daemon uses it, and does not answer at --server, so it was not read";
+            return vec![Check::absent(name, found, "hob doctor --server http://HOST:PORT")];
+        }
+        Err(TryLockError::Error(error)) => {
+            return vec![Check::bad(name, format!("cannot be locked: {error}"), "look at its owner and mode")];
+        }
+    }
+    let bar = output::spinner("reading the data directory");
+    let whole = match Data::verify(&data) {
+        Ok(()) => Check::good(name, "every page of the file is as it was written"),
+        Err(error) => {
+            Check::bad(name, error.to_string(), "restore data/data.redb from a backup; what can still be read is below")
+        }
+    };
+    let mut checks = vec![whole];
+    match Data::audit(&data) {
+        Ok(audited) => checks.extend(audited.iter().map(of_audit)),
+        Err(error) => checks.push(Check::bad("buckets on disk", error.to_string(), "restore data/ from a backup")),
+    }
+    bar.finish_and_clear();
+    checks
+}
+
+fn of_audit(audited: &Audited) -> Check {
+    let Audited { bucket, entries, corrupt_entries, objects, corrupt_objects, .. } = audited;
+    let damaged = (corrupt_entries.len() + corrupt_objects.len()) as u64;
+    let named = corrupt_entries.iter().map(|key| ("entry", key)).chain(corrupt_objects.iter().map(|key| ("object", key)));
+    let named = named.map(|(kind, key)| {
+        let (text, base64) = split(key);
+        (kind, shown(text.as_deref(), base64.as_deref()))
+    });
+    let used = bytes(bucket.entries.bytes.saturating_add(bucket.objects.bytes));
+    let read = format!("{entries} entries, {objects} objects, {used}");
+    verdict(format!("bucket {} on disk", bucket.name), &read, damaged, named, audited.is_good())
+}

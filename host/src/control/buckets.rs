@@ -1,0 +1,275 @@
+//! Routes about buckets: list, make, look, delete, scrub. And what all routes about data share.
+//!
+//! Owns the way from a name in a path to a [`Bucket`]. Every call of `data` may block on the disk, so it happens off this port's thread.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{FromRequestParts, Query, State};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::request::Parts;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+
+use super::Control;
+use super::answer::{Refusal, body_fault};
+use super::keys;
+use super::wire::{BucketInfo, BucketList, BucketRequest, CorruptInfo, Problem, ScrubInfo, SizeInfo, split};
+use crate::data::{Bucket, BucketSpec, Data, DataError, Durability, Usage};
+use crate::dispatch::templates::blocking;
+use crate::fault::{Code, Fault};
+use crate::id::BucketName;
+
+/// Where the name stands in a path, from 0: `/v1/buckets/NAME`.
+const NAME_SEGMENT: usize = 3;
+/// Longest definition of a bucket, in bytes.
+const DEFINITION_LEN_MAX: usize = 4 << 10;
+/// Buckets on one page, when the request is silent and at most.
+const PAGE: usize = 1000;
+/// Damaged keys that the answer of a scrub names.
+const CORRUPT_MAX: usize = 1000;
+/// How often the account is counted again if somebody writes meanwhile.
+const COUNTS_MAX: usize = 3;
+
+/// Places for what holds a thread, or much memory, while it lasts. A runtime has 32 threads for blocking work, and uploads of functions
+/// take 16 of them at most.
+#[derive(Debug)]
+pub struct Places {
+    /// Uploads of functions.
+    pub(super) uploads: Semaphore,
+    /// Uploads of objects. Each holds a thread.
+    pub(super) objects: Semaphore,
+    /// Objects that are being opened: the first time in a process the whole object is read.
+    pub(super) opening: Semaphore,
+    /// Batches, each of which may be [`super::kv::BATCH_LEN_MAX`] long.
+    pub(super) batches: Semaphore,
+    /// Scrubs.
+    pub(super) scrubs: Semaphore,
+}
+
+/// Uploads of objects at once.
+pub(super) const OBJECT_PUTS_MAX: usize = 8;
+/// Objects that are being opened at once; more wait for [`OPEN_WAIT`].
+pub(super) const OPENING_MAX: usize = 4;
+/// How long an object waits to be opened.
+pub(super) const OPEN_WAIT: Duration = Duration::from_secs(10);
+/// Batches at once.
+pub(super) const BATCHES_MAX: usize = 4;
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            uploads: Semaphore::new(super::upload::UPLOADS_MAX),
+            objects: Semaphore::new(OBJECT_PUTS_MAX),
+            opening: Semaphore::new(OPENING_MAX),
+            batches: Semaphore::new(BATCHES_MAX),
+            scrubs: Semaphore::new(1),
+        }
+    }
+}
+
+/// Too many of something are under way.
+pub(super) fn busy(what: &str) -> Fault {
+    Fault::new(Code::Overloaded, format!("too many {what} are under way")).hint("try again").retry_after(Duration::from_secs(1))
+}
+
+/// The bucket named in the path.
+#[derive(Debug)]
+pub(super) struct InBucket(pub BucketName);
+
+impl<S: Send + Sync> FromRequestParts<S> for InBucket {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+        // Not by axum's own extractor, which refuses the whole path if a key in it is no text.
+        let name = parts.uri.path().split('/').nth(NAME_SEGMENT).unwrap_or_default();
+        let name = String::from_utf8_lossy(&keys::decode(name, b'+')?).into_owned();
+        Ok(Self(name.parse().map_err(|error: crate::id::NameError| Fault::new(Code::BadRequest, error.to_string()))?))
+    }
+}
+
+impl Control {
+    /// Does something with a bucket, off this thread.
+    ///
+    /// # Errors
+    /// `not-found`, and those of `work`.
+    pub(super) async fn in_bucket<T: Send + 'static>(
+        &self,
+        name: BucketName,
+        work: impl FnOnce(&Data, Bucket) -> Result<T, DataError> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (data, tenant) = (self.data.clone(), self.tenant.clone());
+        let done = blocking(move || match data.bucket(&tenant, &name)? {
+            Some(bucket) => work(&data, bucket),
+            None => Err(DataError::NoSuchBucket { name: name.to_string() }),
+        });
+        done.await?.map_err(|error| error.fault())
+    }
+}
+
+fn size(usage: Usage) -> SizeInfo {
+    SizeInfo { bytes: usage.bytes, keys: usage.keys }
+}
+
+fn info(data: &Data, bucket: &Bucket) -> Result<BucketInfo, DataError> {
+    let (entries, objects) = match bucket.spec.durability {
+        Durability::Durable => (bucket.entries, bucket.objects),
+        Durability::Volatile => (data.usage(bucket)?, data.volatile_objects().usage(bucket.id)),
+    };
+    Ok(BucketInfo {
+        name: bucket.name.to_string(),
+        durability: bucket.spec.durability.as_str().into(),
+        bytes_max: bucket.spec.bytes_max,
+        keys_max: bucket.spec.keys_max,
+        created_ms: bucket.created_ms,
+        entries: size(entries),
+        objects: size(objects),
+    })
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Page {
+    cursor: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Lists buckets by name.
+#[utoipa::path(get, path = "/v1/buckets", operation_id = "bucket_list",
+    params(("cursor" = Option<String>, Query, description = "`next` of the page before"), ("limit" = Option<usize>, Query, description = "at most 1000")),
+    responses((status = 200, body = BucketList), (status = 400, body = Problem)))]
+pub(super) async fn list(
+    State(control): State<Control>,
+    page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<BucketList>, Refusal> {
+    let Query(page) = page.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    let after = page.cursor.map(|cursor| cursor.parse::<BucketName>()).transpose();
+    let after = after.map_err(|_| Fault::new(Code::BadRequest, "the cursor is none that this host gave out"))?;
+    let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE);
+    let list = blocking(move || {
+        let mut buckets = control.data.buckets(&control.tenant, after.as_ref(), limit + 1)?;
+        let more = buckets.len() > limit;
+        buckets.truncate(limit);
+        let next = buckets.last().filter(|_| more).map(|bucket| bucket.name.to_string());
+        // One may have been deleted since the list was read.
+        let infos = buckets.iter().filter_map(|bucket| match info(&control.data, bucket) {
+            Err(DataError::NoSuchBucket { .. }) => None,
+            other => Some(other),
+        });
+        Ok(BucketList { items: infos.collect::<Result<_, DataError>>()?, next })
+    });
+    Ok(Json(list.await?.map_err(|error: DataError| error.fault())?))
+}
+
+/// Makes a bucket, or changes the quotas of one. Its durability cannot be changed. The body may be empty.
+#[utoipa::path(put, path = "/v1/buckets/{name}", operation_id = "bucket_put",
+    params(("name" = String, Path, description = "1 to 63 of a-z, 0-9 and '-'")), request_body = Option<BucketRequest>,
+    responses((status = 201, description = "a new bucket", body = BucketInfo), (status = 200, description = "it was there", body = BucketInfo),
+        (status = 400, body = Problem), (status = 409, description = "it has the other durability", body = Problem), (status = 507, body = Problem)))]
+pub(super) async fn put(State(control): State<Control>, InBucket(name): InBucket, body: Body) -> Result<Response, Refusal> {
+    let body = axum::body::to_bytes(body, DEFINITION_LEN_MAX).await.map_err(|error| body_fault(&error))?;
+    let bad = |what: String| Fault::new(Code::BadRequest, format!("the body defines no bucket: {what}"));
+    let wanted: BucketRequest = match body.as_ref() {
+        b"" => BucketRequest::default(),
+        text => serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?,
+    };
+    let durability = match wanted.durability.as_deref() {
+        None => None,
+        Some("durable") => Some(Durability::Durable),
+        Some("volatile") => Some(Durability::Volatile),
+        Some(_) => return Err(bad("'durability' is 'durable' or 'volatile'".into()).into()),
+    };
+    let (data, tenant) = (control.data.clone(), control.tenant.clone());
+    let ack = blocking(move || {
+        let found = data.bucket(&tenant, &name)?.map(|bucket| bucket.spec);
+        let mut spec = match (found, durability) {
+            (Some(found), durability) => BucketSpec { durability: durability.unwrap_or(found.durability), ..found },
+            (None, durability) => BucketSpec::new(durability.unwrap_or(Durability::Durable)),
+        };
+        spec.bytes_max = wanted.bytes_max.unwrap_or(spec.bytes_max);
+        spec.keys_max = wanted.keys_max.unwrap_or(spec.keys_max);
+        Ok(data.put_bucket(&tenant, &name, spec))
+    });
+    let ack = ack.await?.map_err(|error: DataError| error.fault())?;
+    let (bucket, is_new) = ack.await.map_err(|error| error.fault())?;
+    let name = bucket.name.clone();
+    let info = control.in_bucket(name, |data, bucket| info(data, &bucket)).await?;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(info)).into_response())
+}
+
+/// Shows a bucket: its definition and what is in it.
+#[utoipa::path(get, path = "/v1/buckets/{name}", operation_id = "bucket_get", params(("name" = String, Path)),
+    responses((status = 200, body = BucketInfo), (status = 400, body = Problem), (status = 404, body = Problem)))]
+pub(super) async fn get(State(control): State<Control>, InBucket(name): InBucket) -> Result<Json<BucketInfo>, Refusal> {
+    Ok(Json(control.in_bucket(name, |data, bucket| info(data, &bucket)).await?))
+}
+
+/// Deletes a bucket with all that is in it.
+#[utoipa::path(delete, path = "/v1/buckets/{name}", operation_id = "bucket_delete", params(("name" = String, Path)),
+    responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 507, body = Problem)))]
+pub(super) async fn delete(State(control): State<Control>, InBucket(name): InBucket) -> Result<StatusCode, Refusal> {
+    match control.data.delete_bucket(&control.tenant, &name).await.map_err(|error| error.fault())? {
+        Some(_) => Ok(StatusCode::NO_CONTENT),
+        None => Err(DataError::NoSuchBucket { name: name.to_string() }.fault().into()),
+    }
+}
+
+/// Reads everything in a durable bucket and holds it against its checksums. Of a volatile one there is nothing to read.
+#[utoipa::path(post, path = "/v1/buckets/{name}/scrub", operation_id = "bucket_scrub", params(("name" = String, Path)),
+    responses((status = 200, body = ScrubInfo), (status = 400, body = Problem), (status = 404, body = Problem),
+        (status = 503, description = "another scrub is under way", body = Problem)))]
+pub(super) async fn scrub(State(control): State<Control>, InBucket(name): InBucket) -> Result<Json<ScrubInfo>, Refusal> {
+    let _place = control.places.scrubs.try_acquire().map_err(|_| busy("scrubs"))?;
+    Ok(Json(control.in_bucket(name, |data, bucket| scrubbed(data, &bucket)).await?))
+}
+
+fn scrubbed(data: &Data, bucket: &Bucket) -> Result<ScrubInfo, DataError> {
+    let mut info = ScrubInfo {
+        bucket: bucket.name.to_string(),
+        entries: 0,
+        objects: 0,
+        bytes: 0,
+        corrupt_count: 0,
+        corrupt: Vec::new(),
+        usage_exact: None,
+    };
+    if bucket.spec.durability == Durability::Volatile {
+        return Ok(info);
+    }
+    let entries = data.scrub_entries(bucket)?;
+    let objects = data.durable_objects().scrub(bucket)?;
+    (info.entries, info.objects, info.bytes) = (entries.entries, objects.objects, objects.bytes);
+    info.corrupt_count = (entries.corrupt.len() + objects.corrupt.len()) as u64;
+    let entries = entries.corrupt.iter().map(|key| ("entry", key));
+    let all = entries.chain(objects.corrupt.iter().map(|(_, key)| ("object", key)));
+    info.corrupt = all.take(CORRUPT_MAX).map(|(kind, key)| corrupt(kind, key)).collect();
+    info.usage_exact = is_exact(data, bucket)?;
+    Ok(info)
+}
+
+fn corrupt(kind: &str, key: &[u8]) -> CorruptInfo {
+    let (key, key_base64) = split(key);
+    CorruptInfo { kind: kind.into(), key, key_base64 }
+}
+
+/// Whether what is in a bucket is what its account says; `None` if that cannot be told.
+fn is_exact(data: &Data, bucket: &Bucket) -> Result<Option<bool>, DataError> {
+    for _ in 0..COUNTS_MAX {
+        let account = || data.bucket(&bucket.tenant, &bucket.name).map(|now| now.map(|now| (now.id, now.entries, now.objects)));
+        let before = account()?;
+        let entries = data.recount(bucket)?;
+        let objects = match data.durable_objects().recount(bucket) {
+            Ok(recount) if recount.damaged == 0 => recount.objects,
+            // What damaged rows take is not known.
+            Ok(_) => return Ok(None),
+            Err(DataError::Damaged { .. }) => return Ok(Some(false)),
+            Err(error) => return Err(error),
+        };
+        if before == account()? {
+            return Ok(Some(before == Some((bucket.id, entries, objects))));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,286 @@
+//! Routes about entries: list, get, set, delete, increment, batch, and a feed of changes.
+//!
+//! Owns the way between HTTP and [`KeyValue`]: an entry's version is its ETag. Knows nothing about where entries lie.
+
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::Control;
+use super::answer::{Refusal, body_fault};
+use super::buckets::{InBucket, busy};
+use super::conditions::{self, Read};
+use super::keys::{self, Key, Wanted};
+use super::wire::{
+    BatchInfo, BatchKind, BatchOp, BatchRequest, ChangeInfo, DoneInfo, EntryInfo, EntryList, IncrementInfo, Problem, join, split,
+};
+use crate::data::Changed;
+use crate::data::kv::{BATCH_OPS_MAX, Done, Entry, Op, VALUE_LEN_MAX, When};
+use crate::fault::{Code, Fault};
+use crate::id::BucketName;
+use crate::net::drain::Stop;
+
+/// Longest body of a batch, in bytes: what a batch may hold, in Base64, and room for its words.
+pub(super) const BATCH_LEN_MAX: usize = 32 << 20;
+
+/// When what was answered is gone, in milliseconds since 1970.
+pub(super) const EXPIRES: HeaderName = HeaderName::from_static("hob-expires-ms");
+
+/// What a browser may make of a tenant's bytes: nothing that could speak to this port.
+pub(super) const HARMLESS: [(HeaderName, HeaderValue); 2] = [
+    (http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (http::header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox")),
+];
+
+fn info(key: &[u8], entry: &Entry, with_value: bool) -> EntryInfo {
+    let (key, key_base64) = split(key);
+    let (value, value_base64) = if with_value { split(&entry.value) } else { (None, None) };
+    let bytes = entry.value.len() as u64;
+    EntryInfo { key, key_base64, value, value_base64, bytes, version: entry.version, expires_ms: entry.expires_ms }
+}
+
+/// An entity tag is digits and quotes.
+fn etag(version: u64) -> HeaderValue {
+    HeaderValue::try_from(format!("\"{version}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+}
+
+fn no_entry() -> Fault {
+    Fault::new(Code::NotFound, "there is no entry under this key")
+}
+
+/// The condition of a write.
+fn when(headers: &HeaderMap) -> Result<When, Fault> {
+    Ok(match conditions::of_write(headers)? {
+        conditions::When::Always => When::Always,
+        conditions::When::Absent => When::Absent,
+        // Only what `etag` makes is a tag of an entry.
+        conditions::When::Tag(tag) => match tag.parse::<u64>().ok().filter(|version| version.to_string() == tag) {
+            Some(version) => When::Version(version),
+            None => return Err(conditions::failed()),
+        },
+    })
+}
+
+impl Control {
+    async fn write(&self, name: BucketName, ops: Vec<Op>) -> Result<Vec<Done>, Fault> {
+        let ack = self.in_bucket(name, move |data, bucket| Ok(data.kv(&bucket)?.write(ops))).await?;
+        ack.await.map_err(|error| error.fault())
+    }
+}
+
+/// Lists entries by key. With `watch=true` tells what is changed from now on, as server-sent events, each a ChangeInfo.
+#[utoipa::path(get, path = "/v1/buckets/{name}/kv", operation_id = "kv_list",
+    params(("name" = String, Path), ("prefix" = Option<String>, Query, description = "only keys that begin with this; percent-encoded bytes"),
+        ("cursor" = Option<String>, Query, description = "`next` of the page before"), ("limit" = Option<usize>, Query, description = "at most 1000"),
+        ("values" = Option<bool>, Query, description = "with the values; a page ends with the one that takes it to 4 MiB"),
+        ("watch" = Option<bool>, Query, description = "tell changes from now on")),
+    responses((status = 200, description = "with `watch=true` events without end", content((EntryList = "application/json"), (String = "text/event-stream"))),
+        (status = 400, body = Problem), (status = 404, body = Problem), (status = 503, description = "an entry is damaged", body = Problem)))]
+pub(super) async fn list(State(control): State<Control>, InBucket(name): InBucket, uri: Uri) -> Result<Response, Refusal> {
+    let wanted = Wanted::read(&uri, &["prefix", "cursor", "limit", "values", "watch"])?;
+    if wanted.watch {
+        let feed = control.in_bucket(name, |data, bucket| data.watch(&bucket)).await?;
+        let events = stream::unfold(Follow { feed, prefix: wanted.prefix, stop: control.stop }, next);
+        return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
+    }
+    let list = control.in_bucket(name, move |data, bucket| {
+        let page = data.kv(&bucket)?.scan(&wanted.prefix, wanted.after.as_deref(), wanted.limit())?;
+        let items = page.entries.iter().map(|(key, entry)| info(key, entry, wanted.values)).collect();
+        Ok(EntryList { items, next: page.next.map(|key| keys::cursor(&key)) })
+    });
+    Ok(Json(list.await?).into_response())
+}
+
+/// Reads the value of an entry. HEAD answers the same without it.
+#[utoipa::path(get, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_get",
+    params(("name" = String, Path), ("key" = String, Path, description = "1 to 512 bytes, percent-encoded"),
+        ("if-none-match" = Option<String>, Header), ("if-match" = Option<String>, Header)),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream", headers(("etag" = String), ("hob-expires-ms" = Option<u64>))),
+        (status = 304, description = "the client has it"), (status = 400, body = Problem), (status = 404, body = Problem),
+        (status = 412, body = Problem), (status = 503, description = "it is damaged", body = Problem)))]
+pub(super) async fn get(
+    State(control): State<Control>,
+    InBucket(name): InBucket,
+    Key(key): Key,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let found = control.in_bucket(name, move |data, bucket| data.kv(&bucket)?.get(&key)).await?;
+    let entry = found.ok_or_else(no_entry)?;
+    let mut response = match conditions::of_read(&headers, &entry.version.to_string(), None)? {
+        Read::NotModified => StatusCode::NOT_MODIFIED.into_response(),
+        Read::Send => {
+            let kind = (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+            // Said here, because the answer to HEAD has no body that would say it.
+            let len = (CONTENT_LENGTH, HeaderValue::from(entry.value.len()));
+            ([kind, len], Body::from(entry.value)).into_response()
+        }
+    };
+    response.headers_mut().insert(ETAG, etag(entry.version));
+    if let Some(expires_ms) = entry.expires_ms {
+        response.headers_mut().insert(EXPIRES, expires_ms.into());
+    }
+    response.headers_mut().extend(HARMLESS);
+    Ok(response)
+}
+
+/// Writes the value of an entry, in place of whatever was there.
+#[utoipa::path(put, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_put",
+    params(("name" = String, Path), ("key" = String, Path, description = "1 to 512 bytes, percent-encoded"),
+        ("ttl" = Option<String>, Query, description = "how long it stays, such as `10s`; for ever when absent"),
+        ("if-match" = Option<String>, Header, description = "only if the entry has this ETag"),
+        ("if-none-match" = Option<String>, Header, description = "`*`: only if there is no entry")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "the value, at most 1 MiB"),
+    responses((status = 204, description = "written", headers(("etag" = String))), (status = 400, body = Problem), (status = 404, body = Problem),
+        (status = 408, body = Problem), (status = 412, body = Problem), (status = 413, body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
+pub(super) async fn put(
+    State(control): State<Control>,
+    InBucket(name): InBucket,
+    Key(key): Key,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let wanted = Wanted::read(request.uri(), &["ttl"])?;
+    let when = when(request.headers())?;
+    let value = axum::body::to_bytes(request.into_body(), VALUE_LEN_MAX).await.map_err(|error| body_fault(&error))?;
+    let done = control.write(name, vec![Op::Set { key: key.into(), value, ttl: wanted.ttl, when }]).await?;
+    let version = done.first().and_then(|done| done_info(done).version).unwrap_or_default();
+    Ok((StatusCode::NO_CONTENT, [(ETAG, etag(version))]).into_response())
+}
+
+/// Deletes an entry.
+#[utoipa::path(delete, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_delete",
+    params(("name" = String, Path), ("key" = String, Path), ("if-match" = Option<String>, Header)),
+    responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem),
+        (status = 503, body = Problem), (status = 507, description = "the disk cannot be written", body = Problem)))]
+pub(super) async fn delete(
+    State(control): State<Control>,
+    InBucket(name): InBucket,
+    Key(key): Key,
+    headers: HeaderMap,
+) -> Result<StatusCode, Refusal> {
+    let done = control.write(name, vec![Op::Delete { key: key.into(), when: when(&headers)? }]).await?;
+    match done.first() {
+        Some(Done::Deleted { found: false }) => Err(no_entry().into()),
+        _ => Ok(StatusCode::NO_CONTENT),
+    }
+}
+
+/// Adds to the number in an entry: decimal text that an i64 holds. No entry counts as 0; the time to live stays.
+#[utoipa::path(post, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_increment",
+    params(("name" = String, Path), ("key" = String, Path), ("increment" = i64, Query, description = "what is added")),
+    responses((status = 200, body = IncrementInfo, headers(("etag" = String))), (status = 400, description = "the value is no number", body = Problem),
+        (status = 404, body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
+pub(super) async fn increment(
+    State(control): State<Control>,
+    InBucket(name): InBucket,
+    Key(key): Key,
+    uri: Uri,
+) -> Result<Response, Refusal> {
+    let by = Wanted::read(&uri, &["increment"])?.increment;
+    let by = by.ok_or_else(|| Fault::new(Code::BadRequest, "a POST to a key adds to it: expected ?increment=NUMBER"))?;
+    match control.write(name, vec![Op::Increment { key: key.into(), by }]).await?.first() {
+        Some(Done::Incremented { value, version }) => {
+            let info = IncrementInfo { value: *value, version: *version };
+            Ok(([(ETAG, etag(*version))], Json(info)).into_response())
+        }
+        other => Err(Fault::internal(format!("an increment did {other:?}")).into()),
+    }
+}
+
+/// Makes several changes, all or none, in order.
+#[utoipa::path(post, path = "/v1/buckets/{name}/kv", operation_id = "kv_batch",
+    params(("name" = String, Path)), request_body = BatchRequest,
+    responses((status = 200, body = BatchInfo), (status = 400, body = Problem), (status = 404, body = Problem), (status = 408, body = Problem),
+        (status = 412, description = "a condition does not hold", body = Problem), (status = 413, body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
+pub(super) async fn batch(
+    State(control): State<Control>,
+    InBucket(name): InBucket,
+    body: Body,
+) -> Result<Json<BatchInfo>, Refusal> {
+    let _place = control.places.batches.try_acquire().map_err(|_| busy("batches"))?;
+    let body = axum::body::to_bytes(body, BATCH_LEN_MAX).await.map_err(|error| body_fault(&error))?;
+    let ops = crate::dispatch::templates::blocking(move || read_batch(&body)).await??;
+    let done = control.write(name, ops).await?;
+    Ok(Json(BatchInfo { done: done.iter().map(done_info).collect() }))
+}
+
+fn read_batch(body: &[u8]) -> Result<Vec<Op>, Fault> {
+    let bad = |what: String| Fault::new(Code::BadRequest, format!("the body is no batch: {what}"));
+    let request: BatchRequest = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
+    if request.ops.len() > BATCH_OPS_MAX {
+        return Err(bad(format!("it has {} operations, expected at most {BATCH_OPS_MAX}", request.ops.len())));
+    }
+    let read = |(index, op)| read_op(op).map_err(|what| bad(format!("operation {index}: {what}")));
+    request.ops.into_iter().enumerate().map(read).collect()
+}
+
+fn read_op(op: BatchOp) -> Result<Op, String> {
+    let key = join(op.key, op.key_base64).map_err(|what| format!("'key' {what}"))?.ok_or("'key' is missing")?.into();
+    let value = join(op.value, op.value_base64).map_err(|what| format!("'value' {what}"))?;
+    let ttl = op.ttl.map(|text| keys::ttl(&text).map_err(|fault| fault.detail.into_owned())).transpose()?;
+    let when = match (op.if_absent, op.if_version) {
+        (false, None) => When::Always,
+        (true, None) => When::Absent,
+        (false, Some(version)) => When::Version(version),
+        (true, Some(_)) => return Err("'if_absent' and 'if_version' contradict each other".into()),
+    };
+    match op.op {
+        BatchKind::Set if op.by.is_none() => {
+            let value: Bytes = value.ok_or("'value' is missing")?.into();
+            Ok(Op::Set { key, value, ttl, when })
+        }
+        BatchKind::Delete if value.is_none() && ttl.is_none() && op.by.is_none() => Ok(Op::Delete { key, when }),
+        BatchKind::Increment if value.is_none() && ttl.is_none() && when == When::Always => {
+            Ok(Op::Increment { key, by: op.by.unwrap_or(1) })
+        }
+        BatchKind::Set => Err("'by' is of an increment".into()),
+        BatchKind::Delete => Err("a delete takes no 'value', 'ttl' or 'by'".into()),
+        BatchKind::Increment => Err("an increment takes no 'value', no 'ttl' and no condition".into()),
+    }
+}
+
+fn done_info(done: &Done) -> DoneInfo {
+    match *done {
+        Done::Set { version } => DoneInfo { version: Some(version), ..DoneInfo::default() },
+        Done::Deleted { found } => DoneInfo { found: Some(found), ..DoneInfo::default() },
+        Done::Incremented { value, version } => DoneInfo { version: Some(version), value: Some(value), found: None },
+    }
+}
+
+struct Follow {
+    feed: Receiver<Changed>,
+    prefix: Vec<u8>,
+    stop: Stop,
+}
+
+/// The next change under the prefix; the feed ends when the bucket is gone or the node stops.
+async fn next(mut follow: Follow) -> Option<(Result<Event, Infallible>, Follow)> {
+    loop {
+        let received = tokio::select! {
+            () = follow.stop.stopped() => return None,
+            received = follow.feed.recv() => received,
+        };
+        let event = match received {
+            Ok(change) if change.key.starts_with(&follow.prefix) => {
+                let (key, key_base64) = split(&change.key);
+                let info = ChangeInfo { key, key_base64, version: change.version, deleted: change.version.is_none() };
+                Event::default().data(serde_json::to_string(&info).unwrap_or_default())
+            }
+            Ok(_) => continue,
+            Err(RecvError::Lagged(count)) => {
+                Event::default().comment(format!("{count} changes were lost: this reader is too slow"))
+            }
+            Err(RecvError::Closed) => return None,
+        };
+        return Some((Ok(event), follow));
+    }
+}
