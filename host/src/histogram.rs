@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::invocation::Start;
+use crate::invocation::{Phases, Start};
 
 /// Upper bound of the first bucket, in nanoseconds. A hello function's start is some 1 us, so less is told apart as well.
 const FIRST_NS: u64 = 250;
@@ -102,7 +102,7 @@ impl Histogram {
 
 /// How often one function began on each rung, and how long its starts took.
 ///
-/// There may be 100,000 of these, most of them idle: 16 bytes until the first start, then 64 and for each rung that occurred 128.
+/// There may be 100,000 of these, most of them idle: 16 bytes until the first start, then 64 and for each rung that occurred 168.
 #[derive(Debug, Default)]
 pub struct StartTimes(OnceLock<Box<[OnceLock<Box<Rung>>; Start::ALL.len()]>>);
 
@@ -110,7 +110,9 @@ pub struct StartTimes(OnceLock<Box<[OnceLock<Box<Rung>>; Start::ALL.len()]>>);
 #[derive(Debug, Default)]
 struct Rung {
     count: AtomicU64,
-    sum_ns: AtomicU64,
+    /// By phase, in the order of [`Phases::NAMES`].
+    phases_ns: [AtomicU64; Phases::NAMES.len()],
+    /// Of what each start took ([`Phases::start`]).
     buckets: [AtomicU32; BUCKETS],
 }
 
@@ -118,17 +120,20 @@ struct Rung {
 const FULL: u32 = 1 << 31;
 
 impl StartTimes {
-    /// Counts a start that took `time`. Cost: three relaxed additions; the first on a rung allocates.
+    /// Counts a start. Cost: two relaxed additions and one for each phase that it had; the first on a rung allocates.
     ///
     /// Counts of the buckets are 32 bits wide: when one gets to 2^31, all of its rung are halved, which leaves the quantiles as they
     /// are. [`Self::count`] goes on.
-    pub fn observe(&self, start: Start, time: Duration) {
+    pub fn observe(&self, start: Start, phases: &Phases) {
         let rung = self.0.get_or_init(Box::default)[start as usize].get_or_init(Box::default);
-        let nanos = nanos(time);
         rung.count.fetch_add(1, Ordering::Relaxed);
-        rung.sum_ns.fetch_add(nanos, Ordering::Relaxed);
+        for (sum, time) in rung.phases_ns.iter().zip(phases.times()) {
+            if !time.is_zero() {
+                sum.fetch_add(nanos(time), Ordering::Relaxed);
+            }
+        }
         // Exactly one of those that count at once sees the last value below.
-        if rung.buckets[bucket(nanos)].fetch_add(1, Ordering::Relaxed) == FULL - 1 {
+        if rung.buckets[bucket(nanos(phases.start()))].fetch_add(1, Ordering::Relaxed) == FULL - 1 {
             rung.halve();
         }
     }
@@ -151,8 +156,16 @@ impl StartTimes {
         let Some(rung) = self.rung(start) else { return Reading::default() };
         Reading {
             buckets: std::array::from_fn(|bucket| rung.buckets[bucket].load(Ordering::Relaxed).into()),
-            sum: Duration::from_nanos(rung.sum_ns.load(Ordering::Relaxed)),
+            sum: rung.phases().start(),
         }
+    }
+
+    /// What each phase took on average of the starts on a rung; `None` for one that nothing began on.
+    #[must_use]
+    pub fn mean(&self, start: Start) -> Option<Phases> {
+        let rung = self.rung(start)?;
+        let count = self.reading(start).count().max(1);
+        Some(Phases::of_times(rung.phases().times().map(|sum| Duration::from_nanos(nanos(sum) / count))))
     }
 
     fn rung(&self, start: Start) -> Option<&Rung> {
@@ -165,7 +178,14 @@ impl Rung {
         for bucket in &self.buckets {
             bucket.fetch_sub(bucket.load(Ordering::Relaxed) / 2, Ordering::Relaxed);
         }
-        self.sum_ns.fetch_sub(self.sum_ns.load(Ordering::Relaxed) / 2, Ordering::Relaxed);
+        for sum in &self.phases_ns {
+            sum.fetch_sub(sum.load(Ordering::Relaxed) / 2, Ordering::Relaxed);
+        }
+    }
+
+    /// Sums of all phases.
+    fn phases(&self) -> Phases {
+        Phases::of_times(std::array::from_fn(|phase| Duration::from_nanos(self.phases_ns[phase].load(Ordering::Relaxed))))
     }
 }
 
@@ -175,6 +195,11 @@ mod tests {
 
     const fn us(micros: u64) -> Duration {
         Duration::from_micros(micros)
+    }
+
+    /// Of a start that took `micros`, after twice as long in the queue.
+    fn phases(micros: u64) -> Phases {
+        Phases { queue: us(2 * micros), enter: us(micros), ..Phases::default() }
     }
 
     #[test]
@@ -227,24 +252,26 @@ mod tests {
     fn starts_are_counted_by_rung_and_idle_functions_are_small() {
         let starts = StartTimes::default();
         assert_eq!((starts.total(), starts.reading(Start::Ready)), (0, Reading::default()));
-        starts.observe(Start::Stored, us(50));
-        starts.observe(Start::Stored, us(60));
-        starts.observe(Start::Ready, us(1));
+        starts.observe(Start::Stored, &phases(50));
+        starts.observe(Start::Stored, &phases(60));
+        starts.observe(Start::Ready, &phases(1));
         assert_eq!((starts.count(Start::Stored), starts.count(Start::Resident), starts.total()), (2, 0, 3));
-        assert_eq!(starts.reading(Start::Stored).buckets[8], 2);
-        assert_eq!((size_of::<StartTimes>(), size_of::<Rung>()), (16, 128));
+        let stored = starts.reading(Start::Stored);
+        assert_eq!((stored.buckets[8], stored.sum), (2, us(110)));
+        assert_eq!((starts.mean(Start::Stored), starts.mean(Start::Compiled)), (Some(phases(55)), None));
+        assert_eq!((size_of::<StartTimes>(), size_of::<Rung>()), (16, 168));
     }
 
     #[test]
     fn a_full_bucket_is_halved_and_the_count_goes_on() {
         let starts = StartTimes::default();
-        starts.observe(Start::Ready, us(1));
+        starts.observe(Start::Ready, &phases(1));
         let rung = starts.rung(Start::Ready).unwrap();
         rung.count.store(u64::from(FULL), Ordering::Relaxed);
         rung.buckets[2].store(FULL - 1, Ordering::Relaxed);
         rung.buckets[4].store(1000, Ordering::Relaxed);
         let before = starts.reading(Start::Ready).quantile(500);
-        starts.observe(Start::Ready, us(1));
+        starts.observe(Start::Ready, &phases(1));
         let after = starts.reading(Start::Ready);
         assert_eq!((after.buckets[2], after.buckets[4]), (u64::from(FULL) / 2, 500));
         assert_eq!((after.quantile(500), starts.count(Start::Ready)), (before, u64::from(FULL) + 1));

@@ -234,6 +234,12 @@ impl Phases {
         [self.queue, self.load, self.verify, self.instantiate, self.enter, self.run]
     }
 
+    /// The inverse of [`Self::times`].
+    #[must_use]
+    pub fn of_times([queue, load, verify, instantiate, enter, run]: [Duration; Self::NAMES.len()]) -> Self {
+        Self { queue, load, verify, instantiate, enter, run }
+    }
+
     /// What the start took, from admission to the guest's first instruction: all but `queue` and `run`.
     #[must_use]
     pub fn start(&self) -> Duration {

@@ -12,7 +12,7 @@ use super::text::{bytes, clean, span, table, time};
 use super::{Ctx, Failure};
 use crate::control::wire::{FunctionDetail, RevisionInfo, UsageInfo};
 use crate::id::FunctionName;
-use crate::invocation::Start;
+use crate::invocation::{Phases, Start};
 
 /// Arguments of `hob inspect`.
 #[derive(Debug, Args)]
@@ -70,7 +70,9 @@ fn describe(detail: &FunctionDetail) -> String {
     let ready = if detail.ready == 0 { String::new() } else { format!(", {} instances ready", detail.ready) };
     add("in memory", format!("{}{ready}", if detail.resident { "yes" } else { "no" }));
     add("running", format!("{}, {} waiting", detail.running, detail.waiting));
-    add("starts", starts(usage));
+    for start in Start::ALL {
+        add(&format!("starts {}", start.as_str()), starts(usage, start.as_str()).unwrap_or_default());
+    }
     add("faults", pairs(&usage.faults));
     add("used", format!("{:.1} ms of processor, {:.1} ms in all", usage.cpu_ms, usage.wall_ms));
     add("most memory", bytes(usage.memory_bytes_max));
@@ -80,16 +82,14 @@ fn describe(detail: &FunctionDetail) -> String {
     table(&rows)
 }
 
-/// `resident=3 (p50 2.10 us, p99 7.90 us)`, of the rungs that occurred.
-fn starts(usage: &UsageInfo) -> String {
-    let rung = |start: Start| {
-        let count = *usage.starts.get(start.as_str()).filter(|count| **count > 0)?;
-        let took = |ms: f64| span(Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default());
-        let times = usage.start_times.get(start.as_str());
-        let times = times.map(|times| format!(" (p50 {}, p99 {})", took(times.p50_ms), took(times.p99_ms))).unwrap_or_default();
-        Some(format!("{}={count}{times}", start.as_str()))
-    };
-    Start::ALL.into_iter().filter_map(rung).collect::<Vec<_>>().join(" ")
+/// `3: p50 2.10 us, p99 7.90 us; on average queue 1.20 us, enter 2.40 us`, if any began there.
+fn starts(usage: &UsageInfo, rung: &str) -> Option<String> {
+    let count = usage.starts.get(rung).filter(|count| **count > 0)?;
+    let Some(times) = usage.start_times.get(rung) else { return Some(count.to_string()) };
+    let took = |ms: f64| span(Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default());
+    let phase = |name: &&str| times.mean_ms.get(*name).map(|ms| format!("{name} {}", took(*ms)));
+    let phases = Phases::NAMES.iter().filter_map(phase).collect::<Vec<_>>().join(", ");
+    Some(format!("{count}: p50 {}, p99 {}; on average {phases}", took(times.p50_ms), took(times.p99_ms)))
 }
 
 fn pairs(map: &BTreeMap<String, impl Display>) -> String {

@@ -20,7 +20,7 @@ use crate::fault::{Code, Fault};
 use crate::grants::ManifestGrants;
 use crate::histogram::StartTimes;
 use crate::id::{FunctionName, RevisionNumber};
-use crate::invocation::Start;
+use crate::invocation::{Phases, Start};
 use crate::registry::{FunctionRecord, RevisionRecord};
 use crate::telemetry::metrics::millis;
 
@@ -153,8 +153,10 @@ fn grants(grants: &ManifestGrants) -> GrantsInfo {
 fn start_times(starts: &StartTimes) -> BTreeMap<String, StartTimeInfo> {
     let info = |start: Start| {
         let reading = starts.reading(start);
-        let (p50, p99) = (reading.quantile(500)?, reading.quantile(990)?);
-        Some((start.as_str().to_owned(), StartTimeInfo { p50_ms: millis(p50), p99_ms: millis(p99) }))
+        let (p50_ms, p99_ms) = (millis(reading.quantile(500)?), millis(reading.quantile(990)?));
+        let phases = Phases::NAMES.into_iter().zip(starts.mean(start)?.times()).filter(|(_, time)| !time.is_zero());
+        let mean_ms = phases.map(|(phase, time)| (phase.to_owned(), millis(time))).collect();
+        Some((start.as_str().to_owned(), StartTimeInfo { p50_ms, p99_ms, mean_ms }))
     };
     Start::ALL.into_iter().filter_map(info).collect()
 }

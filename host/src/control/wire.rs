@@ -124,13 +124,17 @@ pub struct UsageInfo {
     pub memory_bytes_max: u64,
 }
 
-/// What starts on one rung took, from admission to the first instruction: estimates from a histogram, at most a factor of 2 off.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+/// What starts on one rung took.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct StartTimeInfo {
-    /// What half of them did not pass, in milliseconds.
+    /// What half of them did not pass from admission to the first instruction, in milliseconds: an estimate from a histogram, at most a
+    /// factor of 2 off.
     pub p50_ms: f64,
-    /// What 99 of 100 did not pass, in milliseconds.
+    /// What 99 of 100 did not pass, likewise.
     pub p99_ms: f64,
+    /// What each phase took on average, in milliseconds; phases that the rung does not have are left out.
+    #[serde(default)]
+    pub mean_ms: BTreeMap<String, f64>,
 }
 
 /// One kept revision.

@@ -178,7 +178,7 @@ impl Dispatcher {
                 enter: began.enter,
                 run: began.run,
             };
-            function.meter.started(start, phases.start());
+            function.meter.started(start, &phases);
             self.0.engine.metrics().started(start, &phases);
             Ok(Outcome { response: began.response, revision: function.revision.number, start, phases })
         };

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::fault::Code;
 use crate::histogram::StartTimes;
-use crate::invocation::Start;
+use crate::invocation::{Phases, Start};
 
 /// Memory of one instance: the sum over all its memories and tables, not one of them.
 ///
@@ -111,9 +111,9 @@ pub struct Totals {
 }
 
 impl FunctionMeter {
-    /// Counts an invocation that got an instance. `time`: what the start took ([`crate::invocation::Phases::start`]).
-    pub fn started(&self, start: Start, time: Duration) {
-        self.starts.observe(start, time);
+    /// Counts an invocation whose response began.
+    pub fn started(&self, start: Start, phases: &Phases) {
+        self.starts.observe(start, phases);
     }
 
     /// Invocations by the rung of their start, and how long their starts took.
@@ -187,7 +187,7 @@ mod tests {
             assert_eq!(*code as usize, index);
         }
         let meter = FunctionMeter::default();
-        meter.started(Start::Compiled, Duration::from_micros(1));
+        meter.started(Start::Compiled, &Phases::default());
         meter.faulted(Code::StorageFull);
         assert_eq!(meter.starts().count(Start::Compiled), 1);
         assert_eq!(meter.totals().faults, [(Code::StorageFull, 1)]);

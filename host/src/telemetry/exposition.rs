@@ -113,7 +113,8 @@ mod tests {
 
     fn times(start: Start, number: usize) -> StartTimes {
         let times = StartTimes::default();
-        (0..number).for_each(|_| times.observe(start, Duration::from_micros(3)));
+        let phases = crate::invocation::Phases { enter: Duration::from_micros(3), ..Default::default() };
+        (0..number).for_each(|_| times.observe(start, &phases));
         times
     }
 

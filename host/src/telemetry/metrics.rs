@@ -173,7 +173,7 @@ mod tests {
         metrics.started(Start::Stored, &phases);
         metrics.faulted(Code::GuestTrap);
         let starts = crate::histogram::StartTimes::default();
-        starts.observe(Start::Stored, phases.start());
+        starts.observe(Start::Stored, &phases);
         let (tenant, name) = (crate::id::TenantId::default(), "a".parse().unwrap());
         let function = FunctionStarts { tenant: &tenant, name: &name, resident: true, starts: &starts };
         let text = metrics.text(std::iter::once(function));

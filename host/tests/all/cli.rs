@@ -271,7 +271,9 @@ fn a_function_goes_through_its_life() {
     let detail: Value = serde_json::from_str(&detail).unwrap();
     assert!(detail["usage"]["start_times"]["resident"]["p99_ms"].as_f64().unwrap() > 0.0, "{detail}");
     let (text, _) = check(&at(&node, &["inspect", "greeter"]), 0);
-    assert!(text.contains("resident=1 (p50 ") && !text.contains("compiled="), "{text}");
+    let resident = text.lines().find(|line| line.starts_with("starts resident")).unwrap();
+    assert!(["1: p50 ", "on average queue ", "instantiate ", "run "].iter().all(|part| resident.contains(part)), "{text}");
+    assert!(!text.contains("starts compiled") && !resident.contains("load"), "{text}");
     assert_eq!((detail["tenant"].as_str(), detail["revisions"].as_array().map(Vec::len)), (Some("default"), Some(2)));
     check(&at(&node, &["rm", "greeter"]), 0);
     for gone in

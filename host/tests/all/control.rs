@@ -218,7 +218,8 @@ fn the_metrics() {
     let usage = &node.inspect("a")["usage"];
     let times = &usage["start_times"]["resident"];
     assert!(times["p50_ms"].as_f64().unwrap() > 0.0 && times["p99_ms"].as_f64() >= times["p50_ms"].as_f64(), "{usage}");
-    assert!(usage["start_times"]["stored"].is_null(), "{usage}");
+    assert!(["queue", "instantiate", "run"].iter().all(|phase| times["mean_ms"][phase].as_f64().unwrap() > 0.0), "{usage}");
+    assert!(usage["start_times"]["stored"].is_null() && times["mean_ms"]["load"].is_null(), "{usage}");
     assert_eq!((&usage["starts"]["resident"], &usage["memory_bytes_max"]), (&3.into(), &65_536.into()));
 }
 

@@ -2,12 +2,11 @@
 
 use std::mem::size_of;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use super::*;
 use crate::grants::Grants;
 use crate::id::{Digest, InvocationId, RevisionNumber};
-use crate::invocation::Start;
+use crate::invocation::{Phases, Start};
 use crate::manifest::Manifest;
 use crate::registry::{NewRevision, Precondition};
 use crate::telemetry::logs::{Level, LogSink, LogSpace};
@@ -133,7 +132,7 @@ fn an_evicted_function_keeps_its_places_totals_and_log() {
     let permit = a.admission.try_admit().unwrap();
     let sink = LogSink::new(a.log.clone(), InvocationId::new(0, 0), RevisionNumber(1), 1 << 20);
     let meter = a.meter.clone();
-    meter.started(Start::Stored, Duration::from_micros(1));
+    meter.started(Start::Stored, &Phases::default());
     drop(a);
     evict();
     assert_eq!(places(&functions)[1], ["a"], "an instance runs");
