@@ -1,5 +1,6 @@
 //! Templates in memory: their bounds, what evicting one costs, and what happens to them when the engine is another.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,8 +25,8 @@ use tempfile::TempDir;
 
 use crate::harness::PATIENCE;
 use crate::harness::http::Conn;
-use crate::harness::wat::{handler_with, says, waits, wasm};
-use crate::harness::{Node, data_dir, eventually, patiently, serve};
+use crate::harness::wat::{SPINS, handler, handler_with, says, waits, wasm};
+use crate::harness::{Node, Setup, data_dir, eventually, patiently, serve};
 
 /// The rung on which a request of a function began, which must answer with `text`.
 #[track_caller]
@@ -169,6 +170,41 @@ fn a_request_after_an_upgrade_shares_the_one_compilation() {
         }
     });
     refreshed(&node, &first);
+    assert_eq!(node.metric("hob_builds_total"), 1);
+}
+
+#[test]
+fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on() {
+    let settings = &["build.concurrency=1", "build.init=20s"];
+    let mut first = Node::start(settings);
+    first.deploy_wat("a", &says("a"), "");
+    first.stop();
+    for path in first.files("artifacts") {
+        std::fs::remove_file(path).unwrap();
+    }
+    let node = Node::start_with(Setup { dir: Some(first.dir()), settings, ..Setup::default() });
+    // The one place for builds is taken by an initialisation that does not end before the request has waited.
+    let spins = handler(&format!("(func (export \"hob_init\") {SPINS}) (func (export \"hob_handle\"))"));
+    let mut deploys = node.control.connect();
+    deploys.request("PUT", "/v1/functions/spins", &[("content-type", "application/wasm")], &wasm(&spins));
+    let tasks = format!("/proc/{}/task", node.pid());
+    let has_children = |task: &Path| std::fs::read_to_string(task.join("children")).is_ok_and(|children| !children.is_empty());
+    let is_building = || std::fs::read_dir(&tasks).unwrap().flatten().any(|task| has_children(&task.path()));
+    eventually("it is being built", is_building);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let reply = node.data.get("/a");
+                reply.problem(503, "overloaded");
+                let header = |name| reply.header(name).map(str::to_owned);
+                assert_eq!((header("retry-after").as_deref(), header("hob-executed").as_deref()), (Some("2"), Some("0")));
+            });
+        }
+    });
+    // A client that gives its deploy up ends the build, and the compilation that all of them asked for has its turn.
+    drop(deploys);
+    eventually("it is compiled", || node.metric("hob_builds_total") == 1);
+    assert_eq!(patiently(|| node.data.get("/a")).0.ok().text(), "a");
     assert_eq!(node.metric("hob_builds_total"), 1);
 }
 
