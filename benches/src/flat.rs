@@ -1,7 +1,8 @@
 //! Scenario `flat`: the example `geoip` with tables of 1 MiB to 1 GiB. Does a start cost what the state is large?
 //!
-//! In process, on rung `resident`: an invocation is a start and one look-up of an address, another one each time. Memory is what 64
-//! instances that have answered and are still there add to the process. The ceiling is the smallest table of the same run.
+//! In process: an invocation is a start and one look-up of an address, another one each time. On rung `resident`, and as `stored` on that
+//! one, when the node has checked the image before. Memory is what 64 instances that have answered and are still there add to the
+//! process. The ceiling is the smallest table of the same run.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use crate::servers;
 const SCENARIO: &str = "flat";
 /// Instances that are there at once; the default of `concurrency` is 100.
 const HELD: usize = 64;
+/// Starts on `stored`.
+const STORED: usize = 200;
 /// Memory of the guest beside its table, in MiB, as in its `hob.toml`.
 const BESIDE_MIB: usize = 16;
 
@@ -39,11 +42,13 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-const METRICS: [(&str, &str); 8] = [
+const METRICS: [(&str, &str); 10] = [
     ("start p50", "us"),
     ("start p99", "us"),
     ("whole p50", "us"),
     ("whole p99", "us"),
+    ("stored start p50", "us"),
+    ("stored start p99", "us"),
     ("private for each", "KiB"),
     ("page tables for each", "KiB"),
     ("artifact", "MiB"),
@@ -62,12 +67,16 @@ fn measure(guest: &Guest, count: usize) -> anyhow::Result<[f64; METRICS.len()]> 
     #[expect(clippy::cast_precision_loss, reason = "a small count")]
     let each = |held: f64, before: f64| (held - before) / HELD as f64 / 1024.0;
     let (artifact, on_disk) = artifact(&local)?;
+    let stored = local.repeat(&function, Start::Stored, STORED + STORED / 10, Duration::ZERO, look_up)?;
+    let mut stored: Vec<_> = stored.into_iter().skip(STORED / 10).map(|taken| taken.start).collect();
     local.stop();
     Ok([
         quantile(&mut starts, 0.5),
         quantile(&mut starts, 0.99),
         quantile(&mut wholes, 0.5),
         quantile(&mut wholes, 0.99),
+        quantile(&mut stored, 0.5),
+        quantile(&mut stored, 0.99),
         each(held.private, before.private),
         each(held.page_tables, before.page_tables),
         artifact,
