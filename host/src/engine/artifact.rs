@@ -71,12 +71,17 @@ impl Code {
     #[expect(unsafe_code, reason = "wasmtime cannot check native code; the callers say who made it")]
     unsafe fn map(engine: &Engine, kind: Kind, file: &File) -> Result<Self> {
         // The very file that was opened, whatever its path now leads to.
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        // SAFETY: as the caller promises. wasmtime itself checks its version and all settings that matter.
-        unsafe {
-            match kind {
-                Kind::Handler | Kind::Command => Module::deserialize_file(engine, path).map(Self::Module),
-                _ => Component::deserialize_file(engine, path).map(Self::Component),
+        match kind {
+            Kind::Handler | Kind::Command => {
+                let file = file.try_clone()?;
+                // SAFETY: as the caller promises. wasmtime itself checks its version and all settings that matter.
+                unsafe { Module::deserialize_open_file(engine, file) }.map(Self::Module)
+            }
+            _ => {
+                // There is no such call for components.
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                // SAFETY: as above.
+                unsafe { Component::deserialize_file(engine, path) }.map(Self::Component)
             }
         }
     }

@@ -88,8 +88,33 @@ fn another_tenant_name_key_or_kind_is_found() {
 }
 
 #[test]
-fn a_file_of_version_1_is_found() {
-    // As this node wrote it before images had a MAC of their own.
+fn parts_that_run_into_each_other_are_told_apart() {
+    // The same bytes in a row, divided otherwise between payload, image, meta and tenant.
+    let tenants = ["a", "ab"].map(|name| name.parse::<TenantId>().unwrap());
+    let mut macs = std::collections::BTreeSet::new();
+    for (tenant, payload, meta) in
+        [(&tenants[0], &b"xyzm"[..], &b"b"[..]), (&tenants[0], b"xyz", b"mb"), (&tenants[1], b"xyzm", b"")]
+    {
+        for image in [0..0, 0..1, 1..2, 1..3] {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(payload).unwrap();
+            let sealed = seal(&mut file, &key(), label(tenant, b"name"), Contents { image, meta: meta.to_vec() }).unwrap();
+            let head = sealed.head(CODE);
+            macs.insert(sealed.mac(&file, &key(), label(tenant, b"name"), &head).unwrap().to_hex().to_string());
+        }
+    }
+    assert_eq!(macs.len(), 12);
+}
+
+#[test]
+fn a_file_of_an_earlier_version_is_found() {
+    // Version 2 had the parts in another order under its MACs.
+    let mut old = sealed(b"payload", 2..4, b"meta");
+    let at = old.len() - TRAILER_SIZE + 8;
+    assert_eq!(old[at], 3);
+    old[at] = 2;
+    assert_eq!(checked(&old, &key(), "default", b"name"), Err("its trailer has another version"));
+    // Version 1, before images had a MAC of their own.
     let mut old = b"payload".to_vec();
     old.extend_from_slice(b"HOBCODE\n\x01\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0");
     old.extend_from_slice(&[0; 32]);
