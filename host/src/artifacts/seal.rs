@@ -20,7 +20,8 @@
 //! bytes before this MAC, and the length of the tenant's name. The image is: each of its blocks of 64 KiB that is not all zeros, then
 //! their positions, their number, and where it begins and ends. So a hole is never read, and the MAC does not depend on whether a file
 //! system keeps zeros as a hole or as bytes. What has no fixed length comes first, because BLAKE3 is a third faster where the blocks
-//! of its input begin at multiples of their length; read from the end, each length is known before what it is of.
+//! of its input begin at multiples of their length; read from the end, each length is known before what it is of. Files of version 2 are
+//! read too. They have the same fields, but under both MACs what labels the blocks stands in front of them.
 //!
 //! The images of snapshots have up to gigabytes, so they are checked apart ([`Sealed::check_image`]), and `checked.rs` remembers
 //! which were.
@@ -42,6 +43,8 @@ use crate::id::{Digest, TenantId};
 pub(super) const TRAILER_LEN: u64 = TRAILER_SIZE as u64;
 const TRAILER_SIZE: usize = 104;
 const VERSION: u32 = 3;
+/// The oldest that is read.
+const VERSION_MIN: u32 = 2;
 const MAC_SIZE: usize = 32;
 /// Most bytes of the meta.
 pub(super) const META_LEN_MAX: usize = 64 << 10;
@@ -88,6 +91,7 @@ pub(super) const SNAPSHOT: &[u8; 8] = b"HOBSNAP\n";
 /// What a trailer says.
 #[derive(Debug)]
 pub(super) struct Sealed {
+    version: u32,
     pub(super) payload_len: u64,
     pub(super) image: Range<u64>,
     pub(super) image_mac: blake3::Hash,
@@ -115,12 +119,16 @@ impl From<io::Error> for SealError {
 /// Appends meta and trailer to a file that holds only the payload, which `contents.image` must be a part of. Does not sync. Reads
 /// the payload once, about 0.3 ms per MiB, and no holes of the image.
 pub(super) fn seal(file: &mut File, key: &MacKey, label: Label<'_>, contents: Contents) -> io::Result<Sealed> {
+    seal_as(VERSION, file, key, label, contents)
+}
+
+fn seal_as(version: u32, file: &mut File, key: &MacKey, label: Label<'_>, contents: Contents) -> io::Result<Sealed> {
     let Contents { image, meta } = contents;
     let payload_len = file.metadata()?.len();
     assert!(image.start <= image.end && image.end <= payload_len, "the caller looked at the image's range");
     assert!(meta.len() <= META_LEN_MAX, "the caller looked at the meta's length");
-    let image_mac = image_mac(file, key, &image)?;
-    let sealed = Sealed { payload_len, image, image_mac, meta };
+    let image_mac = image_mac(version, file, key, &image)?;
+    let sealed = Sealed { version, payload_len, image, image_mac, meta };
     let head = sealed.head(label.magic);
     let mac = sealed.mac(file, key, label, &head)?;
     file.seek(SeekFrom::Start(payload_len))?;
@@ -142,7 +150,8 @@ pub(super) fn open(file: &mut File, key: &MacKey, label: Label<'_>) -> Result<Se
     if fields[..8] != label.magic[..] {
         return Err(SealError::Corrupt("its end is not that of such a file"));
     }
-    if short(8) != VERSION {
+    let version = short(8);
+    if !(VERSION_MIN..=VERSION).contains(&version) {
         return Err(SealError::Corrupt("its trailer has another version"));
     }
     let (meta_len, payload_len, image) = (short(12) as usize, long(16), long(24)..long(32));
@@ -155,7 +164,7 @@ pub(super) fn open(file: &mut File, key: &MacKey, label: Label<'_>) -> Result<Se
     let mut meta = vec![0; meta_len];
     file.read_exact_at(&mut meta, payload_len)?;
     let image_mac = blake3::Hash::from_slice(image_mac).expect("32 bytes");
-    let sealed = Sealed { payload_len, image, image_mac, meta };
+    let sealed = Sealed { version, payload_len, image, image_mac, meta };
     // `blake3::Hash` compares in constant time.
     if blake3::Hash::from_slice(stated_mac).ok() != Some(sealed.mac(file, key, label, head)?) {
         return Err(SealError::Corrupt("its MAC does not match its content, tenant and name"));
@@ -177,7 +186,7 @@ impl Sealed {
 
     /// Checks the image. Leaves the file's position at 0. Reads all of it but holes, about 0.3 ms per MiB.
     pub(super) fn check_image(&self, file: &mut File, key: &MacKey) -> Result<(), SealError> {
-        if image_mac(file, key, &self.image)? != self.image_mac {
+        if image_mac(self.version, file, key, &self.image)? != self.image_mac {
             return Err(SealError::Corrupt("the MAC of its image does not match"));
         }
         file.seek(SeekFrom::Start(0))?;
@@ -188,7 +197,7 @@ impl Sealed {
     fn head(&self, magic: &[u8; 8]) -> Vec<u8> {
         let mut head = Vec::with_capacity(TRAILER_SIZE);
         head.extend_from_slice(magic);
-        head.extend_from_slice(&VERSION.to_le_bytes());
+        head.extend_from_slice(&self.version.to_le_bytes());
         head.extend_from_slice(&u32::try_from(self.meta.len()).expect("at most 64 KiB").to_le_bytes());
         for field in [self.payload_len, self.image.start, self.image.end] {
             head.extend_from_slice(&field.to_le_bytes());
@@ -201,20 +210,30 @@ impl Sealed {
     /// MAC over everything but the image, whose own MAC is in `head`. Every length is fixed or, from the end, stands before what it is of.
     fn mac(&self, file: &File, key: &MacKey, label: Label<'_>, head: &[u8]) -> io::Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new_keyed(&key.0);
+        let tenant = label.tenant.as_str();
+        if self.version == 2 {
+            hasher.update(b"hob sealed file").update(&(tenant.len() as u64).to_le_bytes()).update(tenant.as_bytes());
+            hasher.update(label.key.bytes()).update(head).update(&self.meta);
+        }
         for part in [0..self.image.start, self.image.end..self.payload_len] {
             blocks(file, part, &mut |_at, block| {
                 hasher.update(block);
             })?;
         }
-        let tenant = label.tenant.as_str();
+        if self.version == 2 {
+            return Ok(hasher.finalize());
+        }
         hasher.update(&self.meta).update(tenant.as_bytes()).update(label.key.bytes()).update(head);
         hasher.update(&(tenant.len() as u64).to_le_bytes()).update(b"hob sealed file");
         Ok(hasher.finalize())
     }
 }
 
-fn image_mac(file: &File, key: &MacKey, image: &Range<u64>) -> io::Result<blake3::Hash> {
+fn image_mac(version: u32, file: &File, key: &MacKey, image: &Range<u64>) -> io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new_keyed(&key.0);
+    if version == 2 {
+        hasher.update(b"hob image").update(&image.start.to_le_bytes()).update(&image.end.to_le_bytes());
+    }
     let (mut at, mut positions) = (image.start, Vec::new());
     while let Some(data) = next_data(file, at)?.filter(|data| *data < image.end) {
         // The block that holds the data: blocks are counted from where the image begins, wherever holes lie.
@@ -222,11 +241,17 @@ fn image_mac(file: &File, key: &MacKey, image: &Range<u64>) -> io::Result<blake3
         let end = image.end.min(at + BLOCK_LEN as u64);
         blocks(file, at..end, &mut |at, block| {
             if block != &ZEROS[..block.len()] {
+                if version == 2 {
+                    hasher.update(&at.to_le_bytes());
+                }
                 hasher.update(block);
                 positions.push(at);
             }
         })?;
         at = end;
+    }
+    if version == 2 {
+        return Ok(hasher.finalize());
     }
     for number in positions.iter().copied().chain([positions.len() as u64, image.start, image.end]) {
         hasher.update(&number.to_le_bytes());
