@@ -6,6 +6,7 @@
 
 pub mod blocking;
 pub mod data;
+pub mod descriptors;
 pub mod handler;
 pub mod http;
 pub mod reply;

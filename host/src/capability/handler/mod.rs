@@ -384,6 +384,9 @@ fn log(mut caller: Caller<'_, Host>, level: u32, ptr: u32, len: u32) -> Result<(
 }
 
 #[cfg(test)]
+mod in_motion;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -232,7 +232,7 @@ fn records_that_break_the_rules() {
 #[test]
 fn answers_are_kept_until_they_are_read() {
     let node = Node::start(&[]);
-    let set = "(drop (call $kv_write (call $v) (i32.const 64) (i32.const 40) (i32.const 1024) (i32.const 64)))";
+    let set = "(drop (call $kv_write (call $v) (i32.const 64) (i32.const 40) (i32.const 4096) (i32.const 64)))";
     // The entry's record has 21 bytes: one too many for the buffer, and nothing is written there.
     let get = "(call $kv_get (call $v) (i32.const 16) (i32.const 3) (i32.const 1024) (i32.const 20))";
     deploy(
