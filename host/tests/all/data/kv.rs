@@ -271,3 +271,20 @@ fn a_guest_that_ends_while_it_writes_leaves_the_node_well() {
     assert!((1..=1001).contains(&count), "{answer}");
     assert_eq!(door.one("durable", "get 6e"), hex(count.to_string()));
 }
+
+#[test]
+fn the_control_port_sees_what_the_guest_sees_until_the_bucket_is_deleted() {
+    let door = Door::open();
+    for bucket in ["durable", "volatile"] {
+        let key = format!("/v1/buckets/{bucket}/kv/k");
+        let put = door.node.control.request("PUT", &key, &[], b"1");
+        assert!(matches!(put.status(), 200 | 201 | 204), "{} {}", put.status(), put.text());
+        assert_eq!(door.ask(bucket, "get 6b\nadd 6b 1"), ["31", "number 2"]);
+        assert_eq!(door.node.control.get(&key).good(), b"2");
+        let deleted = door.node.control.request("DELETE", &format!("/v1/buckets/{bucket}"), &[], b"");
+        assert!(matches!(deleted.status(), 200 | 204), "{} {}", deleted.status(), deleted.text());
+        for line in ["get 6b", "set 6b 31", "put 6b 31", "scan -"] {
+            assert_eq!(door.error(bucket, line), "no-bucket", "{line}");
+        }
+    }
+}
