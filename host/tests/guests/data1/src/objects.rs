@@ -31,13 +31,11 @@ pub(crate) fn run(bucket: &str, verb: &str, words: &[&str]) -> Result<String, Er
             std::mem::forget(writer);
             "leaked".into()
         }
-        // Writes until its deadline.
-        "drip" => {
+        // Writes until its deadline, whatever is full.
+        "drip" => loop {
             let mut writer = bucket.writer(key(), &PutOptions::default())?;
-            loop {
-                writer.write_all(&[1; 4096]).and_then(|()| writer.flush()).map_err(inner)?;
-            }
-        }
+            while writer.write_all(&[1; 4096]).and_then(|()| writer.flush()).is_ok() {}
+        },
         "read" => read(&bucket, words)?,
         "head" => bucket.head(key())?.map_or_else(|| "none".into(), |head| shown(&head)),
         "list" => {
