@@ -10,8 +10,11 @@ use crate::id::BucketName;
 pub const DURABLE_BYTES: u64 = 1 << 30;
 /// Quota of a volatile bucket in bytes, if nobody says: a quarter of what all of them may have by default.
 pub const VOLATILE_BYTES: u64 = 64 << 20;
-/// Quota of a bucket in keys, if nobody says.
-pub const KEYS: u64 = 1_000_000;
+/// Quota of a durable bucket in keys, if nobody says.
+pub const DURABLE_KEYS: u64 = 1_000_000;
+/// Quota of a volatile bucket in keys, if nobody says. What each takes besides is promised too, and with many more not one such bucket
+/// would fit in what all of them may have by default.
+pub const VOLATILE_KEYS: u64 = 100_000;
 
 /// What becomes of a bucket's content when power or the process goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -49,11 +52,11 @@ impl BucketSpec {
     /// A bucket of this durability with the default quotas.
     #[must_use]
     pub fn new(durability: Durability) -> Self {
-        let bytes_max = match durability {
-            Durability::Durable => DURABLE_BYTES,
-            Durability::Volatile => VOLATILE_BYTES,
+        let (bytes_max, keys_max) = match durability {
+            Durability::Durable => (DURABLE_BYTES, DURABLE_KEYS),
+            Durability::Volatile => (VOLATILE_BYTES, VOLATILE_KEYS),
         };
-        Self { durability, bytes_max, keys_max: KEYS }
+        Self { durability, bytes_max, keys_max }
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod blocking;
 pub mod data;
+pub mod descriptors;
 pub mod handler;
 pub mod http;
 pub mod reply;
@@ -77,6 +78,8 @@ pub struct Host {
     pub exchange: Exchange,
     /// What a handler holds of its data.
     pub data: DataState,
+    /// The memory that a handler exports, once it was looked up by its name. The store has no other handler.
+    handler_memory: Option<wasmtime::Memory>,
     /// Where the guest's words go.
     pub log: Arc<LogSink>,
     /// Arguments, variables and grants.
@@ -110,6 +113,7 @@ impl Host {
             reply,
             exchange: Exchange::default(),
             data: DataState::default(),
+            handler_memory: None,
             log,
             environment,
             stdio,

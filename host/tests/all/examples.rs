@@ -261,3 +261,33 @@ fn geoip() {
     let refused = node.deploy("other", &example.wasm, &manifest.replace("\"8\"", "\"x\"").replace("\"geoip\"", "\"other\""));
     refused.problem(422, "not-deployable");
 }
+
+#[test]
+fn counter() {
+    let mut node = Node::start(&[]);
+    let info = node.deploy_example("counter").json();
+    assert_eq!(info["kind"], "handler");
+    assert_eq!(node.data.get("/counter/").ok().text(), "nobody came yet\n");
+    for (path, visits) in [("/a", 3), ("/b/c", 1), ("/ä", 2)] {
+        for n in 1..=visits {
+            let word = if n == 1 { "visit" } else { "visits" };
+            let target = format!("/counter{}", path.replace('ä', "%C3%A4"));
+            assert_eq!(node.data.get(&target).ok().text(), format!("{}: {n} {word}\n", path.replace('ä', "%C3%A4")));
+        }
+    }
+    // Visits at once are all counted, by as many instances.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..10).for_each(|_| drop(node.data.get("/counter/many").ok())));
+        }
+    });
+    let top = "/many: 40 visits\n/a: 3 visits\n/%C3%A4: 2 visits\n/b/c: 1 visit\n";
+    assert_eq!(node.data.get("/counter/").ok().text(), top);
+    let long = node.data.get(&format!("/counter/{}", "x".repeat(512)));
+    assert_eq!((long.status(), long.header("hob-error")), (414, None));
+    // A kill loses none.
+    let dir = node.dir();
+    node.kill();
+    node = Node::start_with(crate::harness::Setup { dir: Some(dir), ..Default::default() });
+    assert_eq!(node.data.get("/counter/").ok().text(), top);
+}

@@ -12,6 +12,7 @@ mod caps;
 mod cli;
 mod control;
 mod crash;
+mod data;
 mod deploy;
 mod examples;
 mod harness;

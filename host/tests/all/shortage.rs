@@ -99,7 +99,7 @@ fn bound(node: &Node, resource: Resource, bytes: Option<u64>) {
 }
 
 /// A node that is started by a line of shell in front of its own command, with arguments from `$1` on and its folder as `$0`.
-fn behind(line: &str, shell: &[&str], settings: &[&str]) -> Node {
+pub(crate) fn behind(line: &str, shell: &[&str], settings: &[&str]) -> Node {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let hob = serve(&data_dir(&dir));
     let mut command = Command::new(shell[0]);

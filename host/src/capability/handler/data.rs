@@ -165,8 +165,13 @@ impl Host {
 
     /// As [`Host::refuse`], for a limit of the instance's own.
     pub(super) fn refuse_limit(&mut self, text: String) -> i32 {
+        self.refuse_as(Errno::Limit, text)
+    }
+
+    /// As [`Host::refuse`], with words for what is no error of data.
+    pub(super) fn refuse_as(&mut self, errno: Errno, text: String) -> i32 {
         self.data.answer = Bytes::from(text.into_bytes());
-        Errno::Limit as i32
+        errno as i32
     }
 }
 

@@ -128,9 +128,16 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
     objects::link(linker)
 }
 
+/// The guest's memory. It is looked up by its name once, and not in each call.
 fn memory(caller: &mut Caller<'_, Host>) -> Result<Memory> {
+    if let Some(memory) = caller.data().handler_memory {
+        return Ok(memory);
+    }
     match caller.get_export("memory") {
-        Some(Extern::Memory(memory)) => Ok(memory),
+        Some(Extern::Memory(memory)) => {
+            caller.data_mut().handler_memory = Some(memory);
+            Ok(memory)
+        }
         _ => Err(Refusal::bad_call("the module exports no memory named 'memory'").into()),
     }
 }
@@ -382,6 +389,9 @@ fn log(mut caller: Caller<'_, Host>, level: u32, ptr: u32, len: u32) -> Result<(
     host.log.guest(Source::Log, Level::from_abi(level), text);
     Ok(())
 }
+
+#[cfg(test)]
+mod in_motion;
 
 #[cfg(test)]
 mod tests {

@@ -18,11 +18,12 @@ use wasmtime::{Caller, Linker, Result};
 use super::data::{Errno, deliver};
 use super::{MODULE, Writer, span, spans, take_header};
 use crate::capability::data::{AccessError, OpenBucket};
+use crate::capability::descriptors::{self, Descriptor};
 use crate::capability::{Host, Refusal, blocking};
 use crate::data::DataError;
 use crate::data::objects::{
-    CONTENT_TYPE_BYTES_MAX, Found, Head, KEY_BYTES_MAX, METADATA_BYTES_MAX, METADATA_PAIRS_MAX, Opened, Page, Place, PutOptions,
-    Upload, When,
+    CONTENT_TYPE_BYTES_MAX, Head, KEY_BYTES_MAX, METADATA_BYTES_MAX, METADATA_PAIRS_MAX, OpenNow, Opened, Page, Place,
+    PutOptions, Upload, When,
 };
 use crate::grants::Access;
 use crate::id::Digest;
@@ -55,8 +56,16 @@ const ETAG: u32 = 2;
 /// What an instance has open of objects.
 #[derive(Debug, Default)]
 pub(super) struct ObjectState {
-    open: Vec<Option<Arc<Opened>>>,
+    open: Vec<Option<Reading>>,
     uploads: Vec<Option<Uploading>>,
+}
+
+/// An open object.
+#[derive(Debug)]
+struct Reading {
+    opened: Arc<Opened>,
+    #[expect(dead_code, reason = "it is held, not read")]
+    descriptor: Option<Descriptor>,
 }
 
 /// An upload under way. Its drop may unlink a file or free memory, so it happens on a thread that may block.
@@ -65,34 +74,48 @@ struct Uploading {
     upload: Option<Box<dyn Upload>>,
     handle_of_bucket: u32,
     place: Place,
+    descriptor: Option<Descriptor>,
 }
 
 impl Drop for Uploading {
     fn drop(&mut self) {
         if let Some(upload) = self.upload.take() {
-            blocking::discard(upload);
+            blocking::discard((upload, self.descriptor.take()));
         }
     }
 }
 
 impl Drop for ObjectState {
     fn drop(&mut self) {
-        for opened in self.open.drain(..).flatten() {
-            close(opened);
+        for reading in self.open.drain(..).flatten() {
+            close(reading);
         }
     }
 }
 
-fn close(opened: Arc<Opened>) {
-    match opened.head().len > CLOSE_BYTES_MAX {
-        true => blocking::discard(opened),
-        false => drop(opened),
+fn close(reading: Reading) {
+    match reading.opened.head().len > CLOSE_BYTES_MAX {
+        true => blocking::discard(reading),
+        false => drop(reading),
     }
+}
+
+/// A descriptor for an object in this place, if it has one of its own; `None` if guests have all that they may.
+fn take_descriptor(place: Place) -> Option<Option<Descriptor>> {
+    match place {
+        Place::Memory => Some(None),
+        Place::Disk | Place::Elsewhere => descriptors::take().map(Some),
+    }
+}
+
+fn refuse_busy(host: &mut Host) -> i32 {
+    host.refuse_as(Errno::Busy, "functions have too many objects open on this node: try again".into())
 }
 
 impl ObjectState {
     fn opened(&self, handle: u32) -> Result<&Arc<Opened>, Refusal> {
-        self.open.get(handle as usize).and_then(Option::as_ref).ok_or_else(|| no_handle(handle, "open object", "object_open"))
+        let reading = self.open.get(handle as usize).and_then(Option::as_ref);
+        reading.map(|reading| &reading.opened).ok_or_else(|| no_handle(handle, "open object", "object_open"))
     }
 
     fn take_upload(&mut self, handle: u32) -> Result<Uploading, Refusal> {
@@ -259,22 +282,22 @@ async fn object_head(mut caller: Caller<'_, Host>, target: Target, buf: u32, cap
 /// `u32` handle, head.
 async fn object_open(mut caller: Caller<'_, Host>, target: Target, buf: u32, cap: u32) -> Result<i32> {
     span(&mut caller, buf, cap)?;
-    let found = match target.find(&mut caller, Access::Read)? {
-        Ok((bucket, key)) => open(bucket, key).await?.map_err(AccessError::from),
-        Err(error) => Err(error),
-    };
-    let opened = match found {
-        Ok(Some(opened)) => Arc::new(opened),
-        Ok(None) => return Ok(Errno::None as i32),
+    let (bucket, key) = match target.find(&mut caller, Access::Read)? {
+        Ok(found) => found,
         Err(error) => return Ok(caller.data_mut().refuse(&error)),
     };
     let host = caller.data_mut();
-    let open = &mut host.data.objects.open;
-    let Some(handle) = vacancy(open, OBJECTS_MAX) else {
-        close(opened);
+    let Some(handle) = vacancy(&mut host.data.objects.open, OBJECTS_MAX) else {
         return Ok(host.refuse_limit(format!("an instance may have {OBJECTS_MAX} objects open: close one first")));
     };
-    open[handle as usize] = Some(opened.clone());
+    let Some(descriptor) = take_descriptor(bucket.objects.place(&bucket.bucket)) else { return Ok(refuse_busy(host)) };
+    let opened = match open(bucket, key).await? {
+        Ok(Some(opened)) => Arc::new(opened),
+        Ok(None) => return Ok(Errno::None as i32),
+        Err(error) => return Ok(caller.data_mut().refuse(&error.into())),
+    };
+    // Still free: an instance makes one call at a time.
+    caller.data_mut().data.objects.open[handle as usize] = Some(Reading { opened: opened.clone(), descriptor });
     let head = opened.head();
     deliver(&mut caller, buf, cap, 4 + head_len(head), |writer| {
         writer.put(&handle.to_le_bytes());
@@ -283,10 +306,10 @@ async fn object_open(mut caller: Caller<'_, Host>, target: Target, buf: u32, cap
 }
 
 async fn open(bucket: Arc<OpenBucket>, key: Vec<u8>) -> Result<Result<Option<Opened>, DataError>> {
-    match bucket.objects.open_checked(&bucket.bucket, &key) {
-        Ok(Found::Open(opened)) => Ok(Ok(Some(opened))),
-        Ok(Found::Nothing) => Ok(Ok(None)),
-        Ok(Found::Unknown) => blocking::run(move || bucket.objects.open(&bucket.bucket, &key)).await,
+    match bucket.objects.open_now(&bucket.bucket, &key) {
+        Ok(OpenNow::Opened(opened)) => Ok(Ok(Some(opened))),
+        Ok(OpenNow::Absent) => Ok(Ok(None)),
+        Ok(OpenNow::Unchecked) => blocking::run(move || bucket.objects.open(&bucket.bucket, &key)).await,
         Err(error) => Ok(Err(error)),
     }
 }
@@ -322,8 +345,8 @@ async fn object_read(mut caller: Caller<'_, Host>, object: u32, offset: u64, buf
 fn object_close(mut caller: Caller<'_, Host>, object: u32) -> Result<()> {
     let objects = &mut caller.data_mut().data.objects;
     objects.opened(object)?;
-    if let Some(opened) = objects.open[object as usize].take() {
-        close(opened);
+    if let Some(reading) = objects.open[object as usize].take() {
+        close(reading);
     }
     Ok(())
 }
@@ -379,11 +402,12 @@ async fn object_put(mut caller: Caller<'_, Host>, target: Target, options: u32, 
         Ok(found) => found,
         Err(error) => return Ok(caller.data_mut().refuse(&error)),
     };
-    if vacancy(&mut caller.data_mut().data.objects.uploads, UPLOADS_MAX).is_none() {
-        let text = format!("an instance may have {UPLOADS_MAX} uploads under way: finish or drop one first");
-        return Ok(caller.data_mut().refuse_limit(text));
-    }
+    let host = caller.data_mut();
+    let Some(handle) = vacancy(&mut host.data.objects.uploads, UPLOADS_MAX) else {
+        return Ok(host.refuse_limit(format!("an instance may have {UPLOADS_MAX} uploads under way: finish or drop one first")));
+    };
     let place = bucket.objects.place(&bucket.bucket);
+    let Some(descriptor) = take_descriptor(place) else { return Ok(refuse_busy(host)) };
     let begin = move || bucket.objects.put(&bucket.bucket, &key, options);
     let begun = match place {
         Place::Memory => begin(),
@@ -394,11 +418,9 @@ async fn object_put(mut caller: Caller<'_, Host>, target: Target, options: u32, 
         Ok(upload) => upload,
         Err(error) => return Ok(host.refuse(&error.into())),
     };
-    let uploading = Uploading { upload: Some(upload), handle_of_bucket: target.bucket, place };
-    let uploads = &mut host.data.objects.uploads;
-    // The one that was there: an instance makes one call at a time.
-    let handle = vacancy(uploads, UPLOADS_MAX).unwrap_or_default();
-    uploads[handle as usize] = Some(uploading);
+    let uploading = Uploading { upload: Some(upload), handle_of_bucket: target.bucket, place, descriptor };
+    // Still free: an instance makes one call at a time.
+    host.data.objects.uploads[handle as usize] = Some(uploading);
     Ok(i32::try_from(handle).unwrap_or(i32::MAX))
 }
 

@@ -439,6 +439,14 @@ fn a_full_volatile_bucket_forgets_what_was_used_longest_ago() {
 }
 
 #[test]
+fn two_volatile_buckets_of_the_default_quotas_fit_by_default() {
+    let rig = rig(Durability::Volatile);
+    for name in ["x", "y"] {
+        bucket(&rig.data, "t", name, BucketSpec::new(Durability::Volatile));
+    }
+}
+
+#[test]
 fn volatile_buckets_together_take_no_more_memory_than_the_node_gives() {
     let rig = rig(Durability::Volatile);
     let spec = BucketSpec { bytes_max: 500 << 20, ..rig.bucket.spec };

@@ -120,15 +120,32 @@ impl State {
         self.usage.keys -= 1;
     }
 
-    fn insert(&mut self, key: Bytes, entry: Entry) {
-        self.remove(&key);
-        self.usage.bytes += size(&key, &entry);
-        self.usage.keys += 1;
-        if let Some(ms) = entry.expires_ms {
-            self.expiry.insert((ms, key.clone()));
+    fn insert(&mut self, key: &Bytes, entry: Entry) {
+        let (bytes, expires_ms) = (size(key, &entry), entry.expires_ms);
+        // In place: looking a key up in `keys` is most of what a write to a large bucket costs.
+        let old_ms = match self.entries.get_mut(key) {
+            Some(there) => {
+                let old = std::mem::replace(there, entry);
+                self.usage.bytes -= size(key, &old);
+                old.expires_ms
+            }
+            None => {
+                let key = own(key);
+                self.usage.keys += 1;
+                self.keys.insert(key.clone());
+                self.entries.put(key, entry);
+                None
+            }
+        };
+        self.usage.bytes += bytes;
+        if old_ms != expires_ms {
+            if let Some(ms) = old_ms {
+                self.expiry.remove(&(ms, key.clone()));
+            }
+            if let Some(ms) = expires_ms {
+                self.expiry.insert((ms, own(key)));
+            }
         }
-        self.keys.insert(key.clone());
-        self.entries.put(key, entry);
     }
 
     fn sweep(&mut self, now_ms: u64) {
@@ -238,7 +255,7 @@ impl Volatile {
         state.version = version;
         for (key, change) in plan.changes {
             match change.after {
-                Some(entry) => state.insert(own(&key), Entry { value: own(&entry.value), ..entry }),
+                Some(entry) => state.insert(&key, Entry { value: own(&entry.value), ..entry }),
                 None => state.remove(&key),
             }
         }

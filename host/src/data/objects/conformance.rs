@@ -150,10 +150,10 @@ fn what_was_put_is_what_is_opened() {
 #[test]
 fn what_was_checked_opens_without_waiting() {
     both(|_, objects, bucket| {
-        assert!(matches!(objects.open_checked(&bucket, b"k").unwrap(), Found::Nothing));
+        assert!(matches!(objects.open_now(&bucket, b"k").unwrap(), OpenNow::Absent));
         let bytes = noise(200_001, 7);
         put(objects, &bucket, b"k", &bytes).unwrap();
-        let Found::Open(opened) = objects.open_checked(&bucket, b"k").unwrap() else { panic!("it was checked when it was put") };
+        let OpenNow::Opened(opened) = objects.open_now(&bucket, b"k").unwrap() else { panic!("it was checked when it was put") };
         assert!(read(&opened) == bytes);
         let (mut found, mut buf) = (Vec::new(), [0; 7000]);
         while (found.len() as u64) < opened.head().len {
@@ -167,7 +167,7 @@ fn what_was_checked_opens_without_waiting() {
         }
         assert!(found == bytes);
         assert_eq!(opened.read_cached(200_001, &mut buf).unwrap(), Some(0));
-        assert!(objects.open_checked(&bucket, b"").is_err());
+        assert!(objects.open_now(&bucket, b"").is_err());
     });
 }
 

@@ -24,7 +24,7 @@ use super::super::store::{Ack, Commit, Store};
 use super::files::{Charge, FileId, Files, Held, StagedPath, full};
 use super::table::{FILES, OBJECTS, Row, Tables, corrupt, damaged_count, read_count};
 use super::{
-    Content, Found, Head, Objects, Opened, PAGE_LEN_MAX, Page, Place, PutOptions, Upload, Verified, When, check_digest,
+    Content, Head, Objects, OpenNow, Opened, PAGE_LEN_MAX, Page, Place, PutOptions, Upload, Verified, When, check_digest,
     check_key, check_object_len, check_options, record,
 };
 use crate::crash;
@@ -278,14 +278,15 @@ impl Objects for Durable {
         }
     }
 
-    fn open_checked(&self, bucket: &Bucket, key: &[u8]) -> Result<Found, DataError> {
-        let Some(head) = self.find(bucket.id, key)? else { return Ok(Found::Nothing) };
+    fn open_now(&self, bucket: &Bucket, key: &[u8]) -> Result<OpenNow, DataError> {
+        let Some(head) = self.find(bucket.id, key)? else { return Ok(OpenNow::Absent) };
         let id = FileId { bucket: bucket.id, digest: head.etag };
         let held = self.files.hold(id);
-        match self.files.open_checked(id, head.len)? {
-            Some(file) => Ok(Found::Open(Opened { head, verified: Verified::Before, content: Content::File(file, held) })),
-            None => Ok(Found::Unknown),
-        }
+        Ok(match self.files.open_checked(id, head.len) {
+            Some(file) => OpenNow::Opened(Opened { head, verified: Verified::Before, content: Content::File(file, held) }),
+            // Or it is lost, or was just deleted: who may block finds out.
+            None => OpenNow::Unchecked,
+        })
     }
 
     fn place(&self, _bucket: &Bucket) -> Place {

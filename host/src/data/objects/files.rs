@@ -159,15 +159,12 @@ impl Files {
         Ok(self.check(&file, stamp, id.digest)?.map(|took| (file, Verified::Now(took))))
     }
 
-    /// Opens a file of `len` bytes that this process has checked; `None` if it has not, or if it is not there.
-    pub(super) fn open_checked(&self, id: FileId, len: u64) -> Result<Option<File>, DataError> {
-        let file = match File::open(self.path(id)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(io_error("open an object"))?,
-        };
-        let meta = file.metadata().map_err(io_error("look at an object"))?;
-        let is_good = meta.is_file() && meta.len() == len && self.checked.contains(Stamp::of_metadata(&meta), &id.digest);
-        Ok(is_good.then_some(file))
+    /// Opens a file of `len` bytes that this process has checked.
+    pub(super) fn open_checked(&self, id: FileId, len: u64) -> Option<File> {
+        let file = File::open(self.path(id)).ok()?;
+        let meta = file.metadata().ok()?;
+        let is_checked = meta.is_file() && meta.len() == len && self.checked.contains(Stamp::of_metadata(&meta), &id.digest);
+        is_checked.then_some(file)
     }
 
     /// Waits until no other thread checks the file; `None` if it was found good.

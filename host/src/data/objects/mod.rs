@@ -155,16 +155,16 @@ pub enum Verified {
     Now(Duration),
 }
 
-/// What [`Objects::open_checked`] found.
+/// What [`Objects::open_now`] found.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is answered")]
-pub enum Found {
-    /// There is no object.
-    Nothing,
-    /// It is open.
-    Open(Opened),
-    /// [`Objects::open`] tells, and may take long.
-    Unknown,
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once, never kept")]
+pub enum OpenNow {
+    /// The object.
+    Opened(Opened),
+    /// There is none.
+    Absent,
+    /// There is one whose bytes must be read first, which may take long: [`Objects::open`].
+    Unchecked,
 }
 
 /// Where objects are, and so how long calls for them may take.
@@ -233,12 +233,15 @@ pub trait Objects: Send + Sync + fmt::Debug {
     /// ([`Opened::verified`]). Blocks for so long, also while another thread does that.
     fn open(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Opened>, DataError>;
 
-    /// As [`Objects::open`], if that is a matter of microseconds: the bytes are here, and were checked. For threads that run futures.
+    /// As [`Objects::open`], unless the object has to be read first.
     ///
     /// # Errors
     /// As [`Objects::open`].
-    fn open_checked(&self, _bucket: &Bucket, _key: &[u8]) -> Result<Found, DataError> {
-        Ok(Found::Unknown)
+    ///
+    /// # Cost
+    /// A few microseconds; may block on the disk, for a row.
+    fn open_now(&self, _bucket: &Bucket, _key: &[u8]) -> Result<OpenNow, DataError> {
+        Ok(OpenNow::Unchecked)
     }
 
     /// How long calls for a bucket may take.

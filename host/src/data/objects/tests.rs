@@ -77,7 +77,7 @@ fn the_first_opening_of_a_process_reads_it_and_later_ones_do_not() {
     put(&*node.data().objects(Durability::Durable), &bucket, b"k", &[7; 500_000]).unwrap();
     node.reopen();
     let objects = node.data().objects(Durability::Durable);
-    assert!(matches!(objects.open_checked(&bucket, b"k").unwrap(), Found::Unknown));
+    assert!(matches!(objects.open_now(&bucket, b"k").unwrap(), OpenNow::Unchecked));
     // Eight at once: one reads, the others wait for it.
     let found: Vec<_> = std::thread::scope(|scope| {
         let open = || objects.open(&bucket, b"k").unwrap().unwrap().verified();
@@ -85,7 +85,7 @@ fn the_first_opening_of_a_process_reads_it_and_later_ones_do_not() {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(found.iter().filter(|verified| matches!(verified, Verified::Now(_))).count(), 1, "{found:?}");
-    assert!(matches!(objects.open_checked(&bucket, b"k").unwrap(), Found::Open(_)));
+    assert!(matches!(objects.open_now(&bucket, b"k").unwrap(), OpenNow::Opened(_)));
     assert_eq!(objects.open(&bucket, b"k").unwrap().unwrap().verified(), Verified::Before);
 }
 

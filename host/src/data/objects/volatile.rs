@@ -28,8 +28,8 @@ use super::super::clock::Clock;
 use super::super::error::{DataError, io_error};
 use super::super::store::Ack;
 use super::{
-    Content as OpenContent, Found, Head, ObjectLimits, Objects, Opened, PAGE_LEN_MAX, Page, Place, PutOptions, Upload, Verified,
-    When, check_digest, check_key, check_object_len, check_options,
+    Content as OpenContent, Head, ObjectLimits, Objects, OpenNow, Opened, PAGE_LEN_MAX, Page, Place, PutOptions, Upload,
+    Verified, When, check_digest, check_key, check_object_len, check_options,
 };
 use crate::id::Digest;
 
@@ -251,8 +251,8 @@ impl Objects for Volatile {
         Ok(Some(Opened { head: object.head.clone(), verified: Verified::Before, content }))
     }
 
-    fn open_checked(&self, bucket: &Bucket, key: &[u8]) -> Result<Found, DataError> {
-        self.open(bucket, key).map(|opened| opened.map_or(Found::Nothing, Found::Open))
+    fn open_now(&self, bucket: &Bucket, key: &[u8]) -> Result<OpenNow, DataError> {
+        Ok(self.open(bucket, key)?.map_or(OpenNow::Absent, OpenNow::Opened))
     }
 
     fn place(&self, _bucket: &Bucket) -> Place {

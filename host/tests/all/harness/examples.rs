@@ -25,7 +25,7 @@ struct Workspace {
 static EXAMPLES: Workspace = Workspace {
     folder: "../examples",
     targets: &[
-        ("wasm32-wasip1", &["hello", "wordcount", "thumbnail", "geoip", "frozen"]),
+        ("wasm32-wasip1", &["hello", "wordcount", "thumbnail", "geoip", "frozen", "counter"]),
         ("wasm32-wasip2", &["hello-http", "hello-http3"]),
     ],
     built: OnceLock::new(),
@@ -33,7 +33,10 @@ static EXAMPLES: Workspace = Workspace {
 
 static GUESTS: Workspace = Workspace {
     folder: "tests/guests",
-    targets: &[("wasm32-wasip1", &["cli2", "spin5"]), ("wasm32-wasip2", &["cli3", "counter2", "reach2", "reaches", "spin7"])],
+    targets: &[
+        ("wasm32-wasip1", &["cli2", "data1", "spin5"]),
+        ("wasm32-wasip2", &["cli3", "counter2", "reach2", "reaches", "spin7"]),
+    ],
     built: OnceLock::new(),
 };
 

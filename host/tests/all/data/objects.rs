@@ -1,0 +1,252 @@
+//! Objects.
+
+use std::sync::Barrier;
+
+use hob::id::Digest;
+
+use super::{Door, for_both, hex};
+use crate::harness::{Node, eventually, files};
+use crate::shortage::behind;
+
+const MIB: usize = 1 << 20;
+
+/// `*N` as the guest has it, and its ETag.
+fn ones(len: usize) -> (String, String) {
+    let word = if len > 64 { format!("*{len}") } else { hex(vec![1; len]) };
+    (word, etag(&vec![1; len]))
+}
+
+fn etag(bytes: &[u8]) -> String {
+    Digest::of(bytes).bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// ETag, length and version of a head.
+#[track_caller]
+fn head(answer: &str) -> (String, u64, u64) {
+    let words: Vec<_> = answer.split(' ').collect();
+    assert_eq!((words[0], words.len()), ("head", 8), "{answer}");
+    (words[1].into(), words[2].parse().unwrap(), words[3].parse().unwrap())
+}
+
+fn what_was_put_is_what_is_read(door: &Door, bucket: &str) {
+    for size in [0, 1, 4095, 4096, 65_536, 65_537, 200_001, MIB, 3 * MIB + 1] {
+        let (word, etag) = ones(size);
+        for put in [format!("put 6b *{size} digest={etag}"), format!("write 6b *{} *{} digest={etag}", size / 3, size - size / 3)]
+        {
+            let answer = door.one(bucket, format!("{put} type={} meta={}:{}", hex("image/png"), hex("of"), hex("é")));
+            let (found, len, _) = head(&answer);
+            assert_eq!((found, len), (etag.clone(), size as u64), "{put}");
+            assert!(answer.ends_with(&format!(" never {} {}:{}", hex("image/png"), hex("of"), hex("é"))), "{answer}");
+            assert_eq!(door.ask(bucket, "head 6b\nread 6b"), [answer, word.clone()]);
+        }
+    }
+    let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    door.one(bucket, format!("put 6b {}", hex(&bytes)));
+    for (from, to) in [(0, 10), (99_990, 100_010), (50_000, 50_000), (100_000, 100_001), (200_000, 300_000), (7, 3), (0, 100_000)]
+    {
+        let expected = bytes.get(from..to.min(bytes.len())).unwrap_or_default();
+        assert_eq!(door.one(bucket, format!("read 6b from={from} to={to}")), hex(expected), "{from} to {to}");
+    }
+    assert_eq!(door.ask(bucket, "read 7878\nhead 7878\nrm 7878"), ["none", "none", "none"]);
+}
+
+fn an_upload_that_is_cut_leaves_nothing(door: &Door, bucket: &str) {
+    door.one(bucket, format!("put 6b {}", hex("old")));
+    for size in [0, 1, 65_536, 200_001] {
+        // Dropped by the guest, and by the end of an instance that forgot it.
+        let answers = door.ask(bucket, &format!("abandon 6b *{size}\nread 6b\nleak 6b *{size}\nread 6b"));
+        assert_eq!(answers, ["abandoned", &hex("old"), "leaked", &hex("old")]);
+    }
+    let (right, wrong) = (etag(b"new"), etag(b"other"));
+    let answer = door.one(bucket, format!("put 6b {} digest={wrong}", hex("new")));
+    assert!(answer.starts_with("error invalid") && answer.contains(&right) && answer.contains(&wrong), "{answer}");
+    assert_eq!(door.one(bucket, "read 6b"), hex("old"));
+    eventually("what was not finished is gone", || door.node.files("data/staging").is_empty());
+}
+
+fn limits_on_both_sides(door: &Door, bucket: &str) {
+    head(&door.one(bucket, format!("put {} 78", hex([7; 512]))));
+    let long = hex([7; 513]);
+    for (key, kind) in [("-", "invalid"), (long.as_str(), "too-large")] {
+        for line in ["put {} 78", "write {} 78", "read {}", "head {}", "rm {}"] {
+            assert_eq!(door.error(bucket, line.replace("{}", key)), kind, "{line}");
+        }
+    }
+    let typed = |len| format!("put 6b 78 type={}", hex(vec![b't'; len]));
+    head(&door.one(bucket, typed(255)));
+    assert_eq!(door.error(bucket, typed(256)), "too-large");
+    let tagged = |count, len| format!("put 6b 78{}", format!(" meta=-:{}", hex(vec![b'v'; len])).repeat(count));
+    head(&door.one(bucket, tagged(1, 2048)));
+    head(&door.one(bucket, tagged(64, 1)));
+    assert_eq!(door.error(bucket, tagged(1, 2049)), "too-large");
+    assert_eq!(door.error(bucket, tagged(65, 1)), "invalid");
+    assert_eq!(door.error(bucket, "put 6b 78 ttl=0"), "invalid");
+    // What an instance may have open at once.
+    assert_eq!(door.one(bucket, "hold 6b count=64"), "78");
+    assert_eq!(door.error(bucket, "hold 6b count=65"), "limit");
+    assert_eq!(door.one(bucket, "uploads 6b count=16"), "16");
+    assert_eq!(door.error(bucket, "uploads 6b count=17"), "limit");
+    // What was open is let go of: the same instance has its places again.
+    assert_eq!(
+        door.ask(bucket, "hold 6b count=65\nhold 6b count=64\nuploads 6b count=17\nuploads 6b count=16")[1..],
+        ["78".to_owned(), "error limit an instance may have 16 uploads under way: finish or drop one first".into(), "16".into()]
+    );
+}
+
+fn keys_are_bytes(door: &Door, bucket: &str) {
+    let mut keys: Vec<&[u8]> = vec![b"../../etc/passwd", b"\0", b"/", b"a", b"ab", b"\xff", b"\xff\xff", b"a/b"];
+    for key in &keys {
+        door.one(bucket, format!("put {0} {0}", hex(key)));
+    }
+    for key in &keys {
+        assert_eq!(door.one(bucket, format!("read {}", hex(key))), hex(key));
+    }
+    keys.sort_unstable();
+    assert_eq!(door.one(bucket, "list -"), keys.iter().map(hex).collect::<Vec<_>>().join(" "));
+    assert_eq!(door.one(bucket, "list 61"), [&b"a"[..], b"a/b", b"ab"].map(hex).join(" "));
+    assert_eq!(door.one(bucket, format!("list 61 after={}", hex("a/"))), [&b"a/b"[..], b"ab"].map(hex).join(" "));
+    assert_eq!(door.ask(bucket, &format!("list - after={}\nlist {}", hex([0xff; 600]), hex([b'a'; 600]))), ["", ""]);
+    // Entries are others, under the same keys.
+    assert_eq!(door.one(bucket, "get 61"), "none");
+}
+
+fn conditions_decide(door: &Door, bucket: &str) {
+    let (a, b, c) = (etag(b"a"), etag(b"b"), etag(b"c"));
+    let (_, _, first) = head(&door.one(bucket, "put 6b 61 absent"));
+    for line in ["put 6b 62 absent".to_owned(), format!("put 6b 62 etag={b}"), format!("write 6b 62 etag={c}")] {
+        let answer = door.one(bucket, line);
+        assert!(answer.starts_with("error conflict") && answer.contains(&a), "{answer}");
+    }
+    assert_eq!(door.error(bucket, format!("put 6e 62 etag={a}")), "conflict");
+    let (_, _, second) = head(&door.one(bucket, format!("put 6b 62 etag={a}")));
+    assert!(second > first);
+    assert_eq!(door.error(bucket, format!("rm 6b etag={a}")), "conflict");
+    assert_eq!(head(&door.one(bucket, format!("rm 6b etag={b}"))).0, b);
+    assert_eq!(door.one(bucket, "rm 6b"), "none");
+    assert!(head(&door.one(bucket, "put 6b 62 absent")).2 > second);
+}
+
+fn of_racing_writers_one_wins(door: &Door, bucket: &str) {
+    for round in 0..3 {
+        let barrier = Barrier::new(4);
+        let (won, lost): (Vec<String>, Vec<String>) = std::thread::scope(|scope| {
+            let write = |len: usize| {
+                let barrier = &barrier;
+                move || {
+                    barrier.wait();
+                    door.one(bucket, format!("write 0{round} *{len} absent"))
+                }
+            };
+            let threads: Vec<_> = (0..4).map(|n| scope.spawn(write(100_000 + n))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).partition(|answer| answer.starts_with("head "))
+        });
+        assert_eq!((won.len(), lost.iter().filter(|answer| answer.starts_with("error conflict")).count()), (1, 3), "{lost:?}");
+        assert_eq!(door.one(bucket, format!("read 0{round}")), format!("*{}", head(&won[0]).1));
+    }
+}
+
+fn what_expired_is_gone(door: &Door, bucket: &str) {
+    door.ask(bucket, "put 6b 31 ttl=1\nput 6c 31 ttl=3600000");
+    eventually("it expires", || door.one(bucket, "head 6b") == "none");
+    assert_eq!(door.ask(bucket, "read 6b\nlist -\nrm 6b"), ["none", "6c", "none"]);
+    head(&door.one(bucket, "put 6b 32 absent"));
+    assert!(!door.one(bucket, "head 6c").contains(" never "));
+    head(&door.one(bucket, "put 6c 32"));
+    assert!(door.one(bucket, "head 6c").contains(" never "));
+}
+
+fn an_open_object_outlives_its_key(door: &Door, bucket: &str) {
+    for end in ["put 32", "rm"] {
+        door.one(bucket, "put 6b *300000");
+        assert_eq!(door.one(bucket, format!("hold 6b count=2 {end}")), "*300000");
+    }
+    assert_eq!(door.one(bucket, "head 6b"), "none");
+}
+
+for_both! {
+    what_was_put_is_what_is_read
+    an_upload_that_is_cut_leaves_nothing
+    limits_on_both_sides
+    keys_are_bytes
+    conditions_decide
+    of_racing_writers_one_wins
+    what_expired_is_gone
+    an_open_object_outlives_its_key
+}
+
+#[test]
+fn a_full_bucket_refuses_puts_and_nothing_else() {
+    let door = Door::open();
+    head(&door.one("small", format!("put 61 {}", hex("1234567890"))));
+    assert_eq!(door.error("small", format!("put 62 {}", hex("1234567890"))), "full");
+    assert_eq!(door.error("small", "put 62 *21"), "full", "it could never fit");
+    assert_eq!(door.ask("small", "read 61\nlist -"), [hex("1234567890"), "61".into()]);
+    head(&door.one("small", "rm 61"));
+    head(&door.one("small", format!("put 62 {}", hex("1234567890"))));
+    eventually("nothing is left of what was refused", || door.node.files("data/staging").is_empty());
+}
+
+#[test]
+fn a_durable_object_is_checked_when_it_is_first_opened() {
+    let mut door = Door::open();
+    let (_, of_good) = ones(3 * MIB);
+    door.ask("durable", &format!("put 6b *{}\nput 6c *{}", 3 * MIB, 2 * MIB));
+    let dir = door.node.dir();
+    door.node.stop();
+    let bad = files(&door.node.data_dir().join("data/objects")).into_iter().find(|file| !file.ends_with(&of_good)).unwrap();
+    let mut bytes = std::fs::read(&bad).unwrap();
+    bytes[MIB] ^= 1;
+    std::fs::remove_file(&bad).unwrap();
+    std::fs::write(&bad, bytes).unwrap();
+    door.node = Node::start_with(crate::harness::Setup { dir: Some(dir), ..Default::default() });
+    assert_eq!(door.one("durable", "read 6b"), format!("*{}", 3 * MIB));
+    let answer = door.one("durable", "read 6c");
+    assert!(answer.starts_with("error damaged"), "{answer}");
+    assert_eq!(door.one("durable", "list -"), "6b 6c");
+    // Written anew it is whole again.
+    head(&door.one("durable", format!("put 6c *{}", 2 * MIB)));
+    assert_eq!(door.one("durable", "read 6c"), format!("*{}", 2 * MIB));
+}
+
+#[test]
+fn a_guest_that_ends_in_the_middle_of_an_upload_leaves_nothing() {
+    let node = Node::start(&[]);
+    let door = Door::over(node);
+    let hasty = "[limits]\nwall = \"300ms\"\n[grants]\ndata = [\n{ bucket = \"durable\", access = \"read-write\" },\n{ bucket = \"volatile\", access = \"read-write\" }]\n";
+    assert_eq!(door.node.deploy("hasty", &super::wasm(), hasty).status(), 201);
+    for bucket in ["durable", "volatile"] {
+        // By its deadline, while it writes, and while it computes with an upload and an open object in its hands.
+        for script in ["drip 6b", "put 61 *200000\nleak 6b *200000\nhold 61 count=1\nspin"] {
+            let reply = door.node.data.post(&format!("/hasty/{bucket}"), script.as_bytes());
+            reply.problem(504, "wall-deadline");
+        }
+        // By its client.
+        for _ in 0..4 {
+            let mut conn = door.node.data.connect();
+            conn.request("POST", &format!("/data1/{bucket}"), &[], b"write 6b *10000000");
+            drop(conn);
+        }
+        eventually("all have ended", || door.node.occupancy("data1") == (0, 0) && door.node.occupancy("hasty") == (0, 0));
+        eventually("nothing is left of them", || door.node.files("data/staging").is_empty());
+        let answer = door.one(bucket, "head 6b");
+        assert!(answer == "none" || head(&answer).1 == 10_000_000, "{answer}");
+        head(&door.one(bucket, "put 6b 31"));
+    }
+}
+
+#[test]
+fn open_objects_do_not_use_up_the_descriptors_of_the_node() {
+    const LIMIT: usize = 160;
+    let door = Door::over(behind(&format!("ulimit -n {LIMIT};"), &["sh"], &["engine.threads=1"]));
+    for bucket in ["durable", "volatile"] {
+        door.one(bucket, "put 6b 31");
+    }
+    let share = LIMIT / 4;
+    let script = format!("hold 6b count={share}\nhold 6b count={}\nhold 6b count={share}", share + 1);
+    let answers = door.ask("durable", &script);
+    assert!(answers[1].starts_with("error busy"), "{answers:?}");
+    assert_eq!((answers[0].as_str(), answers[2].as_str()), ("31", "31"));
+    assert_eq!(door.one("volatile", "hold 6b count=64"), "31");
+    let answers = door.ask("durable", &format!("uploads 6b count=16\nhold 6b count={share}"));
+    assert_eq!(answers, ["16", "31"]);
+}

@@ -1,0 +1,124 @@
+//! Objects.
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::time::Duration;
+
+use hob_sdk::data::Error;
+use hob_sdk::objects::{Bucket, Etag, Head, PutOptions, When, open};
+
+use crate::{bytes, millis, number, option, word};
+
+pub(crate) fn run(bucket: &str, verb: &str, words: &[&str]) -> Result<String, Error> {
+    let bucket = open(bucket)?;
+    let key = || bytes(words[0]);
+    Ok(match verb {
+        "put" => shown(&bucket.put_with(key(), bytes(words[1]), &options(words))?),
+        "write" => {
+            let mut writer = bucket.writer(key(), &options(words))?;
+            for piece in words[1..].iter().filter(|word| !word.contains('=') && **word != "absent") {
+                writer.write_all(&bytes(piece)).map_err(inner)?;
+            }
+            shown(&writer.finish()?)
+        }
+        "abandon" => {
+            let mut writer = bucket.writer(key(), &PutOptions::default())?;
+            writer.write_all(&bytes(words[1])).and_then(|()| writer.flush()).map_err(inner)?;
+            "abandoned".into()
+        }
+        "leak" => {
+            let mut writer = bucket.writer(key(), &PutOptions::default())?;
+            writer.write_all(&bytes(words[1])).and_then(|()| writer.flush()).map_err(inner)?;
+            std::mem::forget(writer);
+            "leaked".into()
+        }
+        // Writes until its deadline, whatever is full.
+        "drip" => loop {
+            let mut writer = bucket.writer(key(), &PutOptions::default())?;
+            while writer.write_all(&[1; 4096]).and_then(|()| writer.flush()).is_ok() {}
+        },
+        "read" => read(&bucket, words)?,
+        "head" => bucket.head(key())?.map_or_else(|| "none".into(), |head| shown(&head)),
+        "list" => {
+            let mut list = bucket.list(key());
+            if let Some(after) = option(words, "after") {
+                list = list.after(bytes(after));
+            }
+            let keys = list.map(|item| item.map(|(key, _)| word(&key))).collect::<Result<Vec<_>, _>>()?;
+            keys.join(" ")
+        }
+        "rm" => {
+            let deleted = match option(words, "etag") {
+                Some(etag) => bucket.delete_if(key(), Etag::from_hex(etag).expect("an ETag"))?,
+                None => bucket.delete(key())?,
+            };
+            deleted.map_or_else(|| "none".into(), |head| shown(&head))
+        }
+        "hold" => hold(&bucket, words)?,
+        "uploads" => {
+            let begin = |_| bucket.writer(key(), &PutOptions::default());
+            let writers = (0..number::<u32>(words, "count").expect("how many")).map(begin).collect::<Result<Vec<_>, _>>()?;
+            writers.len().to_string()
+        }
+        other => panic!("{other}"),
+    })
+}
+
+/// The SDK's error within one of std's.
+fn inner(error: std::io::Error) -> Error {
+    *error.into_inner().expect("it has one").downcast().expect("it is the SDK's")
+}
+
+fn options(words: &[&str]) -> PutOptions {
+    let etag = |name| option(words, name).map(|etag| Etag::from_hex(etag).expect("an ETag"));
+    let meta = words.iter().filter_map(|word| word.strip_prefix("meta="));
+    let text = |word: &str| String::from_utf8(bytes(word)).expect("text");
+    PutOptions {
+        content_type: option(words, "type").map(text).unwrap_or_default(),
+        metadata: meta.map(|pair| pair.split_once(':').expect("a pair")).map(|(n, v)| (text(n), text(v))).collect(),
+        ttl: number(words, "ttl").map(Duration::from_millis),
+        when: match etag("etag") {
+            Some(etag) => When::Etag(etag),
+            None if words.contains(&"absent") => When::Absent,
+            None => When::Always,
+        },
+        digest: etag("digest"),
+    }
+}
+
+fn shown(head: &Head) -> String {
+    let metadata: Vec<_> = head.metadata.iter().map(|(n, v)| format!("{}:{}", word(n.as_bytes()), word(v.as_bytes()))).collect();
+    let content_type = word(head.content_type.as_bytes());
+    let metadata = if metadata.is_empty() { "-".into() } else { metadata.join(",") };
+    let Head { etag, len, version, .. } = head;
+    format!("head {etag} {len} {version} {} {} {content_type} {metadata}", millis(Some(head.modified)), millis(head.expires))
+}
+
+/// All of an object, or a part: by `get`, and again by a reader, which must say the same.
+fn read(bucket: &Bucket, words: &[&str]) -> Result<String, Error> {
+    let (key, from, to) = (bytes(words[0]), number(words, "from"), number(words, "to"));
+    let whole = from.is_none() && to.is_none();
+    let (from, to) = (from.unwrap_or(0), to.unwrap_or(u64::MAX));
+    let found = if whole { bucket.get(&key)? } else { bucket.get_range(&key, from..to)? };
+    let Some(found) = found else { return Ok("none".into()) };
+    let mut reader = bucket.reader(&key)?.expect("it is still there");
+    reader.seek(SeekFrom::Start(from)).expect("it is no time before the beginning");
+    let mut again = Vec::new();
+    let most = u64::try_from(found.len()).expect("it is short");
+    reader.take(most).read_to_end(&mut again).map_err(inner)?;
+    assert_eq!(found, again);
+    Ok(word(&found))
+}
+
+/// Opens an object `count=N` times at once, then, with `after`, what the rest of the words say, and reads through the first.
+fn hold(bucket: &Bucket, words: &[&str]) -> Result<String, Error> {
+    let open = |_| bucket.reader(bytes(words[0])).map(|reader| reader.expect("it is there"));
+    let mut readers = (0..number::<u32>(words, "count").expect("how many")).map(open).collect::<Result<Vec<_>, _>>()?;
+    match words {
+        [.., "put", value] => drop(bucket.put(bytes(words[0]), bytes(value))?),
+        [.., "rm"] => drop(bucket.delete(bytes(words[0]))?),
+        _ => {}
+    }
+    let mut read = Vec::new();
+    readers[0].read_to_end(&mut read).map_err(inner)?;
+    Ok(word(&read))
+}
