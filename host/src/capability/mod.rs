@@ -27,7 +27,7 @@ use crate::meter::MemoryBudget;
 use crate::telemetry::logs::LogSink;
 
 use data::DataAccess;
-use handler::{DataState, Exchange};
+use handler::{DataState, Exchange, Mappings};
 use http::Hooks;
 use reply::Reply;
 use stdio::Stdio;
@@ -77,6 +77,9 @@ pub struct Host {
     pub exchange: Exchange,
     /// What a handler holds of its data.
     pub data: DataState,
+    /// Objects in a handler's memory. wasmtime drops the data of a store before it resets memories, and that is what puts these back;
+    /// `Store::into_data` would let the data outlive them, and is never called.
+    pub mappings: Mappings,
     /// Where the guest's words go.
     pub log: Arc<LogSink>,
     /// Arguments, variables and grants.
@@ -110,6 +113,7 @@ impl Host {
             reply,
             exchange: Exchange::default(),
             data: DataState::default(),
+            mappings: Mappings::default(),
             log,
             environment,
             stdio,
