@@ -9,6 +9,7 @@ use hob::data::objects::{ObjectLimits, PutOptions};
 use hob::data::{Clock, Data, DataConfig};
 use hob::id::TenantId;
 
+use crate::harness::failing::Failing;
 use crate::harness::http::Conn;
 use crate::harness::wat::handler_with;
 use crate::harness::{Node, Setup, eventually};
@@ -168,15 +169,20 @@ fn a_range_need_not_begin_at_a_page() {
     for (at, (from, len)) in [(5000, 200_000), (4096, 65_537), (1, -1), (MIB as i64 - 70_000, 70_000)].into_iter().enumerate() {
         let name = format!("good{at}");
         deploy(&node, &name, &range(from, len), "");
-        let end = if len < 0 { MIB } else { (from + len) as usize };
-        assert_eq!(answer(&node, &name), sum(&big[from as usize..end]), "{from} {len}");
+        let start = usize::try_from(from).unwrap();
+        let end = usize::try_from(len).map_or(MIB, |len| start + len);
+        assert_eq!(answer(&node, &name), sum(&big[start..end]), "{from} {len}");
     }
-    for (at, (from, len)) in [(-1, 10), (MIB as i64 + 1, 0), (5000, MIB as i64), (i64::MAX, i64::MAX)].into_iter().enumerate() {
-        let name = format!("bad{at}");
+    // What lies past the end is left out; at the end there is nothing, which is to be copied.
+    for (at, (from, len, expected)) in
+        [(-1, 10, -4), (i64::MIN, -1, -4), (5000, i64::MAX, sum(&big[5000..])), (MIB as i64 + 1, 7, 1), (i64::MAX, i64::MAX, 1)]
+            .into_iter()
+            .enumerate()
+    {
+        let name = format!("edge{at}");
         deploy(&node, &name, &range(from, len), "");
-        assert_eq!(answer(&node, &name), -4, "{from} {len}");
+        assert_eq!(answer(&node, &name), expected, "{from} {len}");
     }
-    // At the end there is nothing, which is to be copied.
     deploy(&node, "end", &range(MIB as i64, -1), "");
     assert_eq!(answer(&node, "end"), 1);
 }
@@ -250,7 +256,7 @@ fn the_node_has_a_share_of_mappings() {
     let path = file_of(&node, MIB).to_str().unwrap().to_owned();
     eventually("all is taken", || maps(&node).matches(&path).count() as u64 == share);
     let held: i32 = conns.iter_mut().map(end).map(|body| number(&body)).sum();
-    assert_eq!(held as u64, share);
+    assert_eq!(u64::try_from(held).unwrap(), share);
     // All came back.
     let mut conn = hold(&node, "/hoards");
     assert_eq!(number(&end(&mut conn)), 1000);
@@ -483,4 +489,35 @@ fn a_page_that_cannot_be_read_costs_that_invocation() {
 
 fn maps(node: &Node) -> String {
     fs::read_to_string(format!("/proc/{}/maps", node.pid())).unwrap()
+}
+
+#[test]
+fn an_io_error_under_a_mapping_costs_that_invocation() {
+    let (big, other) = (bytes(MIB), bytes(MIB + 4096));
+    let node = node_with(&[], &[("b", big.clone()), ("o", other.clone())]);
+    let path = file_of(&node, MIB);
+    let (folder, name) = (path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap());
+    let Some(disk) = Failing::mount(folder, name, big.clone()) else { return };
+    let all = format!("(call $number (call $sum (call $map {}) (i32.load (i32.const 1028))))", key('b'));
+    let late = format!(
+        "(local.set $at (call $map {})) (drop (call $drain)) (call $number (call $sum (local.get $at) (i32.const {MIB})))",
+        key('b')
+    );
+    deploy(&node, "all", &all, LONG);
+    deploy(&node, "late", &late, LONG);
+    deploy(&node, "good", "(call $number (i32.const 5))", "");
+    for round in 0..3 {
+        disk.fail(false);
+        assert_eq!(answer(&node, "all"), sum(&big), "round {round}");
+        // An open lets go of what the system had of the file: every page is read again, and cannot be.
+        let mut conn = hold(&node, "/late");
+        eventually("it is mapped", || maps(&node).contains(name));
+        disk.fail(true);
+        conn.end_chunks();
+        conn.reply().problem(503, "damaged");
+        assert_eq!(answer(&node, "good"), 5);
+    }
+    assert_eq!(node.faults("damaged"), 3);
+    disk.fail(false);
+    assert_eq!(answer(&node, "all"), sum(&big));
 }

@@ -12,6 +12,8 @@
 //! nothing leaves an instance after a page of a mapping could not be read. Reasons and figures: docs/decisions/0015-mapping.md.
 
 mod pages;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -39,6 +41,9 @@ pub use self::watch::InSlice;
 
 /// Objects of up to so many bytes are copied. Source: docs/decisions/0015-mapping.md.
 const COPY_BYTES_MAX: usize = 64 << 10;
+/// From this size on addresses lie as the file does within a huge page: the kernel then maps as much of the page cache with each fault as
+/// lies together, 2 MiB at best and not 64 KiB. Source: docs/decisions/0015-mapping.md.
+const HUGE: usize = 2 << 20;
 /// After what its pages took to count, a guest is left alone for so many times as long.
 const REST: u32 = 4;
 
@@ -113,14 +118,15 @@ impl State {
         self.was_broken || (pages::broken() != self.broken && self.live.values().any(|live| live.cover.is_broken()))
     }
 
-    /// The first free range of so many bytes.
-    fn reuse(&mut self, len: usize) -> Option<Range<usize>> {
-        let at = self.free.iter().position(|free| free.len() >= len)?;
-        let free = &mut self.free[at];
-        let range = free.start..free.start + len;
-        free.start = range.end;
-        if free.start == free.end {
-            self.free.remove(at);
+    /// The first free range that has room.
+    fn reuse(&mut self, wanted: &Wanted) -> Option<Range<usize>> {
+        let at = self.free.iter().position(|free| wanted.range(free.start).end <= free.end)?;
+        let free = self.free.remove(at);
+        let range = wanted.range(free.start);
+        for rest in [free.start..range.start, range.end..free.end] {
+            if rest.start < rest.end {
+                self.release(rest);
+            }
         }
         Some(range)
     }
@@ -144,6 +150,31 @@ impl State {
         self.rest_until = Some(Instant::now() + began.elapsed() * REST);
         self.watch.allow(memory.allowance());
         Ok(memory.write(own))
+    }
+}
+
+/// What is to be mapped.
+struct Wanted {
+    /// Address of the memory.
+    base: usize,
+    /// In the file; a whole page.
+    offset: u64,
+    /// Whole pages.
+    bytes: usize,
+}
+
+impl Wanted {
+    /// What is covered in ground that begins at `start`: all of it but the beginning, which makes up for how addresses and the file lie.
+    fn covered(&self, start: usize) -> Range<usize> {
+        let offset = usize::try_from(self.offset % HUGE as u64).unwrap_or_default();
+        let skew = if self.bytes < HUGE { 0 } else { offset.wrapping_sub(self.base + start) % HUGE };
+        start + skew..start + skew + self.bytes
+    }
+
+    /// The whole pages of WebAssembly that this takes. From the beginning of these the same is covered.
+    fn range(&self, start: usize) -> Range<usize> {
+        let covered = self.covered(start);
+        covered.start - covered.start % WASM_PAGE..covered.end.next_multiple_of(WASM_PAGE)
     }
 }
 
@@ -281,21 +312,18 @@ async fn object_map(
     }
 }
 
-/// The part of an object that is asked for: from `offset` on `len` bytes, or to the end if that is negative.
+/// The part of an object that is asked for: from `offset` on `len` bytes, or to the end if that is negative. What lies past its end is left
+/// out.
 fn part(opened: &Opened, offset: i64, len: i64) -> Result<(u64, u32), DataError> {
     let whole = opened.head().len;
-    let start = u64::try_from(offset).ok().filter(|start| *start <= whole);
-    let end = start.and_then(|start| match u64::try_from(len) {
-        Ok(len) => start.checked_add(len).filter(|end| *end <= whole),
-        Err(_) => Some(whole),
-    });
-    let (Some(start), Some(end)) = (start, end) else {
-        let what = format!("a range of {len} bytes from {offset} on");
-        return Err(DataError::Invalid { what, expected: format!("one within the object of {whole} bytes") });
+    let Ok(start) = u64::try_from(offset) else {
+        return Err(DataError::Invalid { what: format!("an offset of {offset}"), expected: "one from 0 up".into() });
     };
-    match u32::try_from(end - start) {
-        Ok(len) => Ok((start, len)),
-        Err(_) => Err(DataError::TooLarge { what: "what a function maps at once", found: end - start, max: u64::from(u32::MAX) }),
+    let left = whole.saturating_sub(start);
+    let len = u64::try_from(len).map_or(left, |len| len.min(left));
+    match u32::try_from(len) {
+        Ok(len) => Ok((start.min(whole), len)),
+        Err(_) => Err(DataError::TooLarge { what: "what a function maps at once", found: len, max: u64::from(u32::MAX) }),
     }
 }
 
@@ -324,14 +352,17 @@ fn map(caller: &mut Caller<'_, Host>, opened: Opened, offset: u64, len: u32) -> 
     if !pages::can_count() {
         return Ok(Err("this node cannot read /proc/self/pagemap, without which nothing is mapped: read the object".into()));
     }
-    let wanted = usize::try_from(bytes).unwrap_or(usize::MAX).next_multiple_of(WASM_PAGE);
-    let range = match ground(caller, wanted)? {
+    let base = memory(caller)?.data_ptr(&*caller).addr();
+    let wanted = Wanted { base, offset: offset - within, bytes: usize::try_from(bytes).unwrap_or(usize::MAX) };
+    let range = match ground(caller, &wanted)? {
         Ok(range) => range,
         Err(text) => return Ok(Err(text)),
     };
     let Some(state) = &mut caller.data_mut().mappings.state else { return Err(wasmtime::format_err!("there is ground")) };
-    let covered = range.start..range.start + usize::try_from(bytes).unwrap_or(usize::MAX);
-    let cover = match state.ground.cover(covered, file, offset - within) {
+    let covered = wanted.covered(range.start);
+    // Below 4 GiB, as all of the memory is.
+    let at = u32::try_from(covered.start as u64 + within).unwrap_or(u32::MAX);
+    let cover = match state.ground.cover(covered, file, wanted.offset) {
         Ok(cover) => cover,
         Err(error) => {
             state.release(range);
@@ -341,15 +372,13 @@ fn map(caller: &mut Caller<'_, Host>, opened: Opened, offset: u64, len: u32) -> 
             }));
         }
     };
-    // Below 4 GiB, as all of the memory is.
-    let at = u32::try_from(range.start as u64 + within).unwrap_or(u32::MAX);
     state.bytes += bytes;
     state.live.insert(at, Live { range, bytes, cover, _opened: opened });
     Ok(Ok(at))
 }
 
-/// Ground of so many bytes: what is free, or what the memory grows by. Such growth is not the guest's, and not charged to it.
-fn ground(caller: &mut Caller<'_, Host>, len: usize) -> Result<Result<Range<usize>, String>> {
+/// Ground for it: what is free, or what the memory grows by. Such growth is not the guest's, and not charged to it.
+fn ground(caller: &mut Caller<'_, Host>, wanted: &Wanted) -> Result<Result<Range<usize>, String>> {
     let memory = memory(caller)?;
     let size = memory.data_size(&*caller);
     let base = memory.data_ptr(&*caller);
@@ -375,7 +404,7 @@ fn ground(caller: &mut Caller<'_, Host>, len: usize) -> Result<Result<Range<usiz
     }
     let count_max = host.mappings.count_max;
     let Some(state) = &mut host.mappings.state else { return Err(wasmtime::format_err!("there is a state")) };
-    if let Some(range) = state.reuse(len) {
+    if let Some(range) = state.reuse(wanted) {
         return Ok(Ok(range));
     }
     let ground = state.ground.clone();
@@ -386,21 +415,18 @@ fn ground(caller: &mut Caller<'_, Host>, len: usize) -> Result<Result<Range<usiz
             "what was mapped lies in {count_max} pieces between memory of the function's own, and none has room"
         )));
     }
-    let missing = len - tail.as_ref().map_or(0, Range::len);
+    let missing = wanted.range(tail.map_or(size, |tail| tail.start)).end - size;
     host.memory.exempt(true);
     let grown = ground.grow(memory, &mut *caller, (missing / WASM_PAGE) as u64);
     let host = caller.data_mut();
     host.memory.exempt(false);
-    let Ok(grown) = grown else {
+    let (Ok(grown), Some(state)) = (grown, &mut host.mappings.state) else {
         let text =
             format!("the memory of {size} bytes cannot grow by {missing}: it has addresses for 4 GiB, and its own maximum");
         return Ok(Err(text));
     };
-    if let (Some(tail), Some(state)) = (&tail, &mut host.mappings.state) {
-        state.free.pop();
-        return Ok(Ok(tail.start..grown.end));
-    }
-    Ok(Ok(grown))
+    state.release(grown);
+    state.reuse(wanted).map(Ok).ok_or_else(|| wasmtime::format_err!("what was grown has room"))
 }
 
 /// Copies what `object_map` said is to be copied.
