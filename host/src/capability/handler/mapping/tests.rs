@@ -39,7 +39,8 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let data = Arc::new(Data::open(dir.path(), DataConfig::default(), Clock::system()).unwrap());
         let name: crate::id::BucketName = "b".parse().unwrap();
-        let (bucket, _) = data.put_bucket(&TenantId::default(), &name, BucketSpec::new(durability)).wait().unwrap();
+        let spec = BucketSpec { bytes_max: 1 << 20, keys_max: 100, ..BucketSpec::new(durability) };
+        let (bucket, _) = data.put_bucket(&TenantId::default(), &name, spec).wait().unwrap();
         let mut upload = data.objects(durability).put(&bucket, b"k", PutOptions::default()).unwrap();
         upload.write(&bytes()).unwrap();
         upload.finish().wait().unwrap();
@@ -54,8 +55,11 @@ impl Bench {
         let mut linker = Linker::new(&engine);
         crate::capability::link_modules(&mut linker).unwrap();
         let (objects, of) = (data.objects(durability), bucket.clone());
-        let delete = move || drop(objects.delete(&of, b"k", When::Always).wait().unwrap());
-        linker.func_wrap("test", "delete", delete).unwrap();
+        let linked = linker.func_wrap_async("test", "delete", move |_: Caller<'_, Host>, (): ()| {
+            let deleted = objects.delete(&of, b"k", When::Always);
+            Box::new(async move { drop(deleted.await.unwrap()) })
+        });
+        linked.unwrap();
         linker.func_wrap("test", "panic", || -> () { panic!("planted in a host call") }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         Self { engine, linker, data, bucket, environment, runtime, _dir: dir }
