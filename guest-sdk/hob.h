@@ -239,6 +239,17 @@ HOB_IMPORT("object_read") int32_t hob_object_read(int32_t object, uint64_t offse
 
 HOB_IMPORT("object_close") void hob_object_close(int32_t object);
 
+/* `len` bytes of an object from `offset` on, all that follow if `len` is below 0. Returns 0 if they are in memory, at out[0] and out[1]
+   of them; 1 if out[1] bytes are to be fetched by hob_object_copy. */
+HOB_IMPORT("object_map")
+int32_t hob_object_map(int32_t bucket, const void *key, size_t key_len, int64_t offset, int64_t len, uint32_t out[2]);
+
+/* Copies what the last hob_object_map that returned 1 has: all `len` bytes. */
+HOB_IMPORT("object_copy") int32_t hob_object_copy(void *buf, size_t len);
+
+/* Lets go of what hob_object_map put at this address. */
+HOB_IMPORT("object_unmap") void hob_object_unmap(uint32_t address);
+
 /* A page of objects, as hob_kv_scan. */
 HOB_IMPORT("object_list")
 int32_t hob_object_list(int32_t bucket, const void *prefix, size_t prefix_len, const void *after, size_t after_len, uint32_t limit,

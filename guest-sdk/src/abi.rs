@@ -7,6 +7,8 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Deref;
+use std::ptr::{self, NonNull};
+use std::slice;
 
 /// First guess at the length of a request record, in bytes. A longer record costs a third host call.
 const REQUEST_LEN_FIRST: usize = 8 << 10;
@@ -242,6 +244,60 @@ pub(crate) fn object_close(object: u32) {
     unsafe { hob1::object_close(object) }
 }
 
+/// Bytes of an object that the host has mapped into this instance's memory.
+pub(crate) struct Mapping {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+impl Deref for Mapping {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the host has mapped `len` bytes there, in pages that it grew for that and gave to nobody else, and they stay until they are
+        // unmapped. Nobody writes to them.
+        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it is mapped and unmapped once; nothing borrows its bytes any more.
+        unsafe { hob1::object_unmap(self.at.as_ptr()) }
+    }
+}
+
+/// Where a part of an object is.
+pub(crate) enum Placed {
+    /// In this instance's memory.
+    Mapped(Mapping),
+    /// At the host, to be copied: so many bytes.
+    Small(usize),
+}
+
+/// Maps `len` bytes of an object from `offset` on, or all that follow.
+pub(crate) fn object_map(bucket: u32, key: &[u8], offset: u64, len: Option<u64>) -> Result<Placed, Errno> {
+    let mut out = [0_usize; 2];
+    let (offset, len) = (i64::try_from(offset).unwrap_or(i64::MAX), len.map_or(-1, |len| i64::try_from(len).unwrap_or(i64::MAX)));
+    // SAFETY: the host reads within the key and writes two numbers of 32 bits to `out`, which has room for them on any target.
+    number(unsafe { hob1::object_map(bucket, key.as_ptr(), key.len(), offset, len, out.as_mut_ptr().cast()) })?;
+    let [at, len] = out;
+    Ok(match NonNull::new(ptr::with_exposed_provenance_mut(at)) {
+        Some(at) => Placed::Mapped(Mapping { at, len }),
+        None => Placed::Small(len),
+    })
+}
+
+/// Copies the `len` bytes that [`object_map`] left at the host.
+pub(crate) fn object_copy(len: usize) -> Result<Vec<u8>, Errno> {
+    let mut bytes = Vec::with_capacity(len);
+    // SAFETY: the host writes `len` bytes, which is within the capacity, to memory that `bytes` owns and nobody else refers to.
+    number(unsafe { hob1::object_copy(bytes.as_mut_ptr(), len) })?;
+    // SAFETY: the host has written that many.
+    unsafe { bytes.set_len(len) };
+    Ok(bytes)
+}
+
 /// A page of objects: after the key `after`, unless that is empty.
 pub(crate) fn object_list<T>(
     bucket: u32,
@@ -322,6 +378,9 @@ mod hob1 {
         pub(super) fn object_open(bucket: u32, key: *const u8, key_len: usize, buf: *mut u8, cap: usize) -> isize;
         pub(super) fn object_read(object: u32, offset: u64, buf: *mut u8, cap: usize) -> isize;
         pub(super) fn object_close(object: u32);
+        pub(super) fn object_map(bucket: u32, key: *const u8, key_len: usize, offset: i64, len: i64, out: *mut u8) -> isize;
+        pub(super) fn object_copy(buf: *mut u8, len: usize) -> isize;
+        pub(super) fn object_unmap(at: *mut u8);
         pub(super) fn object_list(
             bucket: u32,
             prefix: *const u8,
@@ -409,6 +468,22 @@ mod hob1 {
         panic!("{NO_HOST}")
     }
     pub(super) unsafe fn object_close(_object: u32) {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn object_map(
+        _bucket: u32,
+        _key: *const u8,
+        _key_len: usize,
+        _offset: i64,
+        _len: i64,
+        _out: *mut u8,
+    ) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn object_copy(_buf: *mut u8, _len: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn object_unmap(_at: *mut u8) {
         panic!("{NO_HOST}")
     }
     #[expect(clippy::too_many_arguments, reason = "it is a host call")]

@@ -71,6 +71,7 @@ pub mod data;
 mod error;
 pub mod kv;
 pub mod log;
+mod mapped;
 pub mod objects;
 pub mod random;
 mod record;

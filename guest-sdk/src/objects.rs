@@ -23,6 +23,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::{Bound, RangeBounds};
 use std::time::{Duration, SystemTime};
 
+pub use crate::mapped::{Mapped, map, map_range};
+
 use crate::abi;
 use crate::data::{Error, length, optional, required, time, ttl_ms};
 use crate::record::{take, take_header, take_u32, take_u64, to_usize};
@@ -98,6 +100,10 @@ pub fn open(name: &str) -> Result<Bucket, Error> {
 }
 
 impl Bucket {
+    pub(crate) fn handle(&self) -> u32 {
+        self.handle
+    }
+
     /// All bytes of an object, `None` if there is none.
     ///
     /// # Errors

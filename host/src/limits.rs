@@ -40,6 +40,10 @@ pub enum Limit {
     ResponseBody,
     /// What one invocation may write to its log.
     Log,
+    /// Bytes of objects that one invocation has mapped at once.
+    Mapped,
+    /// Mappings that one invocation holds at once.
+    Mappings,
 }
 
 /// What a limit is called and what it may be.
@@ -66,7 +70,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// All limits, in the order of [`Limit`].
-pub const SPECS: [Spec; 9] = [
+pub const SPECS: [Spec; 11] = [
     spec(Limit::Memory, "memory", Unit::Bytes, (128 * MIB, 64 * KIB, 4 * GIB), "sum over all memories and tables of an instance"),
     spec(Limit::Cpu, "cpu", Unit::Time, (1_000, 1, 3_600_000), "processor time of one invocation"),
     spec(Limit::Wall, "wall", Unit::Time, (10_000, 1, 86_400_000), "time from admission to the end of the guest"),
@@ -76,6 +80,8 @@ pub const SPECS: [Spec; 9] = [
     spec(Limit::RequestBody, "request_body", Unit::Bytes, (8 * MIB, 0, 64 * GIB), "bytes of a request body"),
     spec(Limit::ResponseBody, "response_body", Unit::Bytes, (GIB, 0, 1024 * GIB), "bytes of a response body"),
     spec(Limit::Log, "log", Unit::Bytes, (64 * KIB, 0, 16 * MIB), "bytes that one invocation may log"),
+    spec(Limit::Mapped, "mapped", Unit::Bytes, (GIB, 0, 4 * GIB), "bytes of objects that an invocation has mapped at once"),
+    spec(Limit::Mappings, "mappings", Unit::Count, (256, 0, 1_000), "objects that an invocation has mapped at once"),
 ];
 
 const fn spec(limit: Limit, name: &'static str, unit: Unit, (default, min, max): (u64, u64, u64), about: &'static str) -> Spec {

@@ -28,7 +28,7 @@ use crate::meter::MemoryBudget;
 use crate::telemetry::logs::LogSink;
 
 use data::DataAccess;
-use handler::{DataState, Exchange};
+use handler::{DataState, Exchange, Mappings};
 use http::Hooks;
 use reply::Reply;
 use stdio::Stdio;
@@ -80,6 +80,9 @@ pub struct Host {
     pub data: DataState,
     /// The memory that a handler exports, once it was looked up by its name. The store has no other handler.
     handler_memory: Option<wasmtime::Memory>,
+    /// Objects in a handler's memory. wasmtime drops the data of a store before it resets memories, and that is what puts these back;
+    /// `Store::into_data` would let the data outlive them, and is never called.
+    pub mappings: Mappings,
     /// Where the guest's words go.
     pub log: Arc<LogSink>,
     /// Arguments, variables and grants.
@@ -114,6 +117,7 @@ impl Host {
             exchange: Exchange::default(),
             data: DataState::default(),
             handler_memory: None,
+            mappings: Mappings::default(),
             log,
             environment,
             stdio,

@@ -123,9 +123,16 @@ async fn call_export(store: &mut Store<Host>, instance: wasmtime::Instance, expo
 async fn end(mut store: Store<Host>, call: impl AsyncFnOnce(&mut Store<Host>) -> Result<Result<(), Fault>> + Send) -> Ended {
     let result = match call(&mut store).await {
         Ok(result) => result,
-        Err(error) => Err(fault(&error, &store)),
+        // A guest that read zeros where an object should be may end in any way.
+        Err(error) => Err(fault(&intact(&store).err().unwrap_or(error), &store)),
     };
     Ended { result, store }
+}
+
+/// Whether what the guest read of its mappings was true.
+fn intact(store: &Store<Host>) -> Result<()> {
+    let Host { mappings, memory, .. } = store.data();
+    Ok(mappings.intact(memory)?)
 }
 
 pub(super) fn fault(error: &Error, store: &Store<Host>) -> Fault {
@@ -154,6 +161,7 @@ async fn handler(
     for export in restored.into_iter().chain([handle]) {
         call_export(store, instance, export).await?;
     }
+    intact(store)?;
     store.data_mut().exchange.finish();
     if store.data().exchange.has_responded() {
         return Ok(Ok(()));

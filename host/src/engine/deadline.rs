@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use wasmtime::{Store, UpdateDeadline};
 
+use crate::capability::handler::InSlice;
 use crate::capability::{Host, Refusal};
 use crate::fault::Code;
 
@@ -61,7 +62,9 @@ thread_local! {
 /// so the two differ only by what the kernel gave to other threads meanwhile.
 pub(super) fn slice<R>(used: &mut Duration, began: Instant, run: impl FnOnce() -> R) -> Sliced<R> {
     let outer = SLICE.replace(Some(Slice { began, used_before: *used, yielded: false }));
+    let in_slice = InSlice::begin();
     let result = run();
+    drop(in_slice);
     let yielded = SLICE.replace(outer).is_some_and(|slice| slice.yielded);
     let ended = Instant::now();
     *used += ended - began;
@@ -73,7 +76,9 @@ pub(super) fn arm(store: &mut Store<Host>, cpu: Duration) {
     // Who may have less than a slice is looked at earlier.
     let limit = u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX);
     store.set_epoch_deadline(limit.clamp(1, FIRST_SLICE));
-    store.epoch_deadline_callback(move |_| {
+    store.epoch_deadline_callback(move |mut store| {
+        let Host { mappings, memory, .. } = store.data_mut();
+        mappings.check(memory)?;
         let slice = SLICE.get();
         let used = slice.map(|slice| slice.used_before + slice.began.elapsed());
         if used.is_some_and(|used| used >= cpu) {

@@ -9,7 +9,7 @@ use wasmtime::Store;
 
 use super::deadline;
 use super::kind::Kind;
-use crate::capability::handler::Exchange;
+use crate::capability::handler::{Exchange, Mappings};
 use crate::capability::reply::Reply;
 use crate::capability::stdio::{CommandOutput, Stdio};
 use crate::capability::{Environment, Host};
@@ -84,5 +84,6 @@ fn host(blueprint: Blueprint<'_>) -> (Host, Option<Arc<CommandOutput>>) {
     };
     let mut host = Host::new(MemoryBudget::new(limits.size(Limit::Memory)), reply, log, environment, stdio);
     host.exchange = exchange;
+    host.mappings = Mappings::new(limits.get(Limit::Mapped), limits.get(Limit::Mappings));
     (host, output)
 }

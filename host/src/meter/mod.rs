@@ -21,29 +21,64 @@ use crate::invocation::{Phases, Start};
 #[derive(Debug)]
 pub struct MemoryBudget {
     used: usize,
+    /// What was written to where objects are mapped: no growth, but memory that nobody else has.
+    written: usize,
     peak: usize,
     limit: usize,
     refused: bool,
+    exempt: bool,
 }
 
 impl MemoryBudget {
     /// A budget of `limit` bytes, nothing used.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { used: 0, peak: 0, limit, refused: false }
+        Self { used: 0, written: 0, peak: 0, limit, refused: false, exempt: false }
     }
 
     /// Charges the growth of one memory or table from `current` to `desired` bytes. `false`, and nothing charged, when the sum
     /// would pass the limit.
     pub fn grow(&mut self, current: usize, desired: usize) -> bool {
         let wanted = self.used.saturating_add(desired.saturating_sub(current));
-        if wanted > self.limit {
+        if wanted.saturating_add(self.written) > self.limit {
             self.refused = true;
             return false;
         }
         self.used = wanted;
-        self.peak = self.peak.max(wanted);
+        self.peak = self.peak.max(wanted + self.written);
         true
+    }
+
+    /// Begins or ends a growth that the host makes for its own ends.
+    pub fn exempt(&mut self, exempt: bool) {
+        self.exempt = exempt;
+    }
+
+    /// Whether what grows now is not to be charged.
+    #[must_use]
+    pub fn is_exempt(&self) -> bool {
+        self.exempt
+    }
+
+    /// Charges what the instance has written so far to where objects are mapped. `false` when that passes the limit.
+    pub fn write(&mut self, bytes: usize) -> bool {
+        self.written = bytes;
+        let sum = self.used.saturating_add(bytes);
+        self.peak = self.peak.max(sum);
+        self.refused |= sum > self.limit;
+        sum <= self.limit
+    }
+
+    /// What was charged by [`MemoryBudget::write`], in bytes.
+    #[must_use]
+    pub fn written(&self) -> usize {
+        self.written
+    }
+
+    /// The most that may be written to where objects are mapped, in bytes.
+    #[must_use]
+    pub fn allowance(&self) -> usize {
+        self.limit.saturating_sub(self.used)
     }
 
     /// Gives back the last charge, when the growth it paid for failed.
@@ -179,6 +214,11 @@ mod tests {
         budget.undo(40);
         assert!(budget.grow(60, 100) && !budget.grow(0, 1));
         assert_eq!(budget.peak(), 100);
+        let mut budget = MemoryBudget::new(100);
+        assert!(budget.grow(0, 60) && budget.write(40) && budget.allowance() == 40 && !budget.was_refused());
+        assert!(!budget.grow(60, 61), "what was written counts");
+        assert!(budget.write(30) && budget.grow(60, 70) && budget.peak() == 100);
+        assert!(!budget.write(31) && budget.was_refused() && budget.peak() == 101);
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod invoke;
 mod isolation;
 mod large;
 mod limits;
+mod mapping;
 mod ready;
 mod refused;
 mod registry;

@@ -158,10 +158,14 @@ fn kv_write(mut caller: Caller<'_, Host>, bucket: u32, ops: u32, ops_len: u32, b
     host.data.check_idle()?;
     let written = match host.data.bucket(bucket, Access::ReadWrite)? {
         Ok(bucket) => match take_ops(record)? {
-            Ok(ops) => match bucket.kv.write(ops).now() {
-                Ok(done) => done.map_err(AccessError::from),
-                Err(ack) => return Ok(host.data.wait(ack)),
-            },
+            Ok(ops) => {
+                // What was just copied may have come from a mapping that could not be read.
+                host.mappings.intact(&host.memory)?;
+                match bucket.kv.write(ops).now() {
+                    Ok(done) => done.map_err(AccessError::from),
+                    Err(ack) => return Ok(host.data.wait(ack)),
+                }
+            }
             Err(error) => Err(error.into()),
         },
         Err(error) => Err(error),

@@ -6,9 +6,11 @@
 
 mod data;
 mod kv;
+mod mapping;
 mod objects;
 
 pub use data::{DataState, Errno};
+pub use mapping::{InSlice, Mappings, system_mappings};
 
 use std::pin::Pin;
 
@@ -125,7 +127,8 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
     })?;
     data::link(linker)?;
     kv::link(linker)?;
-    objects::link(linker)
+    objects::link(linker)?;
+    mapping::link(linker)
 }
 
 /// The guest's memory. It is looked up by its name once, and not in each call.
@@ -146,6 +149,7 @@ fn memory(caller: &mut Caller<'_, Host>) -> Result<Memory> {
 fn span<'a>(caller: &'a mut Caller<'_, Host>, ptr: u32, len: u32) -> Result<(&'a mut [u8], &'a mut Host)> {
     let memory = memory(caller)?;
     let (data, host) = memory.data_and_store_mut(caller);
+    host.mappings.intact(&host.memory)?;
     let size = data.len();
     let start = ptr as usize;
     match start.checked_add(len as usize).and_then(|end| data.get_mut(start..end)) {
@@ -273,6 +277,8 @@ fn respond(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<()> {
         return Err(Refusal::bad_call("the function responded twice").into());
     }
     let (flags, response) = decode_response(record, host.exchange.response_limit)?;
+    // What was just copied may have come from a mapping that could not be read.
+    host.mappings.intact(&host.memory)?;
     let response = match flags {
         FAILED => {
             host.log.guest(Source::Log, Level::Error, response.body());
@@ -377,8 +383,10 @@ async fn body_write(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<
         let count = (len - written).min(u32::try_from(PIECE_LEN_MAX).unwrap_or(u32::MAX));
         // Room first, copy second: a waiting guest costs no memory.
         let Ok(room) = sender.reserve().await else { return Ok(-1) };
-        let (bytes, _) = span(&mut caller, ptr + written, count)?;
-        room.send(Bytes::copy_from_slice(bytes));
+        let (bytes, host) = span(&mut caller, ptr + written, count)?;
+        let piece = Bytes::copy_from_slice(bytes);
+        host.mappings.intact(&host.memory)?;
+        room.send(piece);
         written += count;
     }
     Ok(0)

@@ -221,7 +221,10 @@ impl Target {
             let (found, max) = (key.len() as u64, KEY_BYTES_MAX as u64);
             return Ok(Err(DataError::TooLarge { what: "a key", found, max }.into()));
         }
-        Ok(Ok((bucket, key.to_vec())))
+        let key = key.to_vec();
+        // It may have come from a mapping that could not be read.
+        host.mappings.intact(&host.memory)?;
+        Ok(Ok((bucket, key)))
     }
 }
 
@@ -305,7 +308,7 @@ async fn object_open(mut caller: Caller<'_, Host>, target: Target, buf: u32, cap
     })
 }
 
-async fn open(bucket: Arc<OpenBucket>, key: Vec<u8>) -> Result<Result<Option<Opened>, DataError>> {
+pub(super) async fn open(bucket: Arc<OpenBucket>, key: Vec<u8>) -> Result<Result<Option<Opened>, DataError>> {
     match bucket.objects.open_now(&bucket.bucket, &key) {
         Ok(OpenNow::Opened(opened)) => Ok(Ok(Some(opened))),
         Ok(OpenNow::Absent) => Ok(Ok(None)),

@@ -6,6 +6,7 @@
 
 use rustix::process::{Resource, getrlimit};
 
+use crate::capability::handler::system_mappings;
 use crate::config::{Bytes, Config};
 
 /// Mappings of a loaded template: what is before its code in the file, the code, what is behind it, and one in reserve.
@@ -96,6 +97,8 @@ impl Bounds {
             // One lane of the two has a pool for large guests.
             + large * (SLOT_MAPPINGS * LARGE_SLOT_HALVES / 2 + STACK_MAPPINGS / 2)
             + evicted * MAPPINGS
+            // Of objects in the memory of guests.
+            + system_mappings(system.mappings)
             + OTHER_MAPPINGS;
         let connections = config.net.connections_max.saturating_add(config.net.control_connections_max) as u64;
         let descriptors = connections
@@ -131,11 +134,11 @@ mod tests {
         let many = "engine.templates_max=100000";
         assert_eq!(of(20_000, 65_530, &[]), (1000, "engine.templates_max"));
         assert_eq!(of(1 << 20, 1 << 20, &[many]), (100_000, "engine.templates_max"));
-        // 4 * 2.5 for memories, 4 for stacks, 4 for templates in use, of 1,000 instances each; 4 * 1.5, 2 and 4 of 64 large ones. A
+        // An eighth for mapped objects, in threes. 4 * 2.5 for memories, 4 for stacks, 4 for templates in use, of 1,000 instances each; 4 * 1.5, 2 and 4 of 64 large ones. A
         // template may be loaded twice.
-        assert_eq!(of(1 << 20, 65_530, &[many]), ((65_530 - 18_000 - 768 - 4096) / 8, "vm.max_map_count"));
+        assert_eq!(of(1 << 20, 65_530, &[many]), ((65_530 - 18_000 - 768 - 8190 - 4096) / 8, "vm.max_map_count"));
         let none_large = [many, "engine.large_instances_max=0"];
-        assert_eq!(of(1 << 20, 65_530, &none_large), ((65_530 - 18_000 - 4096) / 4, "vm.max_map_count"));
+        assert_eq!(of(1 << 20, 65_530, &none_large), ((65_530 - 18_000 - 8190 - 4096) / 4, "vm.max_map_count"));
         let left = 8000 - 4096 - 256 - 1000 - 16 - 32 - 256;
         assert_eq!(of(8000, 1 << 20, &none_large), (left, "the limit of open files"));
         assert_eq!(of(8000, 1 << 20, &[many]), ((left - 64) / 2, "the limit of open files"));

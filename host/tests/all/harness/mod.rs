@@ -4,6 +4,7 @@
 //! standard error is a panic. No test sleeps to wait for a state; [`eventually`] asks until it is there.
 
 pub(crate) mod examples;
+pub(crate) mod failing;
 pub(crate) mod http;
 pub(crate) mod wat;
 
