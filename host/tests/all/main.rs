@@ -21,6 +21,7 @@ mod invoke;
 mod isolation;
 mod large;
 mod limits;
+mod origin;
 mod ready;
 mod refused;
 mod registry;
