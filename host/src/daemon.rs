@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
 use crate::config::{Config, ConfigError};
 use crate::control::Control;
-use crate::data::objects::ObjectLimits;
+use crate::data::objects::{ObjectLimits, Origins};
 use crate::data::{Clock, Data, DataConfig, DataError};
 use crate::deploy::Deployer;
 use crate::dispatch::Dispatcher;
@@ -143,7 +143,7 @@ impl Node {
         raise_descriptor_limit();
         let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format())?);
         dir.mark_current()?;
-        let data = Arc::new(open_data(&dir, &config.data)?);
+        let data = Arc::new(open_data(&dir, &config)?);
         let artifacts = Artifacts::open(&dir, dir.mac_key(key_file.as_deref())?, config.data.bytes_max.0)?;
         let metrics = Arc::new(Metrics::new());
         metrics.data_bytes.set(artifacts.used_bytes());
@@ -300,7 +300,8 @@ impl Signals {
     }
 }
 
-fn open_data(dir: &DataDir, config: &crate::config::Data) -> Result<Data, DataError> {
+fn open_data(dir: &DataDir, config: &crate::config::Config) -> Result<Data, DataError> {
+    let (config, opened) = (&config.data, config.origin.clone());
     let object_bytes_max = config.object_bytes_max.0;
     let objects = |bytes: crate::config::Bytes| ObjectLimits { object_bytes_max, bytes_max: bytes.0 };
     let sizes = DataConfig {
@@ -310,7 +311,8 @@ fn open_data(dir: &DataDir, config: &crate::config::Data) -> Result<Data, DataEr
         durable_objects: objects(config.objects_bytes_max),
         volatile_objects: objects(config.volatile_objects_bytes_max),
     };
-    Data::open(&dir.data_path(), sizes, Clock::system())
+    let origins = Origins { opened, cache: objects(config.cache_bytes_max), requests_max: config.origin_requests_max };
+    Data::open_with(&dir.data_path(), sizes, &origins, Clock::system())
 }
 
 fn size(bytes: crate::config::Bytes) -> usize {

@@ -391,11 +391,15 @@ impl Inner {
     /// Makes the buckets that a manifest declares and nobody has made. One that exists keeps its quotas.
     fn make_buckets(&self, tenant: &TenantId, declared: &[BucketDeclaration]) -> Result<(), Fault> {
         let Some(data) = &self.data else { return Ok(()) };
-        for BucketDeclaration { name, spec } in declared {
+        for BucketDeclaration { name, spec, origin } in declared {
             match data.bucket(tenant, name).map_err(|error| error.fault())? {
-                Some(Bucket { spec: found, .. }) if found.durability == spec.durability => {}
-                // Refused by the data if it is of the other durability.
-                _ => drop(data.put_bucket(tenant, name, *spec).wait().map_err(|error| error.fault())?),
+                Some(Bucket { spec: found, origin: of, .. })
+                    if found.durability == spec.durability && (origin.is_none() || of == *origin) => {}
+                // Refused by the data if it is of the other durability, or of another origin.
+                _ => {
+                    let made = data.put_bucket_of(tenant, name, *spec, origin.as_ref());
+                    drop(made.wait().map_err(|error| error.fault())?);
+                }
             }
         }
         Ok(())

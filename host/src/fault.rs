@@ -75,11 +75,15 @@ pub enum Code {
     WallDeadline,
     /// The disk, or the share of it that Hob may use, is full.
     StorageFull,
+    /// The store that a bucket is a cache of refused, failed, or gave something else than it announced.
+    OriginFailed,
+    /// The store that a bucket is a cache of took too long.
+    OriginTimeout,
 }
 
 impl Code {
     /// All codes, for documentation and tests.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 33] = [
         Self::BadRequest,
         Self::BadManifest,
         Self::Forbidden,
@@ -111,6 +115,8 @@ impl Code {
         Self::CpuDeadline,
         Self::WallDeadline,
         Self::StorageFull,
+        Self::OriginFailed,
+        Self::OriginTimeout,
     ];
 
     /// The stable text, as in `hob-error`.
@@ -148,6 +154,8 @@ impl Code {
             Self::CpuDeadline => "cpu-deadline",
             Self::WallDeadline => "wall-deadline",
             Self::StorageFull => "storage-full",
+            Self::OriginFailed => "origin-failed",
+            Self::OriginTimeout => "origin-timeout",
         }
     }
 
@@ -186,6 +194,8 @@ impl Code {
             Self::CpuDeadline => "The function used up its processor time",
             Self::WallDeadline => "The function used up its time",
             Self::StorageFull => "There is no room to store this",
+            Self::OriginFailed => "The bucket's origin failed",
+            Self::OriginTimeout => "The bucket's origin took too long",
         }
     }
 }

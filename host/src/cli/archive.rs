@@ -153,6 +153,10 @@ impl Count {
 pub(super) fn export(ctx: &Ctx, name: &BucketName, path: &Path) -> Result<(), Failure> {
     let client = ctx.client()?;
     let info = client.bucket(name)?;
+    if info.origin.is_some() {
+        let sentence = "its objects are those of its origin, so an export would not be whole without it: copy them there";
+        return Err(Failure::new(Exit::Failure, sentence));
+    }
     let shown = path.display();
     let file = File::create_new(path).with_context(|| format!("cannot make '{shown}'"));
     let file = file.map_err(next(format!("hob bucket export {name} ANOTHER-FILE")))?;
@@ -349,7 +353,7 @@ pub(super) fn import(ctx: &Ctx, path: &Path, name: Option<BucketName>) -> Result
         .or_else(|failure| match failure.code() == Exit::NotFound as u8 {
             true => {
                 let (bytes_max, keys_max) = (Some(definition.bytes_max), Some(definition.keys_max));
-                let wanted = BucketRequest { durability: Some(definition.durability), bytes_max, keys_max };
+                let wanted = BucketRequest { durability: Some(definition.durability), bytes_max, keys_max, origin: None };
                 client.put_bucket(&name, &wanted).map(drop)
             }
             false => Err(failure),

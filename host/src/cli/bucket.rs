@@ -65,6 +65,9 @@ struct New {
     /// Most keys
     #[arg(long, value_name = "N")]
     keys: Option<u64>,
+    /// Where its objects come from, such as s3://photos/raw: a store that the node's operator opened
+    #[arg(long, value_name = "URL", conflicts_with = "volatile")]
+    origin: Option<String>,
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -99,7 +102,7 @@ pub(super) fn removed(ctx: &Ctx, document: &serde_json::Value, what: &str) -> Re
 impl New {
     fn run(self, ctx: &Ctx) -> Result<(), Failure> {
         let durability = if self.volatile { Some("volatile".into()) } else { None };
-        let wanted = BucketRequest { durability, bytes_max: self.bytes, keys_max: self.keys };
+        let wanted = BucketRequest { durability, bytes_max: self.bytes, keys_max: self.keys, origin: self.origin };
         let (info, is_new) = ctx.client()?.put_bucket(&self.name, &wanted)?;
         if ctx.format == Format::Text && !is_new {
             output::note("it was there: its quotas are");
@@ -139,6 +142,7 @@ fn show(ctx: &Ctx, info: &BucketInfo) -> Result<(), Failure> {
     let rows = [
         ("bucket", clean(&info.name)),
         ("durability", clean(&info.durability)),
+        ("origin", info.origin.as_deref().map_or_else(|| "none".into(), clean)),
         ("quota", format!("{} keys, {}", info.keys_max, bytes(info.bytes_max))),
         ("entries", held(info.entries)),
         ("objects", held(info.objects)),

@@ -2,7 +2,10 @@
 //!
 //! Owns the ends of each range, and the sentence for a value outside of it.
 
-use super::{Build, Config, ConfigError, Engine};
+use super::{Build, Config, ConfigError, Engine, Origin};
+
+/// Most `[[origin]]`.
+const ORIGINS_MAX: usize = 64;
 
 fn range(good: bool, key: &'static str, found: String, expected: &'static str) -> Result<(), ConfigError> {
     if good { Ok(()) } else { Err(ConfigError::Range { key, found, expected }) }
@@ -36,6 +39,35 @@ impl Build {
             "build.memory or more: raise it, lower build.memory, or leave it out for half of the machine's memory",
         )
     }
+}
+
+impl Origin {
+    fn check(&self) -> Result<(), ConfigError> {
+        if let Some(endpoint) = &self.endpoint {
+            let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
+            let is_good = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']));
+            range(is_good, "origin.endpoint", format!("'{endpoint}'"), "http://HOST:PORT or https://HOST, and nothing after it")?;
+        }
+        range(!self.region.is_empty(), "origin.region", "empty".into(), "a name such as us-east-1")?;
+        for (key, time) in [
+            ("origin.connect_timeout", self.connect_timeout),
+            ("origin.response_timeout", self.response_timeout),
+            ("origin.idle_timeout", self.idle_timeout),
+        ] {
+            range(!time.0.is_zero(), key, "0".into(), "more than no time")?;
+        }
+        Ok(())
+    }
+}
+
+fn origins(origins: &[Origin]) -> Result<(), ConfigError> {
+    range(origins.len() <= ORIGINS_MAX, "origin", format!("there {} times", origins.len()), "at most 64 of them")?;
+    for (place, origin) in origins.iter().enumerate() {
+        let is_new = origins[..place].iter().all(|other| other.url != origin.url);
+        range(is_new, "origin.url", format!("'{}' twice", origin.url), "each once")?;
+        origin.check()?;
+    }
+    Ok(())
 }
 
 impl Config {
@@ -76,6 +108,9 @@ impl Config {
             range(!time.0.is_zero(), key, "0".into(), "more than no time")?;
         }
         self.engine.check()?;
+        origins(&self.origin)?;
+        let requests = self.data.origin_requests_max;
+        range((1..=1024).contains(&requests), "data.origin_requests_max", requests.to_string(), "1 to 1024")?;
         range(self.data.functions_max > 0, "data.functions_max", "0".into(), "1 or more")?;
         range(
             self.data.page_cache_bytes.0 >= 1 << 20,

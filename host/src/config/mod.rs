@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::bucket::OriginUrl;
+
 /// A number of bytes, written `64MiB` or plain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
@@ -36,6 +38,8 @@ pub struct Config {
     pub data: Data,
     /// Logs of functions.
     pub logs: Logs,
+    /// Stores that buckets may be caches of.
+    pub origin: Vec<Origin>,
 }
 
 /// `[net]`: both ports.
@@ -198,6 +202,10 @@ pub struct Data {
     pub objects_bytes_max: Bytes,
     /// Most memory of all volatile objects, those included that are being written. Default 256 MiB.
     pub volatile_objects_bytes_max: Bytes,
+    /// Most bytes of copies of objects from origins, those included that are being fetched or put. Default 16 GiB.
+    pub cache_bytes_max: Bytes,
+    /// Most requests to origins at once; more wait for as long as the origin's `response_timeout`. Default 16.
+    pub origin_requests_max: usize,
 }
 
 impl Default for Data {
@@ -215,8 +223,59 @@ impl Default for Data {
             object_bytes_max: Bytes(16 << 30),
             objects_bytes_max: Bytes(64 << 30),
             volatile_objects_bytes_max: Bytes(256 << 20),
+            cache_bytes_max: Bytes(16 << 30),
+            origin_requests_max: 16,
         }
     }
+}
+
+/// `[[origin]]`: an S3-compatible store that buckets of this node may be caches of. Only what is here can be one: no manifest and no
+/// client of the API names a host.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// What buckets call it. Their `origin` may be this or what lies below it; the longest that fits is meant.
+    pub url: OriginUrl,
+    /// Where it is: `http://HOST:PORT` or `https://HOST`. Default: AWS, in the region.
+    pub endpoint: Option<String>,
+    /// Region that requests are signed for. Default `us-east-1`.
+    #[serde(default = "region")]
+    pub region: String,
+    /// File with `aws_access_key_id`, `aws_secret_access_key` and perhaps `aws_session_token`, each `NAME = VALUE` on a line of its own.
+    /// Default: requests are not signed.
+    pub key_file: Option<PathBuf>,
+    /// How long it may take to connect. Default 5 s.
+    #[serde(default = "connect_timeout")]
+    pub connect_timeout: Time,
+    /// From a request to the head of its response, connecting included; bytes that are sent have a second more for each 256 KiB. Default 10 s.
+    #[serde(default = "response_timeout")]
+    pub response_timeout: Time,
+    /// Longest silence in the body of a response. Default 10 s.
+    #[serde(default = "idle_timeout")]
+    pub idle_timeout: Time,
+    /// For how long what was seen of an object holds without asking again; 0: each read asks. Default 10 s.
+    #[serde(default = "fresh")]
+    pub fresh: Time,
+}
+
+fn region() -> String {
+    "us-east-1".into()
+}
+
+fn connect_timeout() -> Time {
+    Time(Duration::from_secs(5))
+}
+
+fn response_timeout() -> Time {
+    Time(Duration::from_secs(10))
+}
+
+fn idle_timeout() -> Time {
+    Time(Duration::from_secs(10))
+}
+
+fn fresh() -> Time {
+    Time(Duration::from_secs(10))
 }
 
 /// `[logs]`: what functions log, kept in memory.

@@ -140,3 +140,41 @@ fn unknown_keys_and_wrong_types_are_named() {
     }
     assert!(matches!(set("nothing"), Err(ConfigError::Setting(_))) && matches!(set("a=b"), Err(ConfigError::Setting(_))));
 }
+
+#[test]
+fn origins_have_their_ranges() {
+    let read = |text: &str| Config::read(text, &[]).map(|config| config.origin);
+    let with = |line: &str| read(&format!("[[origin]]\nurl = 's3://a'\n{line}\n"));
+    let plain = with("").unwrap().remove(0);
+    assert_eq!((plain.region.as_str(), plain.endpoint, plain.key_file), ("us-east-1", None, None));
+    let times = [plain.connect_timeout.0, plain.response_timeout.0, plain.idle_timeout.0, plain.fresh.0];
+    assert_eq!(times.map(|time| time.as_secs()), [5, 10, 10, 10]);
+    for good in ["endpoint = 'http://127.0.0.1:9000'", "endpoint = 'https://s3.example'", "fresh = '0s'", "region = 'x'"] {
+        with(good).unwrap();
+    }
+    for bad in [
+        "endpoint = '127.0.0.1:9000'",
+        "endpoint = 'ftp://a'",
+        "endpoint = 'http://'",
+        "endpoint = 'http://a/b'",
+        "endpoint = 'http://user@a'",
+        "endpoint = 'http://a?b'",
+        "region = ''",
+        "connect_timeout = '0s'",
+        "response_timeout = '0s'",
+        "idle_timeout = '0s'",
+        "secret = 'x'",
+    ] {
+        assert!(with(bad).is_err(), "{bad}");
+    }
+    assert!(read("[[origin]]\nregion = 'a'\n").is_err() && read("[[origin]]\nurl = 'http://a'\n").is_err());
+    let many =
+        |count: usize| read(&(0..count).map(|number| format!("[[origin]]\nurl = 's3://a/{number}'\n")).collect::<String>());
+    assert!(many(64).is_ok() && many(65).is_err());
+    let twice = read("[[origin]]\nurl = 's3://a'\n[[origin]]\nurl = 's3://a'\n").unwrap_err();
+    assert!(twice.to_string().contains("'s3://a' twice"), "{twice}");
+    for good in ["data.origin_requests_max=1", "data.origin_requests_max=1024", "data.cache_bytes_max=0"] {
+        set(good).unwrap();
+    }
+    assert!(set("data.origin_requests_max=0").is_err() && set("data.origin_requests_max=1025").is_err());
+}

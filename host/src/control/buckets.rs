@@ -17,7 +17,7 @@ use super::Control;
 use super::answer::{Refusal, body_fault};
 use super::keys;
 use super::wire::{BucketInfo, BucketList, BucketRequest, CorruptInfo, Problem, ScrubInfo, SizeInfo, split};
-use crate::data::{Bucket, BucketSpec, Data, DataError, Durability, Usage};
+use crate::data::{Bucket, BucketSpec, Data, DataError, Durability, OriginUrl, Usage};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::BucketName;
@@ -123,6 +123,7 @@ fn info(data: &Data, bucket: &Bucket) -> Result<BucketInfo, DataError> {
         durability: bucket.spec.durability.as_str().into(),
         bytes_max: bucket.spec.bytes_max,
         keys_max: bucket.spec.keys_max,
+        origin: bucket.origin.as_ref().map(ToString::to_string),
         created_ms: bucket.created_ms,
         entries: size(entries),
         objects: size(objects),
@@ -162,11 +163,11 @@ pub(super) async fn list(
     Ok(Json(list.await?.map_err(|error: DataError| error.fault())?))
 }
 
-/// Makes a bucket, or changes the quotas of one. Its durability cannot be changed. The body may be empty.
+/// Makes a bucket, or changes the quotas of one. Its durability and its origin cannot be changed. The body may be empty.
 #[utoipa::path(put, path = "/v1/buckets/{name}", operation_id = "bucket_put",
     params(("name" = String, Path, description = "1 to 63 of a-z, 0-9 and '-'")), request_body = Option<BucketRequest>,
     responses((status = 201, description = "a new bucket", body = BucketInfo), (status = 200, description = "it was there", body = BucketInfo),
-        (status = 400, body = Problem), (status = 409, description = "it has the other durability", body = Problem), (status = 507, body = Problem)))]
+        (status = 400, body = Problem), (status = 409, description = "it has the other durability or another origin", body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn put(State(control): State<Control>, InBucket(name): InBucket, body: Body) -> Result<Response, Refusal> {
     let body = axum::body::to_bytes(body, DEFINITION_LEN_MAX).await.map_err(|error| body_fault(&error))?;
     let bad = |what: String| Fault::new(Code::BadRequest, format!("the body defines no bucket: {what}"));
@@ -180,6 +181,7 @@ pub(super) async fn put(State(control): State<Control>, InBucket(name): InBucket
         Some("volatile") => Some(Durability::Volatile),
         Some(_) => return Err(bad("'durability' is 'durable' or 'volatile'".into()).into()),
     };
+    let origin = wanted.origin.as_deref().map(str::parse::<OriginUrl>).transpose().map_err(|error| bad(error.to_string()))?;
     let (data, tenant) = (control.data.clone(), control.tenant.clone());
     let ack = blocking(move || {
         let found = data.bucket(&tenant, &name)?.map(|bucket| bucket.spec);
@@ -189,7 +191,7 @@ pub(super) async fn put(State(control): State<Control>, InBucket(name): InBucket
         };
         spec.bytes_max = wanted.bytes_max.unwrap_or(spec.bytes_max);
         spec.keys_max = wanted.keys_max.unwrap_or(spec.keys_max);
-        Ok(data.put_bucket(&tenant, &name, spec))
+        Ok(data.put_bucket_of(&tenant, &name, spec, origin.as_ref()))
     });
     let ack = ack.await?.map_err(|error: DataError| error.fault())?;
     let (bucket, is_new) = ack.await.map_err(|error| error.fault())?;

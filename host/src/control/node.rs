@@ -7,6 +7,7 @@ use http::header::CONTENT_TYPE;
 use super::Control;
 use super::answer::Refusal;
 use super::wire::Problem;
+use crate::data::CacheCounts;
 use crate::fault::{Code, Fault};
 use crate::telemetry::exposition::FunctionStarts;
 
@@ -29,6 +30,8 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<&'static st
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub(super) async fn metrics(State(control): State<Control>) -> Response {
     let (tenant, templates) = (&control.tenant, control.dispatcher.templates());
+    let CacheCounts { hits, misses, fetched_bytes, evicted, bytes, .. } = control.data.cache_counts();
+    control.metrics.origin.set(hits, misses, fetched_bytes, evicted, bytes);
     let metered = control.dispatcher.metered(tenant);
     let began = metered.iter().filter(|function| function.meter.starts().total() > 0);
     let text = control.metrics.text(began.map(|function| FunctionStarts {

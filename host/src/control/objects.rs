@@ -85,7 +85,9 @@ pub(super) fn described(head: &Head) -> HeaderMap {
 fn content(head: &Head) -> HeaderMap {
     let mut headers = HeaderMap::from_iter(HARMLESS);
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    headers.insert(REPR_DIGEST, value(conditions::repr_digest(&head.etag)));
+    if let Some(digest) = &head.digest {
+        headers.insert(REPR_DIGEST, value(conditions::repr_digest(digest)));
+    }
     let kind = HeaderValue::try_from(&head.content_type).ok().filter(|kind| !kind.is_empty());
     headers.insert(CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/octet-stream")));
     let mut missing = 0_u64;

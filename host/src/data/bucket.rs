@@ -4,6 +4,7 @@
 //! table    key             value (each with a checksum, `row.rs`)
 //! buckets  (tenant, name)  number of the bucket
 //! states   number          durability, quotas, time made, last version, usage        (`State`)
+//! origins  number          text of the origin, and a checksum; no row for most
 //! graves   (kind, number)  nothing: deleted, and its content of this kind is still to be swept
 //! meta     "buckets"       highest number ever given
 //! ```
@@ -21,12 +22,13 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::account::{Kind, STATES, State, Usage, find_state, reserve};
 use super::error::{DataError, storage};
-use super::row::Numbers;
+use super::row::{Numbers, SUM_LEN, sum};
 use super::store::{Ack, Commit, Store};
-use crate::bucket::BucketSpec;
+use crate::bucket::{BucketSpec, OriginUrl};
 use crate::id::{BucketName, TenantId};
 
 const BUCKETS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("buckets");
+const ORIGINS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("origins");
 /// Deleted buckets whose content is still to be swept.
 const GRAVES: TableDefinition<'_, (u8, u64), ()> = TableDefinition::new("graves");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -59,6 +61,8 @@ pub struct Bucket {
     pub name: BucketName,
     /// What it was made with, or changed to.
     pub spec: BucketSpec,
+    /// Where its objects come from, if they are somewhere else. Cannot be changed.
+    pub origin: Option<OriginUrl>,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: u64,
     /// What its entries take. Of a volatile bucket: see [`super::Data::usage`].
@@ -79,8 +83,46 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), DataError> {
     let doing = "make the tables of buckets";
     txn.open_table(BUCKETS).map_err(storage(doing))?;
     txn.open_table(STATES).map_err(storage(doing))?;
+    txn.open_table(ORIGINS).map_err(storage(doing))?;
     txn.open_table(GRAVES).map_err(storage(doing))?;
     Ok(())
+}
+
+fn find_origin(table: &impl ReadableTable<u64, &'static [u8]>, id: BucketId) -> Result<Option<OriginUrl>, DataError> {
+    let Some(row) = table.get(id.0).map_err(storage("read the origin of a bucket"))? else { return Ok(None) };
+    let text = row.value().split_last_chunk::<SUM_LEN>().filter(|(text, found)| sum(&[&id.0.to_le_bytes(), text]) == **found);
+    let url = text.and_then(|(text, _)| std::str::from_utf8(text).ok()?.parse().ok());
+    let damaged = || DataError::Damaged { what: format!("the origin of bucket {id} is not what was written") };
+    url.map(Some).ok_or_else(damaged)
+}
+
+/// As [`find_origin`], also in a file that nobody opened for writing since there are origins.
+fn read_origin(txn: &ReadTransaction, id: BucketId) -> Result<Option<OriginUrl>, DataError> {
+    match txn.open_table(ORIGINS) {
+        Ok(table) => find_origin(&table, id),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(storage("open the origins of buckets")(error)),
+    }
+}
+
+fn write_origin(txn: &WriteTransaction, id: BucketId, url: &OriginUrl) -> Result<(), DataError> {
+    let doing = "write the origin of a bucket";
+    let mut row = url.as_str().as_bytes().to_vec();
+    let check = sum(&[&id.0.to_le_bytes(), &row]);
+    row.extend(check);
+    txn.open_table(ORIGINS).map_err(storage(doing))?.insert(id.0, row.as_slice()).map_err(storage(doing))?;
+    Ok(())
+}
+
+/// Whether a bucket with `found` is what somebody wants who says `wanted`, which may be nothing.
+fn check_origin(name: &BucketName, wanted: Option<&OriginUrl>, found: Option<&OriginUrl>) -> Result<(), DataError> {
+    match (wanted, found) {
+        (Some(wanted), Some(found)) if wanted != found => {
+            Err(DataError::BucketExists { name: name.clone(), found: "a cache of another origin" })
+        }
+        (Some(_), None) => Err(DataError::BucketExists { name: name.clone(), found: "without an origin" }),
+        _ => Ok(()),
+    }
 }
 
 /// Makes a bucket, durably; changes the quotas of one that exists. The answer's second part: whether it was made.
@@ -88,12 +130,14 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), DataError> {
 /// # Errors
 /// [`DataError::BucketExists`] if one of the other durability exists, [`DataError::Quota`] if the tenant has [`BUCKETS_MAX`], and
 /// those of storage.
+/// `origin`: where its objects come from; `None`: nowhere, or whatever one that exists has.
 /// `volatile_bytes_max`: memory that all volatile buckets may take together. `after` gets the bucket before anyone else does.
 pub(super) fn put(
     store: &Store,
     tenant: &TenantId,
     name: &BucketName,
     spec: BucketSpec,
+    origin: Option<OriginUrl>,
     volatile_bytes_max: u64,
     after: impl FnOnce(&Bucket) + Send + 'static,
 ) -> Ack<(Bucket, bool)> {
@@ -108,16 +152,18 @@ pub(super) fn put(
         };
         if let Some(id) = found {
             let mut state = State::read(txn, id)?;
+            let has = find_origin(&txn.open_table(ORIGINS).map_err(storage(doing))?, id)?;
+            check_origin(&name, origin.as_ref(), has.as_ref())?;
             if state.spec.durability != spec.durability {
                 return Err(DataError::BucketExists { name, found: state.spec.durability.as_str() });
             }
             if state.spec == spec {
-                return Ok(((bucket(id, tenant, name, &state), false), Commit::No));
+                return Ok(((bucket(id, tenant, name, has, &state), false), Commit::No));
             }
             reserve(txn, Some(id), spec, volatile_bytes_max)?;
             state.spec = spec;
             state.write(txn, id)?;
-            return Ok(((bucket(id, tenant, name, &state), false), Commit::Yes));
+            return Ok(((bucket(id, tenant, name, has, &state), false), Commit::Yes));
         }
         let count = of_tenant(&buckets, &tenant, None)?.take(usize::try_from(BUCKETS_MAX).unwrap_or(usize::MAX)).count() as u64;
         if count >= BUCKETS_MAX {
@@ -127,10 +173,13 @@ pub(super) fn put(
         let id = next_id(txn)?;
         let state = State { spec, created_ms: now_ms, version: 0, entries: Usage::default(), objects: Usage::default() };
         state.write(txn, id)?;
+        if let Some(url) = &origin {
+            write_origin(txn, id, url)?;
+        }
         let row = Numbers([id.0]).seal(&[key.0.as_bytes(), key.1.as_bytes()]);
         buckets.insert(key, row.as_slice()).map_err(storage(doing))?;
         drop(buckets);
-        Ok(((bucket(id, tenant, name, &state), true), Commit::Yes))
+        Ok(((bucket(id, tenant, name, origin, &state), true), Commit::Yes))
     };
     let after = move |result: &Result<(Bucket, bool), DataError>| {
         if let Ok((bucket, _)) = result {
@@ -175,6 +224,7 @@ pub(super) fn delete(
         };
         buckets.remove(key).map_err(storage(doing))?;
         txn.open_table(STATES).map_err(storage(doing))?.remove(id.0).map_err(storage(doing))?;
+        txn.open_table(ORIGINS).map_err(storage(doing))?.remove(id.0).map_err(storage(doing))?;
         let mut graves = txn.open_table(GRAVES).map_err(storage(doing))?;
         for kind in [Kind::Entries, Kind::Objects] {
             graves.insert((kind as u8, id.0), ()).map_err(storage(doing))?;
@@ -213,7 +263,8 @@ pub(super) fn get(txn: &ReadTransaction, tenant: &TenantId, name: &BucketName) -
     let Some(row) = buckets.get(key).map_err(storage(doing))? else { return Ok(None) };
     let id = parse_id(key.0, key.1, row.value())?;
     let state = find_state(&txn.open_table(STATES).map_err(storage(doing))?, id)?;
-    Ok(Some(bucket(id, tenant.clone(), name.clone(), &state)))
+    let origin = read_origin(txn, id)?;
+    Ok(Some(bucket(id, tenant.clone(), name.clone(), origin, &state)))
 }
 
 /// Every bucket of every tenant.
@@ -228,7 +279,7 @@ pub(super) fn all(txn: &ReadTransaction) -> Result<Vec<Bucket>, DataError> {
         let id = parse_id(tenant, name, row.value())?;
         let damaged = |error: crate::id::NameError| DataError::Damaged { what: format!("a bucket's name: {error}") };
         let (tenant, name) = (tenant.parse().map_err(damaged)?, name.parse().map_err(damaged)?);
-        all.push(bucket(id, tenant, name, &find_state(&states, id)?));
+        all.push(bucket(id, tenant, name, read_origin(txn, id)?, &find_state(&states, id)?));
     }
     Ok(all)
 }
@@ -254,7 +305,7 @@ pub(super) fn list(
         .map(|found| {
             let (name, id) = found?;
             let state = find_state(&states, id)?;
-            Ok(bucket(id, tenant.clone(), name, &state))
+            Ok(bucket(id, tenant.clone(), name, read_origin(txn, id)?, &state))
         })
         .collect()
 }
@@ -284,7 +335,7 @@ fn of_tenant<'t>(
     Ok(found.map_while(Result::transpose))
 }
 
-fn bucket(id: BucketId, tenant: TenantId, name: BucketName, state: &State) -> Bucket {
+fn bucket(id: BucketId, tenant: TenantId, name: BucketName, origin: Option<OriginUrl>, state: &State) -> Bucket {
     let State { spec, created_ms, entries, objects, .. } = *state;
-    Bucket { id, tenant, name, spec, created_ms, entries, objects }
+    Bucket { id, tenant, name, spec, origin, created_ms, entries, objects }
 }

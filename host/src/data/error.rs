@@ -132,9 +132,75 @@ pub enum DataError {
         /// Why it failed.
         source: Arc<redb::Error>,
     },
+    /// The store that the bucket is a cache of did not do its part. Nothing of what it gave is visible. A write may have been done there
+    /// if its answer was late or lost.
+    #[error("the bucket's origin {why}")]
+    Origin {
+        /// What it did instead.
+        why: OriginFault,
+    },
     /// The daemon stops.
     #[error("the node is shutting down")]
     Closed,
+}
+
+/// What an origin did instead of what was asked of it. Names neither hosts nor credentials: a client may see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OriginFault {
+    /// Nothing came for too long.
+    #[error("gave no {what} within {limit:?}: try again, or raise the origin's time in the node's configuration")]
+    Timeout {
+        /// What was waited for.
+        what: &'static str,
+        /// For how long.
+        limit: Duration,
+    },
+    /// No connection came about.
+    #[error("cannot be reached: try again, or look at its endpoint in the node's configuration")]
+    Unreachable,
+    /// It does not let the node in.
+    #[error("refused with {status}: look at its key_file in the node's configuration, and at what that key may do")]
+    Denied {
+        /// What it answered: 401 or 403.
+        status: u16,
+    },
+    /// Another answer than success.
+    #[error("answered {status}: try again, or look at its own log")]
+    Status {
+        /// What it answered.
+        status: u16,
+    },
+    /// The connection ended early.
+    #[error("cut the connection after {found} of {len} bytes: try again")]
+    Cut {
+        /// Bytes that came.
+        found: u64,
+        /// Bytes that were announced; 0 if there was no head.
+        len: u64,
+    },
+    /// Another length than was announced.
+    #[error("announced {len} bytes and gave {found}: nothing of it is kept")]
+    Length {
+        /// Bytes that were announced.
+        len: u64,
+        /// Bytes that came.
+        found: u64,
+    },
+    /// The object was replaced while it was being fetched.
+    #[error("changed the object while it was being fetched: try again")]
+    Changed,
+    /// No answer of an S3-compatible store.
+    #[error("gave {what}: is it an S3-compatible store?")]
+    Nonsense {
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+impl From<OriginFault> for DataError {
+    fn from(why: OriginFault) -> Self {
+        Self::Origin { why }
+    }
 }
 
 fn found_text(found: &Option<u64>) -> String {
@@ -158,6 +224,8 @@ impl DataError {
             Self::Quota { .. } => Code::StorageFull,
             Self::Busy => return Fault::new(Code::Overloaded, self.to_string()).retry_after(BUSY_RETRY),
             Self::Closed => Code::Draining,
+            Self::Origin { why: OriginFault::Timeout { .. } } => Code::OriginTimeout,
+            Self::Origin { .. } => Code::OriginFailed,
             Self::Corrupt { key, .. } => {
                 let detail = format!("'{}' is damaged on disk", key.escape_ascii());
                 return Fault::new(Code::Damaged, detail).hint("write it anew, or delete it");
@@ -188,6 +256,7 @@ impl DataError {
             | Self::Quota { .. }
             | Self::Busy
             | Self::Corrupt { .. }
+            | Self::Origin { .. }
             | Self::Closed => true,
         }
     }

@@ -4,6 +4,7 @@
 //! DATA_DIR/data/data.redb   buckets, entries, and what is known of objects (`store.rs`, `bucket.rs`)
 //! DATA_DIR/data/objects/    bytes of durable objects (`objects/files.rs`)
 //! DATA_DIR/data/staging/    objects that are not whole yet; emptied at start
+//! DATA_DIR/data/cache/      copies of objects whose bucket has an origin (`objects/origin/`)
 //! ```
 //!
 //! Owns the folder. Knows neither functions nor who may do what: whoever has a [`Bucket`] may use it. Every read may block on the
@@ -38,7 +39,7 @@ pub use self::account::Usage;
 pub use self::audit::Audited;
 pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId};
 pub use self::clock::{Clock, Reading};
-pub use self::error::DataError;
+pub use self::error::{DataError, OriginFault};
 pub use self::feed::{Changed, FEED_LEN};
 pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
 
@@ -47,12 +48,14 @@ use self::kv::cache::Cache;
 use self::kv::durable::{self, Durable};
 use self::kv::volatile::Volatile;
 use self::kv::{KeyValue, Scrubbed};
-use self::objects::{Files, ObjectLimits, Objects};
-pub use crate::bucket::{BucketSpec, Durability};
+pub use self::objects::CacheCounts;
+use self::objects::{Files, ObjectLimits, Objects, Origin, Origins};
+pub use crate::bucket::{BucketSpec, Durability, OriginUrl};
 use crate::id::{BucketName, TenantId};
 use crate::storage::disk::create_dirs;
 
 const FILE: &str = "data.redb";
+const CACHE: &str = "cache";
 
 /// What a node gives its data.
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +95,9 @@ pub struct Data {
     object_bytes_max: u64,
     open: Arc<Open>,
     durable_objects: Arc<objects::Durable>,
+    /// `None` if the operator opened none.
+    origin: Option<Arc<Origin>>,
+    routed: Arc<objects::Routed>,
     volatile_objects: Arc<objects::Volatile>,
 }
 
@@ -147,6 +153,20 @@ impl Data {
         Self::over(store, files, config)
     }
 
+    /// As [`Data::open`], with what the operator opened for buckets that are caches.
+    ///
+    /// # Errors
+    /// As [`Data::open`], and [`DataError::Invalid`] for an origin that cannot be used.
+    pub fn open_with(dir: &Path, config: DataConfig, origins: &Origins, clock: Clock) -> Result<Self, DataError> {
+        let mut data = Self::open(dir, config, clock)?;
+        if !origins.opened.is_empty() {
+            let origin = Arc::new(Origin::open(&dir.join(CACHE), origins, Arc::clone(&data.store))?);
+            data.routed = Arc::new(objects::Routed::new(Arc::clone(&data.durable_objects), Some(Arc::clone(&origin))));
+            data.origin = Some(origin);
+        }
+        Ok(data)
+    }
+
     fn over(store: Store, files: Arc<Files>, config: DataConfig) -> Result<Self, DataError> {
         let cache = Arc::new(Cache::new(config.kv_cache_bytes));
         let volatile_bytes_max = config.volatile_bytes_max;
@@ -154,14 +174,25 @@ impl Data {
         let store = Arc::new(store);
         let durable_objects = Arc::new(objects::Durable::open(Arc::clone(&store), files)?);
         let object_bytes_max = config.durable_objects.object_bytes_max;
-        Ok(Self { store, cache, volatile_bytes_max, object_bytes_max, open: Arc::default(), durable_objects, volatile_objects })
+        let routed = Arc::new(objects::Routed::new(Arc::clone(&durable_objects), None));
+        Ok(Self {
+            store,
+            cache,
+            volatile_bytes_max,
+            object_bytes_max,
+            open: Arc::default(),
+            durable_objects,
+            origin: None,
+            routed,
+            volatile_objects,
+        })
     }
 
     /// The objects of buckets of this durability.
     #[must_use]
     pub fn objects(&self, durability: Durability) -> Arc<dyn Objects> {
         match durability {
-            Durability::Durable => Arc::<objects::Durable>::clone(&self.durable_objects),
+            Durability::Durable => Arc::<objects::Routed>::clone(&self.routed),
             Durability::Volatile => Arc::<objects::Volatile>::clone(&self.volatile_objects),
         }
     }
@@ -200,8 +231,44 @@ impl Data {
     /// [`DataError::BucketExists`] if one of the other durability exists; [`DataError::Quota`] if the tenant has [`BUCKETS_MAX`], or
     /// if the quotas of all volatile buckets together pass [`DataConfig::volatile_bytes_max`]; and those of storage.
     pub fn put_bucket(&self, tenant: &TenantId, name: &BucketName, spec: BucketSpec) -> Ack<(Bucket, bool)> {
+        self.put_bucket_of(tenant, name, spec, None)
+    }
+
+    /// As [`Data::put_bucket`], of a bucket whose objects are those of an origin. `None` is no origin for a new bucket, and whatever it
+    /// has for one that exists.
+    ///
+    /// # Errors
+    /// As [`Data::put_bucket`]; [`DataError::BucketExists`] too if one with another origin or without exists; [`DataError::Invalid`] if the
+    /// operator did not open the origin, or the bucket would be volatile.
+    pub fn put_bucket_of(
+        &self,
+        tenant: &TenantId,
+        name: &BucketName,
+        spec: BucketSpec,
+        origin: Option<&OriginUrl>,
+    ) -> Ack<(Bucket, bool)> {
+        if let Err(error) = origin.map_or(Ok(()), |url| self.check_origin(spec, url)) {
+            return Ack::ready(Err(error));
+        }
         let open = Arc::clone(&self.open);
-        bucket::put(&self.store, tenant, name, spec, self.volatile_bytes_max, move |bucket| open.resize(bucket))
+        bucket::put(&self.store, tenant, name, spec, origin.cloned(), self.volatile_bytes_max, move |bucket| open.resize(bucket))
+    }
+
+    fn check_origin(&self, spec: BucketSpec, url: &OriginUrl) -> Result<(), DataError> {
+        if spec.durability == Durability::Volatile {
+            let expected = "a durable bucket, or none".into();
+            return Err(DataError::Invalid { what: "an origin of a volatile bucket".into(), expected });
+        }
+        match &self.origin {
+            Some(origin) => origin.check(url),
+            None => Err(objects::not_open(url)),
+        }
+    }
+
+    /// What became of reads of buckets that are caches, since the node started.
+    #[must_use]
+    pub fn cache_counts(&self) -> CacheCounts {
+        self.origin.as_ref().map(|origin| origin.counts()).unwrap_or_default()
     }
 
     /// The entries of a bucket. Keep it as long as it is used: finding it costs a lock and, the first time, a read.
@@ -310,10 +377,13 @@ impl Data {
     /// Those of storage.
     pub fn delete_bucket(&self, tenant: &TenantId, name: &BucketName) -> Ack<Option<BucketId>> {
         let open = Arc::clone(&self.open);
-        let objects = Arc::clone(&self.volatile_objects);
+        let (objects, origin) = (Arc::clone(&self.volatile_objects), self.origin.clone());
         let after = move |id| {
             open.end(id);
             objects.forget(id);
+            if let Some(origin) = origin {
+                origin.forget(id);
+            }
         };
         bucket::delete(&self.store, tenant, name, after)
     }
@@ -329,6 +399,7 @@ impl Data {
 fn prepare(txn: &redb::WriteTransaction) -> Result<(), DataError> {
     bucket::prepare(txn)?;
     durable::prepare(txn)?;
+    objects::prepare_copies(txn)?;
     objects::prepare(txn)
 }
 

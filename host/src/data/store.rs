@@ -77,6 +77,12 @@ impl<T> Ack<T> {
         }
     }
 
+    /// One that somebody else answers: [`DataError::Closed`] if the sender goes without.
+    pub(super) fn pending() -> (oneshot::Sender<Result<T, DataError>>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Self(State::Waiting(receiver)))
+    }
+
     /// Blocks the thread until the answer is there. Not for threads that run futures.
     ///
     /// # Errors

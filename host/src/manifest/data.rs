@@ -6,7 +6,7 @@
 use toml::{Table, Value};
 
 use super::{ManifestError, problem, string, unknown};
-use crate::bucket::{BucketDeclaration, BucketSpec, Durability};
+use crate::bucket::{BucketDeclaration, BucketSpec, Durability, OriginUrl};
 use crate::grants::{Access, DataGrant, ManifestGrants};
 use crate::id::BucketName;
 use crate::limits::parse_bytes;
@@ -16,7 +16,7 @@ pub const BUCKETS_MAX: usize = 64;
 
 const GRANT_KEYS: [&str; 1] = ["data"];
 const DATA_KEYS: [&str; 3] = ["bucket", "access", "mount"];
-const BUCKET_KEYS: [&str; 4] = ["name", "durability", "bytes_max", "keys_max"];
+const BUCKET_KEYS: [&str; 5] = ["name", "durability", "bytes_max", "keys_max", "origin"];
 
 /// Reads `[grants]`.
 pub(super) fn grants(value: Value) -> Result<ManifestGrants, ManifestError> {
@@ -65,7 +65,15 @@ fn declaration(value: Value) -> Result<BucketDeclaration, ManifestError> {
     if let Some(value) = fields.remove("keys_max") {
         spec.keys_max = count("bucket.keys_max", &value)?;
     }
-    Ok(BucketDeclaration { name, spec })
+    let origin = fields.remove("origin").map(|value| origin(string("bucket.origin", value)?, durability)).transpose()?;
+    Ok(BucketDeclaration { name, spec, origin })
+}
+
+fn origin(url: String, durability: Durability) -> Result<OriginUrl, ManifestError> {
+    if durability == Durability::Volatile {
+        return Err(problem("bucket.origin", "a volatile bucket has none: leave out durability"));
+    }
+    url.parse().map_err(|error| problem("bucket.origin", error))
 }
 
 fn table(key: &str, value: Value) -> Result<Table, ManifestError> {
@@ -142,7 +150,7 @@ mod tests {
     fn grants_and_buckets_are_read() {
         let manifest = Manifest::parse(
             "[grants]\ndata = [{ bucket = 'photos' }, { bucket = 'hits', access = 'read-write' }, { bucket = 'site', mount = '/site' }]\n\
-             [[bucket]]\nname = 'photos'\n[[bucket]]\nname = 'hits'\ndurability = 'volatile'\nbytes_max = '1MiB'\nkeys_max = 10\n",
+             [[bucket]]\nname = 'photos'\norigin = 's3://photos/raw'\n[[bucket]]\nname = 'hits'\ndurability = 'volatile'\nbytes_max = '1MiB'\nkeys_max = 10\n",
         )
         .unwrap();
         let access: Vec<_> = manifest.grants.data.iter().map(|grant| (grant.bucket.as_str(), grant.access)).collect();
@@ -150,6 +158,8 @@ mod tests {
         assert_eq!(manifest.grants.data[2].mount.as_deref(), Some("/site"));
         let hits = BucketSpec { durability: Durability::Volatile, bytes_max: 1 << 20, keys_max: 10 };
         assert_eq!((manifest.bucket[0].spec, manifest.bucket[1].spec), (BucketSpec::new(Durability::Durable), hits));
+        let origins: Vec<_> = manifest.bucket.iter().map(|bucket| bucket.origin.as_ref().map(OriginUrl::as_str)).collect();
+        assert_eq!(origins, [Some("s3://photos/raw"), None]);
         let json = serde_json::to_string(&manifest).unwrap();
         assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
     }
@@ -169,6 +179,8 @@ mod tests {
         assert!(error("[grants]\ndata = [{ bucket = 'a' }, { bucket = 'a' }]").contains("'a' is named twice"));
         assert!(error("[[bucket]]\nname = 'a'\ndurability = 'soft'").contains("expected 'durable' or 'volatile'"));
         assert!(error("[[bucket]]\nname = 'a'\nbytes_max = '1 stone'").contains("expected a size"));
+        assert!(error("[[bucket]]\nname = 'a'\norigin = 'http://10.0.0.1/'").contains("expected 's3://BUCKET'"));
+        assert!(error("[[bucket]]\nname = 'a'\ndurability = 'volatile'\norigin = 's3://a'").contains("leave out durability"));
         assert!(error("[[bucket]]\nname = 'a'\nkeys_max = 0").contains("expected a number above 0"));
         assert!(error("[[bucket]]\nname = 'a'\n[[bucket]]\nname = 'a'").contains("'a' is named twice"));
     }

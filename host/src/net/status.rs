@@ -53,9 +53,10 @@ pub fn status(code: Code) -> StatusCode {
         | Code::GuestBadResponse
         | Code::GuestBadCall
         | Code::GuestNoResponse
-        | Code::ResponseTooLarge => StatusCode::BAD_GATEWAY,
+        | Code::ResponseTooLarge
+        | Code::OriginFailed => StatusCode::BAD_GATEWAY,
         Code::Overloaded | Code::Draining | Code::Damaged => StatusCode::SERVICE_UNAVAILABLE,
-        Code::CpuDeadline | Code::WallDeadline => StatusCode::GATEWAY_TIMEOUT,
+        Code::CpuDeadline | Code::WallDeadline | Code::OriginTimeout => StatusCode::GATEWAY_TIMEOUT,
         Code::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
     }
 }

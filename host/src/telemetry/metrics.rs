@@ -4,7 +4,7 @@
 //! labels have few values by construction: none is a tenant's, a function's or a client's word. Functions are named only as
 //! `exposition.rs` bounds it.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -59,6 +59,38 @@ pub struct Metrics {
     pub collected: Counter,
     /// Connections that had to be cut when the node stopped.
     pub cut: Counter,
+    /// What became of reads of buckets that are caches.
+    pub origin: OriginMetrics,
+}
+
+/// Counted where objects are kept, and set here when somebody asks.
+#[derive(Debug, Default)]
+pub struct OriginMetrics {
+    hits: Counter,
+    misses: Counter,
+    fetched: Counter,
+    evicted: Counter,
+    copies: Gauge<u64, AtomicU64>,
+}
+
+impl OriginMetrics {
+    /// Sets all: copies that were given, objects and bytes fetched, copies that went for want of room, and bytes of those that are there.
+    pub fn set(&self, hits: u64, misses: u64, fetched_bytes: u64, evicted: u64, copies_bytes: u64) {
+        let counters = [(&self.hits, hits), (&self.misses, misses), (&self.fetched, fetched_bytes), (&self.evicted, evicted)];
+        for (counter, value) in counters {
+            // A scrape at the same moment may have a later one.
+            counter.inner().fetch_max(value, Ordering::Relaxed);
+        }
+        self.copies.set(copies_bytes);
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("origin_hits", "Objects of origins given of a copy", self.hits.clone());
+        registry.register("origin_misses", "Objects fetched from origins", self.misses.clone());
+        registry.register_with_unit("origin_fetched", "Objects fetched from origins", Unit::Bytes, self.fetched.clone());
+        registry.register("origin_evicted", "Copies of objects of origins that went for want of room", self.evicted.clone());
+        registry.register_with_unit("origin_copies", "Copies of objects of origins", Unit::Bytes, self.copies.clone());
+    }
 }
 
 impl Default for Metrics {
@@ -93,6 +125,7 @@ impl Metrics {
             artifacts_corrupt: Counter::default(),
             collected: Counter::default(),
             cut: Counter::default(),
+            origin: OriginMetrics::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("instances", "Instances alive", metrics.instances.clone());
@@ -106,6 +139,7 @@ impl Metrics {
         registry.register("artifacts_corrupt", "Artifacts found damaged and compiled again", metrics.artifacts_corrupt.clone());
         registry.register("collected", "Files removed by the collector", metrics.collected.clone());
         registry.register("connections_cut", "Connections cut when the node stopped", metrics.cut.clone());
+        metrics.origin.register(registry);
         metrics
     }
 
@@ -172,6 +206,7 @@ mod tests {
         let phases = Phases { load: Duration::from_micros(50), run: Duration::from_micros(2), ..Phases::default() };
         metrics.started(Start::Stored, &phases);
         metrics.faulted(Code::GuestTrap);
+        metrics.origin.set(3, 1, 4, 0, 5);
         let starts = crate::histogram::StartTimes::default();
         starts.observe(Start::Stored, &phases);
         let (tenant, name) = (crate::id::TenantId::default(), "a".parse().unwrap());
@@ -183,6 +218,9 @@ mod tests {
             "hob_faults_total{kind=\"guest-trap\"} 1",
             "hob_faults_total{kind=\"internal\"} 0",
             "hob_functions 0",
+            "hob_origin_hits_total 3",
+            "hob_origin_fetched_bytes_total 4",
+            "hob_origin_copies_bytes 5",
             "# TYPE hob_phase_seconds histogram",
             "hob_phase_seconds_bucket{start=\"stored\",phase=\"load\",le=\"3.2e-5\"} 0",
             "hob_phase_seconds_bucket{start=\"stored\",phase=\"load\",le=\"6.4e-5\"} 1",

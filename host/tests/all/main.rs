@@ -23,6 +23,7 @@ mod isolation;
 mod large;
 mod limits;
 mod mapping;
+mod origin;
 mod ready;
 mod refused;
 mod registry;

@@ -71,9 +71,11 @@ impl From<&AccessError> for Errno {
             DataError::Quota { .. } | DataError::StorageFull { .. } => Self::Full,
             DataError::Busy => Self::Busy,
             DataError::Corrupt { .. } | DataError::Damaged { .. } => Self::Corrupt,
-            DataError::BucketExists { .. } | DataError::ReadOnly { .. } | DataError::Storage { .. } | DataError::Closed => {
-                Self::Unavailable
-            }
+            DataError::BucketExists { .. }
+            | DataError::ReadOnly { .. }
+            | DataError::Storage { .. }
+            | DataError::Origin { .. }
+            | DataError::Closed => Self::Unavailable,
         }
     }
 }

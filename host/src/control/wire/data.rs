@@ -19,6 +19,9 @@ pub struct BucketInfo {
     pub bytes_max: u64,
     /// Most keys.
     pub keys_max: u64,
+    /// Where its objects come from, if they are somewhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// When it was made.
     pub created_ms: u64,
     /// What its entries take.
@@ -59,6 +62,9 @@ pub struct BucketRequest {
     /// Most keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keys_max: Option<u64>,
+    /// Where its objects come from: `s3://BUCKET` or `s3://BUCKET/PREFIX`, of what the node's operator opened; cannot be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 /// An entry.
@@ -202,7 +208,7 @@ pub struct ObjectInfo {
     /// The key in Base64, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_base64: Option<String>,
-    /// Digest of its bytes, `sha256:…`; in quotes it is the ETag.
+    /// Digest of its bytes, `sha256:…`; in a bucket with an origin, of the origin's ETag. In quotes it is the ETag.
     pub digest: String,
     /// Length in bytes.
     pub bytes: u64,

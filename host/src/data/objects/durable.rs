@@ -424,6 +424,7 @@ fn commit(held: Held, len: u64, placed: Placed) -> Ack<Head> {
         options.when.check(old.etag(now_ms))?;
         let head = Head {
             etag: id.digest,
+            digest: Some(id.digest),
             len,
             version: state.next_version(),
             modified_ms: now_ms,

@@ -6,14 +6,16 @@
 //! ```
 //!
 //! Owns the words and their limits, and the trait. [`Durable`] keeps objects in files, [`Volatile`] in sealed memory; `conformance.rs`
-//! holds both against one suite. Knows nothing about who asks, or how an object is mapped. Invariant: the bytes that an [`Opened`]
-//! gives are those whose SHA-256 is its ETag; they never change.
+//! holds both against one suite. [`Origin`] keeps copies of what an S3-compatible store has. Knows nothing about who asks, or how an
+//! object is mapped. Invariant: the bytes that an [`Opened`] gives are those whose SHA-256 is its ETag, or those of the one version of the
+//! origin's object that its ETag stands for; they never change.
 
 mod audit;
 #[cfg(test)]
 mod conformance;
 mod durable;
 mod files;
+mod origin;
 mod record;
 mod table;
 #[cfg(test)]
@@ -31,10 +33,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use self::durable::{Durable, Recount, Scrubbed};
+pub use self::origin::{CacheCounts, Origin, Origins};
 pub use self::volatile::{HEAP_BYTES_MAX, Volatile};
 
 pub(super) use self::audit::audit;
 pub(super) use self::files::{FOLDER, Files};
+pub(super) use self::origin::{Routed, not_open, prepare as prepare_copies};
 pub(super) use self::table::{prepare, sweep, sweep_graves};
 
 use super::account::Usage;
@@ -109,11 +113,13 @@ pub struct PutOptions {
 /// What is known of an object without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// SHA-256 of the bytes.
+    /// SHA-256 of the bytes; in a bucket with an origin, of the origin's own ETag and the length.
     pub etag: Digest,
+    /// SHA-256 of the bytes, if it is known: not of an object of an origin that this node has no copy of.
+    pub digest: Option<Digest>,
     /// Number of bytes.
     pub len: u64,
-    /// Rises within the bucket with every write to it; never given twice.
+    /// Rises within the bucket with every write to it; never given twice. In a bucket with an origin the time of the last change.
     pub version: u64,
     /// When it was put, in milliseconds since 1970.
     pub modified_ms: u64,
@@ -204,7 +210,7 @@ pub trait Upload: Send + fmt::Debug {
     fn finish(self: Box<Self>) -> Ack<Head>;
 }
 
-/// The objects of all buckets of one durability. Object-safe; implemented by [`Durable`] and [`Volatile`]. Whoever has a [`Bucket`]
+/// The objects of all buckets of one durability. Object-safe; implemented by [`Durable`], [`Volatile`] and [`Origin`]. Whoever has a [`Bucket`]
 /// may use it, and it must be of that durability.
 pub trait Objects: Send + Sync + fmt::Debug {
     /// Begins to put an object.
@@ -230,7 +236,8 @@ pub trait Objects: Send + Sync + fmt::Debug {
     ///
     /// # Cost
     /// A few microseconds; of a durable one, the first time in a process, also the reading of the whole object
-    /// ([`Opened::verified`]). Blocks for so long, also while another thread does that.
+    /// ([`Opened::verified`]). Blocks for so long, also while another thread does that; in a bucket with an origin for as long as the
+    /// fetch takes.
     fn open(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Opened>, DataError>;
 
     /// As [`Objects::open`], unless the object has to be read first.

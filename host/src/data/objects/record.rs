@@ -56,7 +56,8 @@ pub(super) fn decode(bucket: BucketId, key: &[u8], row: &[u8]) -> Option<Head> {
     };
     let metadata = (0..*pairs).map(|_| Some((long()?, long()?))).collect::<Option<Vec<_>>>()?;
     let expires_ms = (expires_ms > 0).then_some(expires_ms);
-    let head = Head { etag: Digest::from_bytes(*etag), len, version, modified_ms, expires_ms, content_type, metadata };
+    let etag = Digest::from_bytes(*etag);
+    let head = Head { etag, digest: Some(etag), len, version, modified_ms, expires_ms, content_type, metadata };
     left.is_empty().then_some(head)
 }
 
@@ -73,6 +74,7 @@ mod tests {
     fn a_row_that_was_changed_moved_or_cut_is_none() {
         let head = Head {
             etag: Digest::of(b"x"),
+            digest: Some(Digest::of(b"x")),
             len: u64::MAX,
             version: 7,
             modified_ms: 1,

@@ -368,6 +368,7 @@ impl Putting {
         let held = inner.buckets.entry(bucket.id).or_default();
         let head = Head {
             etag,
+            digest: Some(etag),
             len,
             version,
             modified_ms: now_ms,
