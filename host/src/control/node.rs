@@ -31,6 +31,10 @@ pub(super) async fn metrics(State(control): State<Control>) -> Response {
     let (tenant, templates) = (&control.tenant, control.dispatcher.templates());
     let metered = control.dispatcher.metered(tenant);
     let began = metered.iter().filter(|function| function.meter.starts().total() > 0);
+    match control.data.outbox().waiting() {
+        Ok(count) => _ = control.metrics.events.set(count),
+        Err(error) => tracing::warn!(%error, "the events that wait cannot be counted"),
+    }
     let text = control.metrics.text(began.map(|function| FunctionStarts {
         tenant,
         name: &function.name,

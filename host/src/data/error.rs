@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::bucket::BucketId;
+use super::events;
 use crate::fault::{Code, Fault};
 use crate::id::{BucketName, Digest};
 use crate::storage::disk::is_full;
@@ -84,9 +85,9 @@ pub enum DataError {
         why: &'static str,
     },
     /// The bucket is full.
-    #[error("the bucket is full: {wanted} {unit} would be in it and at most {max} may; delete something, or raise its quota")]
+    #[error("the bucket is full: {wanted} {unit} would be in it and at most {max} may; {}", advice(unit))]
     Quota {
-        /// What is counted: bytes or keys.
+        /// What is counted: bytes, keys, or what waits for its functions.
         unit: &'static str,
         /// How many there would be.
         wanted: u64,
@@ -139,6 +140,14 @@ pub enum DataError {
 
 fn found_text(found: &Option<u64>) -> String {
     found.map_or_else(|| "no entry".into(), |version| format!("version {version}"))
+}
+
+/// What to do about a full bucket.
+fn advice(unit: &str) -> &'static str {
+    match unit {
+        events::UNIT => "look at what hinders the functions that it triggers, or raise data.events_max",
+        _ => "delete something, or raise its quota",
+    }
 }
 
 fn etag_text(found: &Option<Digest>) -> String {

@@ -21,6 +21,7 @@ const CONFIG: DataConfig = DataConfig {
     page_cache_bytes: 1 << 20,
     kv_cache_bytes: 0,
     volatile_bytes_max: 0,
+    events_max: 1000,
     durable_objects: LIMITS,
     volatile_objects: LIMITS,
 };

@@ -15,6 +15,7 @@ mod audit;
 mod bucket;
 mod clock;
 mod error;
+pub mod events;
 mod feed;
 mod file;
 pub mod kv;
@@ -32,6 +33,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::broadcast::Receiver;
 
 pub use self::account::Usage;
@@ -43,13 +45,15 @@ pub use self::feed::{Changed, FEED_LEN};
 pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
 
 use self::error::io_error;
+use self::events::{Events, Lane, Outbox, Place};
 use self::kv::cache::Cache;
 use self::kv::durable::{self, Durable};
 use self::kv::volatile::Volatile;
-use self::kv::{KeyValue, Scrubbed};
+use self::kv::{Done, KeyValue, Scrubbed};
 use self::objects::{Files, ObjectLimits, Objects};
 pub use crate::bucket::{BucketSpec, Durability};
 use crate::id::{BucketName, TenantId};
+use crate::manifest::Trigger;
 use crate::storage::disk::create_dirs;
 
 const FILE: &str = "data.redb";
@@ -67,6 +71,8 @@ pub struct DataConfig {
     pub kv_cache_bytes: usize,
     /// Memory that all volatile buckets may take together, in bytes.
     pub volatile_bytes_max: u64,
+    /// Most events of one bucket that wait for functions.
+    pub events_max: u64,
 }
 
 #[cfg(test)]
@@ -77,6 +83,7 @@ impl Default for DataConfig {
             page_cache_bytes: 64 << 20,
             kv_cache_bytes: 64 << 20,
             volatile_bytes_max: 256 << 20,
+            events_max: 100_000,
             durable_objects: objects(64 << 30),
             volatile_objects: objects(256 << 20),
         }
@@ -91,6 +98,7 @@ pub struct Data {
     volatile_bytes_max: u64,
     object_bytes_max: u64,
     open: Arc<Open>,
+    events: Arc<Events>,
     durable_objects: Arc<objects::Durable>,
     volatile_objects: Arc<objects::Volatile>,
 }
@@ -152,9 +160,11 @@ impl Data {
         let volatile_bytes_max = config.volatile_bytes_max;
         let volatile_objects = Arc::new(objects::Volatile::new(config.volatile_objects, store.clock().clone()));
         let store = Arc::new(store);
-        let durable_objects = Arc::new(objects::Durable::open(Arc::clone(&store), files)?);
         let object_bytes_max = config.durable_objects.object_bytes_max;
-        Ok(Self { store, cache, volatile_bytes_max, object_bytes_max, open: Arc::default(), durable_objects, volatile_objects })
+        let events = Arc::new(Events::new(config.events_max));
+        let durable_objects = Arc::new(objects::Durable::open(Arc::clone(&store), files, Arc::clone(&events))?);
+        let open = Arc::default();
+        Ok(Self { store, cache, volatile_bytes_max, object_bytes_max, open, events, durable_objects, volatile_objects })
     }
 
     /// The objects of buckets of this durability.
@@ -197,9 +207,14 @@ impl Data {
     /// volatile bucket loses what does not fit any more.
     ///
     /// # Errors
-    /// [`DataError::BucketExists`] if one of the other durability exists; [`DataError::Quota`] if the tenant has [`BUCKETS_MAX`], or
+    /// [`DataError::BucketExists`] if one of the other durability exists; [`DataError::Invalid`] for a volatile one that is to trigger
+    /// a function; [`DataError::Quota`] if the tenant has [`BUCKETS_MAX`], or
     /// if the quotas of all volatile buckets together pass [`DataConfig::volatile_bytes_max`]; and those of storage.
     pub fn put_bucket(&self, tenant: &TenantId, name: &BucketName, spec: BucketSpec) -> Ack<(Bucket, bool)> {
+        if spec.durability == Durability::Volatile && self.events.is_wanted(tenant, name) {
+            let what = format!("bucket '{name}' is to trigger a function");
+            return Ack::ready(Err(DataError::Invalid { what, expected: "a durable bucket".into() }));
+        }
         let open = Arc::clone(&self.open);
         bucket::put(&self.store, tenant, name, spec, self.volatile_bytes_max, move |bucket| open.resize(bucket))
     }
@@ -209,13 +224,14 @@ impl Data {
     /// # Errors
     /// [`DataError::NoSuchBucket`] if it was deleted, and those of storage.
     pub fn kv(&self, bucket: &Bucket) -> Result<Arc<dyn KeyValue>, DataError> {
-        Ok(match self.handle(bucket.id)? {
+        Ok(match self.handle(bucket)? {
             Handle::Durable(durable) => durable,
             Handle::Volatile(volatile) => volatile,
         })
     }
 
-    fn handle(&self, id: BucketId) -> Result<Handle, DataError> {
+    fn handle(&self, bucket: &Bucket) -> Result<Handle, DataError> {
+        let id = bucket.id;
         // Held while the store is asked: a deletion that the store does not show yet finds the handle in here afterwards.
         let mut open = self.open.lock();
         if let Some(handle) = open.get(&id) {
@@ -223,7 +239,10 @@ impl Data {
         }
         let spec = self.store.read(|txn| bucket::spec(txn, id))?;
         let handle = match spec.durability {
-            Durability::Durable => Handle::Durable(Arc::new(Durable::new(id, Arc::clone(&self.store), Arc::clone(&self.cache)))),
+            Durability::Durable => {
+                let (store, cache, events) = (Arc::clone(&self.store), Arc::clone(&self.cache), Arc::clone(&self.events));
+                Handle::Durable(Arc::new(Durable::new(Place::of(bucket), store, cache, events)))
+            }
             Durability::Volatile => Handle::Volatile(Arc::new(Volatile::new(id, spec, self.store.clock().clone()))),
         };
         open.insert(id, handle.clone());
@@ -236,7 +255,7 @@ impl Data {
     /// # Errors
     /// As [`Data::kv`].
     pub fn watch(&self, bucket: &Bucket) -> Result<Receiver<Changed>, DataError> {
-        Ok(match self.handle(bucket.id)? {
+        Ok(match self.handle(bucket)? {
             Handle::Durable(durable) => durable.feed.watch(),
             Handle::Volatile(volatile) => volatile.feed.watch(),
         })
@@ -253,7 +272,7 @@ impl Data {
     /// # Errors
     /// As [`Data::kv`].
     pub fn usage(&self, bucket: &Bucket) -> Result<Usage, DataError> {
-        match self.handle(bucket.id)? {
+        match self.handle(bucket)? {
             Handle::Durable(_) => Ok(self.bucket(&bucket.tenant, &bucket.name)?.map(|bucket| bucket.entries).unwrap_or_default()),
             Handle::Volatile(volatile) => Ok(volatile.usage()),
         }
@@ -318,6 +337,50 @@ impl Data {
         bucket::delete(&self.store, tenant, name, after)
     }
 
+    /// Who wants to be told of which changes.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// The events that wait.
+    #[must_use]
+    pub fn outbox(&self) -> Outbox<'_> {
+        Outbox { events: &self.events, store: &self.store }
+    }
+
+    /// Refuses triggers that would never do anything: each needs its bucket, and its bucket for what is given up, to be there and
+    /// durable.
+    ///
+    /// # Errors
+    /// [`DataError::NoSuchBucket`], [`DataError::Invalid`], and those of storage.
+    pub fn check_triggers(&self, tenant: &TenantId, triggers: &[Trigger]) -> Result<(), DataError> {
+        for name in triggers.iter().flat_map(|trigger| std::iter::once(&trigger.bucket).chain(&trigger.dead_letter)) {
+            let bucket = self.bucket(tenant, name)?.ok_or_else(|| DataError::NoSuchBucket { name: name.to_string() })?;
+            if bucket.spec.durability == Durability::Volatile {
+                let what = format!("bucket '{name}' is volatile");
+                return Err(DataError::Invalid { what, expected: "a durable one for a trigger".into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an event that is given up and writes the entry of a durable bucket that tells of it, both or neither. This triggers
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`KeyValue::write`]; [`DataError::Invalid`] for a volatile bucket.
+    pub fn bury(&self, lane: &Lane, number: u64, bucket: &Bucket, key: Bytes, value: Bytes) -> Ack<Vec<Done>> {
+        match self.handle(bucket) {
+            Ok(Handle::Durable(durable)) => durable.bury(lane.clone(), number, key, value),
+            Ok(Handle::Volatile(_)) => {
+                let what = format!("bucket '{}' is volatile", bucket.name);
+                Ack::ready(Err(DataError::Invalid { what, expected: "a durable one for events that are given up".into() }))
+            }
+            Err(error) => Ack::ready(Err(error)),
+        }
+    }
+
     /// Why nothing is written any more, if so.
     #[must_use]
     pub fn read_only(&self) -> Option<&str> {
@@ -329,6 +392,7 @@ impl Data {
 fn prepare(txn: &redb::WriteTransaction) -> Result<(), DataError> {
     bucket::prepare(txn)?;
     durable::prepare(txn)?;
+    events::prepare(txn)?;
     objects::prepare(txn)
 }
 

@@ -28,3 +28,4 @@ mod rehearsal;
 mod shortage;
 mod snapshot;
 mod templates;
+mod triggers;
