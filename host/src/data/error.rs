@@ -12,9 +12,9 @@ use bytes::Bytes;
 
 use super::bucket::BucketId;
 use super::events;
-use crate::fault::{Code, Fault};
+use crate::fault::{Code, Fault, is_exhausted};
 use crate::id::{BucketName, Digest};
-use crate::storage::disk::is_full;
+use crate::storage::disk::{is_failing, is_full};
 
 /// When a client may try again after a queue was full.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
@@ -177,9 +177,28 @@ impl DataError {
             Self::StorageFull { .. } => {
                 return Fault::new(Code::StorageFull, "there is no room to store this").hint("try again later");
             }
-            Self::Damaged { .. } | Self::Storage { .. } => return Fault::internal(self),
+            Self::Storage { source, .. } => return self.of_system(source),
+            Self::Damaged { .. } => return Fault::internal(self),
         };
         Fault::new(code, self.to_string())
+    }
+
+    /// What a client is told of a failure of the system: neither a disk that fails nor a process without descriptors is a bug.
+    fn of_system(&self, source: &redb::Error) -> Fault {
+        match source {
+            redb::Error::Io(source) if is_exhausted(source) => Fault::exhausted(),
+            redb::Error::Io(source) if is_failing(source) => {
+                tracing::error!(error = %self, "the disk fails");
+                Fault::new(Code::StorageFull, "the disk of this node failed").hint("try another node")
+            }
+            _ => Fault::internal(self),
+        }
+    }
+
+    /// Whether it says that the disk fails, and not only that it is full.
+    pub(super) fn is_disk_failure(&self) -> bool {
+        let Self::Storage { source, .. } = self else { return false };
+        matches!(&**source, redb::Error::Io(source) if is_failing(source))
     }
 
     /// Whether it is an answer to one write, and no failure of the store.

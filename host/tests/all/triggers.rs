@@ -172,9 +172,12 @@ fn a_kill_between_telling_and_settling_tells_it_again() {
         node.kill();
         let dir = node.dir();
         offline(&dir, &[("f", &manifest)], |data| put(data, "in", "k"));
-        let mut dying = Node::start_with(Setup { dir: Some(dir.clone()), crash_at: Some(point), ..Setup::default() });
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&dying.wait()), Some(9), "{point}");
-        drop(dying);
+        // It may die before it says that it is ready.
+        let status = match Node::try_start(Setup { dir: Some(dir.clone()), crash_at: Some(point), ..Setup::default() }) {
+            Ok(mut dying) => dying.wait(),
+            Err(ended) => ended.status,
+        };
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{point}");
         let node = Node::start_with(Setup { dir: Some(dir.clone()), ..Setup::default() });
         eventually("nothing waits", || node.metric("hob_events") == 0);
         let told = told(&node, "f");

@@ -363,15 +363,20 @@ impl Upload for Putting {
         let len = self.charge.bytes().saturating_add(piece.len() as u64);
         check_object_len(&self.bucket, &self.files.limits, len)?;
         self.charge.grow(piece.len() as u64).map_err(full)?;
-        self.file.write_all(piece).map_err(io_error("write an object"))?;
+        let written = self.file.write_all(piece).map_err(io_error("write an object"));
+        written.inspect_err(|error| self.store.note(error))?;
         self.hasher.update(piece);
         Ok(())
     }
 
     fn finish(self: Box<Self>) -> Ack<Head> {
+        let store = Arc::clone(&self.store);
         match self.place() {
             Ok((held, len, job)) => commit(held, len, job),
-            Err(error) => Ack::ready(Err(error)),
+            Err(error) => {
+                store.note(&error);
+                Ack::ready(Err(error))
+            }
         }
     }
 }

@@ -13,6 +13,8 @@ mod audit;
 #[cfg(test)]
 mod conformance;
 mod durable;
+#[cfg(test)]
+mod failing;
 mod files;
 mod record;
 mod table;
