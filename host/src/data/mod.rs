@@ -45,7 +45,7 @@ pub use self::feed::{Changed, FEED_LEN};
 pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
 
 use self::error::io_error;
-use self::events::{Events, Lane, Outbox, Place};
+use self::events::{Emitter, Events, Lane, Outbox};
 use self::kv::cache::Cache;
 use self::kv::durable::{self, Durable};
 use self::kv::volatile::Volatile;
@@ -241,7 +241,7 @@ impl Data {
         let handle = match spec.durability {
             Durability::Durable => {
                 let (store, cache, events) = (Arc::clone(&self.store), Arc::clone(&self.cache), Arc::clone(&self.events));
-                Handle::Durable(Arc::new(Durable::new(Place::of(bucket), store, cache, events)))
+                Handle::Durable(Arc::new(Durable::new(Emitter::of(bucket), store, cache, events)))
             }
             Durability::Volatile => Handle::Volatile(Arc::new(Volatile::new(id, spec, self.store.clock().clone()))),
         };

@@ -44,7 +44,7 @@ pub(super) fn invocation(lane: &Lane, event: &Event, attempt: u32) -> Invocation
     match &event.change {
         Change::Put { version, etag, .. } => {
             add(VERSION, &version.to_string());
-            add(ETAG, &etag.hex());
+            add(ETAG, &etag.to_string());
         }
         Change::Set { version } => add(VERSION, &version.to_string()),
         Change::Deleted => {}
@@ -87,7 +87,7 @@ fn describe(lane: &Lane, event: &Event) -> Value {
         Change::Put { version, etag, len, content_type } => {
             body["change"] = "put".into();
             body["version"] = (*version).into();
-            body["etag"] = etag.hex().into();
+            body["etag"] = etag.to_string().into();
             body["bytes"] = (*len).into();
             body["content_type"] = content_type.as_str().into();
         }

@@ -1,14 +1,12 @@
 //! Triggers: what changes in a bucket reaches the function that wants it, whoever dies in between.
 //!
-//! Changes are made by the node's own data part: in this process, while no daemon runs in the folder, or in a node that runs here.
+//! Changes are made through the control port; or by the node's own data part in this process, while no daemon runs in the folder.
 
 use std::sync::Arc;
 
 use hob::artifacts::DataDir;
-use hob::bucket::{BucketSpec, Durability};
-use hob::config::Config;
+use hob::bucket::Durability;
 use hob::crash::EVENT_POINTS;
-use hob::data::kv::{Op, When};
 use hob::data::objects::{ObjectLimits, PutOptions};
 use hob::data::{Bucket, Clock, Data, DataConfig};
 use hob::id::TenantId;
@@ -73,6 +71,14 @@ fn bucket(data: &Data, name: &str) -> Bucket {
     data.bucket(&TenantId::default(), &name.parse().unwrap()).unwrap().unwrap()
 }
 
+/// Puts an object through the control port.
+#[track_caller]
+fn upload(node: &Node, to: &str, key: &str) {
+    let target = format!("/v1/buckets/{to}/objects/{key}");
+    let reply = node.control.request("PUT", &target, &[("content-type", "text/plain")], b"abc");
+    assert!(matches!(reply.status(), 200 | 201), "{}", reply.text());
+}
+
 fn put(data: &Data, to: &str, key: &str) {
     let options = PutOptions { content_type: "text/plain".into(), ..PutOptions::default() };
     let mut upload = data.objects(Durability::Durable).put(&bucket(data, to), key.as_bytes(), options).unwrap();
@@ -124,43 +130,61 @@ fn a_bucket_triggers_so_many_functions_and_they_show_it() {
 
 #[test]
 fn changes_reach_functions_while_the_node_runs() {
-    let mut node = Node::start(&[]);
+    let node = Node::start(&[]);
     node.deploy_wat("puts", &logs(200), &manifest("on = 'object-put'\nprefix = 'a/'"));
     node.deploy_wat("keys", &logs(204), &manifest("on = 'key-change'"));
-    node.stop();
-    let mut config = Config::default();
-    config.data.dir = Some(node.data_dir());
-    (config.net.addr, config.net.control) = ("127.0.0.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap());
-    let here = hob::daemon::Node::start(hob::daemon::Setup { config, ..Default::default() }).unwrap();
-    let data = here.data();
-    data.put_bucket(&TenantId::default(), &"other".parse().unwrap(), BucketSpec::new(Durability::Durable)).wait().unwrap();
-    for (to, key) in [("in", "a/1"), ("in", "b/1"), ("other", "a/1"), ("in", "a/2 ü"), ("in", "a/1")] {
-        put(data, to, key);
+    assert_eq!(node.control.request("PUT", "/v1/buckets/other", &[], b"{}").status(), 201);
+    for (to, key) in [("in", "a/1"), ("in", "b/1"), ("other", "a/1"), ("in", "a/2%20%C3%BC"), ("in", "a/1")] {
+        upload(&node, to, key);
     }
-    let (key, value) = ("k".into(), "v".into());
-    let ops = vec![Op::Set { key, value, ttl: None, when: When::Always }, Op::Increment { key: "n".into(), by: 1 }];
-    data.kv(&bucket(data, "in")).unwrap().write(ops).wait().unwrap();
-    data.kv(&bucket(data, "in")).unwrap().write(vec![Op::Delete { key: "k".into(), when: When::Always }]).wait().unwrap();
-    let told = |name: &str| -> Vec<Value> {
-        let function = here.dispatcher().function(&TenantId::default(), &name.parse().unwrap()).unwrap();
-        function.log.tail(100).iter().filter_map(|entry| body(entry.source.as_str(), &entry.text)).collect()
-    };
-    eventually("all are told", || data.outbox().waiting().unwrap() == 0);
-    let (puts, keys) = (told("puts"), told("keys"));
+    let change =
+        |method: &str, target: &str| node.control.request(method, &format!("/v1/buckets/in/kv/{target}"), &[], b"v").status();
+    assert_eq!((change("PUT", "k"), change("POST", "n?increment=1"), change("DELETE", "k")), (204, 200, 204));
+    assert_eq!(change("DELETE", "k"), 404, "which is no change");
+    let delivered = "hob_deliveries_total{kind=\"delivered\"}";
+    eventually("all are told", || node.metric("hob_events") == 0 && node.metric(delivered) == 6);
+    let (puts, keys) = (told(&node, "puts"), told(&node, "keys"));
     let of = |told: &[Value], key: &str| told.iter().filter(|event| event["key"] == key).cloned().collect::<Vec<_>>();
-    assert_eq!((puts.len(), of(&puts, "a/1").len(), of(&puts, "a/2 ü").len()), (3, 2, 1), "{puts:?}");
-    assert_eq!(of(&puts, "a/2 ü")[0]["key_encoded"], "a/2%20%C3%BC");
+    assert_eq!((puts.len(), of(&puts, "a/1").len(), of(&puts, "a/2 \u{fc}").len()), (3, 2, 1), "{puts:?}");
+    assert_eq!(of(&puts, "a/2 \u{fc}")[0]["key_encoded"], "a/2%20%C3%BC");
     let versions: Vec<_> = of(&puts, "a/1").iter().map(|event| event["version"].as_u64().unwrap()).collect();
-    assert!(versions.is_sorted() && versions[0] < versions[1], "in order: {versions:?}");
+    assert!(versions[0] < versions[1], "in order: {versions:?}");
     let first = &of(&puts, "a/1")[0];
     for (field, value) in [("trigger", "object-put"), ("change", "put"), ("bucket", "in"), ("content_type", "text/plain")] {
         assert_eq!(first[field], value, "{first}");
     }
     assert_eq!((&first["bytes"], &first["attempt"]), (&3.into(), &1.into()));
-    assert_eq!(first["etag"], hob::id::Digest::of(b"abc").hex());
+    assert_eq!(first["etag"], hob::id::Digest::of(b"abc").to_string());
     assert_eq!(of(&keys, "k").iter().map(|event| event["change"].clone()).collect::<Vec<_>>(), ["set", "deleted"]);
     assert_eq!((keys.len(), of(&keys, "n").len()), (3, 1));
-    here.stop();
+    // A client can pretend nothing.
+    node.data.request("POST", "/puts", &[("hob-trigger", "object-put"), ("hob-key", "forged")], b"x").ok();
+    let logs = node.logs("puts");
+    assert!(
+        logs.iter().any(|(.., text)| text.contains("/puts") || text.contains("POST"))
+            && !logs.iter().any(|(.., text)| text.contains("forged"))
+    );
+}
+
+#[test]
+fn an_acknowledged_change_is_told_after_a_kill_and_one_without_room_is_refused() {
+    let mut node = Node::start(&["data.events_max=1"]);
+    let told_and_spins = handler(&format!(
+        "(func (export \"hob_handle\")
+           (call $log (i32.const 2) (i32.const 0) (call $request_read (i32.const 0) (i32.const 30000)))
+           {SPINS})"
+    ));
+    node.deploy_wat("f", &told_and_spins, &format!("{}[limits]\ncpu = '1h'\nwall = '1h'\n", manifest(PUTS)));
+    upload(&node, "in", "k");
+    eventually("it is told", || told(&node, "f").len() == 1);
+    node.control.request("PUT", "/v1/buckets/in/objects/l", &[], b"abc").problem(507, "storage-full");
+    node.control.get("/v1/buckets/in/objects/l").problem(404, "not-found");
+    assert_eq!(node.control.request("PUT", "/v1/buckets/in/kv/l", &[], b"v").status(), 204, "it makes no event");
+    node.kill();
+    let node = Node::start_with(Setup { dir: Some(node.dir()), ..Setup::default() });
+    eventually("it is told again", || told(&node, "f").len() == 1);
+    let event = &told(&node, "f")[0];
+    assert_eq!((&event["key"], &event["attempt"], node.metric("hob_events")), (&"k".into(), &1.into(), 1));
 }
 
 #[test]
@@ -220,15 +244,12 @@ fn what_fails_is_given_up_and_says_why() {
 
 #[test]
 fn what_waits_goes_to_the_new_revision_and_goes_with_the_function() {
-    let mut node = Node::start(&[]);
+    let node = Node::start(&[]);
     let manifest = manifest("on = 'object-put'\nattempts = 100");
     for name in ["f", "g"] {
         node.deploy_wat(name, &logs(503), &manifest);
     }
-    node.stop();
-    let dir = node.dir();
-    offline(&dir, &[("f", &manifest), ("g", &manifest)], |data| put(data, "in", "k"));
-    let node = Node::start_with(Setup { dir: Some(dir), ..Setup::default() });
+    upload(&node, "in", "k");
     eventually("both failed", || ["f", "g"].iter().all(|name| !told(&node, name).is_empty()));
     assert_eq!(node.metric("hob_events"), 2);
     assert_eq!(node.control.request("DELETE", "/v1/functions/g", &[], b"").status(), 204);
@@ -244,14 +265,11 @@ fn what_waits_goes_to_the_new_revision_and_goes_with_the_function() {
 
 #[test]
 fn deliveries_do_not_hold_up_requests() {
-    let mut node = Node::start(&[]);
+    let node = Node::start(&[]);
     let spinning = format!("{}[limits]\ncpu = '1h'\nwall = '1h'\n", manifest(PUTS));
     node.deploy_wat("spins", &does(SPINS), &spinning);
     node.deploy_wat("other", &says("here"), "");
-    node.stop();
-    let dir = node.dir();
-    offline(&dir, &[("spins", &spinning)], |data| (0..20).for_each(|n| put(data, "in", &format!("k{n}"))));
-    let node = Node::start_with(Setup { dir: Some(dir), ..Setup::default() });
+    (0..20).for_each(|n| upload(&node, "in", &format!("k{n}")));
     eventually("as many run as may", || node.occupancy("spins").0 == 8);
     for _ in 0..20 {
         assert_eq!(node.data.get("/other").ok().text(), "here");

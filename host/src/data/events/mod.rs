@@ -101,13 +101,13 @@ pub struct Event {
 
 /// Whose events are written: a bucket by its name and number.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct Emitter {
     pub(super) tenant: TenantId,
     pub(super) name: BucketName,
     pub(super) id: BucketId,
 }
 
-impl Place {
+impl Emitter {
     pub(super) fn of(bucket: &Bucket) -> Self {
         Self { tenant: bucket.tenant.clone(), name: bucket.name.clone(), id: bucket.id }
     }
@@ -160,21 +160,21 @@ impl Events {
     pub(super) fn write(
         &self,
         txn: &WriteTransaction,
-        place: &Place,
+        emitter: &Emitter,
         now_ms: u64,
         changes: impl Iterator<Item = (Bytes, Change)>,
     ) -> Result<(), DataError> {
-        let Some(takers) = self.wanted.of(&place.tenant, &place.name) else { return Ok(()) };
+        let Some(takers) = self.wanted.of(&emitter.tenant, &emitter.name) else { return Ok(()) };
         let mut rows = Vec::new();
         let mut counter = None;
         for (key, change) in changes {
-            let wanting: Vec<_> = takers.iter().filter(|taker| taker.wants(&place.name, change.on(), &key)).collect();
+            let wanting: Vec<_> = takers.iter().filter(|taker| taker.wants(&emitter.name, change.on(), &key)).collect();
             if wanting.is_empty() {
                 continue;
             }
             let counter = match &mut counter {
                 Some(counter) => counter,
-                None => counter.insert(Counter::read(txn, place.id)?),
+                None => counter.insert(Counter::read(txn, emitter.id)?),
             };
             counter.last += 1;
             counter.waiting += wanting.len() as u64;
@@ -185,10 +185,10 @@ impl Events {
         if counter.waiting > self.max {
             return Err(DataError::Quota { unit: UNIT, wanted: counter.waiting, max: self.max });
         }
-        let lane = |function| Lane { tenant: place.tenant.clone(), function, bucket: place.name.clone(), id: place.id };
+        let lane = |function| Lane { tenant: emitter.tenant.clone(), function, bucket: emitter.name.clone(), id: emitter.id };
         let rows: Vec<_> = rows.into_iter().map(|(function, event)| (lane(function), event)).collect();
         outbox::insert(txn, &rows)?;
-        counter.write(txn, place.id)?;
+        counter.write(txn, emitter.id)?;
         self.lanes().written.extend(rows.into_iter().map(|(lane, _)| lane));
         Ok(())
     }

@@ -26,7 +26,7 @@ use super::{
 use crate::data::account::{Kind, State, Usage};
 use crate::data::bucket::{self, BucketId};
 use crate::data::error::{DataError, storage};
-use crate::data::events::{self, Events, Lane, Place};
+use crate::data::events::{self, Emitter, Events, Lane};
 use crate::data::feed::Feed;
 use crate::data::row::{SUM_LEN, sum};
 use crate::data::store::{Ack, Commit, Store, Swept};
@@ -43,7 +43,7 @@ const ROW_BYTES: usize = 64;
 /// The entries of one durable bucket.
 pub(in crate::data) struct Durable {
     id: BucketId,
-    place: Place,
+    emitter: Emitter,
     store: Arc<Store>,
     cache: Arc<Cache>,
     /// Who watches.
@@ -54,8 +54,8 @@ pub(in crate::data) struct Durable {
 }
 
 impl Durable {
-    pub(in crate::data) fn new(place: Place, store: Arc<Store>, cache: Arc<Cache>, events: Arc<Events>) -> Self {
-        Self { id: place.id, place, store, cache, feed: Arc::default(), events, gone: AtomicBool::new(false) }
+    pub(in crate::data) fn new(emitter: Emitter, store: Arc<Store>, cache: Arc<Cache>, events: Arc<Events>) -> Self {
+        Self { id: emitter.id, emitter, store, cache, feed: Arc::default(), events, gone: AtomicBool::new(false) }
     }
 
     /// The bucket was deleted.
@@ -80,13 +80,13 @@ impl Durable {
         tell: Option<Arc<Events>>,
         more: impl FnOnce(&WriteTransaction) -> Result<(), DataError> + Send + 'static,
     ) -> Ack<Vec<Done>> {
-        let (id, place) = (self.id, self.place.clone());
+        let (id, emitter) = (self.id, self.emitter.clone());
         let keys: Vec<Bytes> = ops.iter().map(|op| op.key().clone()).collect();
         let cost_bytes = bytes + ops.len() * ROW_BYTES;
         self.cache.begin(id, &keys);
         let (cache, feed, events) = (Arc::clone(&self.cache), Arc::clone(&self.feed), Arc::clone(&self.events));
         let op = move |txn: &WriteTransaction, now_ms| {
-            let done = apply(txn, now_ms, &place, ops, tell.as_deref())?;
+            let done = apply(txn, now_ms, &emitter, ops, tell.as_deref())?;
             more(txn)?;
             Ok(done)
         };
@@ -216,11 +216,11 @@ pub(in crate::data) fn prepare(txn: &WriteTransaction) -> Result<(), DataError> 
 fn apply(
     txn: &WriteTransaction,
     now_ms: u64,
-    place: &Place,
+    emitter: &Emitter,
     ops: Vec<Op>,
     tell: Option<&Events>,
 ) -> Result<(Vec<Done>, Commit), DataError> {
-    let id = place.id;
+    let id = emitter.id;
     let mut state = State::read(txn, id)?;
     let (mut entries, mut expiry) = open_tables(txn)?;
     let find = |key: &[u8]| {
@@ -235,7 +235,7 @@ fn apply(
     state.charge(Kind::Entries, before, after)?;
     if let Some(events) = tell {
         let changes = plan.changes.iter().filter_map(|(key, change)| Some((key.clone(), told(change, now_ms)?)));
-        events.write(txn, place, now_ms, changes)?;
+        events.write(txn, emitter, now_ms, changes)?;
     }
     for (key, change) in &plan.changes {
         put(&mut entries, &mut expiry, id, key, change)?;

@@ -20,7 +20,7 @@ use sha2::Digest as _;
 use super::super::account::{Kind, State, Usage};
 use super::super::bucket::{self, Bucket, BucketId};
 use super::super::error::{DataError, io_error, storage};
-use super::super::events::{self, Events, Place};
+use super::super::events::{self, Emitter, Events};
 use super::super::store::{Ack, Commit, Store};
 use super::files::{Charge, FileId, Files, Held, StagedPath, full};
 use super::table::{FILES, OBJECTS, Row, Tables, corrupt, damaged_count, read_count};
@@ -386,7 +386,7 @@ struct Placed {
     store: Arc<Store>,
     files: Arc<Files>,
     events: Arc<Events>,
-    place: Place,
+    emitter: Emitter,
     key: Vec<u8>,
     options: PutOptions,
 }
@@ -415,7 +415,7 @@ impl Putting {
         crash::point("object-renamed");
         sync_dir(&folder).map_err(io_error("sync a folder of objects")).inspect_err(|_| files.release(id))?;
         crash::point("object-dir-synced");
-        Ok((held, len, Placed { store, files, events, place: Place::of(&bucket), key, options }))
+        Ok((held, len, Placed { store, files, events, emitter: Emitter::of(&bucket), key, options }))
     }
 }
 
@@ -426,8 +426,8 @@ fn told(head: &Head) -> events::Change {
 
 /// Commits the row. `held` goes when the answer is there.
 fn commit(held: Held, len: u64, placed: Placed) -> Ack<Head> {
-    let Placed { store, files, events, place, key, options } = placed;
-    let (id, bucket) = (held.id(), place.id);
+    let Placed { store, files, events, emitter, key, options } = placed;
+    let (id, bucket) = (held.id(), emitter.id);
     let cost = COST_BYTES + key.len() + options.content_type.len() + super::metadata_bytes(&options.metadata);
     let (files_after, events_after) = (Arc::clone(&files), Arc::clone(&events));
     let op = move |txn: &WriteTransaction, now_ms: u64| {
@@ -445,7 +445,7 @@ fn commit(held: Held, len: u64, placed: Placed) -> Ack<Head> {
             metadata: options.metadata,
         };
         state.charge(Kind::Objects, old.usage(&key), head.usage(&key))?;
-        events.write(txn, &place, now_ms, std::iter::once((Bytes::copy_from_slice(&key), told(&head))))?;
+        events.write(txn, &emitter, now_ms, std::iter::once((Bytes::copy_from_slice(&key), told(&head))))?;
         tables.replace(bucket, &key, &old, Some(&head), &files)?;
         state.write(txn, bucket)?;
         crash::point("object-row-written");
