@@ -1,4 +1,4 @@
-//! Crash points: named places in a deploy where a test can kill the process as `kill -9` would.
+//! Crash points: named places in a deploy, a put or a delivery where a test can kill the process as `kill -9` would.
 //!
 //! Owns the names. Compiled to nothing where debug assertions are off, so a released binary has no way to reach them.
 //! Invariant: a process reads its point once, from `HOB_CRASH_AT`, and dies at the first arrival there.
@@ -38,12 +38,16 @@ pub const OBJECT_POINTS: [&str; 7] = [
     "object-committed",
 ];
 
+/// Every crash point of the delivery of an event, in order. A test hits each.
+pub const EVENT_POINTS: [&str; 2] = ["event-told", "event-settled"];
+
 /// Dies here by `SIGKILL` if `HOB_CRASH_AT` names `point`.
 #[cfg(debug_assertions)]
 pub fn point(point: &'static str) {
     use std::sync::OnceLock;
     static AT: OnceLock<Option<String>> = OnceLock::new();
-    debug_assert!(POINTS.contains(&point) || OBJECT_POINTS.contains(&point), "crash point '{point}' is not listed");
+    let is_listed = [&POINTS[..], &OBJECT_POINTS, &EVENT_POINTS].iter().any(|points| points.contains(&point));
+    debug_assert!(is_listed, "crash point '{point}' is not listed");
     #[expect(clippy::disallowed_methods, reason = "a test tells the real binary where to die; no release build reads it")]
     let at = AT.get_or_init(|| std::env::var("HOB_CRASH_AT").ok());
     if at.as_deref() == Some(point) {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -39,8 +40,9 @@ use crate::net::drain::{Drain, Stop};
 use crate::net::listener::{self, BindError};
 use crate::net::serve::{self, Options};
 use crate::registry::{FunctionRecord, Precondition, Registry, RegistryError};
-use crate::telemetry::logs::LogSpace;
+use crate::telemetry::logs::{Level, LogSink, LogSpace};
 use crate::telemetry::metrics::Metrics;
+use crate::trigger::{Tell, Triggers};
 
 /// Why a node did not start. Nothing was left running, and nothing was changed in the data directory.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +116,7 @@ pub struct Node {
     release: Drain,
     threads: Vec<JoinHandle<usize>>,
     control_thread: JoinHandle<usize>,
+    trigger_thread: JoinHandle<usize>,
     deployer: Deployer,
     dispatcher: Dispatcher,
     control: Handle,
@@ -144,6 +147,7 @@ impl Node {
         let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format())?);
         dir.mark_current()?;
         let data = Arc::new(open_data(&dir, &config)?);
+        data.outbox().begin(&registry.triggers()?)?;
         let artifacts = Artifacts::open(&dir, dir.mac_key(key_file.as_deref())?, config.data.bytes_max.0)?;
         let metrics = Arc::new(Metrics::new());
         metrics.data_bytes.set(artifacts.used_bytes());
@@ -162,6 +166,9 @@ impl Node {
         let options = Options::new(&config.net, config.net.connections_max);
         let (release, released) = Drain::new();
         let (threads, data_plane) = start_data_threads(listeners, &options, &dispatcher, &stop, &released)?;
+        let triggers =
+            Triggers { invoke: data_plane.clone(), data: data.clone(), tell: tell(dispatcher.clone()), metrics: metrics.clone() };
+        let trigger_thread = start_trigger_thread(triggers, stop.clone(), config.net.drain_timeout.0)?;
         let service = Control {
             deployer: deployer.clone(),
             dispatcher: dispatcher.clone(),
@@ -184,6 +191,7 @@ impl Node {
             release,
             threads,
             control_thread,
+            trigger_thread,
             deployer,
             dispatcher,
             control,
@@ -266,6 +274,10 @@ impl Node {
     pub fn stop(self) -> usize {
         self.drain.stop();
         let mut cut = self.control_thread.join().unwrap_or_default();
+        let late = self.trigger_thread.join().unwrap_or_default();
+        if late > 0 {
+            tracing::warn!(late, "deliveries of events were cut: they are made again after the next start");
+        }
         self.release.stop();
         cut += self.threads.into_iter().map(|thread| thread.join().unwrap_or_default()).sum::<usize>();
         if cut > 0 {
@@ -308,6 +320,7 @@ fn open_data(dir: &DataDir, config: &crate::config::Config) -> Result<Data, Data
         page_cache_bytes: size(config.page_cache_bytes),
         kv_cache_bytes: size(config.kv_cache_bytes),
         volatile_bytes_max: config.volatile_bytes_max.0,
+        events_max: config.events_max,
         durable_objects: objects(config.objects_bytes_max),
         volatile_objects: objects(config.volatile_objects_bytes_max),
     };
@@ -409,6 +422,21 @@ fn start_control_thread(
         refresher.abort();
         collector.abort();
         Ok(cut)
+    })
+}
+
+/// Delivers events on a thread of its own, because reading them may block on the disk.
+fn start_trigger_thread(triggers: Triggers, stop: Stop, drain_timeout: Duration) -> std::io::Result<JoinHandle<usize>> {
+    let serve = move || async move { Ok(triggers.run(stop, drain_timeout).await) };
+    start_thread("hob-trigger".into(), serve).map(|(thread, _)| thread)
+}
+
+/// Writes to the log of a function that is deployed still.
+fn tell(dispatcher: Dispatcher) -> Tell {
+    Arc::new(move |lane, id, text| {
+        if let Ok(function) = dispatcher.function(&lane.tenant, &lane.function) {
+            LogSink::new(function.log.clone(), id, function.revision.number, 0).host(Level::Warn, text);
+        }
     })
 }
 

@@ -14,7 +14,7 @@ use crate::artifacts::{Artifacts, Contents, FileId, StagedBuild, Upload, Uploade
 use crate::bucket::BucketDeclaration;
 use crate::config;
 use crate::crash;
-use crate::data::{Bucket, Data};
+use crate::data::{Bucket, Data, DataError};
 use crate::dispatch::templates::{Templates, blocking};
 use crate::dispatch::{Change, Dispatcher, no_such_function};
 use crate::engine::build::{Builder, Built, Job, Kept, Outputs, Said};
@@ -137,7 +137,9 @@ impl Deployer {
             let artifact = inner.artifacts.verify_artifact(&tenant, key).map_err(|error| error.fault())?;
             let shape = built.shape().map_err(Fault::internal)?;
             let template = inner.load(shape, &artifact)?;
-            inner.make_buckets(&tenant, &manifest.bucket)?;
+            inner.make_buckets(&tenant, &manifest)?;
+            let mut notes = built.notes;
+            notes.extend(manifest.notes());
             let new = NewRevision {
                 wasm,
                 wasm_bytes,
@@ -146,7 +148,7 @@ impl Deployer {
                 kind: shape.to_string(),
                 manifest,
                 snapshot,
-                notes: built.notes,
+                notes,
             };
             let change = inner.dispatcher.begin_change(&tenant, &name);
             let (keep, functions_max) = (inner.config.revisions_max, inner.config.functions_max);
@@ -388,10 +390,10 @@ impl Inner {
         })
     }
 
-    /// Makes the buckets that a manifest declares and nobody has made. One that exists keeps its quotas.
-    fn make_buckets(&self, tenant: &TenantId, declared: &[BucketDeclaration]) -> Result<(), Fault> {
+    /// Makes the buckets that a manifest declares and nobody has made. One that exists keeps its quotas. Triggers must find theirs.
+    fn make_buckets(&self, tenant: &TenantId, manifest: &Manifest) -> Result<(), Fault> {
         let Some(data) = &self.data else { return Ok(()) };
-        for BucketDeclaration { name, spec, origin } in declared {
+        for BucketDeclaration { name, spec, origin } in &manifest.bucket {
             match data.bucket(tenant, name).map_err(|error| error.fault())? {
                 Some(Bucket { spec: found, origin: of, .. })
                     if found.durability == spec.durability && (origin.is_none() || of == *origin) => {}
@@ -402,7 +404,13 @@ impl Inner {
                 }
             }
         }
-        Ok(())
+        data.check_triggers(tenant, &manifest.trigger).map_err(|error| match error {
+            DataError::NoSuchBucket { .. } | DataError::Invalid { .. } => {
+                let fault = Fault::new(Code::BadManifest, format!("a trigger in hob.toml cannot work: {error}"));
+                fault.hint("make a durable bucket, or declare one with [[bucket]]")
+            }
+            error => error.fault(),
+        })
     }
 
     /// Puts what a function said in its build into its log.

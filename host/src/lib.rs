@@ -40,6 +40,7 @@ pub mod deploy;
 // Doors: they know `invocation::Invoke`, never the engine.
 pub mod front;
 pub mod control;
+pub mod trigger;
 
 // Program: sees everything.
 pub mod daemon;

@@ -34,13 +34,14 @@ const LAYERS: [(&str, Within, &[&str]); 8] = [
     ("capability", Within::Nothing, &["capability"]),
     ("engine", Within::Nothing, &["engine"]),
     ("use", Within::Above, &["dispatch", "deploy"]),
-    ("doors", Within::Nothing, &["front", "control"]),
+    ("doors", Within::Nothing, &["front", "control", "trigger"]),
     ("program", Within::Above, &["daemon", "cli"]),
 ];
 
 /// What doors may import besides words: these paths and what is below them. They know `Invoke`, never the engine.
-const DOORS: [(&str, &[&str]); 2] = [
+const DOORS: [(&str, &[&str]); 3] = [
     ("front", &["net"]),
+    ("trigger", &["net::drain", "data", "telemetry"]),
     (
         "control",
         &[

@@ -10,7 +10,7 @@ use clap::Args;
 use super::output::{self, Format};
 use super::text::{bytes, clean, span, table, time};
 use super::{Ctx, Failure};
-use crate::control::wire::{FunctionDetail, RevisionInfo, UsageInfo};
+use crate::control::wire::{FunctionDetail, RevisionInfo, TriggerInfo, UsageInfo};
 use crate::id::FunctionName;
 use crate::invocation::{Phases, Start};
 
@@ -65,6 +65,11 @@ fn describe(detail: &FunctionDetail) -> String {
     for grant in &detail.grants.data {
         let mount = grant.mount.as_ref().map(|mount| format!(", objects below {mount}")).unwrap_or_default();
         add("may reach", format!("bucket {}: {}{mount}", grant.bucket, grant.access));
+    }
+    for TriggerInfo { on, bucket, prefix, attempts, dead_letter } in &detail.triggers {
+        let below = if prefix.is_empty() { String::new() } else { format!(" below {prefix}") };
+        let then = dead_letter.as_ref().map(|bucket| format!(", then to bucket {bucket}")).unwrap_or_default();
+        add("triggered by", format!("{on} in bucket {bucket}{below}: {attempts} attempts{then}"));
     }
     add("limits", pairs(&detail.limits));
     let ready = if detail.ready == 0 { String::new() } else { format!(", {} instances ready", detail.ready) };

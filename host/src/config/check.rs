@@ -124,6 +124,7 @@ impl Config {
             self.logs.function_bytes.0.to_string(),
             "at most logs.total_bytes",
         )?;
+        range(self.data.events_max > 0, "data.events_max", "0".into(), "1 or more")?;
         self.build.check()?;
         range(
             (1..=1000).contains(&self.data.revisions_max),

@@ -196,6 +196,9 @@ pub struct Data {
     pub kv_cache_bytes: Bytes,
     /// Memory that all volatile buckets may take together, by their quotas. Default 256 MiB.
     pub volatile_bytes_max: Bytes,
+    /// Most events of one durable bucket that wait for the functions that it triggers; past it what would add one gets 507. Default
+    /// 100,000, of some 150 bytes and the key each.
+    pub events_max: u64,
     /// Largest object. Default 16 GiB.
     pub object_bytes_max: Bytes,
     /// Most bytes of all durable objects, those included that are being written. Default 64 GiB.
@@ -220,6 +223,7 @@ impl Default for Data {
             page_cache_bytes: Bytes(64 << 20),
             kv_cache_bytes: Bytes(64 << 20),
             volatile_bytes_max: Bytes(256 << 20),
+            events_max: 100_000,
             object_bytes_max: Bytes(16 << 30),
             objects_bytes_max: Bytes(64 << 30),
             volatile_objects_bytes_max: Bytes(256 << 20),

@@ -14,13 +14,14 @@ use super::answer::{Name, Refusal, body_fault, precondition};
 use super::upload;
 use super::wire::{
     DataGrantInfo, FunctionDetail, FunctionInfo, FunctionList, GrantsInfo, Problem, RevisionInfo, RevisionList, RollbackRequest,
-    SnapshotInfo, StartTimeInfo, UsageInfo,
+    SnapshotInfo, StartTimeInfo, TriggerInfo, UsageInfo,
 };
 use crate::fault::{Code, Fault};
 use crate::grants::ManifestGrants;
 use crate::histogram::StartTimes;
 use crate::id::{FunctionName, RevisionNumber};
 use crate::invocation::{Phases, Start};
+use crate::manifest::Trigger;
 use crate::registry::{FunctionRecord, RevisionRecord};
 use crate::telemetry::metrics::millis;
 
@@ -125,6 +126,7 @@ pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Res
         args: manifest.args.clone(),
         env: manifest.env.clone(),
         grants: grants(&manifest.grants),
+        triggers: manifest.trigger.iter().map(trigger).collect(),
         resident: control.dispatcher.templates().is_resident(&record.tenant, record.live.artifact),
         ready: control.dispatcher.templates().ready_instances(&record.tenant, record.live.artifact) as u64,
         running: running as u64,
@@ -148,6 +150,16 @@ fn grants(grants: &ManifestGrants) -> GrantsInfo {
         mount: grant.mount.clone(),
     });
     GrantsInfo { data: data.collect() }
+}
+
+fn trigger(trigger: &Trigger) -> TriggerInfo {
+    TriggerInfo {
+        on: trigger.on.to_string(),
+        bucket: trigger.bucket.to_string(),
+        prefix: trigger.prefix.clone(),
+        attempts: trigger.attempts,
+        dead_letter: trigger.dead_letter.as_ref().map(ToString::to_string),
+    }
 }
 
 fn start_times(starts: &StartTimes) -> BTreeMap<String, StartTimeInfo> {

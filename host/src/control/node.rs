@@ -34,6 +34,10 @@ pub(super) async fn metrics(State(control): State<Control>) -> Response {
     control.metrics.origin.set(hits, misses, fetched_bytes, evicted, bytes);
     let metered = control.dispatcher.metered(tenant);
     let began = metered.iter().filter(|function| function.meter.starts().total() > 0);
+    match control.data.outbox().waiting() {
+        Ok(count) => _ = control.metrics.events.set(count),
+        Err(error) => tracing::warn!(%error, "the events that wait cannot be counted"),
+    }
     let text = control.metrics.text(began.map(|function| FunctionStarts {
         tenant,
         name: &function.name,

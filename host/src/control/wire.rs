@@ -74,6 +74,9 @@ pub struct FunctionDetail {
     /// What it may reach.
     #[serde(default)]
     pub grants: GrantsInfo,
+    /// What invokes it besides requests.
+    #[serde(default)]
+    pub triggers: Vec<TriggerInfo>,
     /// Whether its template is in memory.
     pub resident: bool,
     /// Instances that wait for an invocation.
@@ -104,6 +107,22 @@ pub struct DataGrantInfo {
     /// Where a command finds its objects as files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<String>,
+}
+
+/// A change of a bucket that invokes a function.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct TriggerInfo {
+    /// `object-put` or `key-change`.
+    pub on: String,
+    /// Of which bucket.
+    pub bucket: String,
+    /// Of keys that begin with this.
+    pub prefix: String,
+    /// Times that an event is delivered before it is given up.
+    pub attempts: u32,
+    /// Bucket for events that were given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<String>,
 }
 
 /// Totals of a function since the node started.

@@ -11,9 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::bucket::BucketId;
-use crate::fault::{Code, Fault};
+use super::events;
+use crate::fault::{Code, Fault, is_exhausted};
 use crate::id::{BucketName, Digest};
-use crate::storage::disk::is_full;
+use crate::storage::disk::{is_failing, is_full};
 
 /// When a client may try again after a queue was full.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
@@ -84,9 +85,9 @@ pub enum DataError {
         why: &'static str,
     },
     /// The bucket is full.
-    #[error("the bucket is full: {wanted} {unit} would be in it and at most {max} may; delete something, or raise its quota")]
+    #[error("the bucket is full: {wanted} {unit} would be in it and at most {max} may; {}", advice(unit))]
     Quota {
-        /// What is counted: bytes or keys.
+        /// What is counted: bytes, keys, or what waits for its functions.
         unit: &'static str,
         /// How many there would be.
         wanted: u64,
@@ -207,6 +208,14 @@ fn found_text(found: &Option<u64>) -> String {
     found.map_or_else(|| "no entry".into(), |version| format!("version {version}"))
 }
 
+/// What to do about a full bucket.
+fn advice(unit: &str) -> &'static str {
+    match unit {
+        events::UNIT => "look at what hinders the functions that it triggers, or raise data.events_max",
+        _ => "delete something, or raise its quota",
+    }
+}
+
 fn etag_text(found: &Option<Digest>) -> String {
     found.map_or_else(|| "no object".into(), |etag| etag.to_string())
 }
@@ -236,9 +245,28 @@ impl DataError {
             Self::StorageFull { .. } => {
                 return Fault::new(Code::StorageFull, "there is no room to store this").hint("try again later");
             }
-            Self::Damaged { .. } | Self::Storage { .. } => return Fault::internal(self),
+            Self::Storage { source, .. } => return self.of_system(source),
+            Self::Damaged { .. } => return Fault::internal(self),
         };
         Fault::new(code, self.to_string())
+    }
+
+    /// What a client is told of a failure of the system: neither a disk that fails nor a process without descriptors is a bug.
+    fn of_system(&self, source: &redb::Error) -> Fault {
+        match source {
+            redb::Error::Io(source) if is_exhausted(source) => Fault::exhausted(),
+            redb::Error::Io(source) if is_failing(source) => {
+                tracing::error!(error = %self, "the disk fails");
+                Fault::new(Code::StorageFull, "the disk of this node failed").hint("try another node")
+            }
+            _ => Fault::internal(self),
+        }
+    }
+
+    /// Whether it says that the disk fails, and not only that it is full.
+    pub(super) fn is_disk_failure(&self) -> bool {
+        let Self::Storage { source, .. } = self else { return false };
+        matches!(&**source, redb::Error::Io(source) if is_failing(source))
     }
 
     /// Whether it is an answer to one write, and no failure of the store.

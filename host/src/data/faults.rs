@@ -12,15 +12,19 @@ use redb::{Database, StorageBackend};
 use rustix::io::Errno;
 
 use super::clock::testing::Hands;
+use super::events::testing::{trigger, waiting};
 use super::kv::{Op, When};
+use super::objects::PutOptions;
 use super::*;
 use crate::fault::Code;
+use crate::manifest::On;
 
 const LIMITS: ObjectLimits = ObjectLimits { object_bytes_max: 1 << 20, bytes_max: 1 << 20 };
 const CONFIG: DataConfig = DataConfig {
     page_cache_bytes: 1 << 20,
     kv_cache_bytes: 0,
     volatile_bytes_max: 0,
+    events_max: 1000,
     durable_objects: LIMITS,
     volatile_objects: LIMITS,
 };
@@ -37,6 +41,10 @@ fn over(dir: &tempfile::TempDir, open: super::file::Open) -> Data {
     let files = Files::open(dir.path(), LIMITS).unwrap();
     let store = Store::open_with(&file(dir), open, Clock::system(), prepare, sweeps(&files)).unwrap();
     Data::over(store, files, CONFIG).unwrap()
+}
+
+fn tenant() -> TenantId {
+    "t".parse().unwrap()
 }
 
 fn bucket(data: &Data) -> Bucket {
@@ -311,10 +319,13 @@ fn what_was_acknowledged_survives_power_loss_with_torn_and_reordered_sectors() {
         let dir = tempfile::tempdir().unwrap();
         bucket(&open(&dir).unwrap());
         let bytes = fs::read(file(&dir)).unwrap();
+        // Events of the keys that tell of each write.
+        let wanting = [(tenant(), "f".parse().unwrap(), vec![trigger(On::KeyChange, "b", "n")])];
         let power = Power { seen: bytes.clone(), kept: bytes, unsynced: vec![], left: 60 + dice(300) as u64 };
         let power = Arc::new(Mutex::new(power));
         let outlet = Outlet(Arc::clone(&power));
         let data = over(&dir, Box::new(move |_| Database::builder().create_with_backend(outlet.clone())));
+        data.outbox().begin(&wanting).unwrap();
         let mut acknowledged = -1;
         let tried = (0..1000).find(|n| match put(&data, *n) {
             Ok(()) => {
@@ -331,6 +342,11 @@ fn what_was_acknowledged_survives_power_loss_with_torn_and_reordered_sectors() {
         let data = open(&dir).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         let now = number(&data);
         assert!(now == acknowledged || now == tried, "seed {seed}: {now} of {acknowledged} and {tried}");
+        data.outbox().begin(&wanting).unwrap();
+        let bucket = bucket_again(&data).unwrap();
+        let expected: Vec<_> = (0..=now).map(|n| format!("n{n}")).collect();
+        assert_eq!(waiting(&data, "f", &bucket), expected, "seed {seed}: an event is there if and only if its change is");
+        assert_eq!(data.outbox().waiting().unwrap(), expected.len() as u64, "seed {seed}");
         put(&data, 5000).unwrap();
         assert_eq!(number(&data), 5000);
     }
@@ -404,4 +420,81 @@ fn what_expired_stays_gone_after_a_restart_with_a_clock_that_went_back() {
     let data = Data::open(dir.path(), CONFIG, Hands::at(500_000).clock()).unwrap();
     let kv = data.kv(&bucket_again(&data).unwrap()).unwrap();
     assert!(!kv.exists(b"k").unwrap());
+}
+
+#[test]
+fn whatever_the_clock_does_what_expired_is_gone_and_the_rest_is_there() {
+    let mut restarts = 0;
+    for seed in 0..10_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut dice = |sides: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) % sides
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let mut hands = Hands::at(1_000_000);
+        let mut clock = hands.clock();
+        let mut data = Data::open(dir.path(), CONFIG, clock.clone()).unwrap();
+        bucket(&data);
+        // By key of an entry and of an object: when it ends.
+        let mut ends = std::collections::BTreeMap::<(bool, String), u64>::new();
+        for _ in 0..60 {
+            let now_bucket = bucket_again(&data).unwrap();
+            let (is_object, key, ttl_ms) = (dice(2) == 0, format!("k{}", dice(6)), 1 + dice(300_000));
+            match dice(8) {
+                0 | 1 => hands.jump_to(dice(4_000_000)),
+                2 => hands.pass(dice(400_000)),
+                3 => {
+                    // A commit notes the time; what ended after the last one, and at once before the end, could be seen again.
+                    put_for(&data, &now_bucket, is_object, &key, ttl_ms);
+                    let before_ms = clock.now_ms();
+                    ends.insert((is_object, key), before_ms + ttl_ms);
+                    drop(data);
+                    // Another boot: both clocks say anything.
+                    hands = Hands::at(dice(4_000_000));
+                    clock = hands.clock();
+                    data = Data::open(dir.path(), CONFIG, clock.clone()).unwrap();
+                    assert!(clock.now_ms() >= before_ms);
+                    restarts += 1;
+                }
+                _ => {
+                    put_for(&data, &now_bucket, is_object, &key, ttl_ms);
+                    ends.insert((is_object, key), clock.now_ms() + ttl_ms);
+                }
+            }
+            let bucket = bucket_again(&data).unwrap();
+            let (kv, objects) = (data.kv(&bucket).unwrap(), data.objects(Durability::Durable));
+            for ((is_object, key), end_ms) in &ends {
+                let is_there = match is_object {
+                    true => objects.head(&bucket, key.as_bytes()).unwrap().is_some(),
+                    false => kv.exists(key.as_bytes()).unwrap(),
+                };
+                assert_eq!(is_there, *end_ms > clock.now_ms(), "seed {seed}: {key} ends at {end_ms}, it is {}", clock.now_ms());
+            }
+            // What was gone stays so, whatever the clock does until the next start.
+            let now_ms = clock.now_ms();
+            ends.retain(|_, end_ms| *end_ms > now_ms);
+            let live = |object| ends.keys().filter(|(is_object, _)| *is_object == object).count();
+            assert_eq!(kv.scan(b"", None, 100).unwrap().entries.len(), live(false), "seed {seed}");
+            assert_eq!(objects.list(&bucket, b"", None, 100).unwrap().objects.len(), live(true), "seed {seed}");
+        }
+        let bucket = bucket_again(&data).unwrap();
+        assert_eq!(data.recount(&bucket).unwrap(), bucket.entries);
+        assert_eq!(data.durable_objects().recount(&bucket).unwrap().objects, bucket.objects);
+    }
+    assert!(restarts > 30, "{restarts}");
+}
+
+fn put_for(data: &Data, bucket: &Bucket, is_object: bool, key: &str, ttl_ms: u64) {
+    if is_object {
+        let options = PutOptions { ttl_ms: Some(ttl_ms), ..PutOptions::default() };
+        let objects = data.objects(Durability::Durable);
+        objects.put(bucket, key.as_bytes(), options).unwrap().finish().wait().unwrap();
+        return;
+    }
+    let (key, ttl) = (Bytes::copy_from_slice(key.as_bytes()), Some(std::time::Duration::from_millis(ttl_ms)));
+    let op = Op::Set { key, value: Bytes::from_static(b"v"), ttl, when: When::Always };
+    data.kv(bucket).unwrap().write(vec![op]).wait().unwrap();
 }

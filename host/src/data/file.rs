@@ -75,7 +75,8 @@ impl Shared {
         self.stale.load(Ordering::Acquire) || (how == Use::Write && self.shadow.load(Ordering::Acquire))
     }
 
-    fn note(&self, error: &DataError) {
+    /// What follows from an error.
+    pub(super) fn note(&self, error: &DataError) {
         match error {
             DataError::Storage { source, .. } => {
                 if matches!(**source, redb::Error::Io(_)) {

@@ -16,6 +16,7 @@ mod audit;
 mod bucket;
 mod clock;
 mod error;
+pub mod events;
 mod feed;
 mod file;
 pub mod kv;
@@ -33,6 +34,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::broadcast::Receiver;
 
 pub use self::account::Usage;
@@ -44,14 +46,16 @@ pub use self::feed::{Changed, FEED_LEN};
 pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
 
 use self::error::io_error;
+use self::events::{Emitter, Events, Lane, Outbox};
 use self::kv::cache::Cache;
 use self::kv::durable::{self, Durable};
 use self::kv::volatile::Volatile;
-use self::kv::{KeyValue, Scrubbed};
+use self::kv::{Done, KeyValue, Scrubbed};
 pub use self::objects::CacheCounts;
 use self::objects::{Files, ObjectLimits, Objects, Origin, Origins};
 pub use crate::bucket::{BucketSpec, Durability, OriginUrl};
 use crate::id::{BucketName, TenantId};
+use crate::manifest::{On, Trigger};
 use crate::storage::disk::create_dirs;
 
 const FILE: &str = "data.redb";
@@ -70,6 +74,8 @@ pub struct DataConfig {
     pub kv_cache_bytes: usize,
     /// Memory that all volatile buckets may take together, in bytes.
     pub volatile_bytes_max: u64,
+    /// Most events of one bucket that wait for functions.
+    pub events_max: u64,
 }
 
 #[cfg(test)]
@@ -80,6 +86,7 @@ impl Default for DataConfig {
             page_cache_bytes: 64 << 20,
             kv_cache_bytes: 64 << 20,
             volatile_bytes_max: 256 << 20,
+            events_max: 100_000,
             durable_objects: objects(64 << 30),
             volatile_objects: objects(256 << 20),
         }
@@ -94,6 +101,7 @@ pub struct Data {
     volatile_bytes_max: u64,
     object_bytes_max: u64,
     open: Arc<Open>,
+    events: Arc<Events>,
     durable_objects: Arc<objects::Durable>,
     /// `None` if the operator opened none.
     origin: Option<Arc<Origin>>,
@@ -172,8 +180,9 @@ impl Data {
         let volatile_bytes_max = config.volatile_bytes_max;
         let volatile_objects = Arc::new(objects::Volatile::new(config.volatile_objects, store.clock().clone()));
         let store = Arc::new(store);
-        let durable_objects = Arc::new(objects::Durable::open(Arc::clone(&store), files)?);
         let object_bytes_max = config.durable_objects.object_bytes_max;
+        let events = Arc::new(Events::new(config.events_max));
+        let durable_objects = Arc::new(objects::Durable::open(Arc::clone(&store), files, Arc::clone(&events))?);
         let routed = Arc::new(objects::Routed::new(Arc::clone(&durable_objects), None));
         Ok(Self {
             store,
@@ -181,6 +190,7 @@ impl Data {
             volatile_bytes_max,
             object_bytes_max,
             open: Arc::default(),
+            events,
             durable_objects,
             origin: None,
             routed,
@@ -228,7 +238,8 @@ impl Data {
     /// volatile bucket loses what does not fit any more.
     ///
     /// # Errors
-    /// [`DataError::BucketExists`] if one of the other durability exists; [`DataError::Quota`] if the tenant has [`BUCKETS_MAX`], or
+    /// [`DataError::BucketExists`] if one of the other durability exists; [`DataError::Invalid`] for a volatile one that is to trigger
+    /// a function; [`DataError::Quota`] if the tenant has [`BUCKETS_MAX`], or
     /// if the quotas of all volatile buckets together pass [`DataConfig::volatile_bytes_max`]; and those of storage.
     pub fn put_bucket(&self, tenant: &TenantId, name: &BucketName, spec: BucketSpec) -> Ack<(Bucket, bool)> {
         self.put_bucket_of(tenant, name, spec, None)
@@ -247,6 +258,10 @@ impl Data {
         spec: BucketSpec,
         origin: Option<&OriginUrl>,
     ) -> Ack<(Bucket, bool)> {
+        if spec.durability == Durability::Volatile && self.events.is_wanted(tenant, name) {
+            let what = format!("bucket '{name}' is to trigger a function");
+            return Ack::ready(Err(DataError::Invalid { what, expected: "a durable bucket".into() }));
+        }
         if let Err(error) = origin.map_or(Ok(()), |url| self.check_origin(spec, url)) {
             return Ack::ready(Err(error));
         }
@@ -276,13 +291,14 @@ impl Data {
     /// # Errors
     /// [`DataError::NoSuchBucket`] if it was deleted, and those of storage.
     pub fn kv(&self, bucket: &Bucket) -> Result<Arc<dyn KeyValue>, DataError> {
-        Ok(match self.handle(bucket.id)? {
+        Ok(match self.handle(bucket)? {
             Handle::Durable(durable) => durable,
             Handle::Volatile(volatile) => volatile,
         })
     }
 
-    fn handle(&self, id: BucketId) -> Result<Handle, DataError> {
+    fn handle(&self, bucket: &Bucket) -> Result<Handle, DataError> {
+        let id = bucket.id;
         // Held while the store is asked: a deletion that the store does not show yet finds the handle in here afterwards.
         let mut open = self.open.lock();
         if let Some(handle) = open.get(&id) {
@@ -290,7 +306,10 @@ impl Data {
         }
         let spec = self.store.read(|txn| bucket::spec(txn, id))?;
         let handle = match spec.durability {
-            Durability::Durable => Handle::Durable(Arc::new(Durable::new(id, Arc::clone(&self.store), Arc::clone(&self.cache)))),
+            Durability::Durable => {
+                let (store, cache, events) = (Arc::clone(&self.store), Arc::clone(&self.cache), Arc::clone(&self.events));
+                Handle::Durable(Arc::new(Durable::new(Emitter::of(bucket), store, cache, events)))
+            }
             Durability::Volatile => Handle::Volatile(Arc::new(Volatile::new(id, spec, self.store.clock().clone()))),
         };
         open.insert(id, handle.clone());
@@ -303,7 +322,7 @@ impl Data {
     /// # Errors
     /// As [`Data::kv`].
     pub fn watch(&self, bucket: &Bucket) -> Result<Receiver<Changed>, DataError> {
-        Ok(match self.handle(bucket.id)? {
+        Ok(match self.handle(bucket)? {
             Handle::Durable(durable) => durable.feed.watch(),
             Handle::Volatile(volatile) => volatile.feed.watch(),
         })
@@ -320,7 +339,7 @@ impl Data {
     /// # Errors
     /// As [`Data::kv`].
     pub fn usage(&self, bucket: &Bucket) -> Result<Usage, DataError> {
-        match self.handle(bucket.id)? {
+        match self.handle(bucket)? {
             Handle::Durable(_) => Ok(self.bucket(&bucket.tenant, &bucket.name)?.map(|bucket| bucket.entries).unwrap_or_default()),
             Handle::Volatile(volatile) => Ok(volatile.usage()),
         }
@@ -388,6 +407,57 @@ impl Data {
         bucket::delete(&self.store, tenant, name, after)
     }
 
+    /// Who wants to be told of which changes.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// The events that wait.
+    #[must_use]
+    pub fn outbox(&self) -> Outbox<'_> {
+        Outbox { events: &self.events, store: &self.store }
+    }
+
+    /// Refuses triggers that would never do anything: each needs its bucket, and its bucket for what is given up, to be there and
+    /// durable.
+    ///
+    /// # Errors
+    /// [`DataError::NoSuchBucket`], [`DataError::Invalid`], and those of storage.
+    pub fn check_triggers(&self, tenant: &TenantId, triggers: &[Trigger]) -> Result<(), DataError> {
+        for name in triggers.iter().flat_map(|trigger| std::iter::once(&trigger.bucket).chain(&trigger.dead_letter)) {
+            let bucket = self.bucket(tenant, name)?.ok_or_else(|| DataError::NoSuchBucket { name: name.to_string() })?;
+            if bucket.spec.durability == Durability::Volatile {
+                let what = format!("bucket '{name}' is volatile");
+                return Err(DataError::Invalid { what, expected: "a durable one for a trigger".into() });
+            }
+        }
+        // What others put at an origin no event tells of, and half of the puts would be worse than none.
+        for Trigger { bucket: name, .. } in triggers.iter().filter(|trigger| trigger.on == On::ObjectPut) {
+            if self.bucket(tenant, name)?.is_some_and(|bucket| bucket.origin.is_some()) {
+                let what = format!("the objects of bucket '{name}' are those of an origin");
+                return Err(DataError::Invalid { what, expected: "a bucket without one for object-put".into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an event that is given up and writes the entry of a durable bucket that tells of it, both or neither. This triggers
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`KeyValue::write`]; [`DataError::Invalid`] for a volatile bucket.
+    pub fn bury(&self, lane: &Lane, number: u64, bucket: &Bucket, key: Bytes, value: Bytes) -> Ack<Vec<Done>> {
+        match self.handle(bucket) {
+            Ok(Handle::Durable(durable)) => durable.bury(lane.clone(), number, key, value),
+            Ok(Handle::Volatile(_)) => {
+                let what = format!("bucket '{}' is volatile", bucket.name);
+                Ack::ready(Err(DataError::Invalid { what, expected: "a durable one for events that are given up".into() }))
+            }
+            Err(error) => Ack::ready(Err(error)),
+        }
+    }
+
     /// Why nothing is written any more, if so.
     #[must_use]
     pub fn read_only(&self) -> Option<&str> {
@@ -400,6 +470,7 @@ fn prepare(txn: &redb::WriteTransaction) -> Result<(), DataError> {
     bucket::prepare(txn)?;
     durable::prepare(txn)?;
     objects::prepare_copies(txn)?;
+    events::prepare(txn)?;
     objects::prepare(txn)
 }
 

@@ -263,6 +263,13 @@ impl Store {
         Ack(State::Waiting(receiver))
     }
 
+    /// An error that somebody met who writes files beside the store's. If the disk fails, nothing is written any more.
+    pub(super) fn note(&self, error: &DataError) {
+        if error.is_disk_failure() {
+            self.file.note(error);
+        }
+    }
+
     /// Why nothing is written any more, if so.
     #[must_use]
     pub fn read_only(&self) -> Option<&str> {

@@ -22,14 +22,17 @@ use functions::Functions;
 pub use functions::Metered;
 use templates::{Loaded, Templates};
 
+use crate::data::Data;
 use crate::engine::{Call, Engine, UnknownKind};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, InvocationId, TenantId};
 use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload, Phases, Start, Target, bounded};
 use crate::limits::Limit;
+use crate::manifest::Trigger;
 use crate::meter::{AdmissionError, FunctionMeter};
 use crate::registry::{FunctionRecord, Registry, RegistryError};
 use crate::telemetry::logs::unix_ms;
+use crate::telemetry::metrics::Delivery;
 
 /// Tells a function how it was reached, so that it can make links to itself.
 const PATH_PREFIX: HeaderName = HeaderName::from_static("hob-path-prefix");
@@ -46,6 +49,8 @@ struct Inner {
     changes: Mutex<()>,
     engine: Engine,
     templates: Templates,
+    /// Told what functions want to be told.
+    data: Option<Arc<Data>>,
     ids: Ids,
 }
 
@@ -77,9 +82,10 @@ impl Dispatcher {
         functions_hot_max: usize,
         node: u64,
     ) -> Result<Self, RegistryError> {
+        let data = base.data.clone();
         let functions = Functions::new(registry.clone(), base, functions_hot_max)?;
         let ids = Ids { node, next: AtomicU64::new(0) };
-        let inner = Inner { functions, registry, changes: Mutex::new(()), engine, templates, ids };
+        let inner = Inner { functions, registry, changes: Mutex::new(()), engine, templates, data, ids };
         inner.count();
         Ok(Self(Arc::new(inner)))
     }
@@ -208,6 +214,15 @@ impl Dispatcher {
 }
 
 impl Inner {
+    /// Events of a bucket reach whoever wants them from now on. Those that a function wants no more are removed.
+    fn want(&self, tenant: &TenantId, name: &FunctionName, triggers: &[Trigger]) {
+        let Some(data) = &self.data else { return };
+        match data.outbox().want(tenant, name, triggers) {
+            Ok(removed) => self.engine.metrics().delivery(Delivery::Dropped, removed),
+            Err(error) => tracing::error!(%error, function = %name, "events that it wants no more stay, and are not delivered"),
+        }
+    }
+
     fn count(&self) {
         match self.registry.count() {
             Ok(count) => _ = self.engine.metrics().functions.set(i64::try_from(count).unwrap_or(i64::MAX)),
@@ -274,8 +289,9 @@ impl Change<'_> {
     /// # Errors
     /// [`UnknownKind`]: never for a revision that this version built.
     pub fn publish(&self, record: FunctionRecord) -> Result<(), UnknownKind> {
-        let tenant = record.tenant.clone();
+        let (tenant, name, triggers) = (record.tenant.clone(), record.name.clone(), record.live.manifest.trigger.clone());
         let before = self.inner.functions.publish(record)?;
+        self.inner.want(&tenant, &name, &triggers);
         self.retire(&tenant, before);
         Ok(())
     }
@@ -283,6 +299,7 @@ impl Change<'_> {
     /// Takes a function away from all invocations that begin from now on.
     pub fn remove(&self, tenant: &TenantId, name: &FunctionName) {
         let before = self.inner.functions.remove(tenant, name);
+        self.inner.want(tenant, name, &[]);
         self.retire(tenant, before);
     }
 

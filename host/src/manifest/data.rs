@@ -23,7 +23,7 @@ pub(super) fn grants(value: Value) -> Result<ManifestGrants, ManifestError> {
     let mut grants = ManifestGrants::default();
     for (key, value) in table("grants", value)? {
         match key.as_str() {
-            "data" => grants.data = list("grants.data", value, data_grant)?,
+            "data" => grants.data = list("grants.data", value, BUCKETS_MAX, data_grant)?,
             _ => return Err(unknown(key, "[grants]", &GRANT_KEYS)),
         }
     }
@@ -33,7 +33,7 @@ pub(super) fn grants(value: Value) -> Result<ManifestGrants, ManifestError> {
 
 /// Reads `[[bucket]]`.
 pub(super) fn buckets(value: Value) -> Result<Vec<BucketDeclaration>, ManifestError> {
-    let buckets = list("bucket", value, declaration)?;
+    let buckets = list("bucket", value, BUCKETS_MAX, declaration)?;
     distinct("bucket", buckets.iter().map(|bucket| &bucket.name))?;
     Ok(buckets)
 }
@@ -76,14 +76,14 @@ fn origin(url: String, durability: Durability) -> Result<OriginUrl, ManifestErro
     url.parse().map_err(|error| problem("bucket.origin", error))
 }
 
-fn table(key: &str, value: Value) -> Result<Table, ManifestError> {
+pub(super) fn table(key: &str, value: Value) -> Result<Table, ManifestError> {
     match value {
         Value::Table(table) => Ok(table),
         other => Err(problem(key, format!("expected a table, found {}", other.type_str()))),
     }
 }
 
-fn fields(key: &str, place: &'static str, value: Value, known: &[&str]) -> Result<Table, ManifestError> {
+pub(super) fn fields(key: &str, place: &'static str, value: Value, known: &[&str]) -> Result<Table, ManifestError> {
     let fields = table(key, value)?;
     match fields.keys().find(|field| !known.contains(&field.as_str())) {
         Some(field) => Err(unknown(field.clone(), place, known)),
@@ -91,20 +91,25 @@ fn fields(key: &str, place: &'static str, value: Value, known: &[&str]) -> Resul
     }
 }
 
-fn list<T>(key: &str, value: Value, item: impl Fn(Value) -> Result<T, ManifestError>) -> Result<Vec<T>, ManifestError> {
+pub(super) fn list<T>(
+    key: &str,
+    value: Value,
+    max: usize,
+    item: impl Fn(Value) -> Result<T, ManifestError>,
+) -> Result<Vec<T>, ManifestError> {
     match value {
-        Value::Array(items) if items.len() <= BUCKETS_MAX => items.into_iter().map(item).collect(),
-        Value::Array(items) => Err(problem(key, format!("{} entries, expected at most {BUCKETS_MAX}", items.len()))),
+        Value::Array(items) if items.len() <= max => items.into_iter().map(item).collect(),
+        Value::Array(items) => Err(problem(key, format!("{} entries, expected at most {max}", items.len()))),
         other => Err(problem(key, format!("expected a list of tables, found {}", other.type_str()))),
     }
 }
 
-fn bucket_name(key: &str, value: Option<Value>) -> Result<BucketName, ManifestError> {
+pub(super) fn bucket_name(key: &str, value: Option<Value>) -> Result<BucketName, ManifestError> {
     let value = value.ok_or_else(|| problem(key, "expected the name of a bucket"))?;
     string(key, value)?.parse().map_err(|error| problem(key, error))
 }
 
-fn word<T: Copy>(key: &str, value: Option<Value>, known: &[(&str, T)]) -> Result<Option<T>, ManifestError> {
+pub(super) fn word<T: Copy>(key: &str, value: Option<Value>, known: &[(&str, T)]) -> Result<Option<T>, ManifestError> {
     let Some(value) = value else { return Ok(None) };
     let text = string(key, value)?;
     let found = known.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
@@ -123,7 +128,7 @@ fn bytes(key: &str, value: Value) -> Result<u64, ManifestError> {
     }
 }
 
-fn count(key: &str, value: &Value) -> Result<u64, ManifestError> {
+pub(super) fn count(key: &str, value: &Value) -> Result<u64, ManifestError> {
     let number = value.as_integer().and_then(|number| u64::try_from(number).ok()).filter(|number| *number > 0);
     number.ok_or_else(|| problem(key, format!("expected a number above 0, found {value}")))
 }

@@ -6,9 +6,11 @@
 
 mod data;
 mod snapshot;
+mod trigger;
 
 pub use data::BUCKETS_MAX;
 pub use snapshot::{Randomness, Snapshot, SnapshotMode, WARMUPS_MAX, WarmupRequest};
+pub use trigger::{ATTEMPTS, ATTEMPTS_MAX, On, TRIGGERS_MAX, Trigger};
 
 use std::collections::BTreeMap;
 
@@ -33,7 +35,7 @@ pub const ENV_LEN_MAX: usize = 32 << 10;
 /// Name of the file, beside the source of the function.
 pub const FILE_NAME: &str = "hob.toml";
 
-const KEYS: [&str; 10] = ["name", "wasm", "build", "route", "args", "env", "limits", "snapshot", "grants", "bucket"];
+const KEYS: [&str; 11] = ["name", "wasm", "build", "route", "args", "env", "limits", "snapshot", "grants", "bucket", "trigger"];
 const ROUTE_KEYS: [&str; 3] = ["path", "host", "method"];
 
 /// One function as its author describes it. The default is an empty manifest.
@@ -68,6 +70,9 @@ pub struct Manifest {
     /// Buckets that are made at deploy if they are missing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bucket: Vec<BucketDeclaration>,
+    /// What invokes the function besides requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trigger: Vec<Trigger>,
 }
 
 /// A manifest that cannot be used.
@@ -137,10 +142,12 @@ impl Manifest {
                 "snapshot" => manifest.snapshot = snapshot::snapshot(value)?,
                 "grants" => manifest.grants = data::grants(value)?,
                 "bucket" => manifest.bucket = data::buckets(value)?,
+                "trigger" => manifest.trigger = trigger::triggers(value)?,
                 _ => return Err(unknown(key, "hob.toml", &KEYS)),
             }
         }
         manifest.check_sizes()?;
+        trigger::check(&manifest.trigger, &manifest.grants, &manifest.bucket)?;
         Ok(manifest)
     }
 
@@ -155,6 +162,12 @@ impl Manifest {
             return Err(problem("env", format!("{sum} bytes with 'args', expected at most {ENV_LEN_MAX}")));
         }
         Ok(())
+    }
+
+    /// What its author should know, though it is allowed.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        trigger::loops(&self.trigger, &self.grants)
     }
 
     /// The parts that decide what is in a snapshot, as bytes for a digest: what is run, and what a guest may read meanwhile, which is

@@ -2,7 +2,7 @@
 //!
 //! Owns the rules (preconditions, routes, numbering, pruning). Knows nothing about files or HTTP, except how a precondition is
 //! spelled. Invariant after each commit: every function's live revision exists; a number is never given twice to one function;
-//! the table of routes holds the routes of the live revisions and no others, each under one function; and what `references.rs`
+//! the tables of routes and triggers hold those of the live revisions and no others, each route under one function; and what `references.rs`
 //! counts is right.
 
 use std::sync::PoisonError;
@@ -12,10 +12,14 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use super::error::{PublishError, RegistryError, storage};
 use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, RevisionRecord, encode};
 use super::references::{Counting, Reference};
-use super::{Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, now_ms, read_function, read_numbers, read_revision};
+use super::{Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, TRIGGERS, now_ms, read_function, read_numbers, read_revision};
 use crate::crash;
-use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
+use crate::id::{BucketName, Digest, FunctionName, RevisionNumber, TenantId};
+use crate::manifest::{Manifest, Trigger};
 use crate::route::Route;
+
+/// Most functions that one bucket triggers: each of its changes is written down for each of them, by a thread that all share.
+pub const TRIGGERED_MAX: usize = 16;
 
 /// What must hold for a change to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -54,6 +58,7 @@ struct Tables<'t> {
     functions: Table<'t, (&'static str, &'static str), &'static [u8]>,
     revisions: Table<'t, (&'static str, &'static str, u64), &'static [u8]>,
     routes: Table<'t, (&'static str, &'static str), &'static str>,
+    triggers: Table<'t, (&'static str, &'static str, &'static str), ()>,
     counting: Counting<'t>,
 }
 
@@ -64,6 +69,7 @@ impl<'t> Tables<'t> {
             functions: txn.open_table(FUNCTIONS).map_err(storage(doing))?,
             revisions: txn.open_table(REVISIONS).map_err(storage(doing))?,
             routes: txn.open_table(ROUTES).map_err(storage(doing))?,
+            triggers: txn.open_table(TRIGGERS).map_err(storage(doing))?,
             counting: Counting::open(txn)?,
         })
     }
@@ -128,6 +134,55 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
+    /// Gives back what leads to the function in its manifest `old`, and takes what does in `new`.
+    fn swap_ways(
+        &mut self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        old: Option<&Manifest>,
+        new: Option<&Manifest>,
+    ) -> Result<(), PublishError> {
+        let routes = |manifest: Option<&Manifest>| manifest.map_or(Vec::new(), |manifest| manifest.route.clone());
+        let triggers = |manifest: Option<&Manifest>| manifest.map_or(Vec::new(), |manifest| manifest.trigger.clone());
+        self.swap_routes(tenant, name, &routes(old), &routes(new))?;
+        self.swap_triggers(tenant, name, &triggers(old), &triggers(new))
+    }
+
+    fn swap_triggers(
+        &mut self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        old: &[Trigger],
+        new: &[Trigger],
+    ) -> Result<(), PublishError> {
+        let doing = "write what triggers a function";
+        for Trigger { bucket, .. } in old {
+            self.triggers.remove((tenant.as_str(), bucket.as_str(), name.as_str())).map_err(storage(doing))?;
+        }
+        for Trigger { bucket, .. } in new {
+            self.triggers.insert((tenant.as_str(), bucket.as_str(), name.as_str()), ()).map_err(storage(doing))?;
+            if self.triggered(tenant, bucket)? > TRIGGERED_MAX {
+                return Err(PublishError::TooManyTriggered { bucket: bucket.clone(), max: TRIGGERED_MAX });
+            }
+        }
+        Ok(())
+    }
+
+    /// How many functions a bucket triggers.
+    fn triggered(&self, tenant: &TenantId, bucket: &BucketName) -> Result<usize, RegistryError> {
+        let doing = "count what a bucket triggers";
+        let mut count = 0;
+        for entry in self.triggers.range((tenant.as_str(), bucket.as_str(), "")..).map_err(storage(doing))? {
+            let (key, _) = entry.map_err(storage(doing))?;
+            let (of, from, _) = key.value();
+            if (of, from) != (tenant.as_str(), bucket.as_str()) {
+                break;
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+
     /// Counts one more function, or refuses it.
     fn admit(&mut self, tenant: &TenantId, max: usize) -> Result<(), PublishError> {
         let count = self.counting.functions(tenant)?;
@@ -178,7 +233,8 @@ impl Registry {
     /// `keep`: revisions that stay, the new one among them; at least 1. `functions_max`: functions that the tenant may have.
     ///
     /// # Errors
-    /// [`PublishError::Precondition`], [`PublishError::RouteTaken`], [`PublishError::TooManyFunctions`], and those of storage.
+    /// [`PublishError::Precondition`], [`PublishError::RouteTaken`], [`PublishError::TooManyTriggered`],
+    /// [`PublishError::TooManyFunctions`], and those of storage.
     ///
     /// # Cost
     /// One transaction with two fsyncs; writers take turns. It grows with the logarithm of the number of functions.
@@ -214,8 +270,8 @@ impl Registry {
                 snapshot,
                 notes,
             };
-            let old_routes = before.as_ref().map_or(&[][..], |(_, live)| &live.manifest.route);
-            tables.swap_routes(tenant, name, old_routes, &live.manifest.route)?;
+            let old = before.as_ref().map(|(_, live)| &live.manifest);
+            tables.swap_ways(tenant, name, old, Some(&live.manifest))?;
             tables.put_revision(tenant, name, &live)?;
             tables.prune(tenant, name, number, keep)?;
             crash::point("registry-revision-written");
@@ -259,7 +315,7 @@ impl Registry {
             let live = live.ok_or_else(|| place.damaged("a revision is missing"))?;
             let commit = if target == row.live { Commit::No } else { Commit::Yes };
             let updated_ms = if target == row.live { row.updated_ms } else { now_ms() };
-            tables.swap_routes(tenant, name, &from.manifest.route, &live.manifest.route)?;
+            tables.swap_ways(tenant, name, Some(&from.manifest), Some(&live.manifest))?;
             let row = FunctionRow { live: target, updated_ms, ..row };
             tables.put_function(tenant, name, &row)?;
             let (tenant, name) = (tenant.clone(), name.clone());
@@ -280,7 +336,7 @@ impl Registry {
             let before = tables.live(tenant, name)?;
             precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
             let Some((_, live)) = before else { return Ok((false, Commit::No)) };
-            tables.swap_routes(tenant, name, &live.manifest.route, &[])?;
+            tables.swap_ways(tenant, name, Some(&live.manifest), None)?;
             for number in read_numbers(&tables.revisions, tenant, name)? {
                 tables.remove_revision(tenant, name, number)?;
             }

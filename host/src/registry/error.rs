@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::{self, ErrorKind};
 
 use crate::fault::{Code, Fault};
-use crate::id::{FunctionName, RevisionNumber};
+use crate::id::{BucketName, FunctionName, RevisionNumber};
 
 /// The registry could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +99,16 @@ pub enum PublishError {
         /// Who has it.
         holder: FunctionName,
     },
+    /// The bucket triggers as many functions as one may.
+    #[error(
+        "bucket '{bucket}' triggers {max} functions already, and at most {max} are allowed: remove the trigger from one of them"
+    )]
+    TooManyTriggered {
+        /// The bucket.
+        bucket: BucketName,
+        /// How many functions it may trigger.
+        max: usize,
+    },
     /// The tenant has as many functions as it may.
     #[error("there are {count} functions and at most {max} are allowed: remove one, or raise data.functions_max")]
     TooManyFunctions {
@@ -150,7 +160,7 @@ impl PublishError {
     pub fn fault(&self) -> Fault {
         let code = match self {
             Self::Precondition { .. } => Code::PreconditionFailed,
-            Self::RouteTaken { .. } => Code::Conflict,
+            Self::RouteTaken { .. } | Self::TooManyTriggered { .. } => Code::Conflict,
             Self::TooManyFunctions { .. } => Code::StorageFull,
             Self::NoSuchFunction { .. } | Self::NoSuchRevision { .. } => Code::NotFound,
             Self::Registry(error) => return error.fault(),

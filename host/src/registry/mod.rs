@@ -5,12 +5,13 @@
 //! functions  (tenant, name)             live and last number, times      (`record.rs`)
 //! revisions  (tenant, name, number)     one revision                     (`record.rs`)
 //! routes     (tenant, route as text)    name of the function that has it
+//! triggers   (tenant, bucket, name)     nothing: the bucket triggers the function
 //! references (tenant, kind, digest)     number of kept revisions that need this file  (`references.rs`)
 //! tenants    tenant                     number of its functions                       (`references.rs`)
 //! ```
 //!
-//! Whatever grows with the number of functions is read a function or a page at a time: nothing but the routes is read whole at
-//! start.
+//! Whatever grows with the number of functions is read a function or a page at a time: nothing but routes and triggers is read whole
+//! at start.
 //!
 //! Owns the file `registry.redb`. Knows nothing about Wasm, native code or where their files lie: it keeps digests. Every call
 //! blocks. Invariant: a change that returned `Ok` survives `kill -9` and power loss; one that was cut off left all or nothing.
@@ -26,6 +27,7 @@ mod record;
 mod references;
 mod verify;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::ops::Bound;
 use std::os::unix::fs::OpenOptionsExt;
@@ -43,10 +45,11 @@ use self::error::{io_error, storage};
 use self::record::{FunctionRow, Place, decode};
 use self::verify::{Verdict, verify};
 use crate::id::{FunctionName, RevisionNumber, TenantId};
+use crate::manifest::Trigger;
 use crate::route::Route;
 use crate::storage::caught;
 
-pub use self::change::Precondition;
+pub use self::change::{Precondition, TRIGGERED_MAX};
 pub use self::error::{PublishError, RegistryError};
 pub use self::record::{FunctionRecord, NewRevision, RevisionRecord, SnapshotRecord};
 pub use self::references::Reference;
@@ -54,6 +57,7 @@ pub use self::references::Reference;
 const FUNCTIONS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("functions");
 const REVISIONS: TableDefinition<'_, (&str, &str, u64), &[u8]> = TableDefinition::new("revisions");
 const ROUTES: TableDefinition<'_, (&str, &str), &str> = TableDefinition::new("routes");
+const TRIGGERS: TableDefinition<'_, (&str, &str, &str), ()> = TableDefinition::new("triggers");
 
 /// Memory for pages of the file, in bytes; redb's own default is 1 GiB. The catalog keeps the functions that are in use, so this
 /// serves deploys, lists and the first requests of functions; behind it is the system's page cache. It holds all inner pages of a
@@ -149,6 +153,36 @@ impl Registry {
                 routes.push((tenant, parsed, name));
             }
             Ok(routes)
+        })
+    }
+
+    /// The functions that buckets trigger, each with the triggers of its live revision.
+    ///
+    /// # Errors
+    /// As [`Registry::routes`].
+    ///
+    /// # Cost
+    /// About 5 us for each; nothing for functions without.
+    pub fn triggers(&self) -> Result<Vec<(TenantId, FunctionName, Vec<Trigger>)>, RegistryError> {
+        let doing = "read what triggers functions";
+        self.read(|txn| {
+            let functions = txn.open_table(FUNCTIONS).map_err(storage("open the functions"))?;
+            let revisions = txn.open_table(REVISIONS).map_err(storage("open the revisions"))?;
+            let mut triggered = BTreeSet::new();
+            for entry in txn.open_table(TRIGGERS).map_err(storage(doing))?.iter().map_err(storage(doing))? {
+                let (key, _) = entry.map_err(storage(doing))?;
+                let (tenant, _, name) = key.value();
+                triggered.insert(parse_key(Place { tenant, name, number: 0 })?);
+            }
+            let mut found = Vec::new();
+            for (tenant, name) in triggered {
+                let place = Place { tenant: tenant.as_str(), name: name.as_str(), number: 0 };
+                let row = read_function(&functions, &tenant, &name)?;
+                let row = row.ok_or_else(|| place.damaged("a trigger is of no function"))?;
+                let live = with_live(&revisions, (tenant.clone(), name.clone()), row)?.live;
+                found.push((tenant, name, live.manifest.trigger));
+            }
+            Ok(found)
         })
     }
 

@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::io::Errno;
+
 /// Makes the entries of a directory durable: without this, a rename or a new file may be gone after a power cut.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -47,15 +49,23 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
 
+/// Whether an operation failed because the disk does: what was written before may not be there (`EIO`), the file system is damaged or has
+/// turned read-only (`EUCLEAN`, `EBADMSG`, `EROFS`), or the disk is gone (`ENXIO`, `ENODEV`).
+#[must_use]
+pub(crate) fn is_failing(error: &io::Error) -> bool {
+    let failures = [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::ROFS, Errno::NXIO, Errno::NODEV].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|errno| failures.contains(&errno))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_full_disk_and_a_full_quota_are_told_from_other_errors() {
-        use rustix::io::Errno;
         assert!(is_full(&Errno::NOSPC.into()) && is_full(&Errno::DQUOT.into()) && is_full(&Errno::FBIG.into()));
         assert!(!is_full(&Errno::ACCESS.into()) && !is_full(&Errno::IO.into()));
+        assert!(is_failing(&Errno::IO.into()) && !is_failing(&Errno::NOSPC.into()) && !is_failing(&Errno::MFILE.into()));
         let real = OpenOptions::new().write(true).open("/dev/full").unwrap().write_all(b"x").unwrap_err();
         assert!(is_full(&real), "{real}");
     }

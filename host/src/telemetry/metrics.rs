@@ -29,12 +29,47 @@ struct Rung {
     start: &'static str,
 }
 
+/// What became of an attempt to deliver an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// The function answered 2xx.
+    Delivered,
+    /// It failed, and the event stays.
+    Failed,
+    /// There was no place to run it.
+    Postponed,
+    /// It was given up, and lies in a bucket.
+    Buried,
+    /// It was given up, or nobody wants it any more.
+    Dropped,
+}
+
+impl Delivery {
+    /// All of them; `self as usize` is the position.
+    pub const ALL: [Self; 5] = [Self::Delivered, Self::Failed, Self::Postponed, Self::Buried, Self::Dropped];
+
+    /// Its label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::Postponed => "postponed",
+            Self::Buried => "buried",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 /// Everything the node counts.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     starts: [Counter; Start::ALL.len()],
     faults: Vec<Counter>,
+    deliveries: [Counter; Delivery::ALL.len()],
+    /// Events that wait for a function.
+    pub events: Gauge<u64, AtomicU64>,
     /// By rung and phase.
     phases: [[Histogram; Phases::NAMES.len()]; Start::ALL.len()],
     /// Invocations whose guest is alive.
@@ -108,10 +143,14 @@ impl Metrics {
         let faults = Family::<Label, Counter>::default();
         registry.register("starts", "Invocations by the rung of the start ladder they began on", starts.clone());
         registry.register("faults", "Faults of invocations and refusals of the control port by code", faults.clone());
+        let deliveries = Family::<Label, Counter>::default();
+        registry.register("deliveries", "Attempts to deliver events of buckets to functions, by outcome", deliveries.clone());
         let of = |family: &Family<Label, Counter>, kind| family.get_or_create(&Label { kind }).clone();
         let mut metrics = Self {
             starts: Start::ALL.map(|start| starts.get_or_create(&Rung { start: start.as_str() }).clone()),
             faults: Code::ALL.iter().map(|code| of(&faults, code.as_str())).collect(),
+            deliveries: Delivery::ALL.map(|delivery| of(&deliveries, delivery.as_str())),
+            events: Gauge::default(),
             phases: Default::default(),
             registry,
             instances: Gauge::default(),
@@ -131,6 +170,7 @@ impl Metrics {
         registry.register("instances", "Instances alive", metrics.instances.clone());
         registry.register("ready_instances", "Instances that wait for an invocation", metrics.ready.clone());
         registry.register("large_invocations", "Invocations in the pool for large guests", metrics.large.clone());
+        registry.register("events", "Events of buckets that wait for a function", metrics.events.clone());
         registry.register("functions", "Functions deployed", metrics.functions.clone());
         registry.register("templates", "Templates in memory", metrics.templates.clone());
         registry.register_with_unit("data", "Modules and artifacts on disk", Unit::Bytes, metrics.data_bytes.clone());
@@ -154,6 +194,11 @@ impl Metrics {
                 histogram.observe(time);
             }
         }
+    }
+
+    /// Counts events.
+    pub fn delivery(&self, delivery: Delivery, count: u64) {
+        self.deliveries[delivery as usize].inc_by(count);
     }
 
     /// Counts a fault.
@@ -221,6 +266,8 @@ mod tests {
             "hob_origin_hits_total 3",
             "hob_origin_fetched_bytes_total 4",
             "hob_origin_copies_bytes 5",
+            "hob_events 0",
+            "hob_deliveries_total{kind=\"buried\"} 0",
             "# TYPE hob_phase_seconds histogram",
             "hob_phase_seconds_bucket{start=\"stored\",phase=\"load\",le=\"3.2e-5\"} 0",
             "hob_phase_seconds_bucket{start=\"stored\",phase=\"load\",le=\"6.4e-5\"} 1",

@@ -31,3 +31,4 @@ mod rehearsal;
 mod shortage;
 mod snapshot;
 mod templates;
+mod triggers;

@@ -30,6 +30,7 @@ fn node_with(settings: &[&str], objects: &[(&str, Vec<u8>)]) -> Node {
     node.stop();
     let limits = ObjectLimits { object_bytes_max: 1 << 32, bytes_max: 1 << 34 };
     let config = DataConfig {
+        events_max: 100_000,
         durable_objects: limits,
         volatile_objects: limits,
         page_cache_bytes: MIB,

@@ -18,13 +18,15 @@ use bytes::Bytes;
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use super::cache::Cache;
-use super::plan::{Change, Old, plan};
+use super::plan::{self, Old, plan};
 use super::{
-    Done, Entry, KeyValue, Op, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, Scrubbed, check_key, check_keys, check_ops, check_sum,
+    Done, Entry, KeyValue, Op, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, Page, Scrubbed, When, check_key, check_keys, check_ops,
+    check_sum,
 };
 use crate::data::account::{Kind, State, Usage};
 use crate::data::bucket::{self, BucketId};
 use crate::data::error::{DataError, storage};
+use crate::data::events::{self, Emitter, Events, Lane};
 use crate::data::feed::Feed;
 use crate::data::row::{SUM_LEN, sum};
 use crate::data::store::{Ack, Commit, Store, Swept};
@@ -41,17 +43,19 @@ const ROW_BYTES: usize = 64;
 /// The entries of one durable bucket.
 pub(in crate::data) struct Durable {
     id: BucketId,
+    emitter: Emitter,
     store: Arc<Store>,
     cache: Arc<Cache>,
     /// Who watches.
     pub(in crate::data) feed: Arc<Feed>,
+    events: Arc<Events>,
     /// Whether the bucket was deleted.
     gone: AtomicBool,
 }
 
 impl Durable {
-    pub(in crate::data) fn new(id: BucketId, store: Arc<Store>, cache: Arc<Cache>) -> Self {
-        Self { id, store, cache, feed: Arc::default(), gone: AtomicBool::new(false) }
+    pub(in crate::data) fn new(emitter: Emitter, store: Arc<Store>, cache: Arc<Cache>, events: Arc<Events>) -> Self {
+        Self { id: emitter.id, emitter, store, cache, feed: Arc::default(), events, gone: AtomicBool::new(false) }
     }
 
     /// The bucket was deleted.
@@ -65,6 +69,43 @@ impl Durable {
             return Err(DataError::NoSuchBucket { name: format!("number {}", self.id) });
         }
         Ok(())
+    }
+
+    /// Queues a batch that was checked. `tell`: where its events are written down, `None` for nowhere. `more` is done in the same
+    /// transaction.
+    fn queue(
+        &self,
+        ops: Vec<Op>,
+        bytes: usize,
+        tell: Option<Arc<Events>>,
+        more: impl FnOnce(&WriteTransaction) -> Result<(), DataError> + Send + 'static,
+    ) -> Ack<Vec<Done>> {
+        let (id, emitter) = (self.id, self.emitter.clone());
+        let keys: Vec<Bytes> = ops.iter().map(|op| op.key().clone()).collect();
+        let cost_bytes = bytes + ops.len() * ROW_BYTES;
+        self.cache.begin(id, &keys);
+        let (cache, feed, events) = (Arc::clone(&self.cache), Arc::clone(&self.feed), Arc::clone(&self.events));
+        let op = move |txn: &WriteTransaction, now_ms| {
+            let done = apply(txn, now_ms, &emitter, ops, tell.as_deref())?;
+            more(txn)?;
+            Ok(done)
+        };
+        self.store.write_then(cost_bytes, op, move |result| {
+            cache.end(id, &keys);
+            events.flush();
+            if let Ok(done) = result {
+                feed.tell(&keys, done);
+            }
+        })
+    }
+
+    /// Sets an entry and removes an event, both or neither.
+    pub(in crate::data) fn bury(&self, lane: Lane, number: u64, key: Bytes, value: Bytes) -> Ack<Vec<Done>> {
+        let ops = vec![Op::Set { key, value, ttl: None, when: When::Always }];
+        match check_ops(&ops).and_then(|bytes| self.check().map(|()| bytes)) {
+            Ok(bytes) => self.queue(ops, bytes, None, move |txn| events::remove(txn, &lane, number).map(drop)),
+            Err(error) => Ack::ready(Err(error)),
+        }
     }
 
     /// Without what has expired.
@@ -155,18 +196,7 @@ impl KeyValue for Durable {
             Ok(bytes) => bytes,
             Err(error) => return Ack::ready(Err(error)),
         };
-        let id = self.id;
-        let keys: Vec<Bytes> = ops.iter().map(|op| op.key().clone()).collect();
-        let cost_bytes = bytes + ops.len() * ROW_BYTES;
-        self.cache.begin(id, &keys);
-        let (cache, feed) = (Arc::clone(&self.cache), Arc::clone(&self.feed));
-        let op = move |txn: &WriteTransaction, now_ms| apply(txn, now_ms, id, ops);
-        self.store.write_then(cost_bytes, op, move |result| {
-            cache.end(id, &keys);
-            if let Ok(done) = result {
-                feed.tell(&keys, done);
-            }
-        })
+        self.queue(ops, bytes, Some(Arc::clone(&self.events)), |_| Ok(()))
     }
 }
 
@@ -183,7 +213,14 @@ pub(in crate::data) fn prepare(txn: &WriteTransaction) -> Result<(), DataError> 
     open_tables(txn).map(drop)
 }
 
-fn apply(txn: &WriteTransaction, now_ms: u64, id: BucketId, ops: Vec<Op>) -> Result<(Vec<Done>, Commit), DataError> {
+fn apply(
+    txn: &WriteTransaction,
+    now_ms: u64,
+    emitter: &Emitter,
+    ops: Vec<Op>,
+    tell: Option<&Events>,
+) -> Result<(Vec<Done>, Commit), DataError> {
+    let id = emitter.id;
     let mut state = State::read(txn, id)?;
     let (mut entries, mut expiry) = open_tables(txn)?;
     let find = |key: &[u8]| {
@@ -196,6 +233,10 @@ fn apply(txn: &WriteTransaction, now_ms: u64, id: BucketId, ops: Vec<Op>) -> Res
         return Ok((plan.done, Commit::No));
     }
     state.charge(Kind::Entries, before, after)?;
+    if let Some(events) = tell {
+        let changes = plan.changes.iter().filter_map(|(key, change)| Some((key.clone(), told(change, now_ms)?)));
+        events.write(txn, emitter, now_ms, changes)?;
+    }
     for (key, change) in &plan.changes {
         put(&mut entries, &mut expiry, id, key, change)?;
     }
@@ -203,7 +244,25 @@ fn apply(txn: &WriteTransaction, now_ms: u64, id: BucketId, ops: Vec<Op>) -> Res
     Ok((plan.done, Commit::Yes))
 }
 
-fn put(entries: &mut Entries<'_>, expiry: &mut Expiry<'_>, id: BucketId, key: &[u8], change: &Change) -> Result<(), DataError> {
+/// What is told of a change; nothing if there was no entry before and is none after.
+fn told(change: &plan::Change, now_ms: u64) -> Option<events::Change> {
+    match (&change.before, &change.after) {
+        (_, Some(entry)) => Some(events::Change::Set { version: entry.version }),
+        (Some(old), None) => {
+            let was_there = old.entry.as_ref().is_none_or(|entry| !entry.is_expired(now_ms));
+            was_there.then_some(events::Change::Deleted)
+        }
+        (None, None) => None,
+    }
+}
+
+fn put(
+    entries: &mut Entries<'_>,
+    expiry: &mut Expiry<'_>,
+    id: BucketId,
+    key: &[u8],
+    change: &plan::Change,
+) -> Result<(), DataError> {
     let doing = "write an entry";
     let old = change.before.as_ref().and_then(|old| old.entry.as_ref()).and_then(|entry| entry.expires_ms);
     let new = change.after.as_ref().and_then(|entry| entry.expires_ms);

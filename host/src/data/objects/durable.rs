@@ -20,6 +20,7 @@ use sha2::Digest as _;
 use super::super::account::{Kind, State, Usage};
 use super::super::bucket::{self, Bucket, BucketId};
 use super::super::error::{DataError, io_error, storage};
+use super::super::events::{self, Emitter, Events};
 use super::super::store::{Ack, Commit, Store};
 use super::files::{Charge, FileId, Files, Held, StagedPath, full};
 use super::table::{FILES, OBJECTS, Row, Tables, corrupt, damaged_count, read_count};
@@ -59,6 +60,7 @@ pub struct Recount {
 pub struct Durable {
     store: Arc<Store>,
     files: Arc<Files>,
+    events: Arc<Events>,
     collector: Option<JoinHandle<()>>,
 }
 
@@ -67,7 +69,7 @@ impl Durable {
     ///
     /// # Cost
     /// A look into the store for each file.
-    pub(in crate::data) fn open(store: Arc<Store>, files: Arc<Files>) -> Result<Self, DataError> {
+    pub(in crate::data) fn open(store: Arc<Store>, files: Arc<Files>, events: Arc<Events>) -> Result<Self, DataError> {
         for id in files.all()? {
             files.release(id);
         }
@@ -79,7 +81,7 @@ impl Durable {
         };
         let collector = std::thread::Builder::new().name("hob-objects".into()).spawn(run);
         let collector = Some(collector.map_err(io_error("start the thread that removes objects"))?);
-        Ok(Self { store, files, collector })
+        Ok(Self { store, files, events, collector })
     }
 
     /// Bytes of all files, those included that are being written or are still open though no key has them.
@@ -252,9 +254,9 @@ impl Objects for Durable {
         let mut open = OpenOptions::new();
         let file = open.write(true).create_new(true).mode(0o400).open(staged.path()).map_err(io_error("create an object"))?;
         crash::point("object-created");
-        let (store, files) = (Arc::clone(&self.store), Arc::clone(&self.files));
-        let hasher = sha2::Sha256::new();
-        Ok(Box::new(Putting { store, files, bucket: bucket.clone(), key: key.into(), options, file, hasher, charge, staged }))
+        let (store, files, events) = (Arc::clone(&self.store), Arc::clone(&self.files), Arc::clone(&self.events));
+        let (bucket, key, hasher) = (bucket.clone(), key.into(), sha2::Sha256::new());
+        Ok(Box::new(Putting { store, files, events, bucket, key, options, file, hasher, charge, staged }))
     }
 
     fn head(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Head>, DataError> {
@@ -341,6 +343,7 @@ impl Objects for Durable {
 struct Putting {
     store: Arc<Store>,
     files: Arc<Files>,
+    events: Arc<Events>,
     bucket: Bucket,
     key: Vec<u8>,
     options: PutOptions,
@@ -361,15 +364,20 @@ impl Upload for Putting {
         let len = self.charge.bytes().saturating_add(piece.len() as u64);
         check_object_len(&self.bucket, &self.files.limits, len)?;
         self.charge.grow(piece.len() as u64).map_err(full)?;
-        self.file.write_all(piece).map_err(io_error("write an object"))?;
+        let written = self.file.write_all(piece).map_err(io_error("write an object"));
+        written.inspect_err(|error| self.store.note(error))?;
         self.hasher.update(piece);
         Ok(())
     }
 
     fn finish(self: Box<Self>) -> Ack<Head> {
+        let store = Arc::clone(&self.store);
         match self.place() {
             Ok((held, len, job)) => commit(held, len, job),
-            Err(error) => Ack::ready(Err(error)),
+            Err(error) => {
+                store.note(&error);
+                Ack::ready(Err(error))
+            }
         }
     }
 }
@@ -378,7 +386,8 @@ impl Upload for Putting {
 struct Placed {
     store: Arc<Store>,
     files: Arc<Files>,
-    bucket: BucketId,
+    events: Arc<Events>,
+    emitter: Emitter,
     key: Vec<u8>,
     options: PutOptions,
 }
@@ -386,7 +395,7 @@ struct Placed {
 impl Putting {
     /// Makes the file durable under its name. It is held from before that.
     fn place(self) -> Result<(Held, u64, Placed), DataError> {
-        let Self { store, files, bucket, key, options, file, hasher, mut charge, staged } = self;
+        let Self { store, files, events, bucket, key, options, file, hasher, mut charge, staged } = self;
         let digest = Digest::from_bytes(hasher.finalize().into());
         check_digest(options.digest, digest)?;
         crash::point("object-written");
@@ -407,16 +416,21 @@ impl Putting {
         crash::point("object-renamed");
         sync_dir(&folder).map_err(io_error("sync a folder of objects")).inspect_err(|_| files.release(id))?;
         crash::point("object-dir-synced");
-        Ok((held, len, Placed { store, files, bucket: bucket.id, key, options }))
+        Ok((held, len, Placed { store, files, events, emitter: Emitter::of(&bucket), key, options }))
     }
+}
+
+/// What is told of an object that was put.
+fn told(head: &Head) -> events::Change {
+    events::Change::Put { version: head.version, etag: head.etag, len: head.len, content_type: head.content_type.clone() }
 }
 
 /// Commits the row. `held` goes when the answer is there.
 fn commit(held: Held, len: u64, placed: Placed) -> Ack<Head> {
-    let Placed { store, files, bucket, key, options } = placed;
-    let id = held.id();
+    let Placed { store, files, events, emitter, key, options } = placed;
+    let (id, bucket) = (held.id(), emitter.id);
     let cost = COST_BYTES + key.len() + options.content_type.len() + super::metadata_bytes(&options.metadata);
-    let files_after = Arc::clone(&files);
+    let (files_after, events_after) = (Arc::clone(&files), Arc::clone(&events));
     let op = move |txn: &WriteTransaction, now_ms: u64| {
         let mut state = State::read(txn, bucket)?;
         let mut tables = Tables::open(txn)?;
@@ -433,6 +447,7 @@ fn commit(held: Held, len: u64, placed: Placed) -> Ack<Head> {
             metadata: options.metadata,
         };
         state.charge(Kind::Objects, old.usage(&key), head.usage(&key))?;
+        events.write(txn, &emitter, now_ms, std::iter::once((Bytes::copy_from_slice(&key), told(&head))))?;
         tables.replace(bucket, &key, &old, Some(&head), &files)?;
         state.write(txn, bucket)?;
         crash::point("object-row-written");
@@ -440,6 +455,7 @@ fn commit(held: Held, len: u64, placed: Placed) -> Ack<Head> {
     };
     store.write_then(cost, op, move |result| {
         crash::point("object-committed");
+        events_after.flush();
         drop(held);
         if result.is_err() {
             files_after.release(id);

@@ -14,6 +14,8 @@ mod audit;
 #[cfg(test)]
 mod conformance;
 mod durable;
+#[cfg(test)]
+mod failing;
 mod files;
 mod origin;
 mod record;

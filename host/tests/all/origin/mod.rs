@@ -35,6 +35,7 @@ struct Site {
 fn sizes() -> DataConfig {
     let objects = ObjectLimits { object_bytes_max: 64 * MIB, bytes_max: 64 * MIB };
     DataConfig {
+        events_max: 100_000,
         durable_objects: objects,
         volatile_objects: objects,
         page_cache_bytes: 1 << 20,

@@ -45,7 +45,7 @@ use super::super::bucket::{self, Bucket, BucketId};
 use super::super::error::{DataError, OriginFault, io_error};
 use super::super::store::{Ack, Store};
 use super::files::{FileId, Held};
-use super::{Content, Head, ObjectLimits, Objects, Opened, PAGE_LEN_MAX, Page, PutOptions, Upload, When, check_key};
+use super::{Content, Head, ObjectLimits, Objects, OpenNow, Opened, PAGE_LEN_MAX, Page, PutOptions, Upload, When, check_key};
 use crate::bucket::OriginUrl;
 use crate::config;
 use crate::id::Digest;
@@ -460,7 +460,7 @@ impl Objects for Origin {
         Err(DataError::Corrupt { bucket: bucket.id, key: target.key })
     }
 
-    fn open_checked(&self, bucket: &Bucket, key: &[u8]) -> Result<super::Found, DataError> {
+    fn open_now(&self, bucket: &Bucket, key: &[u8]) -> Result<OpenNow, DataError> {
         let target = self.inner.target(bucket, key)?;
         let is_good = |copy: &Arc<Copy>| self.inner.cache.files.is_good(FileId { bucket: bucket.id, digest: copy.digest });
         let opened = match self.inner.fresh(&target).filter(is_good) {
@@ -468,7 +468,7 @@ impl Objects for Origin {
             None => None,
         };
         self.inner.hits.fetch_add(u64::from(opened.is_some()), Ordering::Relaxed);
-        Ok(opened.map_or(super::Found::Unknown, super::Found::Open))
+        Ok(opened.map_or(OpenNow::Unchecked, OpenNow::Opened))
     }
 
     fn list(&self, bucket: &Bucket, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, DataError> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::super::super::bucket::Bucket;
 use super::super::super::error::DataError;
 use super::super::super::store::Ack;
-use super::super::{Durable, Found, Head, Objects, Opened, Page, Place, PutOptions, Upload, When};
+use super::super::{Durable, Head, Objects, OpenNow, Opened, Page, Place, PutOptions, Upload, When};
 use super::{Origin, not_open};
 
 /// See the module.
@@ -44,8 +44,8 @@ impl Objects for Routed {
         self.of(bucket)?.open(bucket, key)
     }
 
-    fn open_checked(&self, bucket: &Bucket, key: &[u8]) -> Result<Found, DataError> {
-        self.of(bucket)?.open_checked(bucket, key)
+    fn open_now(&self, bucket: &Bucket, key: &[u8]) -> Result<OpenNow, DataError> {
+        self.of(bucket)?.open_now(bucket, key)
     }
 
     fn place(&self, bucket: &Bucket) -> Place {
