@@ -59,7 +59,7 @@ fn buckets_are_made_changed_listed_and_deleted() {
     // A change of quotas need not say the durability again.
     assert_eq!(put("b", r#"{"bytes_max": 2000}"#).json()["durability"], "volatile");
     assert_eq!(put("c", "{}").status(), 201);
-    for bad in ["{", "[]", r#"{"size": 1}"#, r#"{"durability": "eternal"}"#, r#"{"bytes_max": -1}"#] {
+    for bad in ["{", "7", r#"{"size": 1}"#, r#"{"durability": "eternal"}"#, r#"{"bytes_max": -1}"#] {
         put("d", bad).problem(400, "bad-request");
     }
     put("d", &format!("{{{}}}", " ".repeat(5000))).problem(413, "body-too-large");
