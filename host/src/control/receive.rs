@@ -120,7 +120,12 @@ async fn receive(upload: Box<dyn Upload>, request: Request, time: Duration) -> R
     loop {
         let turns = u32::try_from(len / TIMEOUT_BYTES + 1).unwrap_or(u32::MAX);
         let deadline = began + time.saturating_mul(turns);
-        let Ok(frame) = timeout_at(deadline, body.frame()).await else {
+        let frame = tokio::select! {
+            // It ends before the body only if something is wrong, which a client that waits should hear at once.
+            ended = writer.end() => return Err(ended.err().unwrap_or_else(unfinished)),
+            frame = timeout_at(deadline, body.frame()) => frame,
+        };
+        let Ok(frame) = frame else {
             let fault = Fault::new(Code::ClientTimeout, format!("the upload came more slowly than a GiB in {time:?}"));
             return Err(fault.hint("send it from nearer by, or raise data.upload_timeout"));
         };
@@ -160,7 +165,7 @@ impl Writer {
     async fn write(&mut self, piece: Bytes) -> Result<(), Fault> {
         match self.pieces.send(piece).await {
             Ok(()) => Ok(()),
-            Err(_) => Err(self.end().await.err().unwrap_or_else(|| Fault::internal("an upload ended before it was finished"))),
+            Err(_) => Err(self.end().await.err().unwrap_or_else(unfinished)),
         }
     }
 
@@ -169,13 +174,17 @@ impl Writer {
         let _gone = self.pieces.send(Bytes::new()).await;
         match self.end().await? {
             Some(ack) => ack.await.map_err(|error| error.fault()),
-            None => Err(Fault::internal("an upload was not finished")),
+            None => Err(unfinished()),
         }
     }
 
     async fn end(&mut self) -> Result<Option<Ack<Head>>, Fault> {
         (&mut self.task).await.map_err(Fault::internal)?.map_err(|error| error.fault())
     }
+}
+
+fn unfinished() -> Fault {
+    Fault::internal("an upload ended before it was finished")
 }
 
 #[cfg(test)]

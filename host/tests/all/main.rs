@@ -8,6 +8,10 @@
 
 mod bench;
 mod bodies;
+mod buckets;
+mod buckets_cli;
+mod buckets_kills;
+mod buckets_objects;
 mod caps;
 mod cli;
 mod control;

@@ -1,0 +1,427 @@
+//! Buckets and entries over the control port: what they promise, and what is refused how.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::harness::http::{Conn, Reply};
+use crate::harness::{Node, Setup, eventually};
+
+/// Makes a bucket that was not there.
+#[track_caller]
+pub(crate) fn bucket(node: &Node, name: &str, definition: Value) {
+    let body = definition.to_string();
+    let reply = node.control.request("PUT", &format!("/v1/buckets/{name}"), &[], body.as_bytes());
+    assert_eq!(reply.status(), 201, "{}", reply.text());
+}
+
+pub(crate) fn put(node: &Node, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    node.control.request("PUT", target, headers, body)
+}
+
+pub(crate) fn delete(node: &Node, target: &str) -> Reply {
+    node.control.request("DELETE", target, &[], b"")
+}
+
+/// What the bucket says of itself.
+#[track_caller]
+pub(crate) fn usage(node: &Node, name: &str) -> Value {
+    node.control.get(&format!("/v1/buckets/{name}")).ok().json()
+}
+
+/// Every checksum of a bucket holds, and its account is right.
+#[track_caller]
+pub(crate) fn check_whole(node: &Node, name: &str) {
+    let found = node.control.post(&format!("/v1/buckets/{name}/scrub"), b"").ok().json();
+    assert_eq!((&found["corrupt_count"], &found["usage_exact"]), (&0.into(), &true.into()), "{found}");
+}
+
+#[test]
+fn buckets_are_made_changed_listed_and_deleted() {
+    let node = Node::start(&[]);
+    let put = |name: &str, body: &str| put(&node, &format!("/v1/buckets/{name}"), &[], body.as_bytes());
+    let made = put("a", "");
+    assert_eq!(made.status(), 201);
+    let info = made.json();
+    assert_eq!(
+        (&info["durability"], &info["bytes_max"], &info["keys_max"]),
+        (&"durable".into(), &(1_u64 << 30).into(), &1_000_000.into())
+    );
+    // What is left out stays.
+    let changed = put("a", r#"{"keys_max": 5}"#);
+    assert_eq!(
+        (changed.status(), &changed.json()["keys_max"], &changed.json()["bytes_max"]),
+        (200, &5.into(), &(1_u64 << 30).into())
+    );
+    put("a", r#"{"durability": "volatile"}"#).problem(409, "conflict");
+    assert_eq!(put("b", r#"{"durability": "volatile", "bytes_max": 1000, "keys_max": 10}"#).status(), 201);
+    // A change of quotas need not say the durability again.
+    assert_eq!(put("b", r#"{"bytes_max": 2000}"#).json()["durability"], "volatile");
+    assert_eq!(put("c", "{}").status(), 201);
+    for bad in ["{", "7", r#"{"size": 1}"#, r#"{"durability": "eternal"}"#, r#"{"bytes_max": -1}"#] {
+        put("d", bad).problem(400, "bad-request");
+    }
+    put("d", &format!("{{{}}}", " ".repeat(5000))).problem(413, "body-too-large");
+    for bad in ["A", "a.b", "a%2Fb", "%00", "-a"] {
+        put(bad, "").problem(400, "bad-request");
+    }
+    let page = |query: &str| node.control.get(&format!("/v1/buckets?{query}")).ok().json();
+    let names = |page: &Value| {
+        page["items"].as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let first = page("limit=2");
+    assert_eq!((names(&first), first["next"].as_str()), (vec!["a".to_owned(), "b".to_owned()], Some("b")));
+    let last = page("limit=2&cursor=b");
+    assert_eq!((names(&last), last.get("next")), (vec!["c".to_owned()], None));
+    node.control.get("/v1/buckets?limit=x").problem(400, "bad-request");
+    assert_eq!(delete(&node, "/v1/buckets/a").status(), 204);
+    delete(&node, "/v1/buckets/a").problem(404, "not-found");
+    for gone in ["/v1/buckets/a", "/v1/buckets/a/kv", "/v1/buckets/a/kv/k", "/v1/buckets/a/objects", "/v1/buckets/a/objects/k"] {
+        node.control.get(gone).problem(404, "not-found");
+    }
+    node.control.post("/v1/buckets/a/scrub", b"").problem(404, "not-found");
+}
+
+#[test]
+fn entries_have_versions_conditions_and_ends() {
+    let node = Node::start(&[]);
+    for (name, durability) in [("d", "durable"), ("v", "volatile")] {
+        bucket(&node, name, json!({ "durability": durability }));
+        let at = format!("/v1/buckets/{name}/kv/k");
+        node.control.get(&at).problem(404, "not-found");
+        let first = put(&node, &at, &[], b"one");
+        assert_eq!(first.status(), 204);
+        let tag = first.header("etag").unwrap().to_owned();
+        let got = node.control.get(&at).ok();
+        assert_eq!(
+            (got.text().as_str(), got.header("etag"), got.header("content-type")),
+            ("one", Some(tag.as_str()), Some("application/octet-stream"))
+        );
+        assert_eq!(
+            (got.header("content-security-policy"), got.header("x-content-type-options")),
+            (Some("sandbox"), Some("nosniff"))
+        );
+        let head = node.control.request("HEAD", &at, &[], b"");
+        assert_eq!((head.status(), head.header("content-length"), head.header("etag")), (200, Some("3"), Some(tag.as_str())));
+        let got = node.control.request("GET", &at, &[("if-none-match", &tag)], b"");
+        assert_eq!((got.status(), got.header("etag"), got.body.len()), (304, Some(tag.as_str()), 0));
+        // Of two that read the same version one may write.
+        let second = put(&node, &at, &[("if-match", &tag)], b"two");
+        assert_eq!(second.status(), 204);
+        assert_ne!(second.header("etag"), Some(tag.as_str()));
+        put(&node, &at, &[("if-match", &tag)], b"three").problem(412, "precondition-failed");
+        put(&node, &at, &[("if-none-match", "*")], b"three").problem(412, "precondition-failed");
+        put(&node, &at, &[("if-match", "*")], b"three").problem(400, "bad-request");
+        put(&node, &at, &[("if-match", "\"x\"")], b"three").problem(412, "precondition-failed");
+        node.control.request("DELETE", &at, &[("if-match", &tag)], b"").problem(412, "precondition-failed");
+        assert_eq!(node.control.get(&at).ok().text(), "two");
+        assert_eq!(delete(&node, &at).status(), 204);
+        delete(&node, &at).problem(404, "not-found");
+        assert_eq!(put(&node, &at, &[("if-none-match", "*")], b"").status(), 204);
+        assert_eq!(node.control.get(&at).ok().body, b"");
+        // Time to live.
+        assert_eq!(put(&node, &format!("{at}?ttl=1h"), &[], b"x").status(), 204);
+        assert!(
+            node.control.get(&at).ok().header("hob-expires-ms").is_some_and(|ms| ms.parse::<u64>().unwrap() > 1_700_000_000_000)
+        );
+        assert_eq!(put(&node, &format!("{at}?ttl=1ms"), &[], b"x").status(), 204);
+        eventually("it has ended", || node.control.get(&at).status() == 404);
+        for bad in ["ttl=10", "ttl=0s", "ttl=", "tll=1s", "ttl=1s&ttl=2s"] {
+            put(&node, &format!("{at}?{bad}"), &[], b"x").problem(400, "bad-request");
+        }
+        // Numbers.
+        let add = |by: &str| node.control.post(&format!("/v1/buckets/{name}/kv/n?increment={by}"), b"");
+        assert_eq!((add("5").ok().json()["value"].as_i64(), add("-7").ok().json()["value"].as_i64()), (Some(5), Some(-2)));
+        assert_eq!(node.control.get(&format!("/v1/buckets/{name}/kv/n")).ok().text(), "-2");
+        for bad in ["", "x", "9223372036854775808"] {
+            add(bad).problem(400, "bad-request");
+        }
+        add("9223372036854775807").ok();
+        add("9223372036854775807").problem(400, "bad-request");
+        node.control.post(&format!("/v1/buckets/{name}/kv/n"), b"").problem(400, "bad-request");
+    }
+    check_whole(&node, "d");
+}
+
+#[test]
+fn a_value_may_have_its_limit_and_no_more() {
+    const MIB: usize = 1 << 20;
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    assert_eq!(put(&node, "/v1/buckets/b/kv/k", &[], &vec![1; MIB]).status(), 204);
+    put(&node, "/v1/buckets/b/kv/k", &[], &vec![2; MIB + 1]).problem(413, "body-too-large");
+    assert_eq!(node.control.get("/v1/buckets/b/kv/k").good(), vec![1; MIB]);
+    // A length that is not kept.
+    let mut conn = node.control.connect();
+    conn.request("PUT", "/v1/buckets/b/kv/k", &[("content-length", "100")], b"short");
+    conn.finish();
+    conn.reply().problem(400, "bad-request");
+    assert_eq!(node.control.get("/v1/buckets/b/kv/k").good().len(), MIB);
+}
+
+#[test]
+fn keys_are_any_bytes_and_lead_nowhere_else() {
+    let node = Node::start(&[]);
+    for name in ["a", "b", "a-b"] {
+        bucket(&node, name, json!({}));
+    }
+    let longest = "k".repeat(512);
+    let keys = [
+        "%00",
+        "..",
+        "../b/kv/x",
+        "..%2F..%2Fb%2Fkv%2Fx",
+        "a//b",
+        "%ff%FE",
+        "%25",
+        "b/kv/x",
+        "+",
+        "%2B%20",
+        "%E2%80%AE",
+        longest.as_str(),
+    ];
+    for kind in ["kv", "objects"] {
+        for (number, key) in keys.into_iter().enumerate() {
+            let reply = put(&node, &format!("/v1/buckets/a/{kind}/{key}"), &[], number.to_string().as_bytes());
+            assert!(reply.status() < 300, "{kind} {key}: {}", reply.text());
+        }
+        for (number, key) in keys.into_iter().enumerate() {
+            // One is spelled twice: a slash stands for itself.
+            let number = if number == 2 { 2 } else { number };
+            assert_eq!(node.control.get(&format!("/v1/buckets/a/{kind}/{key}")).ok().text(), number.to_string(), "{kind} {key}");
+        }
+        for other in ["b", "a-b"] {
+            assert_eq!(
+                node.control.get(&format!("/v1/buckets/{other}/{kind}")).ok().json()["items"],
+                json!([]),
+                "{kind} {other}"
+            );
+        }
+        for (method, target, status, code) in [
+            ("PUT", String::new(), 400, "bad-request"),
+            ("GET", String::new(), 400, "bad-request"),
+            ("PUT", "k".repeat(513), 413, "body-too-large"),
+            ("GET", "k".repeat(513), 413, "body-too-large"),
+            ("DELETE", "k".repeat(513), 413, "body-too-large"),
+            ("GET", "%zz".into(), 400, "bad-request"),
+            ("GET", "%".into(), 400, "bad-request"),
+        ] {
+            node.control.request(method, &format!("/v1/buckets/a/{kind}/{target}"), &[], b"").problem(status, code);
+        }
+        // JSON has what is no text in Base64.
+        let list = node.control.get(&format!("/v1/buckets/a/{kind}?prefix=%ff")).ok().json();
+        assert_eq!(list["items"][0]["key_base64"], "//4=", "{list}");
+        assert!(list["items"][0].get("key").is_none());
+        assert_eq!(node.control.get(&format!("/v1/buckets/a/{kind}?prefix=%00")).ok().json()["items"][0]["key"], "\0");
+        // Page by page nothing is left out and nothing comes twice.
+        let (mut seen, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let list = node.control.get(&format!("/v1/buckets/a/{kind}?limit=5{cursor}")).ok().json();
+            seen.extend(list["items"].as_array().unwrap().iter().map(|item| (item["key"].clone(), item["key_base64"].clone())));
+            let Some(next) = list["next"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        let count = seen.len();
+        seen.sort_by_key(|key| format!("{key:?}"));
+        seen.dedup();
+        assert_eq!((seen.len(), count), (keys.len(), keys.len()), "{seen:?}");
+        for bad in ["cursor=%21", "limit=x", "prefix=%z", "other=1"] {
+            node.control.get(&format!("/v1/buckets/a/{kind}?{bad}")).problem(400, "bad-request");
+        }
+        assert_eq!(delete(&node, &format!("/v1/buckets/a/{kind}/%ff%FE")).status(), 204);
+    }
+    check_whole(&node, "a");
+}
+
+#[test]
+fn a_batch_happens_whole_or_not_at_all() {
+    let node = Node::start(&[]);
+    for (name, durability) in [("d", "durable"), ("v", "volatile")] {
+        bucket(&node, name, json!({ "durability": durability }));
+        let batch =
+            |ops: Value| node.control.post(&format!("/v1/buckets/{name}/kv"), json!({ "ops": ops }).to_string().as_bytes());
+        let list = || node.control.get(&format!("/v1/buckets/{name}/kv?values=true")).ok().json()["items"].clone();
+        let done = batch(json!([
+            { "op": "set", "key": "a", "value": "1", "if_absent": true },
+            { "op": "set", "key_base64": "/w==", "value_base64": "AAE=", "ttl": "1h" },
+            { "op": "increment", "key": "n" },
+            { "op": "increment", "key": "n", "by": 4 },
+            { "op": "delete", "key": "none" },
+        ]));
+        let done = done.ok().json()["done"].clone();
+        assert_eq!((&done[3]["value"], &done[4]["found"]), (&5.into(), &false.into()), "{done}");
+        let before = list();
+        assert_eq!(
+            (before.as_array().unwrap().len(), &before[2]["value_base64"], &before[0]["value"]),
+            (3, &Value::Null, &"1".into()),
+            "{before}"
+        );
+        assert_eq!((&before[2]["key_base64"], &before[2]["value"]), (&"/w==".into(), &"\0\u{1}".into()), "{before}");
+        let version = before[0]["version"].as_u64().unwrap();
+        for (ops, status, code) in [
+            (
+                json!([{ "op": "delete", "key": "a" }, { "op": "set", "key": "n", "value": "x", "if_absent": true }]),
+                412,
+                "precondition-failed",
+            ),
+            (
+                json!([{ "op": "set", "key": "n", "value": "x" }, { "op": "delete", "key": "a", "if_version": version + 1000 }]),
+                412,
+                "precondition-failed",
+            ),
+            (json!([{ "op": "set", "key": "b", "value": "x" }, { "op": "increment", "key": "b" }]), 400, "bad-request"),
+            (json!([{ "op": "set", "key": "b", "value": "x" }, { "op": "set", "key": "", "value": "x" }]), 400, "bad-request"),
+            (json!([{ "op": "set", "key": "b" }]), 400, "bad-request"),
+            (json!([{ "op": "set", "key": "b", "key_base64": "YQ==", "value": "" }]), 400, "bad-request"),
+            (json!([{ "op": "set", "key_base64": "?", "value": "" }]), 400, "bad-request"),
+            (json!([{ "op": "set", "key": "b", "value": "", "ttl": "5" }]), 400, "bad-request"),
+            (json!([{ "op": "set", "key": "b", "value": "", "if_absent": true, "if_version": 1 }]), 400, "bad-request"),
+            (json!([{ "op": "increment", "key": "n", "if_version": 1 }]), 400, "bad-request"),
+            (json!([{ "op": "delete", "key": "a", "value": "" }]), 400, "bad-request"),
+            (json!([{ "op": "move", "key": "a" }]), 400, "bad-request"),
+            (json!(vec![json!({ "op": "increment", "key": "n" }); 1001]), 400, "bad-request"),
+        ] {
+            batch(ops).problem(status, code);
+            assert_eq!(list(), before);
+        }
+        assert_eq!(batch(json!(vec![json!({ "op": "increment", "key": "n" }); 1000])).status(), 200);
+        node.control.post(&format!("/v1/buckets/{name}/kv"), b"[]").problem(400, "bad-request");
+    }
+    check_whole(&node, "d");
+}
+
+#[test]
+fn of_racing_compare_and_swaps_none_is_lost() {
+    const WRITERS: usize = 4;
+    const EACH: usize = 25;
+    let node = Node::start(&[]);
+    for (name, durability) in [("d", "durable"), ("v", "volatile")] {
+        bucket(&node, name, json!({ "durability": durability }));
+        let at = format!("/v1/buckets/{name}/kv/n");
+        assert_eq!(put(&node, &at, &[], b"0").status(), 204);
+        let refused = Arc::new(AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..WRITERS {
+                scope.spawn(|| {
+                    let mut conn = node.control.connect();
+                    let mut left = EACH;
+                    while left > 0 {
+                        conn.request("GET", &at, &[], b"");
+                        let found = conn.reply().ok();
+                        let number: usize = found.text().parse().unwrap();
+                        conn.request(
+                            "PUT",
+                            &at,
+                            &[("if-match", found.header("etag").unwrap())],
+                            (number + 1).to_string().as_bytes(),
+                        );
+                        let reply = conn.reply();
+                        match reply.status() {
+                            204 => left -= 1,
+                            _ => {
+                                reply.problem(412, "precondition-failed");
+                                refused.fetch_add(1, Ordering::Relaxed);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(node.control.get(&at).ok().text(), (WRITERS * EACH).to_string(), "{refused:?} were refused");
+    }
+}
+
+#[test]
+fn at_the_quota_writes_are_refused_and_the_rest_goes_on() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({ "bytes_max": 100, "keys_max": 3 }));
+    let at = |key: &str| format!("/v1/buckets/b/kv/{key}");
+    assert_eq!(put(&node, &at("a"), &[], &[1; 98]).status(), 204);
+    assert_eq!(put(&node, &at("b"), &[], b"").status(), 204);
+    put(&node, &at("b"), &[], b"1").problem(507, "storage-full");
+    put(&node, "/v1/buckets/b/objects/o", &[], b"1").problem(507, "storage-full");
+    put(&node, "/v1/buckets/b/objects/o", &[], &[1; 101]).problem(507, "storage-full");
+    assert_eq!(usage(&node, "b")["entries"], json!({ "bytes": 100, "keys": 2 }));
+    assert_eq!(node.control.get(&at("a")).good(), [1; 98]);
+    // Less in place of more is no addition.
+    assert_eq!(put(&node, &at("a"), &[], &[2; 10]).status(), 204);
+    assert_eq!(put(&node, "/v1/buckets/b/objects/o", &[], b"1").status(), 201);
+    put(&node, &at("c"), &[], b"").problem(507, "storage-full");
+    assert_eq!(delete(&node, &at("b")).status(), 204);
+    assert_eq!(put(&node, &at("c"), &[], b"").status(), 204);
+    assert_eq!(usage(&node, "b")["objects"], json!({ "bytes": 2, "keys": 1 }));
+    check_whole(&node, "b");
+    // A volatile one makes room.
+    bucket(&node, "v", json!({ "durability": "volatile", "bytes_max": 100, "keys_max": 2 }));
+    for key in ["a", "b", "c"] {
+        assert_eq!(put(&node, &format!("/v1/buckets/v/kv/{key}"), &[], b"1").status(), 204);
+    }
+    assert_eq!(usage(&node, "v")["entries"], json!({ "bytes": 4, "keys": 2 }));
+    node.control.get("/v1/buckets/v/kv/a").problem(404, "not-found");
+    put(&node, "/v1/buckets/v/kv/a", &[], &[1; 100]).problem(507, "storage-full");
+    // And a bucket takes no memory that the node has not.
+    put(&node, "/v1/buckets/w", &[], br#"{"durability":"volatile","bytes_max":1099511627776}"#).problem(507, "storage-full");
+}
+
+/// The next change of a feed; `None` at its end.
+fn next_change(conn: &mut Conn) -> Option<Value> {
+    loop {
+        let line = conn.line()?;
+        if line == "0" {
+            return None;
+        }
+        if let Some(data) = line.strip_prefix("data:") {
+            return Some(serde_json::from_str(data).unwrap());
+        }
+    }
+}
+
+#[test]
+fn who_watches_is_told_every_change_under_the_prefix() {
+    let node = Node::start(&[]);
+    for (name, durability) in [("d", "durable"), ("v", "volatile")] {
+        bucket(&node, name, json!({ "durability": durability }));
+        let mut conn = node.control.connect();
+        conn.request("GET", &format!("/v1/buckets/{name}/kv?watch=true&prefix=a"), &[], b"");
+        assert_eq!(conn.head().header("content-type"), Some("text/event-stream"));
+        let at = |key: &str| format!("/v1/buckets/{name}/kv/{key}");
+        let version = |reply: Reply| reply.header("etag").unwrap().trim_matches('"').parse::<u64>().unwrap();
+        let first = version(put(&node, &at("a1"), &[], b"x"));
+        put(&node, &at("b"), &[], b"x");
+        put(&node, &at("a1"), &[("if-none-match", "*")], b"x").problem(412, "precondition-failed");
+        delete(&node, &at("a1"));
+        delete(&node, &at("a1"));
+        let ops = r#"{"ops":[{"op":"increment","key":"a2"},{"op":"set","key":"c","value":""},{"op":"set","key_base64":"Yf8=","value":""}]}"#;
+        node.control.post(&format!("/v1/buckets/{name}/kv"), ops.as_bytes()).ok();
+        assert_eq!(next_change(&mut conn).unwrap(), json!({ "key": "a1", "version": first, "deleted": false }));
+        assert_eq!(next_change(&mut conn).unwrap(), json!({ "key": "a1", "deleted": true }));
+        assert_eq!(next_change(&mut conn).unwrap()["key"], "a2");
+        assert_eq!(next_change(&mut conn).unwrap()["key_base64"], "Yf8=");
+        delete(&node, &format!("/v1/buckets/{name}"));
+        assert_eq!(next_change(&mut conn), None);
+    }
+    node.control.get("/v1/buckets/none/kv?watch=true").problem(404, "not-found");
+}
+
+#[test]
+fn a_restart_keeps_what_is_durable_and_loses_what_is_volatile() {
+    let mut node = Node::start(&[]);
+    for (name, durability) in [("d", "durable"), ("v", "volatile")] {
+        bucket(&node, name, json!({ "durability": durability, "keys_max": 10 }));
+        assert_eq!(put(&node, &format!("/v1/buckets/{name}/kv/k"), &[], b"value").status(), 204);
+        assert_eq!(put(&node, &format!("/v1/buckets/{name}/objects/o"), &[("content-type", "a/b")], b"bytes").status(), 201);
+    }
+    let before = node.control.get("/v1/buckets/d/kv/k").ok();
+    node.stop();
+    let node = Node::start_with(Setup { dir: Some(node.dir()), ..Setup::default() });
+    let after = node.control.get("/v1/buckets/d/kv/k").ok();
+    assert_eq!((after.text(), after.header("etag")), (before.text(), before.header("etag")));
+    let object = node.control.get("/v1/buckets/d/objects/o").ok();
+    assert_eq!((object.text().as_str(), object.header("content-type")), ("bytes", Some("a/b")));
+    // The bucket itself stays.
+    assert_eq!(usage(&node, "v")["keys_max"], 10);
+    node.control.get("/v1/buckets/v/kv/k").problem(404, "not-found");
+    node.control.get("/v1/buckets/v/objects/o").problem(404, "not-found");
+    check_whole(&node, "d");
+}

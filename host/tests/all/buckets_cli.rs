@@ -1,0 +1,239 @@
+//! `hob bucket`, `hob kv` and `hob blob` as people type them.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::buckets::{bucket, put};
+use crate::cli::{at, check, hob};
+use crate::harness::Node;
+
+#[track_caller]
+fn run(node: &Node, args: &[&str]) -> String {
+    check(&at(node, args), 0).0
+}
+
+#[track_caller]
+fn json_of(node: &Node, args: &[&str]) -> Value {
+    serde_json::from_str(&run(node, &[args, &["-o", "json"]].concat())).unwrap()
+}
+
+/// Runs a command that must fail; what it says.
+#[track_caller]
+fn fails(node: &Node, code: i32, args: &[&str]) -> String {
+    let (stdout, stderr) = check(&at(node, args), code);
+    assert_eq!(stdout, "", "{stderr}");
+    stderr
+}
+
+#[test]
+fn buckets() {
+    let node = Node::start(&[]);
+    assert_eq!(run(&node, &["bucket", "ls"]), "");
+    let text = run(&node, &["bucket", "new", "photos", "--bytes", "1MiB", "--keys", "10"]);
+    assert!(text.contains("durable") && text.contains("10 keys, 1.0 MiB"), "{text}");
+    assert_eq!(json_of(&node, &["bucket", "new", "photos", "--keys", "20"])["keys_max"], 20);
+    assert_eq!(json_of(&node, &["bucket", "new", "cache", "--volatile"])["durability"], "volatile");
+    fails(&node, 1, &["bucket", "new", "photos", "--volatile"]);
+    fails(&node, 2, &["bucket", "new", "x", "--bytes", "much"]);
+    fails(&node, 2, &["bucket", "new", "X"]);
+    let list = run(&node, &["bucket", "ls"]);
+    assert!(list.lines().count() == 3 && list.contains("photos"), "{list}");
+    assert_eq!(json_of(&node, &["bucket", "ls"]).as_array().unwrap().len(), 2);
+    assert_eq!(json_of(&node, &["bucket", "inspect", "cache"])["name"], "cache");
+    run(&node, &["bucket", "rm", "cache"]);
+    let stderr = fails(&node, 3, &["bucket", "inspect", "cache"]);
+    assert!(stderr.contains("next: hob bucket ls"), "{stderr}");
+}
+
+#[test]
+fn entries() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    run(&node, &["kv", "set", "b", "k", "a value"]);
+    assert_eq!(run(&node, &["kv", "get", "b", "k"]), "a value");
+    let info = json_of(&node, &["kv", "get", "b", "k"]);
+    assert_eq!((&info["key"], &info["value"], &info["bytes"]), (&"k".into(), &"a value".into(), &7.into()));
+    // Compare and swap.
+    let version = info["version"].to_string();
+    assert!(
+        json_of(&node, &["kv", "set", "b", "k", "2", "--if-version", &version])["version"].as_u64() > info["version"].as_u64()
+    );
+    fails(&node, 1, &["kv", "set", "b", "k", "3", "--if-version", &version]);
+    fails(&node, 1, &["kv", "set", "b", "k", "3", "--if-absent"]);
+    fails(&node, 1, &["kv", "del", "b", "k", "--if-version", &version]);
+    assert_eq!(run(&node, &["kv", "incr", "b", "k"]), "3\n");
+    assert_eq!(run(&node, &["kv", "incr", "b", "k", "-5"]), "-2\n");
+    run(&node, &["kv", "set", "b", "gone", "x", "--ttl", "1h"]);
+    fails(&node, 1, &["kv", "set", "b", "gone", "x", "--ttl", "1"]);
+    // A value from a pipe, a key that nobody can type, and one that looks like a way.
+    let mut child = hob(&["kv", "set", "b", "../x"])
+        .env("HOB_SERVER", format!("http://{}", node.control.addr))
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"\0\xff").unwrap();
+    check(&child.wait_with_output().unwrap(), 0);
+    assert_eq!(at(&node, &["kv", "get", "b", "../x"]).stdout, b"\0\xff");
+    run(&node, &["kv", "set", "--base64", "b", "AP8=", "odd"]);
+    assert_eq!(run(&node, &["kv", "get", "b", "AP8=", "--base64"]), "odd");
+    fails(&node, 2, &["kv", "get", "b", "?", "--base64"]);
+    let list = run(&node, &["kv", "ls", "b"]);
+    assert!(list.contains("base64:AP8=") && list.contains("../x") && list.lines().count() == 5, "{list}");
+    assert_eq!(json_of(&node, &["kv", "ls", "b", "go"])[0]["key"], "gone");
+    run(&node, &["kv", "del", "b", "gone"]);
+    fails(&node, 3, &["kv", "get", "b", "gone"]);
+    fails(&node, 3, &["kv", "del", "b", "gone"]);
+    fails(&node, 1, &["kv", "get", "b", &"k".repeat(513)]);
+    fails(&node, 1, &["kv", "get", "b", ""]);
+}
+
+#[test]
+fn watching() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    let mut child = hob(&["kv", "watch", "b", "a"]).env("HOB_SERVER", format!("http://{}", node.control.addr)).spawn().unwrap();
+    let mut words = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert_eq!(words.next().unwrap().unwrap(), "watching b");
+    for key in ["a1", "b1", "a2"] {
+        assert_eq!(put(&node, &format!("/v1/buckets/b/kv/{key}"), &[], b"x").status(), 204);
+    }
+    run(&node, &["kv", "del", "b", "a1"]);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.next().unwrap().starts_with("set a1 version "));
+    assert!(lines.next().unwrap().starts_with("set a2 version "));
+    assert_eq!(lines.next().unwrap(), "del a1");
+    run(&node, &["bucket", "rm", "b"]);
+    assert_eq!(lines.next(), None);
+    assert!(words.next().unwrap().unwrap().contains("the bucket was deleted"));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn objects_from_and_to_files() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
+    std::fs::write(path("a"), &bytes).unwrap();
+    run(&node, &["blob", "cp", &path("a"), "hob:b/x/a", "--content-type", "image/png", "--meta", "author=Ana", "--if-absent"]);
+    fails(&node, 1, &["blob", "cp", &path("a"), "hob:b/x/a", "--if-absent"]);
+    let list = json_of(&node, &["blob", "ls", "b/x/"]);
+    assert_eq!(
+        (&list[0]["key"], &list[0]["content_type"], &list[0]["metadata"]),
+        (&"x/a".into(), &"image/png".into(), &json!([["author", "Ana"]]))
+    );
+    assert_eq!(at(&node, &["blob", "cat", "b/x/a"]).stdout, bytes);
+    run(&node, &["blob", "cp", "hob:b/x/a", &path("copy")]);
+    assert_eq!(std::fs::read(path("copy")).unwrap(), bytes);
+    // As cp names it.
+    assert_eq!(json_of(&node, &["blob", "cp", &path("copy"), "hob:b/x/"])["key"], "x/copy");
+    std::fs::create_dir_all(path("tree/deep")).unwrap();
+    std::fs::write(path("tree/1"), "one").unwrap();
+    std::fs::write(path("tree/deep/2"), "two").unwrap();
+    fails(&node, 1, &["blob", "cp", &path("tree"), "hob:b/t/"]);
+    assert_eq!(json_of(&node, &["blob", "cp", "-r", &path("tree"), "hob:b/t/"]).as_array().unwrap().len(), 2);
+    // What would lead out of the folder is left out, and said.
+    assert_eq!(put(&node, "/v1/buckets/b/objects/t%2F..%2F..%2Fescaped", &[], b"x").status(), 201);
+    let (_, stderr) = check(&at(&node, &["blob", "cp", "-r", "hob:b/t/", &path("out")]), 0);
+    assert!(stderr.contains("left out"), "{stderr}");
+    assert_eq!(std::fs::read(path("out/deep/2")).unwrap(), b"two");
+    assert!(!dir.path().join("escaped").exists() && !dir.path().parent().unwrap().join("escaped").exists());
+    run(&node, &["blob", "rm", "b/x/a"]);
+    fails(&node, 3, &["blob", "rm", "b/x/a"]);
+    fails(&node, 3, &["blob", "cat", "b/x/a"]);
+    fails(&node, 3, &["blob", "cp", "hob:b/x/a", &path("none")]);
+    assert!(!dir.path().join("none").exists() && !dir.path().join("none.part").exists());
+    fails(&node, 2, &["blob", "cp", &path("a"), &path("b")]);
+    fails(&node, 2, &["blob", "ls", "B"]);
+    fails(&node, 1, &["blob", "cp", &path("missing"), "hob:b/x"]);
+}
+
+#[test]
+fn an_export_comes_back_or_is_refused_whole() {
+    let node = Node::start(&[]);
+    bucket(&node, "from", json!({ "keys_max": 5000 }));
+    for number in 0..1500_u32 {
+        let target = format!("/v1/buckets/from/kv/{number}");
+        if number % 500 == 0 {
+            assert_eq!(put(&node, &target, &[], &[number as u8; 1000]).status(), 204);
+        }
+    }
+    let ops: Vec<Value> = (0..999).map(|n| json!({ "op": "set", "key": format!("batch/{n}"), "value": n.to_string() })).collect();
+    let ops = [ops, vec![json!({ "op": "set", "key_base64": "/wA=", "value_base64": "/w==", "ttl": "1h" })]].concat();
+    node.control.post("/v1/buckets/from/kv", json!({ "ops": ops }).to_string().as_bytes()).ok();
+    assert_eq!(
+        put(&node, "/v1/buckets/from/objects/%00%ff", &[("content-type", "a/b"), ("hob-meta-x", "ä\"")], &[9; 70_000]).status(),
+        201
+    );
+    assert_eq!(put(&node, "/v1/buckets/from/objects/empty", &[], b"").status(), 201);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("export").to_str().unwrap().to_owned();
+    let wrote = json_of(&node, &["bucket", "export", "from", &file]);
+    assert_eq!((&wrote["entries"], &wrote["objects"]), (&1003.into(), &2.into()));
+    fails(&node, 1, &["bucket", "export", "from", &file]);
+    let read = json_of(&node, &["bucket", "import", &file, "to"]);
+    assert_eq!((&read["entries"], &read["objects"], &read["bytes"]), (&1003.into(), &2.into(), &wrote["bytes"]));
+    let all = |name: &str, kind: &str| {
+        let page = |cursor: &str| {
+            node.control
+                .get(
+                    &format!("/v1/buckets/{name}/{kind}?values=true{cursor}")
+                        .replace(if kind == "objects" { "values=true" } else { "none" }, ""),
+                )
+                .ok()
+                .json()
+        };
+        let first = page("");
+        let mut items = first["items"].as_array().unwrap().clone();
+        if let Some(next) = first["next"].as_str() {
+            items.extend(page(&format!("&cursor={next}"))["items"].as_array().unwrap().clone());
+        }
+        for item in &mut items {
+            for (field, coarse) in [("version", false), ("modified_ms", false), ("expires_ms", true)] {
+                let was = item.as_object_mut().unwrap().remove(field);
+                if coarse {
+                    item["expires"] = was.is_some().into();
+                }
+            }
+        }
+        items
+    };
+    for kind in ["kv", "objects"] {
+        assert_eq!(all("to", kind), all("from", kind), "{kind}");
+    }
+    assert_eq!(json_of(&node, &["bucket", "inspect", "to"])["keys_max"], 5000);
+    check_damaged(&node, dir.path(), &std::fs::read(&file).unwrap());
+    let none = dir.path().join("none");
+    fails(&node, 3, &["bucket", "export", "none", none.to_str().unwrap()]);
+}
+
+/// Files that are not what was exported are refused before anything of them is read into a bucket.
+#[track_caller]
+fn check_damaged(node: &Node, dir: &Path, whole: &[u8]) {
+    // One byte changed, one cut, one too many, and something else: nothing of it is read.
+    let bad = dir.join("bad").to_str().unwrap().to_owned();
+    let mut damaged: Vec<Vec<u8>> = [20, 300, whole.len() / 2, whole.len() - 60_000, whole.len() - 10]
+        .map(|at| {
+            let mut bytes = whole.to_vec();
+            bytes[at] ^= 1;
+            bytes
+        })
+        .to_vec();
+    damaged.extend([
+        whole[..whole.len() - 1].to_vec(),
+        whole[..whole.len() / 2].to_vec(),
+        [whole, b"x"].concat(),
+        Vec::new(),
+        b"else\n".to_vec(),
+    ]);
+    for bytes in damaged {
+        std::fs::write(&bad, bytes).unwrap();
+        let stderr = fails(node, 1, &["bucket", "import", &bad, "new"]);
+        assert!(stderr.contains("nothing of it was"), "{stderr}");
+        fails(node, 3, &["bucket", "inspect", "new"]);
+    }
+}

@@ -1,0 +1,345 @@
+//! Objects over the control port: HTTP as it is meant, uploads that go wrong, bytes that rot, disks that are full.
+
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::process::Command;
+
+use hob::id::Digest;
+use serde_json::{Value, json};
+
+use crate::buckets::{bucket, check_whole, delete, put, usage};
+use crate::cli::{at, check, hob};
+use crate::harness::http::Conn;
+use crate::harness::{Node, Setup, eventually, files};
+use crate::shortage::behind;
+
+const AT: &str = "/v1/buckets/b/objects/k";
+
+#[test]
+fn objects_are_what_http_says_they_are() {
+    let node = Node::start(&[]);
+    for (durability, len) in [("durable", 10), ("volatile", 10), ("volatile", 100_000)] {
+        bucket(&node, "b", json!({ "durability": durability }));
+        let bytes: Vec<u8> = (0..len).map(|n| b'0' + (n % 10) as u8).collect();
+        let get = |headers: &[(&str, &str)]| node.control.request("GET", AT, headers, b"");
+        get(&[]).problem(404, "not-found");
+        let made = put(&node, AT, &[("content-type", "text/plain"), ("hob-meta-author", "Ana")], &bytes);
+        assert_eq!(made.status(), 201, "{}", made.text());
+        let digest = Digest::of(&bytes).to_string();
+        let tag = format!("\"{digest}\"");
+        assert_eq!((made.header("etag"), made.json()["digest"].as_str()), (Some(tag.as_str()), Some(digest.as_str())));
+        assert_eq!((&made.json()["bytes"], &made.json()["metadata"]), (&len.into(), &json!([["author", "Ana"]])));
+        let got = get(&[]).ok();
+        assert_eq!(got.body, bytes);
+        let modified = got.header("last-modified").unwrap().to_owned();
+        for reply in [&got, &node.control.request("HEAD", AT, &[], b"")] {
+            for (name, value) in [
+                ("content-type", "text/plain"),
+                ("etag", tag.as_str()),
+                ("accept-ranges", "bytes"),
+                ("content-length", &len.to_string()),
+                ("hob-meta-author", "Ana"),
+                ("content-security-policy", "sandbox"),
+            ] {
+                assert_eq!(reply.header(name), Some(value), "{name}");
+            }
+            assert!(reply.header("repr-digest").unwrap().starts_with("sha-256=:") && reply.header("hob-version").is_some());
+        }
+        let range = |range: &str| get(&[("range", range)]);
+        for (asked, first, last) in
+            [("bytes=2-4", 2, 4), ("bytes=7-", 7, len - 1), ("bytes=-3", len - 3, len - 1), ("bytes=0-999999999", 0, len - 1)]
+        {
+            let part = range(asked);
+            assert_eq!((part.status(), part.whole), (206, true), "{asked}");
+            assert_eq!(part.body, bytes[first..=last], "{asked}");
+            assert_eq!(part.header("content-range"), Some(format!("bytes {first}-{last}/{len}").as_str()), "{asked}");
+        }
+        let none = range("bytes=200000-");
+        none.problem(416, "range-not-satisfiable");
+        assert_eq!(none.header("content-range"), Some(format!("bytes */{len}").as_str()));
+        assert_eq!((range("bytes=1-2,4-5").status(), range("lines=1-2").status()), (200, 200));
+        assert_eq!(get(&[("range", "bytes=0-0"), ("if-range", &tag)]).status(), 206);
+        assert_eq!(get(&[("range", "bytes=0-0"), ("if-range", "\"other\"")]).status(), 200);
+        for (name, value, status) in [
+            ("if-none-match", tag.as_str(), 304),
+            ("if-none-match", "*", 304),
+            ("if-none-match", "\"other\"", 200),
+            ("if-match", "\"other\"", 412),
+            ("if-modified-since", modified.as_str(), 304),
+            ("if-unmodified-since", "Thu, 01 Jan 1970 00:00:00 GMT", 412),
+        ] {
+            assert_eq!(get(&[(name, value)]).status(), status, "{name}: {value}");
+            assert_eq!(node.control.request("HEAD", AT, &[(name, value)], b"").status(), status, "{name}: {value}");
+        }
+        put(&node, AT, &[("if-none-match", "*")], b"x").problem(412, "precondition-failed");
+        put(&node, AT, &[("if-match", "\"other\"")], b"x").problem(412, "precondition-failed");
+        assert_eq!(put(&node, AT, &[("if-match", &tag)], b"").status(), 200);
+        assert_eq!(get(&[]).ok().body, b"");
+        range("bytes=0-").problem(416, "range-not-satisfiable");
+        node.control.request("DELETE", AT, &[("if-match", &tag)], b"").problem(412, "precondition-failed");
+        assert_eq!(delete(&node, AT).status(), 204);
+        delete(&node, AT).problem(404, "not-found");
+        assert_eq!(put(&node, &format!("{AT}?ttl=1ms"), &[], b"x").status(), 201);
+        eventually("it has ended", || get(&[]).status() == 404);
+        assert_eq!(delete(&node, "/v1/buckets/b").status(), 204);
+    }
+}
+
+#[test]
+fn what_no_object_has_is_refused() {
+    let node = Node::start(&["net.headers_max=100"]);
+    bucket(&node, "b", json!({}));
+    let abc = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:";
+    for (headers, status, code) in [
+        (&[("content-digest", abc)][..], 400, "bad-request"),
+        (&[("repr-digest", abc)], 400, "bad-request"),
+        (&[("content-digest", "sha-256=:x:")], 400, "bad-request"),
+        (&[("content-encoding", "gzip")], 415, "unsupported-media"),
+        (&[("content-type", &"x".repeat(256))], 413, "body-too-large"),
+        (&[("hob-meta-a", &"x".repeat(2048))], 413, "body-too-large"),
+        (&[("hob-meta-", "x")], 400, "bad-request"),
+        (&[("if-match", "\"a\""), ("if-none-match", "*")], 400, "bad-request"),
+    ] {
+        put(&node, AT, headers, b"other").problem(status, code);
+    }
+    let names: Vec<String> = (0..65).map(|n| format!("hob-meta-{n}")).collect();
+    let pairs: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "x")).collect();
+    put(&node, AT, &pairs, b"x").problem(400, "bad-request");
+    assert_eq!(usage(&node, "b")["objects"], json!({ "bytes": 0, "keys": 0 }));
+    assert_eq!((node.files("data/objects").len(), node.files("data/staging").len()), (0, 0));
+    assert_eq!(put(&node, AT, &pairs[..64], b"x").status(), 201);
+    assert_eq!(put(&node, AT, &[("content-digest", abc), ("content-type", &"x".repeat(255))], b"abc").status(), 200);
+}
+
+/// Nothing is left of an upload, and what was there is there.
+#[track_caller]
+fn check_nothing_left(node: &Node, what: &str) {
+    eventually(what, || node.files("data/staging").is_empty());
+    assert_eq!(node.control.get(AT).ok().text(), "old", "{what}");
+    assert_eq!(usage(node, "b")["objects"], json!({ "bytes": 4, "keys": 1 }), "{what}");
+    check_whole(node, "b");
+}
+
+#[test]
+fn an_upload_that_breaks_off_leaves_nothing() {
+    let node = Node::start(&["data.object_bytes_max=1MiB"]);
+    bucket(&node, "b", json!({}));
+    assert_eq!(put(&node, AT, &[], b"old").status(), 201);
+    // Cut half-way, with a length and in chunks.
+    let mut conn = node.control.connect();
+    conn.request("PUT", AT, &[("content-length", "1000000")], &[1; 500_000]);
+    eventually("it is being written", || !node.files("data/staging").is_empty());
+    drop(conn);
+    check_nothing_left(&node, "an upload that was cut");
+    let mut conn = node.control.connect();
+    conn.begin_chunked("PUT", AT);
+    conn.chunk(&[1; 100_000]).unwrap();
+    eventually("it is being written", || !node.files("data/staging").is_empty());
+    conn.finish();
+    conn.reply().problem(400, "bad-request");
+    check_nothing_left(&node, "an upload in chunks that was cut");
+    // A length that is more than may be is refused before a byte of it came.
+    let mut conn = node.control.connect();
+    conn.request("PUT", AT, &[("content-length", "1048577")], b"");
+    conn.reply().problem(413, "body-too-large");
+    // Without one, when it is passed.
+    let mut conn = node.control.connect();
+    conn.begin_chunked("PUT", AT);
+    for _ in 0..17 {
+        // It may have been refused already.
+        let _refused = conn.chunk(&[1; 64 << 10]);
+    }
+    conn.reply().problem(413, "body-too-large");
+    check_nothing_left(&node, "an upload that was too long");
+    assert_eq!(put(&node, AT, &[], &[1; 1 << 20]).status(), 200);
+}
+
+#[test]
+fn a_slow_upload_is_given_up() {
+    let node = Node::start(&["net.body_idle_timeout=50ms"]);
+    bucket(&node, "b", json!({}));
+    assert_eq!(put(&node, AT, &[], b"old").status(), 201);
+    let mut conn = node.control.connect();
+    conn.request("PUT", AT, &[("content-length", "1000")], b"a bit");
+    conn.reply().problem(408, "client-timeout");
+    check_nothing_left(&node, "an upload that was silent");
+    drop(node);
+    let node = Node::start(&["data.upload_timeout=1s"]);
+    bucket(&node, "b", json!({}));
+    let mut conn = node.control.connect();
+    conn.begin_chunked("PUT", AT);
+    // It goes on coming, and is not done in time all the same.
+    while conn.chunk(b"a bit").is_ok() {
+        std::thread::yield_now();
+        if node.files("data/staging").is_empty() && node.faults("client-timeout") > 0 {
+            break;
+        }
+    }
+    assert_eq!(usage(&node, "b")["objects"]["keys"], 0);
+}
+
+#[test]
+fn so_many_uploads_at_once() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    let begin = |number: usize| -> Conn {
+        let mut conn = node.control.connect();
+        conn.begin_chunked("PUT", &format!("/v1/buckets/b/objects/{number}"));
+        conn.chunk(b"begun").unwrap();
+        conn
+    };
+    let mut conns: Vec<Conn> = (0..8).map(begin).collect();
+    eventually("all have a place", || node.files("data/staging").len() == 8);
+    let refused = put(&node, AT, &[], b"x");
+    refused.problem(503, "overloaded");
+    assert!(refused.header("retry-after").is_some());
+    for conn in &mut conns {
+        conn.end_chunks();
+        assert_eq!(conn.reply().status(), 201);
+    }
+    assert_eq!(put(&node, AT, &[], b"x").status(), 201);
+}
+
+#[test]
+fn a_large_object_is_never_whole_in_memory() {
+    const MIB: usize = 1 << 20;
+    const LEN: usize = 256 * MIB;
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    let piece = vec![7; MIB];
+    let before = node.peak_memory();
+    let mut conn = node.control.connect();
+    conn.begin_chunked("PUT", AT);
+    for _ in 0..LEN / MIB {
+        conn.chunk(&piece).unwrap();
+    }
+    conn.end_chunks();
+    assert_eq!(conn.reply().status(), 201);
+    conn.request("GET", AT, &[], b"");
+    let head = conn.head();
+    let mut count = 0;
+    assert!(conn.body(&head, |bytes| count += bytes.len()));
+    assert_eq!(count, LEN);
+    let grown = node.peak_memory() - before;
+    assert!(grown < (LEN / 4) as u64, "{grown} bytes more than before");
+}
+
+/// Changes one byte of a file of a node that is stopped.
+fn flip(path: &Path, offset: u64) {
+    let mut mode = std::fs::metadata(path).unwrap().permissions();
+    mode.set_mode(0o600);
+    std::fs::set_permissions(path, mode).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+}
+
+fn position(file: &Path, needle: &[u8]) -> u64 {
+    let bytes = std::fs::read(file).unwrap();
+    bytes.windows(needle.len()).position(|window| window == needle).unwrap() as u64
+}
+
+/// What `hob doctor` says about each bucket.
+fn doctor(output: &std::process::Output) -> Vec<Value> {
+    let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    all.into_iter()
+        .filter(|check| check["check"].as_str().is_some_and(|name| name.starts_with("bucket ") || name == "data on disk"))
+        .collect()
+}
+
+#[test]
+fn a_flipped_byte_is_told_and_never_returned() {
+    let mut node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    for key in ["good", "bad"] {
+        let value = format!("the value of the entry {key}");
+        assert_eq!(put(&node, &format!("/v1/buckets/b/kv/{key}"), &[], value.as_bytes()).status(), 204);
+        assert_eq!(put(&node, &format!("/v1/buckets/b/objects/{key}"), &[], &vec![key.len() as u8; 50_000]).status(), 201);
+    }
+    node.stop();
+    let (dir, path) = (node.dir(), node.data_dir());
+    let offline = || {
+        hob(&["doctor", "-o", "json", "--server", "http://127.0.0.1:1", "--data-dir", path.to_str().unwrap()]).output().unwrap()
+    };
+    assert!(doctor(&offline()).iter().all(|check| check["state"] == "ok"), "{:?}", doctor(&offline()));
+    let before = std::fs::read(path.join("data/data.redb")).unwrap();
+    let object = files(&path.join("data/objects")).into_iter().find(|file| std::fs::read(file).unwrap()[0] == 3).unwrap();
+    flip(&object, 12_345);
+    let store = path.join("data/data.redb");
+    flip(&store, position(&store, b"the value of the entry bad") + 4);
+    // Of a directory that nobody uses, without changing a byte of it.
+    let found = offline();
+    let checks = doctor(&found);
+    assert_eq!(found.status.code(), Some(1));
+    let of = |checks: &[Value], name: &str| checks.iter().find(|check| check["check"] == name).unwrap().clone();
+    assert_eq!(of(&checks, "data on disk")["state"], "failed", "{checks:?}");
+    let bad = of(&checks, "bucket b on disk");
+    let text = bad["found"].as_str().unwrap();
+    assert!(
+        bad["state"] == "failed" && text.contains("entry 'bad'") && text.contains("object 'bad'") && !text.contains("good"),
+        "{bad}"
+    );
+    assert_eq!(std::fs::read(&store).unwrap().iter().zip(&before).filter(|(now, then)| now != then).count(), 1);
+    // Of a daemon, through its port.
+    let node = Node::start_with(Setup { dir: Some(dir), ..Setup::default() });
+    for kind in ["kv", "objects"] {
+        node.control.get(&format!("/v1/buckets/b/{kind}/bad")).problem(503, "damaged");
+        node.control.get(&format!("/v1/buckets/b/{kind}/good")).ok();
+    }
+    let scrub = || node.control.post("/v1/buckets/b/scrub", b"").ok().json();
+    let found = scrub();
+    assert_eq!(found["corrupt_count"], 2, "{found}");
+    assert_eq!(found["corrupt"], json!([{ "kind": "entry", "key": "bad" }, { "kind": "object", "key": "bad" }]));
+    let output = at(&node, &["doctor", "-o", "json", "--data-dir", path.to_str().unwrap()]);
+    let bad = of(&doctor(&output), "bucket b");
+    assert!(bad["state"] == "failed" && bad["found"].as_str().unwrap().contains("object 'bad'"), "{bad}");
+    let skipped = at(&node, &["doctor", "-o", "json", "--no-scrub", "--data-dir", path.to_str().unwrap()]);
+    assert!(doctor(&skipped).is_empty());
+    let (_, stderr) = check(&at(&node, &["kv", "get", "b", "bad"]), 1);
+    assert!(stderr.contains("next: hob doctor"), "{stderr}");
+    // What is deleted or written anew is whole again.
+    assert_eq!(delete(&node, "/v1/buckets/b/kv/bad").status(), 204);
+    assert_eq!(put(&node, "/v1/buckets/b/objects/bad", &[], &vec![3; 50_000]).status(), 200);
+    assert_eq!(node.control.get("/v1/buckets/b/objects/bad").good(), vec![3; 50_000]);
+    check_whole(&node, "b");
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_reading_goes_on() {
+    const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
+    const MOUNT: &str = "mount -t tmpfs -o size=8m tmpfs \"$0\" &&";
+    let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        // The macros that print would show it only if the test failed.
+        std::io::stderr().write_all(b"skipped: a full file system needs unshare and user namespaces\n").unwrap();
+        return;
+    }
+    let node = behind(MOUNT, &SHELL, &[]);
+    bucket(&node, "b", json!({}));
+    assert_eq!(put(&node, AT, &[], b"old").status(), 201);
+    assert_eq!(put(&node, "/v1/buckets/b/kv/k", &[], b"old").status(), 204);
+    put(&node, AT, &[], &vec![1; 8 << 20]).problem(507, "storage-full");
+    assert_eq!(node.control.get(AT).ok().text(), "old");
+    // Entries until nothing more fits.
+    let mut written = 0_u32;
+    let refused = loop {
+        let reply = put(&node, &format!("/v1/buckets/b/kv/{written}"), &[], &vec![written as u8; 100_000]);
+        if reply.status() != 204 {
+            break reply;
+        }
+        written += 1;
+        assert!(written < 200, "it is not full");
+    };
+    refused.problem(507, "storage-full");
+    for number in 0..written {
+        assert_eq!(node.control.get(&format!("/v1/buckets/b/kv/{number}")).good(), vec![number as u8; 100_000]);
+    }
+    assert_eq!(node.control.get("/v1/buckets/b/kv/k").ok().text(), "old");
+    check_whole(&node, "b");
+    // It heals by itself once there is room.
+    let folder = format!("/proc/{}/root{}", node.pid(), node.data_dir().display());
+    assert!(Path::new(&folder).join("data/data.redb").exists());
+    assert_eq!(usage(&node, "b")["entries"]["keys"], written + 1);
+}
