@@ -24,7 +24,7 @@ use super::account::{Kind, STATES, State, Usage, find_state, reserve};
 use super::error::{DataError, storage};
 use super::row::{Numbers, SUM_LEN, sum};
 use super::store::{Ack, Commit, Store};
-use crate::bucket::{BucketSpec, OriginUrl};
+use crate::bucket::{BucketSpec, Durability, OriginUrl};
 use crate::id::{BucketName, TenantId};
 
 const BUCKETS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("buckets");
@@ -69,6 +69,18 @@ pub struct Bucket {
     pub entries: Usage,
     /// What its objects take. Of a volatile bucket: see [`super::Data::usage`].
     pub objects: Usage,
+}
+
+impl Bucket {
+    /// Why its objects are not files that stay, if so: then it is no folder either.
+    #[must_use]
+    pub fn without_files(&self) -> Option<&'static str> {
+        match (self.spec.durability, &self.origin) {
+            (Durability::Volatile, _) => Some("it is volatile, and only a durable bucket has files"),
+            (Durability::Durable, Some(_)) => Some("it has an origin, and only what is kept here has files"),
+            (Durability::Durable, None) => None,
+        }
+    }
 }
 
 fn parse_id(tenant: &str, name: &str, row: &[u8]) -> Result<BucketId, DataError> {

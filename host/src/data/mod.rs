@@ -3,6 +3,7 @@
 //! ```text
 //! DATA_DIR/data/data.redb   buckets, entries, and what is known of objects (`store.rs`, `bucket.rs`)
 //! DATA_DIR/data/objects/    bytes of durable objects (`objects/files.rs`)
+//! DATA_DIR/data/mounts/     links to those, for buckets that are mounted as folders; made anew after a start (`objects/mounts.rs`)
 //! DATA_DIR/data/staging/    objects that are not whole yet; emptied at start
 //! DATA_DIR/data/cache/      copies of objects whose bucket has an origin (`objects/origin/`)
 //! ```
@@ -397,9 +398,11 @@ impl Data {
     pub fn delete_bucket(&self, tenant: &TenantId, name: &BucketName) -> Ack<Option<BucketId>> {
         let open = Arc::clone(&self.open);
         let (objects, origin) = (Arc::clone(&self.volatile_objects), self.origin.clone());
+        let end_mount = self.durable_objects.ends();
         let after = move |id| {
             open.end(id);
             objects.forget(id);
+            end_mount(id);
             if let Some(origin) = origin {
                 origin.forget(id);
             }

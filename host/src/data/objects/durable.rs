@@ -58,8 +58,8 @@ pub struct Recount {
 /// The durable objects of a node.
 #[derive(Debug)]
 pub struct Durable {
-    store: Arc<Store>,
-    files: Arc<Files>,
+    pub(super) store: Arc<Store>,
+    pub(super) files: Arc<Files>,
     events: Arc<Events>,
     collector: Option<JoinHandle<()>>,
 }
@@ -82,6 +82,12 @@ impl Durable {
         let collector = std::thread::Builder::new().name("hob-objects".into()).spawn(run);
         let collector = Some(collector.map_err(io_error("start the thread that removes objects"))?);
         Ok(Self { store, files, events, collector })
+    }
+
+    /// What is to be called with the number of a bucket that is gone.
+    pub(in crate::data) fn ends(&self) -> impl Fn(BucketId) + Send + 'static {
+        let files = Arc::clone(&self.files);
+        move |id| files.mounts.end(id)
     }
 
     /// Bytes of all files, those included that are being written or are still open though no key has them.
@@ -123,6 +129,7 @@ impl Durable {
                     Row::Damaged | Row::None => false,
                 };
                 if !is_good {
+                    self.files.unlink(bucket.id, &key);
                     scrubbed.corrupt.push((bucket.id, key));
                 }
             }
@@ -150,7 +157,7 @@ impl Durable {
         })
     }
 
-    fn find(&self, bucket: BucketId, key: &[u8]) -> Result<Option<Head>, DataError> {
+    pub(super) fn find(&self, bucket: BucketId, key: &[u8]) -> Result<Option<Head>, DataError> {
         match self.row(bucket, key)? {
             Row::None => Ok(None),
             Row::Good(head) => Ok((!head.is_gone(self.store.clock().now_ms())).then_some(head)),
@@ -159,7 +166,13 @@ impl Durable {
     }
 
     /// Rows in order, expired ones too.
-    fn rows(&self, bucket: BucketId, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Bytes, Row)>, DataError> {
+    pub(super) fn rows(
+        &self,
+        bucket: BucketId,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Row)>, DataError> {
         use std::ops::Bound;
         let first = match after {
             Some(after) if after >= prefix => Bound::Excluded((bucket.0, after)),
@@ -318,7 +331,8 @@ impl Objects for Durable {
             return Ack::ready(Err(error));
         }
         let (bucket, key, files) = (bucket.id, key.to_vec(), Arc::clone(&self.files));
-        self.store.write(COST_BYTES + key.len(), move |txn, now_ms| {
+        let (key_after, files_after) = (key.clone(), Arc::clone(&files));
+        let op = move |txn: &WriteTransaction, now_ms: u64| {
             let mut state = State::read(txn, bucket)?;
             let mut tables = Tables::open(txn)?;
             let row = tables.read(bucket, &key)?;
@@ -335,6 +349,11 @@ impl Objects for Durable {
                 Row::Good(_) | Row::None | Row::Damaged => None,
             };
             Ok((head, Commit::Yes))
+        };
+        self.store.write_then(COST_BYTES + key_after.len(), op, move |result| {
+            if result.is_ok() {
+                files_after.unlink(bucket, &key_after);
+            }
         })
     }
 }
@@ -430,7 +449,7 @@ fn commit(held: Held, len: u64, placed: Placed) -> Ack<Head> {
     let Placed { store, files, events, emitter, key, options } = placed;
     let (id, bucket) = (held.id(), emitter.id);
     let cost = COST_BYTES + key.len() + options.content_type.len() + super::metadata_bytes(&options.metadata);
-    let (files_after, events_after) = (Arc::clone(&files), Arc::clone(&events));
+    let (files_after, events_after, key_after) = (Arc::clone(&files), Arc::clone(&events), key.clone());
     let op = move |txn: &WriteTransaction, now_ms: u64| {
         let mut state = State::read(txn, bucket)?;
         let mut tables = Tables::open(txn)?;
@@ -455,6 +474,9 @@ fn commit(held: Held, len: u64, placed: Placed) -> Ack<Head> {
     };
     store.write_then(cost, op, move |result| {
         crash::point("object-committed");
+        if result.is_ok() {
+            files_after.link(id, &key_after);
+        }
         events_after.flush();
         drop(held);
         if result.is_err() {

@@ -28,6 +28,7 @@ use sha2::Digest as _;
 
 use super::super::bucket::BucketId;
 use super::super::error::{DataError, io_error};
+use super::mounts::Mounts;
 use super::{ObjectLimits, Verified};
 use crate::id::Digest;
 use crate::storage::checked::{Checked, Stamp};
@@ -63,6 +64,7 @@ pub(in crate::data) struct Files {
     staging: PathBuf,
     pub(super) limits: ObjectLimits,
     pub(super) space: Arc<space::Space<FileId>>,
+    pub(super) mounts: Mounts,
     checked: Checked<Digest>,
     /// Files that are being read to be checked, so that one thread does it.
     checking: Mutex<HashSet<Stamp>>,
@@ -109,6 +111,7 @@ impl Files {
             staging,
             limits,
             space: space::Space::new(used, limits.bytes_max),
+            mounts: Mounts::open(dir)?,
             checked: Checked::new(),
             checking: Mutex::default(),
             checking_ended: Condvar::new(),
@@ -246,7 +249,10 @@ impl Files {
         commit: impl Fn() -> Result<(), DataError>,
         is_referenced: impl Fn(FileId) -> Result<bool, DataError>,
     ) {
+        self.mounts.empty_trash();
         while let Some(released) = self.next() {
+            // What hangs in the tree of a bucket that is gone takes room as long as its link is there.
+            self.mounts.empty_trash();
             let (mut pinned, mut failed) = (HashSet::new(), HashSet::new());
             let committed = commit();
             let round = self.space.round();

@@ -17,6 +17,7 @@ mod durable;
 #[cfg(test)]
 mod failing;
 mod files;
+mod mounts;
 mod origin;
 mod record;
 mod table;
@@ -35,6 +36,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use self::durable::{Durable, Recount, Scrubbed};
+pub use self::mounts::{MOUNT_ENTRIES_MAX, Mounted, SEGMENT_BYTES_MAX, SEGMENTS_MAX};
 pub use self::origin::{CacheCounts, Origin, Origins};
 pub use self::volatile::{HEAP_BYTES_MAX, Volatile};
 

@@ -73,6 +73,7 @@ pub(in crate::data) fn sweep(files: Arc<Files>) -> Sweep {
                         state.charge(Kind::Objects, head.usage(&key), Usage::default())?;
                         tables.replace(bucket, &key, &Row::Good(head), None, &files)?;
                         state.write(txn, bucket)?;
+                        files.mounts.touch(bucket, &key);
                     }
                 }
             }

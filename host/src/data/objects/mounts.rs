@@ -1,0 +1,611 @@
+//! Trees of hard links to the files of durable objects: a bucket as a folder, for programs that know files and nothing else.
+//!
+//! ```text
+//! DIR/mounts/BUCKET/KEY…       a link to objects/BUCKET/SHA256
+//! DIR/mounts-trash/N           trees that nobody wants any more; the collector removes them
+//! ```
+//!
+//! A tree is made when a bucket is first mounted, and a start throws all of them away: nothing on disk has to be believed. From
+//! then on each put and delete changes its link once it is committed and before it is answered ([`Files::link`], [`Files::unlink`]). What
+//! cannot be done there is noted ([`Mounts::touch`]), and done by whoever mounts the bucket next ([`Durable::mount`]), from the row as it
+//! is by then: an object that expired, a file that must be read first, a key that was a folder.
+//!
+//! A key has a link if it is a relative path (`path`) and no other key lies below it: where `a` and `a/b` are both keys, `a` is the
+//! folder. What has no link is counted ([`Mounted::left_out`]). A link is made only of a file that was held against its digest, and
+//! goes when the scrubber finds that it rotted.
+//!
+//! Owns the trees. Knows nothing about who mounts them. Invariant: a link leads to bytes that were found good, and whoever opens a
+//! name finds one whole object or none, because links are replaced by renaming.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::mem;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::super::bucket::{self, Bucket, BucketId};
+use super::super::error::{DataError, io_error};
+use super::super::store::Commit;
+use super::durable::Durable;
+use super::files::{FileId, Files};
+use super::{Head, PAGE_LEN_MAX};
+use crate::id::Digest;
+use crate::storage::disk::create_dirs;
+
+/// Files and folders in one tree.
+pub const MOUNT_ENTRIES_MAX: u64 = 100_000;
+/// Longest part of a path, as file systems have it.
+pub const SEGMENT_BYTES_MAX: usize = 255;
+/// Parts of a path.
+pub const SEGMENTS_MAX: usize = 32;
+
+/// A bucket that is a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where it is. Nobody writes there but this module.
+    pub path: PathBuf,
+    /// Objects that are not in it.
+    pub left_out: u64,
+}
+
+/// The trees of a node.
+#[derive(Debug)]
+pub(super) struct Mounts {
+    root: PathBuf,
+    trash: PathBuf,
+    trash_number: AtomicU64,
+    trees: Mutex<HashMap<BucketId, Arc<Tree>>>,
+}
+
+#[derive(Debug)]
+struct Tree {
+    bucket: BucketId,
+    path: PathBuf,
+    /// Where a link is made before it is renamed: beside the trees, so that no guest sees it.
+    next: PathBuf,
+    /// Keys whose links must be looked at.
+    touched: Mutex<BTreeSet<Bytes>>,
+    links: Mutex<Links>,
+    /// Taken by whoever makes the tree, and by who waits for that.
+    made: Mutex<bool>,
+}
+
+#[derive(Debug)]
+struct Links {
+    files: u64,
+    folders: u64,
+    /// [`MOUNT_ENTRIES_MAX`].
+    entries_max: u64,
+    /// Never again: the bucket is gone.
+    has_ended: bool,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self { files: 0, folders: 0, entries_max: MOUNT_ENTRIES_MAX, has_ended: false }
+    }
+}
+
+/// No code leaves half changed what these locks guard.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A key as a path below a tree; `None` if it is none.
+fn path(key: &[u8]) -> Option<&Path> {
+    let text = std::str::from_utf8(key).ok()?;
+    let is_part = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= SEGMENT_BYTES_MAX && !part.contains('\0');
+    let is_path = text.split('/').count() <= SEGMENTS_MAX && text.split('/').all(is_part);
+    is_path.then(|| Path::new(OsStr::from_bytes(key)))
+}
+
+impl Mounts {
+    /// Begins without trees; those of an earlier process are for [`Mounts::empty_trash`].
+    pub(super) fn open(dir: &Path) -> Result<Self, DataError> {
+        let (root, trash) = (dir.join("mounts"), dir.join("mounts-trash"));
+        create_dirs(&trash).map_err(io_error("make a folder for mounts"))?;
+        let mut number = 0;
+        for entry in fs::read_dir(&trash).map_err(io_error("list old mounts"))? {
+            let name = entry.map_err(io_error("list old mounts"))?.file_name();
+            number = number.max(name.to_str().and_then(|name| name.parse::<u64>().ok()).unwrap_or_default());
+        }
+        let mounts = Self { root, trash, trash_number: AtomicU64::new(number + 1), trees: Mutex::default() };
+        mounts.discard(&mounts.root).map_err(io_error("remove old mounts"))?;
+        create_dirs(&mounts.root).map_err(io_error("make a folder for mounts"))?;
+        Ok(mounts)
+    }
+
+    /// Moves a tree out of sight.
+    fn discard(&self, path: &Path) -> io::Result<()> {
+        let number = self.trash_number.fetch_add(1, Ordering::Relaxed);
+        match fs::rename(path, self.trash.join(number.to_string())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Removes what was discarded. May take long.
+    pub(super) fn empty_trash(&self) {
+        let empty = || fs::read_dir(&self.trash)?.try_for_each(|entry| fs::remove_dir_all(entry?.path()));
+        if let Err(error) = empty() {
+            tracing::warn!(%error, "old mounts stay until the next start");
+        }
+    }
+
+    /// Notes a key whose link must be looked at. Its transaction need not be committed yet.
+    pub(super) fn touch(&self, bucket: BucketId, key: &[u8]) {
+        if let Some(tree) = lock(&self.trees).get(&bucket) {
+            lock(&tree.touched).insert(Bytes::copy_from_slice(key));
+        }
+    }
+
+    /// The bucket is gone.
+    pub(super) fn end(&self, bucket: BucketId) {
+        let Some(tree) = lock(&self.trees).remove(&bucket) else { return };
+        lock(&tree.links).has_ended = true;
+        if let Err(error) = self.discard(&tree.path) {
+            tracing::warn!(%error, "the mount of a deleted bucket stays until the next start");
+        }
+    }
+
+    fn tree(&self, bucket: BucketId) -> Arc<Tree> {
+        let new = || {
+            let name = format!("{:016x}", bucket.0);
+            let (path, next) = (self.root.join(&name), self.root.join(format!("{name}-next")));
+            let (touched, links, made) = (Mutex::default(), Mutex::default(), Mutex::default());
+            Arc::new(Tree { bucket, path, next, touched, links, made })
+        };
+        lock(&self.trees).entry(bucket).or_insert_with(new).clone()
+    }
+
+    fn find(&self, bucket: BucketId) -> Option<Arc<Tree>> {
+        lock(&self.trees).get(&bucket).cloned()
+    }
+}
+
+impl Durable {
+    /// The bucket as a folder, with every change that was committed before.
+    ///
+    /// # Errors
+    /// [`DataError::NoSuchBucket`] if it was deleted, and those of storage and the file system.
+    ///
+    /// # Cost
+    /// A few microseconds; the first time in a process a link for each object, and the reading of all objects that this process has
+    /// not checked. Blocks.
+    pub fn mount(&self, bucket: &Bucket) -> Result<Mounted, DataError> {
+        let tree = self.files.mounts.tree(bucket.id);
+        self.bring_up(&tree).inspect_err(|_| self.files.mounts.end(bucket.id))?;
+        let mounted = self.as_mounted(bucket, &tree)?;
+        mounted.ok_or_else(|| {
+            self.files.mounts.end(bucket.id);
+            DataError::NoSuchBucket { name: bucket.name.to_string() }
+        })
+    }
+
+    /// The same if there is nothing to wait for; else `None`.
+    ///
+    /// # Errors
+    /// Those of storage.
+    ///
+    /// # Cost
+    /// A read of the store.
+    pub fn mounted(&self, bucket: &Bucket) -> Result<Option<Mounted>, DataError> {
+        let Some(tree) = self.files.mounts.find(bucket.id) else { return Ok(None) };
+        let is_made = tree.made.try_lock().is_ok_and(|made| *made);
+        let is_current = is_made && lock(&tree.touched).is_empty();
+        if is_current { self.as_mounted(bucket, &tree) } else { Ok(None) }
+    }
+
+    /// `None` if the bucket is gone.
+    fn as_mounted(&self, bucket: &Bucket, tree: &Tree) -> Result<Option<Mounted>, DataError> {
+        let found = self.store.read(|txn| bucket::get(txn, &bucket.tenant, &bucket.name))?.filter(|found| found.id == bucket.id);
+        let files = lock(&tree.links).files;
+        Ok(found.map(|found| Mounted { path: tree.path.clone(), left_out: found.objects.keys.saturating_sub(files) }))
+    }
+
+    fn bring_up(&self, tree: &Tree) -> Result<(), DataError> {
+        let mut made = lock(&tree.made);
+        if *made && lock(&tree.touched).is_empty() {
+            return Ok(());
+        }
+        // What began before the tree was known, or before a key was noted, is committed or undone when this is answered.
+        self.store.write(0, |_, _| Ok(((), Commit::No))).wait()?;
+        if !*made {
+            create_dirs(&tree.path).map_err(io_error("make the folder of a mount"))?;
+            let mut after = None::<Bytes>;
+            loop {
+                let page = self.rows(tree.bucket, &[], after.as_deref(), PAGE_LEN_MAX)?;
+                let Some((last, _)) = page.last() else { break };
+                after = Some(last.clone());
+                page.into_iter().try_for_each(|(key, _)| self.link(tree, key))?;
+            }
+            *made = true;
+        }
+        let touched = mem::take(&mut *lock(&tree.touched));
+        touched.into_iter().try_for_each(|key| self.link(tree, key))
+    }
+
+    /// Makes the link of a key what its row says, and then those of keys that were folders until now.
+    fn link(&self, tree: &Tree, key: Bytes) -> Result<(), DataError> {
+        let mut keys = vec![key];
+        while let Some(key) = keys.pop() {
+            let Some(path) = path(&key) else { continue };
+            let good = self.good(tree, &key)?;
+            let mut links = lock(&tree.links);
+            // Once more, now that nobody else makes links: whoever changes it from here on comes afterwards.
+            let now = self.find(tree.bucket, &key).or_else(not_damaged)?;
+            let done = match (now, good) {
+                (Some(head), Some(good)) if head.etag == good => {
+                    let file = self.files.path(FileId { bucket: tree.bucket, digest: good });
+                    tree.place(&file, path, &mut links).map(|()| Vec::new())
+                }
+                // It changed in between, and then it was linked by who changed it.
+                (Some(_), Some(_)) => Ok(Vec::new()),
+                (_, None) | (None, _) => tree.remove(path, &mut links),
+            };
+            keys.extend(done.map_err(io_error("make a link of a mount"))?);
+        }
+        Ok(())
+    }
+
+    /// The digest of a key's object, if its file is good. Reads a file that this process has not checked.
+    fn good(&self, tree: &Tree, key: &Bytes) -> Result<Option<Digest>, DataError> {
+        let Some(head) = self.find(tree.bucket, key).or_else(not_damaged)? else { return Ok(None) };
+        let id = FileId { bucket: tree.bucket, digest: head.etag };
+        let _held = self.files.hold(id);
+        if self.files.open_file(id, head.len)?.is_none() {
+            tracing::warn!(bucket = %tree.bucket, key = %key.escape_ascii(), "a damaged object is left out of a mount");
+            return Ok(None);
+        }
+        Ok(Some(head.etag))
+    }
+}
+
+/// A damaged row is a key without an object.
+fn not_damaged(error: DataError) -> Result<Option<Head>, DataError> {
+    match error {
+        DataError::Corrupt { .. } => Ok(None),
+        error => Err(error),
+    }
+}
+
+impl Files {
+    /// An object was committed, and readers see it. On the writer's thread, so the latest is the last.
+    pub(super) fn link(&self, id: FileId, key: &[u8]) {
+        let Some(tree) = self.mounts.find(id.bucket) else { return };
+        let Some(path) = path(key) else { return };
+        let placed = match self.is_good(id) {
+            true => tree.place(&self.path(id), path, &mut lock(&tree.links)),
+            // Whoever mounts the bucket next reads it.
+            false => Err(io::ErrorKind::InvalidData.into()),
+        };
+        if let Err(error) = placed {
+            tracing::debug!(bucket = %id.bucket, %error, "a link of a mount waits until it is mounted again");
+            self.mounts.touch(id.bucket, key);
+        }
+    }
+
+    /// An object is gone, or its bytes are not what was put.
+    pub(super) fn unlink(&self, bucket: BucketId, key: &[u8]) {
+        let Some(tree) = self.mounts.find(bucket) else { return };
+        let Some(path) = path(key) else { return };
+        let removed = tree.remove(path, &mut lock(&tree.links));
+        match removed {
+            // What was a folder may be an object.
+            Ok(keys) => keys.iter().for_each(|key| self.mounts.touch(bucket, key)),
+            Err(error) => {
+                tracing::warn!(%bucket, %error, "the link of an object that is gone stays until it is mounted again");
+                self.mounts.touch(bucket, key);
+            }
+        }
+    }
+}
+
+impl Tree {
+    /// Links a file, in place of what was there; a folder stays.
+    fn place(&self, file: &Path, path: &Path, links: &mut Links) -> io::Result<()> {
+        let to = self.path.join(path);
+        if links.has_ended {
+            return Ok(());
+        }
+        if fs::symlink_metadata(&to).is_ok_and(|meta| meta.is_dir()) {
+            return Ok(());
+        }
+        let is_new = !to.exists();
+        if is_new {
+            let missing = path.ancestors().skip(1).filter(|above| !self.path.join(above).is_dir()).count() as u64;
+            if links.files + links.folders + missing + 1 > links.entries_max {
+                return Ok(());
+            }
+        }
+        self.folders(path, links)?;
+        remove_if_there(&self.next)?;
+        match fs::hard_link(file, &self.next) {
+            // It was deleted or replaced since it was looked at, or as many keys as the file system can link have these bytes.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::TooManyLinks) => {
+                return self.remove(path, links).map(drop);
+            }
+            result => result?,
+        }
+        fs::rename(&self.next, &to)?;
+        // Where it was linked already, renaming does nothing.
+        remove_if_there(&self.next)?;
+        links.files += u64::from(is_new);
+        Ok(())
+    }
+
+    /// Makes the folders above a path. A file in their way goes: its key is left out from now on.
+    fn folders(&self, path: &Path, links: &mut Links) -> io::Result<()> {
+        let mut above: Vec<_> = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()).collect();
+        above.reverse();
+        for folder in above {
+            let folder = self.path.join(folder);
+            match fs::symlink_metadata(&folder) {
+                Ok(meta) if meta.is_dir() => continue,
+                Ok(_) => {
+                    fs::remove_file(&folder)?;
+                    links.files -= 1;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            fs::create_dir(&folder)?;
+            links.folders += 1;
+        }
+        Ok(())
+    }
+
+    /// Removes a link and the folders that are empty without it. Answers those as keys, because they may have links now: the
+    /// longest last.
+    fn remove(&self, path: &Path, links: &mut Links) -> io::Result<Vec<Bytes>> {
+        match fs::remove_file(self.path.join(path)) {
+            Ok(()) => links.files -= 1,
+            Err(error) if is_none(&error) => {}
+            // It is a folder of other keys.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        }
+        let mut keys = Vec::new();
+        for folder in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+            match fs::remove_dir(self.path.join(folder)) {
+                Ok(()) => links.folders -= 1,
+                Err(error) if is_none(&error) => continue,
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => break,
+                Err(error) => return Err(error),
+            }
+            keys.push(Bytes::copy_from_slice(folder.as_os_str().as_bytes()));
+        }
+        keys.reverse();
+        Ok(keys)
+    }
+}
+
+/// Whether there is nothing of that name, or a file where a folder would be.
+fn is_none(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::{MIB, Node, put, put_with};
+    use super::super::{Objects as _, PutOptions, When};
+    use super::*;
+    use crate::bucket::Durability;
+
+    /// A node with a bucket that holds objects under these keys, each its key.
+    fn node(keys: &[&[u8]]) -> (Node, Bucket) {
+        let node = Node::new();
+        let bucket = node.bucket("b", Durability::Durable, MIB, 1000);
+        for key in keys {
+            set(&node, &bucket, key);
+        }
+        (node, bucket)
+    }
+
+    fn set(node: &Node, bucket: &Bucket, key: &[u8]) {
+        put(node.data().durable_objects(), bucket, key, key).unwrap();
+    }
+
+    fn delete(node: &Node, bucket: &Bucket, key: &[u8]) {
+        node.data().durable_objects().delete(bucket, key, When::Always).wait().unwrap();
+    }
+
+    fn mount(node: &Node, bucket: &Bucket) -> Mounted {
+        node.data().durable_objects().mount(bucket).unwrap()
+    }
+
+    /// Paths of all files and empty folders in a tree; each file must hold its own path.
+    fn tree(path: &Path) -> Vec<String> {
+        fn walk(root: &Path, folder: &Path, found: &mut Vec<String>) {
+            let mut is_empty = true;
+            for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                is_empty = false;
+                if entry.is_dir() {
+                    walk(root, &entry, found);
+                } else {
+                    let name = entry.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                    assert_eq!(fs::read_to_string(&entry).unwrap(), name);
+                    found.push(name);
+                }
+            }
+            if is_empty && folder != root {
+                found.push(format!("{}/", folder.strip_prefix(root).unwrap().display()));
+            }
+        }
+        let mut found = Vec::new();
+        walk(path, path, &mut found);
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn keys_that_are_paths_are_files_and_the_rest_is_counted() {
+        let (longest, long) = ("s".repeat(SEGMENT_BYTES_MAX), "s".repeat(SEGMENT_BYTES_MAX + 1));
+        let (deepest, deep) = (vec!["d"; SEGMENTS_MAX].join("/"), vec!["e"; SEGMENTS_MAX + 1].join("/"));
+        let good = ["a.txt", "b/c/d.txt", "b/e", "..c", "\u{e9}", " ", &longest, &deepest];
+        let bad: [&[u8]; 13] = [
+            b"..",
+            b".",
+            b"../x",
+            b"x/../y",
+            b"x/./y",
+            b"/x",
+            b"x/",
+            b"x//y",
+            b"/",
+            b"x\0y",
+            b"\xff",
+            long.as_bytes(),
+            deep.as_bytes(),
+        ];
+        let (node, bucket) = node(&[&good.map(str::as_bytes)[..], &bad].concat());
+        let mounted = mount(&node, &bucket);
+        let mut expected = good.map(str::to_owned);
+        expected.sort();
+        assert_eq!((tree(&mounted.path), mounted.left_out), (expected.to_vec(), bad.len() as u64));
+        assert_eq!(node.data().durable_objects().mounted(&bucket).unwrap().as_ref(), Some(&mounted));
+        // Changes are there when they are answered, bad keys and all.
+        set(&node, &bucket, b"new/one");
+        set(&node, &bucket, b"../two");
+        delete(&node, &bucket, b"..");
+        delete(&node, &bucket, b"b/e");
+        delete(&node, &bucket, b"b/c/d.txt");
+        let found = tree(&mounted.path);
+        assert!(found.contains(&"new/one".to_owned()) && !found.iter().any(|name| name.starts_with("b/")), "{found:?}");
+        assert_eq!(mount(&node, &bucket).left_out, bad.len() as u64);
+    }
+
+    #[test]
+    fn a_key_with_keys_below_it_is_a_folder_in_whatever_order_they_came() {
+        for keys in [[&b"a"[..], b"a/b", b"a/b/c"], [b"a/b/c", b"a/b", b"a"], [b"a/b", b"a/b/c", b"a"]] {
+            for is_mounted_first in [false, true] {
+                let (node, bucket) = node(if is_mounted_first { &[] } else { &keys });
+                let path = mount(&node, &bucket).path;
+                if is_mounted_first {
+                    keys.iter().for_each(|key| set(&node, &bucket, key));
+                }
+                let mounted = mount(&node, &bucket);
+                assert_eq!((tree(&path), mounted.left_out), (vec!["a/b/c".to_owned()], 2), "{keys:?}");
+                delete(&node, &bucket, b"a/b/c");
+                assert_eq!((mount(&node, &bucket).left_out, tree(&path)), (1, vec!["a/b".to_owned()]));
+                delete(&node, &bucket, b"a/b");
+                assert_eq!((mount(&node, &bucket).left_out, tree(&path)), (0, vec!["a".to_owned()]));
+                delete(&node, &bucket, b"a");
+                assert_eq!((mount(&node, &bucket).left_out, tree(&path)), (0, Vec::new()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_replaced_object_is_one_or_the_other_and_who_has_it_open_keeps_it() {
+        use std::io::Read as _;
+        let (node, bucket) = node(&[b"k"]);
+        let path = mount(&node, &bucket).path.join("k");
+        let mut open = fs::File::open(&path).unwrap();
+        put(node.data().durable_objects(), &bucket, b"k", b"newer").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"newer");
+        // The same again, and the same bytes under another key: links to the file that is there.
+        put(node.data().durable_objects(), &bucket, b"k", b"newer").unwrap();
+        put(node.data().durable_objects(), &bucket, b"l", b"newer").unwrap();
+        assert_eq!(fs::read(path.with_file_name("l")).unwrap(), b"newer");
+        assert_eq!(mount(&node, &bucket).left_out, 0);
+        let mut old = String::new();
+        open.read_to_string(&mut old).unwrap();
+        assert_eq!(old, "k");
+    }
+
+    #[test]
+    fn a_tree_has_its_bound() {
+        let (node, bucket) = node(&[b"a", b"b/c", b"d"]);
+        let links = |count| lock(&node.data().durable_objects().files.mounts.tree(bucket.id).links).entries_max = count;
+        links(3);
+        let mounted = mount(&node, &bucket);
+        assert_eq!((tree(&mounted.path), mounted.left_out), (vec!["a".to_owned(), "b/c".to_owned()], 1));
+        links(4);
+        set(&node, &bucket, b"d");
+        assert_eq!((tree(&mounted.path).len(), mount(&node, &bucket).left_out), (3, 0));
+    }
+
+    #[test]
+    fn what_expired_or_was_deleted_with_its_bucket_is_gone() {
+        let (node, bucket) = node(&[b"stays"]);
+        let path = mount(&node, &bucket).path;
+        let options = PutOptions { ttl_ms: Some(1000), ..PutOptions::default() };
+        put_with(node.data().durable_objects(), &bucket, b"goes", b"goes", options).unwrap();
+        assert_eq!(tree(&path), ["goes", "stays"]);
+        node.hands.pass(1000);
+        // The next write sweeps.
+        set(&node, &bucket, b"more");
+        assert_eq!((mount(&node, &bucket).left_out, tree(&path)), (0, vec!["more".to_owned(), "stays".to_owned()]));
+        node.data().delete_bucket(&bucket.tenant, &bucket.name).wait().unwrap();
+        assert!(!path.exists());
+        assert!(matches!(node.data().durable_objects().mount(&bucket), Err(DataError::NoSuchBucket { .. })));
+        assert_eq!(node.data().durable_objects().mounted(&bucket).unwrap(), None);
+    }
+
+    #[test]
+    fn a_start_believes_no_tree_and_damage_is_not_linked() {
+        let (mut node, bucket) = node(&[b"good", b"rots", b"rotten"]);
+        let path = mount(&node, &bucket).path;
+        let damage = |key: &str| {
+            let mut mode = fs::metadata(path.join(key)).unwrap().permissions();
+            std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o600);
+            fs::set_permissions(path.join(key), mode).unwrap();
+            fs::write(path.join(key), "x".repeat(key.len())).unwrap();
+        };
+        damage("rotten");
+        fs::write(path.join("strange"), "strange").unwrap();
+        node.reopen();
+        assert!(node.data().durable_objects().mounted(&bucket).unwrap().is_none() && !path.exists());
+        let mounted = mount(&node, &bucket);
+        assert_eq!((tree(&mounted.path), mounted.left_out), (vec!["good".to_owned(), "rots".to_owned()], 1));
+        damage("rots");
+        assert_eq!(node.data().durable_objects().scrub(&bucket).unwrap().corrupt.len(), 2);
+        assert_eq!(tree(&mounted.path), ["good"]);
+        // Put again, they are mended.
+        set(&node, &bucket, b"rots");
+        set(&node, &bucket, b"rotten");
+        assert_eq!((mount(&node, &bucket).left_out, tree(&path).len()), (0, 3));
+        for _ in 0..1000 {
+            if fs::read_dir(node.dir.path().join("mounts-trash")).unwrap().next().is_none() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("the tree of the process before is still there");
+    }
+
+    #[test]
+    fn mounting_while_others_write_misses_nothing() {
+        let (node, bucket) = node(&[]);
+        std::thread::scope(|scope| {
+            for writer in 0..3_u8 {
+                let (node, bucket) = (&node, &bucket);
+                scope.spawn(move || {
+                    for number in 0..40 {
+                        set(node, bucket, format!("{writer}/{number}").as_bytes());
+                        if number % 3 == 0 {
+                            delete(node, bucket, format!("{writer}/{number}").as_bytes());
+                        }
+                    }
+                });
+            }
+            scope.spawn(|| mount(&node, &bucket));
+        });
+        let mounted = mount(&node, &bucket);
+        assert_eq!((tree(&mounted.path).len(), mounted.left_out), (3 * 26, 0));
+    }
+}
