@@ -20,6 +20,7 @@ use crate::dispatch::{Change, Dispatcher, no_such_function};
 use crate::engine::build::{Builder, Built, Job, Kept, Outputs, Said};
 use crate::engine::{Engine, Shape, Template};
 use crate::fault::{Code, Fault};
+use crate::grants::{DataGrant, ManifestGrants};
 use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
 use crate::manifest::{Manifest, SnapshotMode};
 use crate::registry::{
@@ -138,6 +139,7 @@ impl Deployer {
             let shape = built.shape().map_err(Fault::internal)?;
             let template = inner.load(shape, &artifact)?;
             inner.make_buckets(&tenant, &manifest)?;
+            inner.check_mounts(&tenant, &manifest.grants)?;
             let mut notes = built.notes;
             notes.extend(manifest.notes());
             let new = NewRevision {
@@ -411,6 +413,21 @@ impl Inner {
             }
             error => error.fault(),
         })
+    }
+
+    /// Refuses what could never be: a folder of a bucket that has no files. One that is not there yet may be made later.
+    fn check_mounts(&self, tenant: &TenantId, grants: &ManifestGrants) -> Result<(), Fault> {
+        let Some(data) = &self.data else { return Ok(()) };
+        for DataGrant { bucket, .. } in grants.data.iter().filter(|grant| grant.mount.is_some()) {
+            let found = data.bucket(tenant, bucket).map_err(|error| error.fault())?;
+            if let Some(why) = found.and_then(|found| found.without_files()) {
+                let detail = format!("'grants.data.mount': bucket '{bucket}' cannot be a folder: {why}");
+                return Err(
+                    Fault::new(Code::BadManifest, detail).hint("leave 'mount' out, or name a durable bucket without an origin")
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Puts what a function said in its build into its log.

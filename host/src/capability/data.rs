@@ -1,13 +1,15 @@
 //! Data: which buckets a guest may use. The one place that checks a grant of data, whichever interface asks.
 //!
 //! Owns [`DataAccess`], what one revision may reach, and the refusal of everything else. Knows nothing about how keys, values and
-//! objects cross into a guest (`handler_data`, `keyvalue`, `blobstore` do). Invariant: nobody gets a bucket from here that the manifest
+//! objects cross into a guest (`handler`, `keyvalue`, `blobstore` do). Invariant: nobody gets a bucket from here that the manifest
 //! did not name, and nobody writes to one that it named for reading.
 
 use std::collections::HashSet;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::{Host, blocking};
 use crate::data::kv::KeyValue;
 use crate::data::objects::Objects;
 use crate::data::{Bucket, Data, DataError};
@@ -24,6 +26,17 @@ pub struct DataAccess {
     node: Option<Node>,
     grants: Vec<Granted>,
     explained: Mutex<HashSet<(String, Access)>>,
+    /// Mounts of which the log was told something.
+    mounts_explained: Mutex<HashSet<String>>,
+}
+
+/// A granted bucket as a folder, for reading.
+#[derive(Debug, Clone)]
+pub struct Mount {
+    /// Where it is.
+    pub host: PathBuf,
+    /// What the guest calls it.
+    pub guest: String,
 }
 
 struct Node {
@@ -73,7 +86,7 @@ impl DataAccess {
     #[must_use]
     pub fn new(data: Arc<Data>, tenant: TenantId, grants: &[DataGrant]) -> Self {
         let grants = grants.iter().map(|grant| Granted { grant: grant.clone(), found: Mutex::new(None) }).collect();
-        Self { node: Some(Node { data, tenant }), grants, explained: Mutex::default() }
+        Self { node: Some(Node { data, tenant }), grants, explained: Mutex::default(), mounts_explained: Mutex::default() }
     }
 
     /// What is granted, in the manifest's order.
@@ -107,6 +120,64 @@ impl DataAccess {
         Ok(found)
     }
 
+    /// Whether a granted bucket is to be a folder.
+    #[must_use]
+    pub fn has_mounts(&self) -> bool {
+        self.node.is_some() && self.grants().any(|grant| grant.mount.is_some())
+    }
+
+    /// The buckets that are to be folders, with every change that was committed before. What cannot be one is not among them, and the
+    /// function's log says why, once for each revision.
+    ///
+    /// # Cost
+    /// Microseconds; after a start of the node, what [`Durable::mount`](crate::data::objects::Durable::mount) says, on a thread that
+    /// may block.
+    pub async fn mounts(&self, log: &LogSink) -> Vec<Mount> {
+        let Some(Node { data, .. }) = &self.node else { return Vec::new() };
+        let mut mounts = Vec::new();
+        for grant in self.grants() {
+            let Some(guest) = &grant.mount else { continue };
+            match self.mount(data, grant, log).await {
+                Ok(host) => mounts.push(Mount { host, guest: guest.clone() }),
+                Err(text) => self.explain_mount(grant, &text, log),
+            }
+        }
+        mounts
+    }
+
+    async fn mount(&self, data: &Arc<Data>, grant: &DataGrant, log: &LogSink) -> Result<PathBuf, String> {
+        let open = self.open(grant.bucket.as_str()).map_err(|error| error.text())?;
+        if let Some(why) = open.bucket.without_files() {
+            return Err(why.into());
+        }
+        let text = |error| AccessError::from(error).text();
+        let mounted = match data.durable_objects().mounted(&open.bucket).map_err(text)? {
+            Some(mounted) => mounted,
+            None => {
+                let data = data.clone();
+                let mounted = blocking::run(move || data.durable_objects().mount(&open.bucket)).await;
+                let mounted = mounted.unwrap_or_else(|error| {
+                    tracing::error!(%error, "the mounting of a bucket ended with a panic");
+                    Err(DataError::Closed)
+                });
+                mounted.map_err(text)?
+            }
+        };
+        if mounted.left_out > 0 {
+            let text =
+                format!("{} objects are left out: their keys are no relative paths, or folders of others", mounted.left_out);
+            self.explain_mount(grant, &text, log);
+        }
+        Ok(mounted.path)
+    }
+
+    fn explain_mount(&self, grant: &DataGrant, text: &str, log: &LogSink) {
+        if lock(&self.mounts_explained).insert(grant.bucket.to_string()) {
+            let guest = grant.mount.as_deref().unwrap_or_default();
+            log.host(Level::Warn, format!("bucket '{}' at {guest}: {text}", grant.bucket));
+        }
+    }
+
     /// Tells the author of a function, once for each revision and bucket, which line of the manifest would have allowed what was
     /// refused.
     pub fn explain(&self, error: &AccessError, log: &LogSink) {
@@ -116,6 +187,39 @@ impl DataAccess {
             drop(explained);
             log.host(Level::Warn, format!("bucket '{bucket}': {error}"));
         }
+    }
+}
+
+impl AccessError {
+    /// What a guest is told. What the node's operator should see is in the node's log; a guest learns what a client would.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Data(error) => error.fault().detail.into_owned(),
+            Self::Denied { .. } | Self::Absent => self.to_string(),
+        }
+    }
+}
+
+impl Host {
+    /// A bucket for a component. Says in the function's log what would have allowed what is denied.
+    pub(super) fn open_bucket(&mut self, name: &str) -> Result<Arc<OpenBucket>, AccessError> {
+        self.has_asked = true;
+        let opened = self.environment.data.open(name);
+        opened.inspect_err(|error| self.environment.data.explain(error, &self.log))
+    }
+
+    /// Brings up the folders that buckets are to be. Before the guest runs.
+    pub async fn mount(&mut self) {
+        if self.environment.data.has_mounts() {
+            let (data, log) = (self.environment.data.clone(), self.log.clone());
+            self.mounts = data.mounts(&log).await;
+        }
+    }
+
+    /// Whether the guest may do this with a bucket that it has. Says in the function's log what would have allowed what is denied.
+    pub(super) fn allow(&self, bucket: &OpenBucket, need: Access) -> Result<(), AccessError> {
+        bucket.allow(need).inspect_err(|error| self.environment.data.explain(error, &self.log))
     }
 }
 

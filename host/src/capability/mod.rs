@@ -4,11 +4,14 @@
 //! granted or not, because unmodified programs import what they never touch; without a grant an interface's own functions
 //! refuse. Knows nothing about where modules come from or what runs them.
 
+pub mod blobstore;
 pub mod blocking;
+pub mod config;
 pub mod data;
 pub mod descriptors;
 pub mod handler;
 pub mod http;
+pub mod keyvalue;
 pub mod reply;
 pub mod stdio;
 pub mod wasi;
@@ -60,8 +63,10 @@ impl Refusal {
 pub struct Environment {
     /// Arguments; the first is the program's name.
     pub args: Vec<String>,
-    /// Variables.
+    /// Variables: first those of the request, then the revision's own.
     pub env: Vec<(String, String)>,
+    /// How many of them are of the request.
+    pub env_of_request: usize,
     /// What it may reach of the host.
     pub grants: Grants,
     /// What it may reach of its tenant's data.
@@ -98,6 +103,12 @@ pub struct Host {
     preview1: Option<WasiP1Ctx>,
     http: WasiHttpCtx,
     has_used_http: bool,
+    /// Whether a component has asked for data or configuration.
+    has_asked: bool,
+    cursors: keyvalue::Cursors,
+    blobs: blobstore::Blobs,
+    /// Buckets that are folders.
+    mounts: Vec<data::Mount>,
     hooks: Hooks,
 }
 
@@ -128,6 +139,10 @@ impl Host {
             preview1: None,
             http,
             has_used_http: false,
+            has_asked: false,
+            cursors: keyvalue::Cursors::default(),
+            blobs: blobstore::Blobs::default(),
+            mounts: Vec::new(),
             hooks,
         }
     }
@@ -142,10 +157,11 @@ impl Host {
     }
 
     /// Whether the guest has asked for anything that may be another thing for another invocation: its clocks, random numbers,
-    /// variables and streams, an answer over HTTP, data, a line in its log.
+    /// variables and streams, an answer over HTTP, data, configuration, a line in its log.
     #[must_use]
     pub fn has_looked_outside(&self) -> bool {
-        self.wasi.is_some() || self.preview1.is_some() || self.has_used_http || self.data.has_asked() || self.log.dropped() > 0
+        let has_wasi = self.wasi.is_some() || self.preview1.is_some();
+        has_wasi || self.has_used_http || self.has_asked || self.data.has_asked() || self.log.dropped() > 0
     }
 }
 
@@ -171,16 +187,22 @@ pub fn link_modules(linker: &mut ModuleLinker<Host>) -> Result<()> {
 /// Only if two interfaces define the same name: a bug of ours.
 pub fn link_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> Result<()> {
     wasi::link_components(linker, concurrent)?;
-    http::link(linker, concurrent)
+    http::link(linker, concurrent)?;
+    keyvalue::link(linker)?;
+    config::link(linker)?;
+    blobstore::link(linker)
 }
 
 /// Interfaces that components may import, for the message about one that is not among them.
-pub const INTERFACES: [&str; 7] = [
+pub const INTERFACES: [&str; 10] = [
+    "wasi:blobstore 0.2.0-draft",
     "wasi:cli 0.2 and 0.3",
     "wasi:clocks 0.2 and 0.3",
+    "wasi:config 0.2.0-draft, 0.2.0-draft-2024-09-27 and 0.2.0-rc.1",
     "wasi:filesystem 0.2 and 0.3",
     "wasi:http 0.2 and 0.3",
     "wasi:io 0.2",
+    "wasi:keyvalue 0.2.0-draft and 0.2.0-draft2",
     "wasi:random 0.2 and 0.3",
     "wasi:sockets 0.2 and 0.3",
 ];

@@ -1,7 +1,7 @@
 //! WASI: previews 0 and 1 for core modules, 0.2 and 0.3 for components.
 //!
 //! Owns when WASI's state is made (at the guest's first call, because most handlers never make one) and what is in it.
-//! Without a grant there are no folders and no sockets: each call answers with the interface's own refusal.
+//! Without a grant there are no folders and no sockets, and a bucket that is a folder can only be read: each call answers with the interface's own refusal.
 //! Invariant: all monotonic clocks count from one epoch, so that a clock that a snapshot remembers is never ahead of a later one.
 
 use std::convert::Infallible;
@@ -16,6 +16,7 @@ use wasmtime_wasi::p0;
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
 use wasmtime_wasi::{FsPerms, HostMonotonicClock, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
+use super::data::Mount;
 use super::{Environment, Host};
 use crate::capability::stdio::Stdio;
 
@@ -51,19 +52,20 @@ pub fn link_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> 
 
 impl Host {
     fn preview1(&mut self) -> &mut WasiP1Ctx {
-        self.preview1.get_or_insert_with(|| builder(&self.environment, &self.stdio, self.drawn.as_ref()).build_p1())
+        let builder = || builder(&self.environment, &self.stdio, self.drawn.as_ref(), &self.mounts);
+        self.preview1.get_or_insert_with(|| builder().build_p1())
     }
 }
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let ctx: &mut WasiCtx =
-            self.wasi.get_or_insert_with(|| builder(&self.environment, &self.stdio, self.drawn.as_ref()).build());
+        let builder = || builder(&self.environment, &self.stdio, self.drawn.as_ref(), &self.mounts);
+        let ctx: &mut WasiCtx = self.wasi.get_or_insert_with(|| builder().build());
         WasiCtxView { ctx, table: &mut self.table }
     }
 }
 
-fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>) -> WasiCtxBuilder {
+fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>, mounts: &[Mount]) -> WasiCtxBuilder {
     let mut builder = WasiCtxBuilder::new();
     builder.args(&environment.args).envs(&environment.env).monotonic_clock(SharedEpoch);
     if let Some(drawn) = drawn {
@@ -77,6 +79,12 @@ fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>) -> W
         // The folder was opened once, when the command line was checked. If it has gone since, the guest sees no folder.
         if let Err(error) = builder.preopened_dir(&dir.host, &dir.guest, FsPerms::ReadWrite) {
             tracing::warn!(host = %dir.host.display(), %error, "a granted folder cannot be opened");
+        }
+    }
+    for mount in mounts {
+        // The bucket may have been deleted a moment ago: then there is no folder.
+        if let Err(error) = builder.preopened_dir(&mount.host, &mount.guest, FsPerms::ReadOnly) {
+            tracing::warn!(guest = mount.guest, %error, "a mounted bucket cannot be opened");
         }
     }
     builder

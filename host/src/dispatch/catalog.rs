@@ -106,6 +106,7 @@ impl Function {
             environment: Arc::new(Environment {
                 args,
                 env,
+                env_of_request: 0,
                 grants: base.grants.clone(),
                 data: Arc::new(data.unwrap_or_default()),
             }),

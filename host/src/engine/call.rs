@@ -61,6 +61,7 @@ pub(super) enum Live {
 pub(super) fn start(code: Arc<Resolved>, store: Store<Host>, live: Option<Live>, input: Input) -> Guest {
     let call = async move |store: &mut Store<Host>| {
         let entry = &code.entry;
+        store.data_mut().mount().await;
         let live = match live {
             Some(live) => live,
             None => instantiate(entry, store).await?,

@@ -42,8 +42,9 @@ pub(super) fn environment(base: &Environment, parts: &Parts, prefix_len: usize, 
         env.push((format!("HTTP_{}", name.as_str().to_ascii_uppercase().replace('-', "_")), values.join(", ")));
     }
     env.retain(|(name, _)| !base.env.iter().any(|(mine, _)| mine == name));
+    let env_of_request = env.len();
     env.extend(base.env.iter().cloned());
-    Environment { args: base.args.clone(), env, grants: base.grants.clone(), data: base.data.clone() }
+    Environment { args: base.args.clone(), env, env_of_request, grants: base.grants.clone(), data: base.data.clone() }
 }
 
 #[cfg(test)]

@@ -34,5 +34,6 @@ mod registry;
 mod rehearsal;
 mod shortage;
 mod snapshot;
+mod standard;
 mod templates;
 mod triggers;

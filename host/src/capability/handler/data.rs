@@ -156,12 +156,7 @@ impl Host {
     /// denied.
     pub(super) fn refuse(&mut self, error: &AccessError) -> i32 {
         self.environment.data.explain(error, &self.log);
-        // What the node's operator should see is in the node's log; a guest is told what a client would be.
-        let text = match error {
-            AccessError::Data(error) => error.fault().detail.into_owned(),
-            error => error.to_string(),
-        };
-        self.data.answer = Bytes::from(text.into_bytes());
+        self.data.answer = Bytes::from(error.text().into_bytes());
         Errno::from(error) as i32
     }
 

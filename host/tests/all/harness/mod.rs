@@ -3,6 +3,7 @@
 //! A [`Node`] checks itself when it goes: no answer of its was a bug of Hob's, none was counted, and nothing in what it wrote to
 //! standard error is a panic. No test sleeps to wait for a state; [`eventually`] asks until it is there.
 
+pub(crate) mod doors;
 pub(crate) mod examples;
 pub(crate) mod failing;
 pub(crate) mod http;
