@@ -73,6 +73,7 @@ const SDK: &[Source] = sdk!(
     "src/kv.rs",
     "src/lib.rs",
     "src/log.rs",
+    "src/mapped.rs",
     "src/objects.rs",
     "src/random.rs",
     "src/record.rs",
