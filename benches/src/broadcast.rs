@@ -18,7 +18,7 @@ use hob_bench_work::words;
 use crate::fleet::Client as Http;
 use crate::guests::Guest;
 use crate::handoff::micros;
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::process::Counters;
 use crate::redis::{Client, Fsync, Over, Redis, Reply};
 use crate::report::{Figure, Report, quantile};
@@ -78,6 +78,7 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     let put = format!("GET /data?op=put&bucket=volatile&key=all&seed=1&len={} HTTP/1.1\r\n", plan.len);
     let answer = Http::connect(node.addr)?.exchange(&put, b"")?;
     ensure!(answer.starts_with("HTTP/1.1 200"), "the object cannot be put: {answer}");
+    fits(&plan, &node, &object)?;
     let redis = Redis::start(report, Fsync::Never)?;
     if let Some(redis) = &redis {
         redis.connect(Over::Unix)?.ok(&[b"SET", b"all", &object])?;
@@ -144,6 +145,23 @@ fn raise_descriptors() -> anyhow::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?)
+}
+
+/// One reader alone, before a thousand: if each had a copy, they would take the machine down.
+fn fits(plan: &Plan, node: &Server, object: &[u8]) -> anyhow::Result<()> {
+    let pid = node.pid().to_string();
+    let mut reader = Reader::connect(node.addr)?;
+    let before = Memory::of(&pid)?.anonymous;
+    reader.begin(plan.words, 0)?;
+    reader.has_it()?;
+    let each = Memory::of(&pid)?.anonymous - before;
+    reader.go()?;
+    ensure!(reader.sum()? == words::sum_spread(object, plan.words, 0), "a reader has another sum");
+    reader.end()?;
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+    let (all, free) = (each * plan.readers as f64 / MIB, memory::available()? / MIB);
+    ensure!(all < free / 2.0, "{} readers would take {all:.0} MiB of {free:.0} that are free: each has a copy", plan.readers);
+    Ok(())
 }
 
 fn native_round(plan: &Plan, object: &[u8], expected: &[u64]) -> anyhow::Result<f64> {

@@ -47,6 +47,11 @@ impl Memory {
     }
 }
 
+/// Bytes of memory that the machine can give without swapping.
+pub(crate) fn available() -> anyhow::Result<f64> {
+    field(&fs::read_to_string("/proc/meminfo")?, "MemAvailable:")
+}
+
 /// A line such as `VmPTE:  64 kB`, in bytes.
 fn field(text: &str, key: &str) -> anyhow::Result<f64> {
     let value = text.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("the system does not say {key}"))?;
