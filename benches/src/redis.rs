@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail, ensure};
 use tempfile::TempDir;
 
 use crate::report::Report;
+use crate::servers;
 
 /// When Redis calls `fsync`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub(crate) enum Fsync {
     Always,
 }
 
-/// A server that runs; killed when dropped.
+/// A server that runs; killed when dropped, and when this process ends.
 #[derive(Debug)]
 pub(crate) struct Redis {
     child: Child,
@@ -47,36 +48,40 @@ const BUFFER_BYTES: usize = 16 << 10;
 impl Redis {
     /// A server, or `None` and a note where there is no `redis-server`.
     pub(crate) fn start(report: &Report, fsync: Fsync) -> anyhow::Result<Option<Self>> {
+        match Command::new("redis-server").arg("--version").output() {
+            Ok(output) => report.note(String::from_utf8_lossy(&output.stdout).trim()),
+            Err(error) => {
+                report.note(&format!("skipped: redis: 'redis-server' does not start: {error}"));
+                return Ok(None);
+            }
+        }
         let dir = tempfile::tempdir()?;
         // It takes no port 0, so it gets one that was free a moment ago.
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let unix = dir.path().join("redis.sock");
-        let mut command = Command::new("redis-server");
+        let mut command = servers::leashed("redis-server");
         command.args(["--bind", "127.0.0.1", "--save", "", "--port", &tcp.port().to_string()]);
         command.arg("--dir").arg(dir.path()).arg("--unixsocket").arg(&unix);
         match fsync {
             Fsync::Never => command.args(["--appendonly", "no"]),
             Fsync::Always => command.args(["--appendonly", "yes", "--appendfsync", "always"]),
         };
-        let child = match command.stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
-            Ok(child) => child,
-            Err(error) => {
-                report.note(&format!("skipped: redis: 'redis-server' does not start: {error}"));
-                return Ok(None);
-            }
-        };
-        let redis = Self { child, tcp, unix, _dir: dir };
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        let mut redis = Self { child, tcp, unix, _dir: dir };
         redis.wait()?;
         Ok(Some(redis))
     }
 
-    fn wait(&self) -> anyhow::Result<()> {
+    fn wait(&mut self) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
             match self.connect(Over::Unix).and_then(|mut client| client.command(&[b"PING"])) {
                 Ok(_) => return Ok(()),
                 Err(error) if began.elapsed() > PATIENCE => return Err(error.context("redis-server does not answer")),
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("redis-server ended before it was ready: {status}");
             }
         }
     }

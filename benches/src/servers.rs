@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -36,6 +37,8 @@ pub(crate) enum Role {
     Pair(PathBuf),
     /// A worker of scenario `serving` at this Redis.
     Worker(SocketAddr),
+    /// A program of others, which ends when this process does; the child of that process, program and arguments.
+    Leashed { parent: i32, command: Vec<String> },
 }
 
 pub(crate) const ROLE: &str = "bench-server";
@@ -49,6 +52,7 @@ pub(crate) fn role_of_child() -> Option<Role> {
     match args.next()?.as_str() {
         "hyper" => Some(Role::Hyper),
         "pair" => Some(Role::Pair(args.next()?.into())),
+        "leashed" => Some(Role::Leashed { parent: args.next()?.parse().ok()?, command: args.collect() }),
         "worker" => Some(Role::Worker(args.next()?.parse().ok()?)),
         "node" => {
             let data_dir = args.next()?.into();
@@ -116,6 +120,7 @@ pub(crate) fn start_with(role: &Role, variables: &[(&str, &str)]) -> anyhow::Res
         Role::Hob(examples) => command.arg("hob").args(examples),
         Role::Pair(socket) => command.arg("pair").arg(socket),
         Role::Worker(redis) => command.arg("worker").arg(redis.to_string()),
+        Role::Leashed { parent, command: words } => command.args(["leashed", &parent.to_string()]).args(words),
         Role::Node { data_dir, settings, guests } => command.arg("node").arg(data_dir).args(settings).args(guests),
     };
     let addresses = |line: &str| {
@@ -126,6 +131,23 @@ pub(crate) fn start_with(role: &Role, variables: &[(&str, &str)]) -> anyhow::Res
         Role::Node { .. } => wait_for(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?, addresses),
         _ => start_pinned(command, addresses),
     }
+}
+
+/// A command that starts `program`, which the system kills when the thread that started it ends, however it ends. Programs of others
+/// do not look at their standard input.
+pub(crate) fn leashed(program: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.args([ROLE, "leashed", &std::process::id().to_string(), program]);
+    command
+}
+
+fn become_leashed(parent: i32, command: &[String]) -> anyhow::Result<()> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Who ended before sends no signal any more.
+    anyhow::ensure!(getppid().is_some_and(|pid| pid.as_raw_nonzero().get() == parent), "whoever started this has ended");
+    let [program, arguments @ ..] = command else { anyhow::bail!("expected a program") };
+    Err(Command::new(program).args(arguments).exec()).with_context(|| format!("'{program}' does not start"))
 }
 
 /// Starts a command on the server's core; `addresses` finds where it listens in a line that it prints.
@@ -156,6 +178,7 @@ pub(crate) fn run(role: Role) -> anyhow::Result<()> {
         Role::Hyper => run_hyper(),
         Role::Pair(socket) => handoff::run_pair(&socket),
         Role::Worker(redis) => serving::run_worker(redis),
+        Role::Leashed { parent, command } => become_leashed(parent, &command),
         Role::Hob(examples) => {
             let dir = tempfile::tempdir()?;
             let mut setup = setup(dir.path());

@@ -10,7 +10,8 @@ use std::time::Instant;
 use hob_bench_work::entries::{self, Spread};
 use hob_bench_work::training::Trainer;
 use hob_bench_work::words;
-use hob_sdk::{Body, Error, Request, Response, StatusCode, kv, objects};
+use hob_sdk::objects::{self, Mapped};
+use hob_sdk::{Body, Error, Request, Response, StatusCode, kv};
 
 use query::Query;
 
@@ -149,8 +150,8 @@ fn train(query: &Query) -> Result<Response, Error> {
     Ok(format!("{} {} {}", began.elapsed().as_nanos(), computed.as_nanos(), trainer.digest()).into())
 }
 
-/// The bytes of an object.
-fn view(query: &Query) -> Result<Vec<u8>, Error> {
+/// The bytes of an object, mapped if they are many.
+fn view(query: &Query) -> Result<Mapped, Error> {
     let (bucket, key) = (query.text("bucket")?, query.text("key")?);
-    objects::open(bucket)?.get(key)?.ok_or_else(|| Error::msg(format!("there is no object '{key}'")))
+    objects::map(bucket, key)?.ok_or_else(|| Error::msg(format!("there is no object '{key}'")))
 }
