@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
+use hob_bench_work::Dice;
 
-use crate::fleet::{self, Answer, Client, Dice};
+use crate::fleet::{self, Answer, Client};
 use crate::guests::Guest;
 use crate::memory::{self, Memory};
 use crate::report::{Figure, Report, quantile};
@@ -41,7 +42,8 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     let modules = (0..plan.modules).map(|seed| fleet::variant(&hello, seed as u64)).collect::<anyhow::Result<Vec<_>>>()?;
     let dir = tempfile::tempdir()?;
     let settings = vec![format!("engine.templates_max={}", plan.modules / 10)];
-    let start = || servers::start(&Role::Node { data_dir: dir.path().to_owned(), settings: settings.clone() });
+    let start =
+        || servers::start(&Role::Node { data_dir: dir.path().to_owned(), settings: settings.clone(), guests: Vec::new() });
     let mut node = start()?;
     let empty = memory_of(&node)?;
     let mut deployed = 0;
@@ -76,7 +78,7 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
 /// allocator asks for no huge pages: with them each of its heaps grows in steps of 2 MiB, which of few templates is most.
 fn templates(report: &Report, data_dir: &Path, modules: usize) -> anyhow::Result<()> {
     let settings = ["engine.instances_max=4", "engine.large_instances_max=0", "engine.ready_max=0"].map(String::from).to_vec();
-    let role = Role::Node { data_dir: data_dir.to_owned(), settings };
+    let role = Role::Node { data_dir: data_dir.to_owned(), settings, guests: Vec::new() };
     let node = servers::start_with(&role, &[("MIMALLOC_ALLOW_THP", "0")])?;
     let mut control = Client::connect(node.control.context("a node has a control port")?)?;
     for number in 0..modules {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use hob_bench_work::Dice;
 use wasmparser::{Parser, Payload};
 
 use crate::load;
@@ -19,19 +20,6 @@ const PAGE_BYTES: u64 = 64 << 10;
 const CLIENTS: usize = 8;
 /// Longest time that an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Numbers that look random and are the same in each run (SplitMix64).
-#[derive(Debug)]
-pub(crate) struct Dice(pub(crate) u64);
-
-impl Dice {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-}
 
 /// Name of the function with this number.
 pub(crate) fn name(number: usize) -> String {

@@ -1,4 +1,4 @@
-//! The examples as guests of a benchmark.
+//! Guests of a benchmark: the examples, and those of `benches/guests`, which are no examples.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +18,9 @@ pub(crate) struct Guest {
 }
 
 fn folder(example: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(example)
+    let benches = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let own = benches.join("guests").join(example);
+    if own.is_dir() { own } else { benches.join("../examples").join(example) }
 }
 
 impl Guest {

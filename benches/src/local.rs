@@ -1,10 +1,13 @@
 //! A node in this process, and invocations of its functions through the same `Invoke` that serves requests.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use bytes::Bytes;
 use hob::daemon::Node;
+use hob::data::Data;
 use hob::invocation::{Invocation, Invoke, Payload, Start, Target};
 use hob::registry::FunctionRecord;
 use http_body_util::BodyExt as _;
@@ -12,7 +15,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::guests::Guest;
-use crate::servers::setup;
+use crate::servers::setup_with;
 
 /// A node and a thread that invokes.
 #[derive(Debug)]
@@ -35,14 +38,30 @@ pub(crate) struct Taken {
 
 impl Local {
     pub(crate) fn start() -> anyhow::Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// A node with settings of the form `engine.templates_max=20`.
+    pub(crate) fn start_with(settings: &[&str]) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let node = Node::start(setup(dir.path()))?;
+        let settings: Vec<_> = settings.iter().map(ToString::to_string).collect();
+        let node = Node::start(setup_with(dir.path(), &settings)?)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { node, runtime, dir })
     }
 
     pub(crate) fn data_dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Where it takes requests.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.node.addr()
+    }
+
+    /// What its functions keep.
+    pub(crate) fn data(&self) -> &Data {
+        self.node.data()
     }
 
     pub(crate) fn deploy(&self, guest: &Guest) -> anyhow::Result<FunctionRecord> {
@@ -95,15 +114,37 @@ impl Local {
         }))
     }
 
+    /// One invocation: its time in microseconds, from the call until the response is whole, and the response's body.
+    pub(crate) fn call(&self, function: &FunctionRecord, target: String) -> anyhow::Result<(f64, Bytes)> {
+        self.runtime.block_on(async {
+            let began = Instant::now();
+            let (_, _, body) = self.answer(function, None, target).await?;
+            let took = micros(began.elapsed());
+            // The instance is dropped here, as it is between two requests.
+            tokio::task::yield_now().await;
+            Ok((took, body))
+        })
+    }
+
     async fn one(&self, function: &FunctionRecord, rung: Option<Start>, target: String) -> anyhow::Result<(Start, f64)> {
+        let (start, micros, _) = self.answer(function, rung, target).await?;
+        Ok((start, micros))
+    }
+
+    async fn answer(
+        &self,
+        function: &FunctionRecord,
+        rung: Option<Start>,
+        target: String,
+    ) -> anyhow::Result<(Start, f64, Bytes)> {
         let request = http::Request::get(target).header("host", "localhost").body(Payload::empty())?;
         let (tenant, target) = (function.tenant.clone(), Target::Function(function.name.clone()));
         let invocation = Invocation { tenant, target, request, received: Instant::now(), start: rung };
         let outcome = self.node.dispatcher().invoke(invocation).await.result?;
         let (head, body) = outcome.response.into_parts();
-        ensure!(head.status == http::StatusCode::OK, "expected 200, found {}", head.status);
-        body.collect().await.map_err(|error| anyhow::anyhow!("{error}"))?;
-        Ok((outcome.start, micros(outcome.phases.start())))
+        let body = body.collect().await.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
+        ensure!(head.status == http::StatusCode::OK, "expected 200, found {}: {}", head.status, String::from_utf8_lossy(&body));
+        Ok((outcome.start, micros(outcome.phases.start()), body))
     }
 
     pub(crate) fn stop(self) {

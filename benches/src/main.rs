@@ -4,21 +4,31 @@
 //! documents quote come from a file in `results/`, written with `-o json`.
 
 mod bare;
+mod broadcast;
 mod density;
+mod disk;
 mod first_instruction;
 mod flat;
 mod fleet;
 mod guests;
+mod handoff;
 mod http_hello;
+mod kv;
 mod load;
 mod local;
 mod memory;
 mod node;
 mod peers;
+mod process;
+mod redis;
 mod report;
 mod restart;
+mod rivals;
+mod rounds;
 mod servers;
+mod serving;
 mod start;
+mod training;
 
 use clap::{Parser, ValueEnum};
 
@@ -59,6 +69,16 @@ enum Scenario {
     Density,
     /// Start of a node with 100,000 functions, and its first request.
     Restart,
+    /// Small entries, read and written by a function; beside a native program and Redis.
+    Kv,
+    /// What one function made, in the hands of another: 1 KB, 1 MB, 100 MB; beside two native processes and Redis.
+    Handoff,
+    /// An object of 100 MB in 1,000 instances at once; beside Redis.
+    Broadcast,
+    /// A model that learns from batches of 100 MB, one in each call; beside a native program, Redis and S3.
+    Training,
+    /// Batches of documents for a classifier; beside a native server behind ZeroMQ, and Redis as a queue.
+    Serving,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -77,5 +97,10 @@ fn main() -> anyhow::Result<()> {
         Scenario::Flat => flat::run(&report, args.quick),
         Scenario::Density => density::run(&report, args.quick),
         Scenario::Restart => restart::run(&report, args.quick),
+        Scenario::Kv => kv::run(&report, args.quick),
+        Scenario::Handoff => handoff::run(&report, args.quick),
+        Scenario::Broadcast => broadcast::run(&report, args.quick),
+        Scenario::Training => training::run(&report, args.quick),
+        Scenario::Serving => serving::run(&report, args.quick),
     }
 }

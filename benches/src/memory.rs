@@ -12,6 +12,10 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 pub(crate) struct Memory {
     /// Pages that no other process has: those of `Private_*` in `smaps_rollup`.
     pub(crate) private: f64,
+    /// All pages, each divided by how many mappings there are of it: `Pss`. And of these, pages of memory that is shared, such as
+    /// volatile objects: `Pss_Shmem`.
+    pub(crate) proportional: f64,
+    pub(crate) proportional_shared: f64,
     /// Pages that no file is behind.
     pub(crate) anonymous: f64,
     /// The tables that map them.
@@ -33,12 +37,19 @@ impl Memory {
         );
         Ok(Self {
             private,
+            proportional: field(&rollup, "Pss:")?,
+            proportional_shared: field(&rollup, "Pss_Shmem:")?,
             anonymous: field(&rollup, "Anonymous:")?,
             page_tables: field(&status, "VmPTE:")?,
             mappings,
             descriptors,
         })
     }
+}
+
+/// Bytes of memory that the machine can give without swapping.
+pub(crate) fn available() -> anyhow::Result<f64> {
+    field(&fs::read_to_string("/proc/meminfo")?, "MemAvailable:")
 }
 
 /// A line such as `VmPTE:  64 kB`, in bytes.

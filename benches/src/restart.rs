@@ -28,7 +28,7 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
 }
 
 fn role(dir: &Path) -> Role {
-    Role::Node { data_dir: dir.to_owned(), settings: Vec::new() }
+    Role::Node { data_dir: dir.to_owned(), settings: Vec::new(), guests: Vec::new() }
 }
 
 /// Prints the figures and returns the time to readiness.

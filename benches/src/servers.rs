@@ -1,10 +1,11 @@
-//! Servers as child processes: bare hyper, and a node of Hob.
+//! Servers as child processes: bare hyper, a node of Hob, and the other halves of some scenarios.
 //!
 //! The benchmark starts itself again in another role, so that server and load do not share a process, and each can have a core
 //! of its own. A child prints one line when it is ready and ends when its standard input does.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -20,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::guests::Guest;
+use crate::{handoff, serving};
 
 /// What a child is to be.
 #[derive(Debug)]
@@ -29,11 +31,17 @@ pub(crate) enum Role {
     Hyper,
     /// A node of Hob with one data thread and these examples, deployed as their `hob.toml` says.
     Hob(Vec<String>),
-    /// A node of Hob on this data directory, on all cores, with settings of the form `engine.templates_max=20`.
-    Node { data_dir: PathBuf, settings: Vec<String> },
+    /// A node of Hob on this data directory, on all cores, with settings of the form `engine.templates_max=20`, and these guests.
+    Node { data_dir: PathBuf, settings: Vec<String>, guests: Vec<String> },
+    /// The other end of the socket that lies here, of scenario `handoff`.
+    Pair(PathBuf),
+    /// A worker of scenario `serving` at this Redis.
+    Worker(SocketAddr),
+    /// A program of others, which ends when this process does; the child of that process, program and arguments.
+    Leashed { parent: i32, command: Vec<String> },
 }
 
-const ROLE: &str = "bench-server";
+pub(crate) const ROLE: &str = "bench-server";
 
 /// The role in the command line, if this process is such a child.
 pub(crate) fn role_of_child() -> Option<Role> {
@@ -43,7 +51,15 @@ pub(crate) fn role_of_child() -> Option<Role> {
     }
     match args.next()?.as_str() {
         "hyper" => Some(Role::Hyper),
-        "node" => Some(Role::Node { data_dir: args.next()?.into(), settings: args.collect() }),
+        "pair" => Some(Role::Pair(args.next()?.into())),
+        "leashed" => Some(Role::Leashed { parent: args.next()?.parse().ok()?, command: args.collect() }),
+        "worker" => Some(Role::Worker(args.next()?.parse().ok()?)),
+        "node" => {
+            let data_dir = args.next()?.into();
+            // No function has a name with an equals sign.
+            let (settings, guests) = args.partition(|word| word.contains('='));
+            Some(Role::Node { data_dir, settings, guests })
+        }
         _ => Some(Role::Hob(args.collect())),
     }
 }
@@ -102,7 +118,10 @@ pub(crate) fn start_with(role: &Role, variables: &[(&str, &str)]) -> anyhow::Res
     match role {
         Role::Hyper => command.arg("hyper"),
         Role::Hob(examples) => command.arg("hob").args(examples),
-        Role::Node { data_dir, settings } => command.arg("node").arg(data_dir).args(settings),
+        Role::Pair(socket) => command.arg("pair").arg(socket),
+        Role::Worker(redis) => command.arg("worker").arg(redis.to_string()),
+        Role::Leashed { parent, command: words } => command.args(["leashed", &parent.to_string()]).args(words),
+        Role::Node { data_dir, settings, guests } => command.arg("node").arg(data_dir).args(settings).args(guests),
     };
     let addresses = |line: &str| {
         let mut words = line.split_whitespace().map(str::parse);
@@ -112,6 +131,23 @@ pub(crate) fn start_with(role: &Role, variables: &[(&str, &str)]) -> anyhow::Res
         Role::Node { .. } => wait_for(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?, addresses),
         _ => start_pinned(command, addresses),
     }
+}
+
+/// A command that starts `program`, which the system kills when the thread that started it ends, however it ends. Programs of others
+/// do not look at their standard input.
+pub(crate) fn leashed(program: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.args([ROLE, "leashed", &std::process::id().to_string(), program]);
+    command
+}
+
+fn become_leashed(parent: i32, command: &[String]) -> anyhow::Result<()> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Who ended before sends no signal any more.
+    anyhow::ensure!(getppid().is_some_and(|pid| pid.as_raw_nonzero().get() == parent), "whoever started this has ended");
+    let [program, arguments @ ..] = command else { anyhow::bail!("expected a program") };
+    Err(Command::new(program).args(arguments).exec()).with_context(|| format!("'{program}' does not start"))
 }
 
 /// Starts a command on the server's core; `addresses` finds where it listens in a line that it prints.
@@ -140,42 +176,50 @@ fn wait_for(mut child: Child, addresses: impl Fn(&str) -> Option<Addresses>) -> 
 pub(crate) fn run(role: Role) -> anyhow::Result<()> {
     match role {
         Role::Hyper => run_hyper(),
+        Role::Pair(socket) => handoff::run_pair(&socket),
+        Role::Worker(redis) => serving::run_worker(redis),
+        Role::Leashed { parent, command } => become_leashed(parent, &command),
         Role::Hob(examples) => {
             let dir = tempfile::tempdir()?;
             let mut setup = setup(dir.path());
             setup.config.engine.threads = 1;
-            let node = Node::start(setup)?;
-            for example in examples {
-                let Guest { name, wasm, manifest } = Guest::load(&example)?;
-                node.deploy_file(name.parse()?, &wasm, manifest)?;
-            }
-            serve(node)
+            serve(setup, &examples)
         }
-        Role::Node { data_dir, settings } => {
-            let mut setup = setup(&data_dir);
-            setup.config = Config { net: setup.config.net, data: setup.config.data, ..Config::read("", &settings)? };
-            serve(Node::start(setup)?)
-        }
+        Role::Node { data_dir, settings, guests } => serve(setup_with(&data_dir, &settings)?, &guests),
     }
 }
 
 /// A node on free ports.
 pub(crate) fn setup(data_dir: &Path) -> Setup {
-    let mut setup = Setup::default();
+    on_free_ports(data_dir, Config::default())
+}
+
+/// The same with settings of the form `engine.templates_max=20`.
+pub(crate) fn setup_with(data_dir: &Path, settings: &[String]) -> anyhow::Result<Setup> {
+    Ok(on_free_ports(data_dir, Config::read("", settings)?))
+}
+
+fn on_free_ports(data_dir: &Path, config: Config) -> Setup {
+    let mut setup = Setup { config, ..Setup::default() };
     setup.config.net.addr = SocketAddr::from(([127, 0, 0, 1], 0));
     setup.config.net.control = setup.config.net.addr;
     setup.config.data.dir = Some(data_dir.to_owned());
     setup
 }
 
-fn serve(node: Node) -> anyhow::Result<()> {
+fn serve(setup: Setup, guests: &[String]) -> anyhow::Result<()> {
+    let node = Node::start(setup)?;
+    for guest in guests {
+        let Guest { name, wasm, manifest } = Guest::load(guest)?;
+        node.deploy_file(name.parse()?, &wasm, manifest)?;
+    }
     ready(format_args!("{} {}", node.addr(), node.control_addr()))?;
     node.stop();
     Ok(())
 }
 
 /// Says the address, then waits for the end of standard input.
-fn ready(addresses: impl std::fmt::Display) -> anyhow::Result<()> {
+pub(crate) fn ready(addresses: impl std::fmt::Display) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{addresses}")?;
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
