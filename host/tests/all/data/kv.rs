@@ -265,11 +265,16 @@ fn a_guest_that_ends_while_it_writes_leaves_the_node_well() {
         conn.request("POST", "/data1/durable", &[], script.as_bytes());
         drop(conn);
     }
-    eventually("all have ended", || door.node.occupancy("data1") == (0, 0));
     let answer = door.one("durable", "add 6e 1");
     let count: i64 = answer.strip_prefix("number ").unwrap().parse().unwrap();
     assert!((1..=1001).contains(&count), "{answer}");
-    assert_eq!(door.one("durable", "get 6e"), hex(count.to_string()));
+    // What was begun may still be made, and a request that is on its way may still begin.
+    eventually("all have ended", || door.node.occupancy("data1") == (0, 0));
+    let last = door.one("durable", "get 6e");
+    assert!(
+        (count..=1001).any(|number| last == hex(number.to_string())),
+        "{last}: less than {count} is left, or more than was added"
+    );
 }
 
 #[test]
