@@ -2,6 +2,7 @@
 //!
 //! Owns the way from a name in a path to a [`Bucket`]. Every call of `data` may block on the disk, so it happens off this port's thread.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -11,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
 use serde::Deserialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Control;
 use super::answer::{Refusal, body_fault};
@@ -40,13 +41,13 @@ pub struct Places {
     /// Uploads of functions.
     pub(super) uploads: Semaphore,
     /// Uploads of objects. Each holds a thread.
-    pub(super) objects: Semaphore,
+    pub(super) objects: Arc<Semaphore>,
     /// Objects that are being opened: the first time in a process the whole object is read.
-    pub(super) opening: Semaphore,
+    pub(super) opening: Arc<Semaphore>,
     /// Batches, each of which may be [`super::kv::BATCH_LEN_MAX`] long.
-    pub(super) batches: Semaphore,
+    pub(super) batches: Arc<Semaphore>,
     /// Scrubs.
-    pub(super) scrubs: Semaphore,
+    pub(super) scrubs: Arc<Semaphore>,
 }
 
 /// Uploads of objects at once.
@@ -62,11 +63,28 @@ impl Default for Places {
     fn default() -> Self {
         Self {
             uploads: Semaphore::new(super::upload::UPLOADS_MAX),
-            objects: Semaphore::new(OBJECT_PUTS_MAX),
-            opening: Semaphore::new(OPENING_MAX),
-            batches: Semaphore::new(BATCHES_MAX),
-            scrubs: Semaphore::new(1),
+            objects: Arc::new(Semaphore::new(OBJECT_PUTS_MAX)),
+            opening: Arc::new(Semaphore::new(OPENING_MAX)),
+            batches: Arc::new(Semaphore::new(BATCHES_MAX)),
+            scrubs: Arc::new(Semaphore::new(1)),
         }
+    }
+}
+
+/// A place, unless all are taken.
+///
+/// # Errors
+/// `overloaded`, which names what the places are for.
+pub(super) fn place(places: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Fault> {
+    Arc::clone(places).try_acquire_owned().map_err(|_| busy(what))
+}
+
+/// Work that keeps its place until it is done. A client that leaves ends the request, and not a thread that works for it.
+pub(super) fn holding<T>(place: OwnedSemaphorePermit, work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    move || {
+        let done = work();
+        drop(place);
+        done
     }
 }
 
@@ -223,8 +241,8 @@ pub(super) async fn delete(State(control): State<Control>, InBucket(name): InBuc
     responses((status = 200, body = ScrubInfo), (status = 400, body = Problem), (status = 404, body = Problem),
         (status = 503, description = "another scrub is under way", body = Problem)))]
 pub(super) async fn scrub(State(control): State<Control>, InBucket(name): InBucket) -> Result<Json<ScrubInfo>, Refusal> {
-    let _place = control.places.scrubs.try_acquire().map_err(|_| busy("scrubs"))?;
-    Ok(Json(control.in_bucket(name, |data, bucket| scrubbed(data, &bucket)).await?))
+    let place = place(&control.places.scrubs, "scrubs")?;
+    Ok(Json(control.in_bucket(name, |data, bucket| holding(place, || scrubbed(data, &bucket))()).await?))
 }
 
 fn scrubbed(data: &Data, bucket: &Bucket) -> Result<ScrubInfo, DataError> {
@@ -274,4 +292,24 @@ fn is_exact(data: &Data, bucket: &Bucket) -> Result<Option<bool>, DataError> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_place_is_taken_until_its_work_is_done_whoever_waits_for_it() {
+        let places = Arc::new(Semaphore::new(1));
+        let (go, wait) = std::sync::mpsc::sync_channel::<()>(1);
+        let taken = place(&places, "tests").unwrap();
+        let request = tokio::spawn(blocking(holding(taken, move || wait.recv())));
+        // The client leaves.
+        tokio::task::yield_now().await;
+        request.abort();
+        assert!(request.await.unwrap_err().is_cancelled());
+        assert_eq!(place(&places, "tests").map_err(|fault| fault.code).unwrap_err(), Code::Overloaded);
+        go.send(()).unwrap();
+        let _place = places.acquire().await.unwrap();
+    }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
-use http::header::{HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE};
+use http::header::{CONTENT_RANGE, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE};
 
 use crate::fault::{Code, Fault};
 use crate::id::Digest;
@@ -88,6 +88,17 @@ pub(super) fn of_write(headers: &HeaderMap) -> Result<When, Fault> {
         },
         (Some(_), None) => Err(bad("'if-match' takes one ETag on a write: the one of what is to be replaced".into())),
         (Some(_), Some(_)) => Err(bad("'if-match' and 'if-none-match' contradict each other: send one".into())),
+    }
+}
+
+/// Refuses a PUT of a part (RFC 9110, 14.5): its bytes would take the place of the whole.
+///
+/// # Errors
+/// `bad-request`.
+pub(super) fn no_part(headers: &HeaderMap) -> Result<(), Fault> {
+    match headers.contains_key(CONTENT_RANGE) {
+        true => Err(bad("'content-range' announces a part: a PUT takes all of it".into())),
+        false => Ok(()),
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::Control;
 use super::answer::{Refusal, body_fault};
-use super::buckets::{InBucket, busy};
+use super::buckets::{InBucket, place};
 use super::conditions::{self, Read};
 use super::keys::{self, Key, Wanted};
 use super::wire::{
@@ -26,6 +26,7 @@ use super::wire::{
 };
 use crate::data::Changed;
 use crate::data::kv::{BATCH_OPS_MAX, Done, Entry, Op, VALUE_LEN_MAX, When};
+use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::BucketName;
 use crate::net::drain::Stop;
@@ -36,8 +37,10 @@ pub(super) const BATCH_LEN_MAX: usize = 32 << 20;
 /// When what was answered is gone, in milliseconds since 1970.
 pub(super) const EXPIRES: HeaderName = HeaderName::from_static("hob-expires-ms");
 
-/// What a browser may make of a tenant's bytes: nothing that could speak to this port.
-pub(super) const HARMLESS: [(HeaderName, HeaderValue); 2] = [
+/// What a browser may make of a tenant's bytes: nothing that could speak to this port, and nothing at all in a page of another site,
+/// which sends no `Origin` with what it embeds.
+pub(super) const HARMLESS: [(HeaderName, HeaderValue); 3] = [
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
     (http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (http::header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox")),
 ];
@@ -150,6 +153,7 @@ pub(super) async fn put(
 ) -> Result<Response, Refusal> {
     let wanted = Wanted::read(request.uri(), &["ttl"])?;
     let when = when(request.headers())?;
+    conditions::no_part(request.headers())?;
     let value = axum::body::to_bytes(request.into_body(), VALUE_LEN_MAX).await.map_err(|error| body_fault(&error))?;
     let done = control.write(name, vec![Op::Set { key: key.into(), value, ttl: wanted.ttl, when }]).await?;
     let version = done.first().and_then(|done| done_info(done).version).unwrap_or_default();
@@ -206,9 +210,12 @@ pub(super) async fn batch(
     InBucket(name): InBucket,
     body: Body,
 ) -> Result<Json<BatchInfo>, Refusal> {
-    let _place = control.places.batches.try_acquire().map_err(|_| busy("batches"))?;
+    let place = place(&control.places.batches, "batches")?;
     let body = axum::body::to_bytes(body, BATCH_LEN_MAX).await.map_err(|error| body_fault(&error))?;
-    let ops = crate::dispatch::templates::blocking(move || read_batch(&body)).await??;
+    // The place comes back from there, to be kept until all is written.
+    let read = blocking(move || (read_batch(&body), place));
+    let (ops, _place) = read.await?;
+    let ops = ops?;
     let done = control.write(name, ops).await?;
     Ok(Json(BatchInfo { done: done.iter().map(done_info).collect() }))
 }

@@ -4,6 +4,7 @@
 //! lie. An object is sent piece by piece as its reader takes it. Invariant: an answer that ends in order has the bytes of one object.
 
 use std::io;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
@@ -17,13 +18,13 @@ use tokio::time::timeout;
 
 use super::Control;
 use super::answer::Refusal;
-use super::buckets::{InBucket, OPEN_WAIT, busy};
+use super::buckets::{InBucket, OPEN_WAIT, busy, holding};
 use super::conditions::{self, Part, Read};
 use super::keys::{self, Key, Wanted};
 use super::kv::{EXPIRES, HARMLESS};
 use super::wire::{ObjectInfo, ObjectList, Problem, split};
-use crate::data::DataError;
 use crate::data::objects::{Head, Opened, When};
+use crate::data::{Bucket, Data, DataError};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 
@@ -167,9 +168,11 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let opened = {
-        let place = timeout(OPEN_WAIT, control.places.opening.acquire()).await;
-        let _place = place.map_err(|_| busy("openings of objects"))?.map_err(Fault::internal)?;
-        control.in_bucket(name, move |data, bucket| data.objects(bucket.spec.durability).open(&bucket, &key)).await?
+        let place = timeout(OPEN_WAIT, Arc::clone(&control.places.opening).acquire_owned()).await;
+        let place = place.map_err(|_| busy("openings of objects"))?.map_err(Fault::internal)?;
+        let open =
+            move |data: &Data, bucket: Bucket| holding(place, || data.objects(bucket.spec.durability).open(&bucket, &key))();
+        control.in_bucket(name, open).await?
     };
     let opened = opened.ok_or_else(no_object)?;
     let head = opened.head().clone();

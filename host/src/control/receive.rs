@@ -12,13 +12,13 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::Control;
 use super::answer::{Refusal, body_fault};
-use super::buckets::{InBucket, busy};
+use super::buckets::{InBucket, holding, place};
 use super::conditions;
 use super::keys::{Key, Wanted};
 use super::objects::{META, described, info, when};
@@ -50,7 +50,7 @@ pub(super) async fn put(
     Key(key): Key,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let _place = control.places.objects.try_acquire().map_err(|_| busy("uploads of objects"))?;
+    let place = place(&control.places.objects, "uploads of objects")?;
     let options = options(&request)?;
     let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let at = key.clone();
@@ -62,7 +62,7 @@ pub(super) async fn put(
         Ok((objects.put(&bucket, &at, options)?, is_new))
     });
     let (upload, is_new) = begun.await?;
-    let head = receive(upload, request, control.deployer.upload_timeout()).await?;
+    let head = receive(upload, request, control.deployer.upload_timeout(), place).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, described(&head), Json(info(&key, &head))).into_response())
 }
@@ -80,6 +80,7 @@ fn check_len(len: u64, object_max: u64, bucket_max: u64) -> Result<(), DataError
 
 fn options(request: &Request) -> Result<PutOptions, Fault> {
     let headers = request.headers();
+    conditions::no_part(headers)?;
     if headers.contains_key(CONTENT_ENCODING) {
         let fault =
             Fault::new(Code::UnsupportedMedia, "the body has a content coding, and nothing is unpacked or kept of it here");
@@ -114,9 +115,9 @@ fn metadata(headers: &HeaderMap) -> Result<Vec<(String, String)>, Fault> {
 }
 
 /// Takes the body. Each `data.upload_timeout` is for so many bytes, however steadily they come.
-async fn receive(upload: Box<dyn Upload>, request: Request, time: Duration) -> Result<Head, Fault> {
+async fn receive(upload: Box<dyn Upload>, request: Request, time: Duration, place: OwnedSemaphorePermit) -> Result<Head, Fault> {
     let began = Instant::now();
-    let (mut body, mut writer, mut len) = (request.into_body(), Writer::new(upload), 0_u64);
+    let (mut body, mut writer, mut len) = (request.into_body(), Writer::new(upload, place), 0_u64);
     loop {
         let turns = u32::try_from(len / TIMEOUT_BYTES + 1).unwrap_or(u32::MAX);
         let deadline = began + time.saturating_mul(turns);
@@ -147,9 +148,9 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(mut upload: Box<dyn Upload>) -> Self {
+    fn new(mut upload: Box<dyn Upload>, place: OwnedSemaphorePermit) -> Self {
         let (pieces, mut receiver) = mpsc::channel::<Bytes>(PIECES);
-        let task = tokio::task::spawn_blocking(move || {
+        let task = tokio::task::spawn_blocking(holding(place, move || {
             while let Some(piece) = receiver.blocking_recv() {
                 if piece.is_empty() {
                     // What `finish` sends; without it the sender just went away, and what was written goes with `upload`.
@@ -158,7 +159,7 @@ impl Writer {
                 upload.write(&piece)?;
             }
             Ok(None)
-        });
+        }));
         Self { pieces, task }
     }
 

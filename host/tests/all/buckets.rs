@@ -113,6 +113,7 @@ fn entries_have_versions_conditions_and_ends() {
         put(&node, &at, &[("if-match", &tag)], b"three").problem(412, "precondition-failed");
         put(&node, &at, &[("if-none-match", "*")], b"three").problem(412, "precondition-failed");
         put(&node, &at, &[("if-match", "*")], b"three").problem(400, "bad-request");
+        put(&node, &at, &[("content-range", "bytes 0-4/10")], b"three").problem(400, "bad-request");
         put(&node, &at, &[("if-match", "\"x\"")], b"three").problem(412, "precondition-failed");
         node.control.request("DELETE", &at, &[("if-match", &tag)], b"").problem(412, "precondition-failed");
         assert_eq!(node.control.get(&at).ok().text(), "two");

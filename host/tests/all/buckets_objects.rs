@@ -41,6 +41,7 @@ fn objects_are_what_http_says_they_are() {
                 ("content-length", &len.to_string()),
                 ("hob-meta-author", "Ana"),
                 ("content-security-policy", "sandbox"),
+                ("cross-origin-resource-policy", "same-origin"),
             ] {
                 assert_eq!(reply.header(name), Some(value), "{name}");
             }
@@ -99,6 +100,7 @@ fn what_no_object_has_is_refused() {
         (&[("content-type", &"x".repeat(256))], 413, "body-too-large"),
         (&[("hob-meta-a", &"x".repeat(2048))], 413, "body-too-large"),
         (&[("hob-meta-", "x")], 400, "bad-request"),
+        (&[("content-range", "bytes 0-4/10")], 400, "bad-request"),
         (&[("if-match", "\"a\""), ("if-none-match", "*")], 400, "bad-request"),
     ] {
         put(&node, AT, headers, b"other").problem(status, code);
