@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! hob:BUCKET/KEY   an object; BUCKET/KEY will do where no file can be meant
-//! hob:BUCKET/DIR/  all keys that begin with DIR/, with -r
+//! hob:BUCKET/DIR   all keys that begin with DIR/, with -r
 //! ```
 //!
 //! Owns that spelling, and that what is downloaded is whole before it has its name. A key that would lead out of the folder is not written.
@@ -182,6 +182,10 @@ impl Cp {
     fn put(&self, client: &Client, from: &Path, to: &At) -> Result<ObjectInfo, Failure> {
         let mut key = to.key.clone();
         if key.is_empty() || key.ends_with(b"/") {
+            if from == Path::new("-") {
+                let failure = Failure::new(Exit::Usage, "standard input has no name that the object could have");
+                return Err(failure.next(format!("hob blob cp - hob:{}/KEY", to.bucket)));
+            }
             // As `cp FILE DIR/` names it.
             key.extend_from_slice(from.file_name().unwrap_or_default().as_bytes());
         }
@@ -219,15 +223,21 @@ impl Cp {
 
     /// Every regular file below a folder. Links are not followed: one could lead anywhere.
     fn put_folder(&self, client: &Client, to: &At) -> Result<Vec<ObjectInfo>, Failure> {
-        let root = Path::new(&self.from);
+        let (root, folder) = (Path::new(&self.from), folder(&to.key));
         let mut put = Vec::new();
         for path in files(root)? {
             let below = path.strip_prefix(root).unwrap_or(&path);
-            let key = [to.key.as_slice(), below.as_os_str().as_bytes()].concat();
+            let key = [&folder, below.as_os_str().as_bytes()].concat();
             put.push(self.put(client, &path, &At { bucket: to.bucket.clone(), key })?);
         }
         Ok(put)
     }
+}
+
+/// What the keys below a folder begin with. Without its slash `in` would take `inside`, too.
+fn folder(key: &[u8]) -> Vec<u8> {
+    let slash: &[u8] = if key.is_empty() || key.ends_with(b"/") { b"" } else { b"/" };
+    [key, slash].concat()
 }
 
 fn files(root: &Path) -> Result<Vec<PathBuf>, Failure> {
@@ -301,19 +311,31 @@ fn get(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
         return download(client, from, &mut Standard, false);
     }
     let to = match to.is_dir() {
-        true => to.join(OsStr::from_bytes(from.key.rsplit(|byte| *byte == b'/').next().unwrap_or_default())),
+        true => match relative(from.key.rsplit(|byte| *byte == b'/').next().unwrap_or_default()) {
+            Some(name) => to.join(name),
+            None => {
+                return Err(Failure::new(Exit::Usage, "the key ends in no name of a file: name one").next("hob blob cp --help"));
+            }
+        },
         false => to.to_owned(),
     };
     fetch(client, from, &to)
 }
 
-/// Writes beside the file and renames: a copy that breaks off leaves what was there.
+/// Writes beside the file and renames: a copy that breaks off leaves what was there. What is no file, such as a pipe, is written to.
 fn fetch(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
-    let mut part = to.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
     let doing = || format!("cannot write '{}'", to.display());
-    let mut file = File::create(&part).with_context(doing).map_err(next("hob blob cp --help"))?;
+    // A link stays, and the file that it names is replaced.
+    let to = &match fs::canonicalize(to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => to.to_owned(),
+        found => found.with_context(doing).map_err(next("hob blob cp --help"))?,
+    };
+    if fs::metadata(to).is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+        let mut file = File::options().write(true).open(to).with_context(doing).map_err(next("hob blob cp --help"))?;
+        return download(client, from, &mut file, true);
+    }
+    let part = to.with_file_name(format!(".hob-{}.part", std::process::id()));
+    let mut file = File::create_new(&part).with_context(doing).map_err(next("hob blob cp --help"))?;
     let done = download(client, from, &mut file, true);
     let done = done.and_then(|()| Ok(fs::rename(&part, to).with_context(doing)?));
     if done.is_err() {
@@ -324,9 +346,15 @@ fn fetch(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
 }
 
 fn get_folder(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
-    for object in client.objects(&from.bucket, &from.key)? {
+    let folder = folder(&from.key);
+    let objects = client.objects(&from.bucket, &folder)?;
+    if objects.is_empty() && !folder.is_empty() {
+        let sentence = format!("there is no object whose key begins with '{}'", clean(&String::from_utf8_lossy(&folder)));
+        return Err(Failure::new(Exit::NotFound, sentence).next(format!("hob blob ls {}", from.bucket)));
+    }
+    for object in objects {
         let key = key_of(object.key, object.key_base64)?;
-        let Some(below) = relative(&key[from.key.len().min(key.len())..]) else {
+        let Some(below) = relative(&key[folder.len().min(key.len())..]) else {
             output::note(format!("left out, because it is no path below the folder: {}", clean(&String::from_utf8_lossy(&key))));
             continue;
         };
@@ -341,7 +369,6 @@ fn get_folder(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
 
 /// A key as a path that stays below where it is put; `None` if it is none.
 fn relative(key: &[u8]) -> Option<PathBuf> {
-    let key = key.strip_prefix(b"/").unwrap_or(key);
     let path = PathBuf::from(OsString::from_vec(key.to_vec()));
     let is_plain = !key.is_empty()
         && !key.contains(&0)
@@ -368,10 +395,10 @@ mod tests {
 
     #[test]
     fn no_key_leads_out_of_the_folder() {
-        for good in ["a", "a/b", "...", "a b", "/a"] {
+        for good in ["a", "a/b", "...", "a b"] {
             assert!(relative(good.as_bytes()).is_some(), "{good}");
         }
-        for bad in ["", "..", "../a", "a/../../b", "//etc/passwd", "a//b", "./a", "a/./b", "a/", "a\0b"] {
+        for bad in ["", "/a", "..", "../a", "a/../../b", "//etc/passwd", "a//b", "./a", "a/./b", "a/", "a\0b"] {
             assert_eq!(relative(bad.as_bytes()), None, "{bad}");
         }
     }

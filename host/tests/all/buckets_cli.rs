@@ -1,6 +1,7 @@
 //! `hob bucket`, `hob kv` and `hob blob` as people type them.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -146,10 +147,43 @@ fn objects_from_and_to_files() {
     fails(&node, 3, &["blob", "rm", "b/x/a"]);
     fails(&node, 3, &["blob", "cat", "b/x/a"]);
     fails(&node, 3, &["blob", "cp", "hob:b/x/a", &path("none")]);
-    assert!(!dir.path().join("none").exists() && !dir.path().join("none.part").exists());
+    let names = || std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(!names().any(|name| name.starts_with("none") || name.ends_with(".part")));
+    check_where_objects_go(&node, dir.path());
     fails(&node, 2, &["blob", "cp", &path("a"), &path("b")]);
     fails(&node, 2, &["blob", "ls", "B"]);
     fails(&node, 1, &["blob", "cp", &path("missing"), "hob:b/x"]);
+}
+
+/// A folder is a folder with and without its slash, and only files are replaced.
+#[track_caller]
+fn check_where_objects_go(node: &Node, dir: &Path) {
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let put = json_of(node, &["blob", "cp", "-r", &path("tree"), "hob:b/site"]);
+    assert_eq!((&put[0]["key"], &put[1]["key"]), (&"site/1".into(), &"site/deep/2".into()));
+    for key in ["site2", "site%2F%2F1"] {
+        assert_eq!(crate::buckets::put(node, &format!("/v1/buckets/b/objects/{key}"), &[], b"other").status(), 201);
+    }
+    let (_, stderr) = check(&at(node, &["blob", "cp", "-r", "hob:b/site", &path("site")]), 0);
+    assert!(stderr.contains("left out") && stderr.contains("site//1"), "{stderr}");
+    assert_eq!(std::fs::read(path("site/1")).unwrap(), b"one");
+    assert_eq!(std::fs::read_dir(path("site")).unwrap().count(), 2);
+    fails(node, 3, &["blob", "cp", "-r", "hob:b/nowhere", &path("nowhere")]);
+    fails(node, 2, &["blob", "cp", "-", "hob:b/site/"]);
+    // What only has a name like a part of a copy is somebody else's, a link stays, and so does a pipe.
+    std::fs::write(path("1.part"), "mine").unwrap();
+    std::fs::write(path("old"), "old").unwrap();
+    std::os::unix::fs::symlink("old", path("1")).unwrap();
+    run(node, &["blob", "cp", "hob:b/site/1", &path("1")]);
+    assert_eq!(std::fs::read(path("1.part")).unwrap(), b"mine");
+    assert_eq!(std::fs::read(path("old")).unwrap(), b"one");
+    assert!(dir.join("1").is_symlink());
+    assert!(std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+    let pipe = path("pipe");
+    let reader = std::thread::spawn(move || std::fs::read(pipe).unwrap());
+    run(node, &["blob", "cp", "hob:b/site/1", &path("pipe")]);
+    assert!(std::fs::metadata(path("pipe")).unwrap().file_type().is_fifo(), "a pipe is written to, and stays");
+    assert_eq!(reader.join().unwrap(), b"one");
 }
 
 #[test]

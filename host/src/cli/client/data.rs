@@ -197,7 +197,8 @@ impl Client {
 
     /// Sends a request whose answer must be good.
     fn good(&self, request: http::request::Builder, body: SendBody<'_>) -> Result<Response<Body>, Failure> {
-        accept_data(self.send(request, body)?)
+        let path = request.uri_ref().map(|uri| uri.path().to_owned()).unwrap_or_default();
+        accept_data(self.send(request, body)?, &path)
     }
 
     fn ask<T: DeserializeOwned>(&self, request: http::request::Builder, body: SendBody<'_>) -> Result<T, Failure> {
@@ -257,19 +258,57 @@ fn body(response: Response<Body>) -> impl Read {
     BufReader::with_capacity(64 << 10, response.into_body().into_with_config().limit(u64::MAX).reader())
 }
 
-/// A response that is what was asked for. The next command is one about buckets.
-fn accept_data(response: Response<Body>) -> Result<Response<Body>, Failure> {
+/// A response that is what was asked for. The next command is one about buckets, or about what is in this one.
+fn accept_data(response: Response<Body>, path: &str) -> Result<Response<Body>, Failure> {
     // The answer to a request without a path of its own is read as any other.
     let code = response.headers().get("hob-error").and_then(|code| code.to_str().ok()).map(ToOwned::to_owned);
     accept(response, None).map_err(|failure| match code.as_deref() {
         Some("damaged") => failure.next("hob doctor"),
         Some("overloaded" | "draining" | "client-timeout") | None => failure,
-        Some(_) => failure.next("hob bucket ls"),
+        Some(code) => failure.next(next_command(code, path)),
     })
+}
+
+/// What to do after a refusal of `/v1/buckets/NAME/KIND/KEY`.
+fn next_command(code: &str, path: &str) -> String {
+    let mut parts = path.split('/').skip(3);
+    let (name, kind) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let command = match kind {
+        "kv" => "kv",
+        "objects" => "blob",
+        _ => "bucket",
+    };
+    match code {
+        "bad-request" | "body-too-large" | "unsupported-media" => format!("hob {command} --help"),
+        // The version or the digest that the condition must name.
+        "precondition-failed" if command != "bucket" => format!("hob {command} ls {name} -o json"),
+        "storage-full" if !name.is_empty() && command != "bucket" => format!("hob bucket inspect {name}"),
+        _ => "hob bucket ls".into(),
+    }
 }
 
 /// Percent-encodes all that is not unreserved, slashes too: then no client or proxy takes dots between them for a way.
 fn encode(bytes: &[u8]) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     bytes.iter().map(|byte| if keep(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_lead_on() {
+        for (code, path, expected) in [
+            ("not-found", "/v1/buckets/b/kv/k", "hob bucket ls"),
+            ("bad-request", "/v1/buckets/b/kv/k", "hob kv --help"),
+            ("bad-request", "/v1/buckets/b/objects/k", "hob blob --help"),
+            ("bad-request", "/v1/buckets/b", "hob bucket --help"),
+            ("precondition-failed", "/v1/buckets/b/objects/k", "hob blob ls b -o json"),
+            ("storage-full", "/v1/buckets/b/kv", "hob bucket inspect b"),
+            ("storage-full", "/v1/buckets/b", "hob bucket ls"),
+        ] {
+            assert_eq!(next_command(code, path), expected, "{code} {path}");
+        }
+    }
 }
