@@ -14,7 +14,7 @@ use crate::data::kv::KeyValue;
 use crate::data::objects::Objects;
 use crate::data::{Bucket, Data, DataError};
 use crate::grants::{Access, DataGrant};
-use crate::id::TenantId;
+use crate::id::{NAME_LEN_MAX, TenantId};
 use crate::telemetry::logs::{Level, LogSink};
 
 /// Refusals that one revision explains in its log; the rest are only refused.
@@ -105,7 +105,7 @@ impl DataAccess {
     pub fn open(&self, name: &str) -> Result<Arc<OpenBucket>, AccessError> {
         let Some(Node { data, tenant }) = &self.node else { return Err(AccessError::Absent) };
         let granted = self.grants.iter().find(|granted| granted.grant.bucket.as_str() == name);
-        let granted = granted.ok_or_else(|| AccessError::Denied { bucket: name.into(), need: Access::Read })?;
+        let granted = granted.ok_or_else(|| AccessError::Denied { bucket: shown(name), need: Access::Read })?;
         let changes = data.changes();
         if let Some((seen, found)) = lock(&granted.found).as_ref()
             && *seen == changes
@@ -242,6 +242,11 @@ impl fmt::Debug for DataAccess {
     }
 }
 
+/// As much of a name that a guest made up as a name may have: it is kept, and written to the log.
+fn shown(name: &str) -> String {
+    name.chars().take(NAME_LEN_MAX).collect()
+}
+
 /// No code panics while it holds one of these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -279,6 +284,9 @@ mod tests {
         for bucket in ["other", "mine2", "", "../mine"] {
             assert!(matches!(access.open(bucket), Err(AccessError::Denied { need: Access::Read, .. })), "{bucket}");
         }
+        let long = "é".repeat(1 << 20);
+        let refused = access.open(&long).unwrap_err().to_string();
+        assert!(refused.len() < 4 * NAME_LEN_MAX, "{} bytes are kept of a name that is none", refused.len());
         assert!(matches!(access.open("later"), Err(AccessError::Data(DataError::NoSuchBucket { .. }))));
         assert!(matches!(DataAccess::default().open("mine"), Err(AccessError::Absent)));
     }

@@ -259,7 +259,10 @@ impl LogSink {
             self.left.store(0, Ordering::Relaxed);
             self.dropped.fetch_add(cost, Ordering::Relaxed);
         } else if !line.is_empty() {
-            self.push(source, level, String::from_utf8_lossy(line).into_owned());
+            // Copied before it is looked at: it may lie in memory that is taken away from the guest meanwhile.
+            let text = String::from_utf8(line.to_vec());
+            let text = text.unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+            self.push(source, level, text);
         }
     }
 

@@ -22,6 +22,7 @@ use crate::capability::{Host, Refusal};
 use crate::data::kv::Done;
 use crate::data::{Ack, DataError};
 use crate::grants::Access;
+use crate::id::NAME_LEN_MAX;
 
 /// Buckets that one instance may open. Opening one again gives a handle that it has.
 const BUCKETS_MAX: usize = crate::manifest::BUCKETS_MAX;
@@ -185,8 +186,11 @@ pub(super) fn link(linker: &mut Linker<Host>) -> Result<()> {
 fn bucket_open(mut caller: Caller<'_, Host>, name: u32, name_len: u32) -> Result<i32> {
     let (name, host) = span(&mut caller, name, name_len)?;
     host.data.has_asked = true;
+    // Copied before it is looked at: the memory may be an object that is mapped, and is taken away from a guest that wrote too much to it.
+    // Of a longer name the beginning is one that no bucket has either.
+    let name = name.get(..=NAME_LEN_MAX).unwrap_or(name).to_vec();
     // No bucket has a name that is not text, so none is granted.
-    let opened = host.environment.data.open(&String::from_utf8_lossy(name));
+    let opened = host.environment.data.open(&String::from_utf8_lossy(&name));
     let bucket = match opened {
         Ok(bucket) => bucket,
         Err(error) => return Ok(host.refuse(&error)),

@@ -480,7 +480,8 @@ type Texts = (String, Vec<(String, String)>);
 fn texts(content_type: &[u8], metadata: &[(&[u8], &[u8])]) -> Result<Texts, DataError> {
     let text = |bytes: &[u8]| {
         let invalid = |_| DataError::Invalid { what: "content type or metadata is not UTF-8".into(), expected: "text".into() };
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(invalid)
+        // Copied before it is looked at: it may lie in memory that is taken away from the guest meanwhile.
+        String::from_utf8(bytes.to_vec()).map_err(invalid)
     };
     let metadata = metadata.iter().map(|(name, value)| Ok((text(name)?, text(value)?))).collect::<Result<_, DataError>>()?;
     Ok((text(content_type)?, metadata))
