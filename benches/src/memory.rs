@@ -13,9 +13,10 @@ pub(crate) struct Memory {
     /// Pages that no other process has: those of `Private_*` in `smaps_rollup`.
     pub(crate) private: f64,
     /// All pages, each divided by how many mappings there are of it: `Pss`. And of these, pages of memory that is shared, such as
-    /// volatile objects: `Pss_Shmem`.
+    /// volatile objects (`Pss_Shmem`), and pages of files (`Pss_File`).
     pub(crate) proportional: f64,
     pub(crate) proportional_shared: f64,
+    pub(crate) proportional_file: f64,
     /// Pages that no file is behind.
     pub(crate) anonymous: f64,
     /// The tables that map them.
@@ -39,6 +40,7 @@ impl Memory {
             private,
             proportional: field(&rollup, "Pss:")?,
             proportional_shared: field(&rollup, "Pss_Shmem:")?,
+            proportional_file: field(&rollup, "Pss_File:")?,
             anonymous: field(&rollup, "Anonymous:")?,
             page_tables: field(&status, "VmPTE:")?,
             mappings,

@@ -12,6 +12,11 @@ pub const ROW_BYTES: usize = 4 * (FEATURES + 1);
 
 const HIDDEN: usize = 10;
 const LANES: usize = 12;
+/// Lanes of one vector.
+const VECTOR: usize = 4;
+/// Features between two jumps, each of which costs a guest the question for its time, and the registers that are saved for that.
+const STRIDE: usize = 9;
+const _: () = assert!(FEATURES.is_multiple_of(STRIDE) && LANES.is_multiple_of(VECTOR));
 const NUMBERS: usize = LANES * (FEATURES + 1) + LANES * (LANES + 1) + LANES + 1;
 
 const RATE: f32 = 0.01;
@@ -134,8 +139,9 @@ impl Trainer {
     pub fn step(&mut self, batch: &[u8]) -> f32 {
         let (mut gradient, mut error) = (Weights::ZERO, 0.0);
         let rows = batch.as_chunks::<ROW_BYTES>().0;
+        let second_turned = turned(&self.weights.second);
         for row in rows {
-            error += back(&self.weights, &mut gradient, row);
+            error += back(&self.weights, &second_turned, &mut gradient, row);
         }
         #[expect(clippy::cast_precision_loss, reason = "a batch has fewer than 2^24 rows")]
         let count = rows.len().max(1) as f32;
@@ -169,15 +175,22 @@ impl Default for Trainer {
     }
 }
 
+/// With rows and columns exchanged.
+fn turned(weights: &[Lanes; LANES]) -> [Lanes; LANES] {
+    std::array::from_fn(|column| std::array::from_fn(|row| weights[row][column]))
+}
+
 /// Adds the gradient of one row; its square error.
 #[inline]
-fn back(weights: &Weights, gradient: &mut Weights, row: &[u8; ROW_BYTES]) -> f32 {
+fn back(weights: &Weights, second_turned: &[Lanes; LANES], gradient: &mut Weights, row: &[u8; ROW_BYTES]) -> f32 {
     let numbers = row.as_chunks::<4>().0;
     let label = f32::from_le_bytes(numbers[0]);
-    let features = || numbers[1..].iter().map(|feature| f32::from_le_bytes(*feature));
+    let features = numbers[1..].as_chunks::<STRIDE>().0;
     let mut first = weights.first_bias;
-    for (feature, weights) in features().zip(&weights.first) {
-        add(&mut first, feature, weights);
+    for (features, weights) in features.iter().zip(weights.first.as_chunks::<STRIDE>().0) {
+        for (feature, weights) in features.iter().zip(weights) {
+            add(&mut first, f32::from_le_bytes(*feature), weights);
+        }
     }
     rectify(&mut first);
     let mut second = weights.second_bias;
@@ -194,15 +207,20 @@ fn back(weights: &Weights, gradient: &mut Weights, row: &[u8; ROW_BYTES]) -> f32
     add(&mut of_second, off, &weights.last);
     mask(&mut of_second, &second);
     let mut of_first = [0.0; LANES];
-    for ((value, weights), (gradient, of)) in first.iter().zip(&weights.second).zip(gradient.second.iter_mut().zip(&mut of_first))
-    {
-        add(gradient, *value, &of_second);
-        *of = dot(weights, &of_second);
+    for (value, weights) in of_second.iter().zip(second_turned) {
+        add(&mut of_first, *value, weights);
+    }
+    for (values, gradient) in first.as_chunks::<VECTOR>().0.iter().zip(gradient.second.as_chunks_mut::<VECTOR>().0) {
+        for (value, gradient) in values.iter().zip(gradient) {
+            add(gradient, *value, &of_second);
+        }
     }
     add(&mut gradient.second_bias, 1.0, &of_second);
     mask(&mut of_first, &first);
-    for (feature, gradient) in features().zip(&mut gradient.first) {
-        add(gradient, feature, &of_first);
+    for (features, gradient) in features.iter().zip(gradient.first.as_chunks_mut::<STRIDE>().0) {
+        for (feature, gradient) in features.iter().zip(gradient) {
+            add(gradient, f32::from_le_bytes(*feature), &of_first);
+        }
     }
     add(&mut gradient.first_bias, 1.0, &of_first);
     off * off
@@ -217,7 +235,13 @@ fn add(to: &mut Lanes, factor: f32, lanes: &Lanes) {
 
 #[inline]
 fn dot(one: &Lanes, other: &Lanes) -> f32 {
-    one.iter().zip(other).fold(0.0, |sum, (one, other)| sum + one * other)
+    let mut sums = [0.0; VECTOR];
+    for (one, other) in one.as_chunks::<VECTOR>().0.iter().zip(other.as_chunks::<VECTOR>().0) {
+        for (sum, (one, other)) in sums.iter_mut().zip(one.iter().zip(other)) {
+            *sum += one * other;
+        }
+    }
+    (sums[0] + sums[1]) + (sums[2] + sums[3])
 }
 
 #[inline]
