@@ -22,7 +22,7 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::task::{Context, Poll, ready};
 use std::thread::JoinHandle;
@@ -33,7 +33,7 @@ use tokio::sync::oneshot;
 use super::clock::Clock;
 use super::error::{DataError, io_error, storage};
 use super::file::{Open, Shared, Use, is_latched, transact};
-use super::writer::{Job, Queued, Resting, Writer, read_mark};
+use super::writer::{Job, Load, Queued, Resting, Writer, read_mark};
 
 /// Jobs that wait at most; one more is [`DataError::Busy`].
 pub const QUEUE_JOBS_MAX: usize = 4096;
@@ -142,7 +142,7 @@ pub struct Store {
     clock: Clock,
     /// `None` only while it is dropped.
     queue: Option<SyncSender<Queued>>,
-    queued_bytes: Arc<AtomicUsize>,
+    load: Arc<Load>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -180,13 +180,13 @@ impl Store {
         clock.raise(mark.unwrap_or(0));
 
         let (queue, waiting) = sync_channel(QUEUE_JOBS_MAX);
-        let queued_bytes = Arc::new(AtomicUsize::new(0));
+        let load = Arc::new(Load::default());
         let sweeps = sweeps.into_iter().map(|sweep| Resting { sweep, until_ms: 0 }).collect();
         let writer = Writer {
             file: Arc::clone(&file),
             clock: clock.clone(),
             waiting,
-            queued_bytes: Arc::clone(&queued_bytes),
+            load: Arc::clone(&load),
             sweeps,
             // What waits from before is found by the first sweep.
             due_ms: Some(0),
@@ -194,7 +194,7 @@ impl Store {
         };
         let writer = std::thread::Builder::new().name("hob-store".into()).spawn(|| writer.run());
         let writer = Some(writer.map_err(io_error("start the thread that writes data"))?);
-        Ok(Self { file, clock, queue: Some(queue), queued_bytes, writer })
+        Ok(Self { file, clock, queue: Some(queue), load, writer })
     }
 
     /// The clock that data lives by.
@@ -245,7 +245,8 @@ impl Store {
     {
         let (sender, receiver) = oneshot::channel();
         let job = Box::new(Pending { op: Some(op), result: None, end: Some((after, sender)) });
-        let before = self.queued_bytes.fetch_add(cost_bytes, Ordering::AcqRel);
+        let before = self.load.bytes.fetch_add(cost_bytes, Ordering::AcqRel);
+        self.load.jobs.fetch_add(1, Ordering::AcqRel);
         let queued = Queued { cost_bytes, job };
         let Some(queue) = self.queue.as_ref() else { return Ack::ready(Err(DataError::Closed)) };
         let refused = match () {
@@ -257,7 +258,8 @@ impl Store {
             },
         };
         if let Some((queued, error)) = refused {
-            self.queued_bytes.fetch_sub(cost_bytes, Ordering::AcqRel);
+            self.load.bytes.fetch_sub(cost_bytes, Ordering::AcqRel);
+            self.load.jobs.fetch_sub(1, Ordering::AcqRel);
             queued.job.finish(Some(&error));
         }
         Ack(State::Waiting(receiver))

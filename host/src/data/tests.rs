@@ -174,6 +174,34 @@ fn a_full_queue_is_busy_and_recovers() {
 }
 
 #[test]
+fn those_who_wait_share_a_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    // A sweep is run once for each group.
+    let (sender, groups) = std::sync::mpsc::sync_channel(100);
+    let sweep: Sweep = Box::new(move |_, now_ms| {
+        let _gone = sender.send(());
+        Ok(Swept { commit: Commit::No, next_ms: Some(now_ms + 1_000_000) })
+    });
+    let shared = store(&dir, vec![sweep]);
+    let (go, wait) = std::sync::mpsc::sync_channel::<()>(0);
+    let (begun, has_begun) = std::sync::mpsc::sync_channel::<()>(0);
+    let first = shared.write(1, move |_, _| {
+        begun.send(()).unwrap();
+        wait.recv().unwrap();
+        Ok(((), Commit::No))
+    });
+    has_begun.recv().unwrap();
+    let before = groups.try_iter().count();
+    let waiting: Vec<_> = (0..20).map(|n| add(&shared, n)).collect();
+    go.send(()).unwrap();
+    first.wait().unwrap();
+    waiting.into_iter().for_each(|ack| ack.wait().unwrap());
+    assert!(before >= 1);
+    assert_eq!(groups.try_iter().count(), 1);
+    assert_eq!(count(&shared), 20);
+}
+
+#[test]
 fn sweeps_run_by_themselves_and_the_mark_of_the_clock_survives() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data.redb");

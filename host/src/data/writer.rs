@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
@@ -20,6 +20,11 @@ use super::store::{Commit, Sweep};
 const GROUP_JOBS_MAX: usize = 256;
 /// Bytes in one commit, as the jobs say; a job alone may pass it.
 const GROUP_BYTES_MAX: usize = 16 << 20;
+/// A group waits for those who were just answered, and are likely to write again, this part of what the last commit took: with 32
+/// writers half of them came too late for each commit before.
+const GATHER_PART: u32 = 8;
+/// And never longer than this.
+const GATHER_MAX: Duration = Duration::from_millis(1);
 /// How often the clock is looked at while something is to be swept later.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a sweep that found damage rests.
@@ -33,6 +38,13 @@ const CLOCK: &str = "clock";
 pub(super) struct Queued {
     pub(super) cost_bytes: usize,
     pub(super) job: Box<dyn Job>,
+}
+
+/// What waits or is being written.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    pub(super) jobs: AtomicUsize,
+    pub(super) bytes: AtomicUsize,
 }
 
 /// What a group runs.
@@ -55,7 +67,7 @@ pub(super) struct Writer {
     pub(super) file: Arc<Shared>,
     pub(super) clock: Clock,
     pub(super) waiting: Receiver<Queued>,
-    pub(super) queued_bytes: Arc<AtomicUsize>,
+    pub(super) load: Arc<Load>,
     pub(super) sweeps: Vec<Resting>,
     /// When to sweep though nothing is to be written.
     pub(super) due_ms: Option<u64>,
@@ -66,6 +78,8 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn run(mut self) {
         let mut carried = None;
+        // Who is likely to write: those answered last, and those who waited by then. And how long is worth waiting for them.
+        let (mut likely, mut patience) = (0, Duration::ZERO);
         loop {
             let first = match (carried.take(), self.due_ms) {
                 (Some(queued), _) => Some(queued),
@@ -84,27 +98,40 @@ impl Writer {
                 }
             };
             let mut group = Vec::new();
-            let mut bytes = 0;
-            let mut next = first;
-            while let Some(queued) = next.take() {
-                if bytes > 0 && bytes + queued.cost_bytes > GROUP_BYTES_MAX {
-                    carried = Some(queued);
-                    break;
-                }
-                bytes += queued.cost_bytes;
-                group.push(queued);
-                if group.len() < GROUP_JOBS_MAX {
-                    next = self.waiting.try_recv().ok();
-                }
-            }
+            carried = self.gather(&mut group, first, likely, patience);
+            let begun = Instant::now();
             let failed = self.commit(&mut group).err();
+            patience = (begun.elapsed() / GATHER_PART).min(GATHER_MAX);
             self.note(failed.as_ref());
             // Before the answers, which may be what others wait for to send more.
-            self.queued_bytes.fetch_sub(group.iter().map(|queued| queued.cost_bytes).sum(), Ordering::AcqRel);
+            self.load.bytes.fetch_sub(group.iter().map(|queued| queued.cost_bytes).sum(), Ordering::AcqRel);
+            likely = self.load.jobs.fetch_sub(group.len(), Ordering::AcqRel);
             for queued in group {
                 queued.job.finish(failed.as_ref());
             }
         }
+    }
+
+    /// Fills a group with `first` and what waits; until there are `likely` jobs, it waits for more for at most `patience`. What is too
+    /// large for it is the next one's first.
+    fn gather(&self, group: &mut Vec<Queued>, first: Option<Queued>, likely: usize, patience: Duration) -> Option<Queued> {
+        let until = Instant::now() + patience;
+        let mut bytes = 0;
+        let mut next = first;
+        while let Some(queued) = next.take() {
+            if bytes > 0 && bytes + queued.cost_bytes > GROUP_BYTES_MAX {
+                return Some(queued);
+            }
+            bytes += queued.cost_bytes;
+            group.push(queued);
+            if group.len() < GROUP_JOBS_MAX {
+                next = self.waiting.try_recv().ok();
+            }
+            if next.is_none() && group.len() < likely.min(GROUP_JOBS_MAX) {
+                next = self.waiting.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+            }
+        }
+        None
     }
 
     fn note(&mut self, failed: Option<&DataError>) {
