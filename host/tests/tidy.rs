@@ -62,7 +62,12 @@ const DOORS: [(&str, &[&str]); 3] = [
 const OWNERS: [(&str, &[&str]); 2] = [("wasmtime", &["engine", "capability"]), ("hyper", &["net"])];
 
 /// Files that may hold `unsafe`.
-const UNSAFE: [&str; 3] = ["host/src/engine/artifact.rs", "host/src/capability/handler/mapping/pages.rs", "guest-sdk/src/abi.rs"];
+const UNSAFE: [&str; 4] = [
+    "host/src/engine/artifact.rs",
+    "host/src/capability/handler/mapping/pages.rs",
+    "host/src/storage/huge.rs",
+    "guest-sdk/src/abi.rs",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().into()

@@ -1,7 +1,8 @@
 //! Volatile objects: in memory, bounded, and removed from where they were used longest ago when room is needed.
 //!
 //! An object of more than 64 KiB is a memfd that is sealed when it is whole: nobody can write to it, grow or shrink it, this process
-//! included, so a mapping of it never changes and never faults. Its length is padded with zeros to a page. Smaller ones are on the
+//! included, so a mapping of it never changes and never faults. Its length is padded with zeros to a page, and it lies in huge pages as far
+//! as it fills such and the system has them. Smaller ones are on the
 //! heap, because each memfd costs a descriptor and a page.
 //!
 //! An upload takes room as it grows. Room is made first in the bucket itself if its quota is reached, then, if the node's bound is, in
@@ -32,6 +33,7 @@ use super::{
     Verified, When, check_digest, check_key, check_object_len, check_options,
 };
 use crate::id::Digest;
+use crate::storage::huge;
 
 /// Objects up to this many bytes have no descriptor: see [`Opened::fd`].
 pub const HEAP_BYTES_MAX: usize = 64 << 10;
@@ -355,6 +357,7 @@ impl Putting {
                 file.set_len(padded(len)).map_err(io_error("pad an object"))?;
                 let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
                 fcntl_add_seals(&file, seals).map_err(|error| io_error("seal an object")(error.into()))?;
+                huge::gather(&file, len);
                 Content::Sealed(file)
             }
         };
