@@ -7,8 +7,7 @@
 //! of what its records take.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -23,6 +22,7 @@ use super::super::error::{DataError, io_error, storage};
 use super::super::events::{self, Emitter, Events};
 use super::super::store::{Ack, Commit, Store};
 use super::files::{Charge, FileId, Files, Held, StagedPath, full};
+use super::pieces::Pieces;
 use super::table::{FILES, OBJECTS, Row, Tables, corrupt, damaged_count, read_count};
 use super::{
     Content, Head, Objects, OpenNow, Opened, PAGE_LEN_MAX, Page, Place, PutOptions, Upload, Verified, When, check_digest,
@@ -269,6 +269,7 @@ impl Objects for Durable {
         crash::point("object-created");
         let (store, files, events) = (Arc::clone(&self.store), Arc::clone(&self.files), Arc::clone(&self.events));
         let (bucket, key, hasher) = (bucket.clone(), key.into(), sha2::Sha256::new());
+        let file = Pieces::new(file, &files.gathering);
         Ok(Box::new(Putting { store, files, events, bucket, key, options, file, hasher, charge, staged }))
     }
 
@@ -366,7 +367,7 @@ struct Putting {
     bucket: Bucket,
     key: Vec<u8>,
     options: PutOptions,
-    file: File,
+    file: Pieces,
     hasher: sha2::Sha256,
     charge: Charge,
     staged: StagedPath,
@@ -383,7 +384,7 @@ impl Upload for Putting {
         let len = self.charge.bytes().saturating_add(piece.len() as u64);
         check_object_len(&self.bucket, &self.files.limits, len)?;
         self.charge.grow(piece.len() as u64).map_err(full)?;
-        let written = self.file.write_all(piece).map_err(io_error("write an object"));
+        let written = self.file.write(piece).map_err(io_error("write an object"));
         written.inspect_err(|error| self.store.note(error))?;
         self.hasher.update(piece);
         Ok(())
@@ -417,6 +418,7 @@ impl Putting {
         let Self { store, files, events, bucket, key, options, file, hasher, mut charge, staged } = self;
         let digest = Digest::from_bytes(hasher.finalize().into());
         check_digest(options.digest, digest)?;
+        let file = file.end().map_err(io_error("write an object"))?;
         crash::point("object-written");
         file.sync_all().map_err(io_error("sync an object"))?;
         crash::point("object-synced");

@@ -25,10 +25,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sha2::Digest as _;
+use tokio::sync::Semaphore;
 
 use super::super::bucket::BucketId;
 use super::super::error::{DataError, io_error};
 use super::mounts::Mounts;
+use super::pieces::GATHERING_MAX;
 use super::{ObjectLimits, Verified};
 use crate::id::Digest;
 use crate::storage::checked::{Checked, Stamp};
@@ -65,6 +67,8 @@ pub(in crate::data) struct Files {
     pub(super) limits: ObjectLimits,
     pub(super) space: Arc<space::Space<FileId>>,
     pub(super) mounts: Mounts,
+    /// Places of puts that gather what they write.
+    pub(super) gathering: Arc<Semaphore>,
     checked: Checked<Digest>,
     /// Files that are being read to be checked, so that one thread does it.
     checking: Mutex<HashSet<Stamp>>,
@@ -112,6 +116,7 @@ impl Files {
             limits,
             space: space::Space::new(used, limits.bytes_max),
             mounts: Mounts::open(dir)?,
+            gathering: Arc::new(Semaphore::new(GATHERING_MAX)),
             checked: Checked::new(),
             checking: Mutex::default(),
             checking_ended: Condvar::new(),

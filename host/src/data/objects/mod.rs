@@ -19,6 +19,7 @@ mod failing;
 mod files;
 mod mounts;
 mod origin;
+mod pieces;
 mod record;
 mod table;
 #[cfg(test)]
