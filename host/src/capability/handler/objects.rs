@@ -36,7 +36,7 @@ const UPLOADS_MAX: usize = 16;
 const READ_BYTES_MAX: u32 = 1 << 20;
 /// Most bytes of an upload that the host holds for a guest that waits.
 const PIECE_BYTES_MAX: usize = 256 << 10;
-/// Up to this length a piece for memory is written on the data thread: about 50 us, most of which is the digest.
+/// What is put into memory is written on the data thread in pieces of this length, about 50 us each, most of which is the digest.
 const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Letting go of a longer object may take long: its key may be gone, and its memory with it.
 const CLOSE_BYTES_MAX: u64 = 1 << 20;
@@ -68,13 +68,22 @@ struct Reading {
     descriptor: Option<Descriptor>,
 }
 
-/// An upload under way. Its drop may unlink a file or free memory, so it happens on a thread that may block.
+/// An upload under way. Its drop may unlink a file or free memory, so it happens on a thread that may block; an instance has few when it
+/// ends, and waits for those that it ends itself.
 #[derive(Debug)]
 struct Uploading {
     upload: Option<Box<dyn Upload>>,
     handle_of_bucket: u32,
     place: Place,
+    written: u64,
     descriptor: Option<Descriptor>,
+}
+
+impl Uploading {
+    /// Whether ending it, either way, takes no longer than a host call may.
+    fn is_quick(&self) -> bool {
+        matches!(self.place, Place::Memory) && self.written <= CLOSE_BYTES_MAX
+    }
 }
 
 impl Drop for Uploading {
@@ -88,15 +97,18 @@ impl Drop for Uploading {
 impl Drop for ObjectState {
     fn drop(&mut self) {
         for reading in self.open.drain(..).flatten() {
-            close(reading);
+            match reading.is_quick() {
+                true => drop(reading),
+                false => blocking::discard(reading),
+            }
         }
     }
 }
 
-fn close(reading: Reading) {
-    match reading.opened.head().len > CLOSE_BYTES_MAX {
-        true => blocking::discard(reading),
-        false => drop(reading),
+impl Reading {
+    /// Whether closing it takes no longer than a host call may.
+    fn is_quick(&self) -> bool {
+        self.opened.head().len <= CLOSE_BYTES_MAX
     }
 }
 
@@ -155,7 +167,9 @@ pub(super) fn link(linker: &mut Linker<Host>) -> Result<()> {
             Box::new(object_read(caller, object, offset, buf, cap))
         },
     )?;
-    linker.func_wrap(MODULE, "object_close", object_close)?;
+    linker.func_wrap_async(MODULE, "object_close", |caller: Caller<'_, Host>, (object,): (u32,)| {
+        Box::new(object_close(caller, object))
+    })?;
     linker.func_wrap_async(
         MODULE,
         "object_list",
@@ -173,7 +187,9 @@ pub(super) fn link(linker: &mut Linker<Host>) -> Result<()> {
     linker.func_wrap_async(MODULE, "upload_finish", |caller: Caller<'_, Host>, (upload, buf, cap): (u32, u32, u32)| {
         Box::new(upload_finish(caller, upload, buf, cap))
     })?;
-    linker.func_wrap(MODULE, "upload_drop", upload_drop)?;
+    linker.func_wrap_async(MODULE, "upload_drop", |caller: Caller<'_, Host>, (upload,): (u32,)| {
+        Box::new(upload_drop(caller, upload))
+    })?;
     linker.func_wrap_async(
         MODULE,
         "object_delete",
@@ -345,13 +361,13 @@ async fn object_read(mut caller: Caller<'_, Host>, object: u32, offset: u64, buf
     Ok(i32::try_from(count).unwrap_or(i32::MAX))
 }
 
-fn object_close(mut caller: Caller<'_, Host>, object: u32) -> Result<()> {
+async fn object_close(mut caller: Caller<'_, Host>, object: u32) -> Result<()> {
     let objects = &mut caller.data_mut().data.objects;
     objects.opened(object)?;
-    if let Some(reading) = objects.open[object as usize].take() {
-        close(reading);
+    match objects.open[object as usize].take() {
+        Some(reading) if !reading.is_quick() => blocking::run(move || drop(reading)).await,
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// What is to be listed, as the guest passes it.
@@ -421,7 +437,7 @@ async fn object_put(mut caller: Caller<'_, Host>, target: Target, options: u32, 
         Ok(upload) => upload,
         Err(error) => return Ok(host.refuse(&error.into())),
     };
-    let uploading = Uploading { upload: Some(upload), handle_of_bucket: target.bucket, place, descriptor };
+    let uploading = Uploading { upload: Some(upload), handle_of_bucket: target.bucket, place, written: 0, descriptor };
     // Still free: an instance makes one call at a time.
     host.data.objects.uploads[handle as usize] = Some(uploading);
     Ok(i32::try_from(handle).unwrap_or(i32::MAX))
@@ -493,10 +509,18 @@ async fn upload_write(mut caller: Caller<'_, Host>, upload: u32, ptr: u32, len: 
     let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
     let mut written = 0;
     while written < len {
-        let count = (len - written).min(u32::try_from(PIECE_BYTES_MAX).unwrap_or(u32::MAX));
+        let piece_max = match uploading.place {
+            Place::Memory => INLINE_BYTES_MAX,
+            Place::Disk | Place::Elsewhere => PIECE_BYTES_MAX,
+        };
+        if written > 0 {
+            // Others on this thread have their turn between two pieces.
+            tokio::task::yield_now().await;
+        }
+        let count = (len - written).min(u32::try_from(piece_max).unwrap_or(u32::MAX));
         let (piece, _) = span(&mut caller, ptr + written, count)?;
-        let result = match (uploading.place, piece.len() <= INLINE_BYTES_MAX, uploading.upload.as_mut()) {
-            (Place::Memory, true, Some(upload)) => upload.write(piece),
+        let result = match (uploading.place, uploading.upload.as_mut()) {
+            (Place::Memory, Some(upload)) => upload.write(piece),
             _ => {
                 let piece = piece.to_vec();
                 let (back, result) = blocking::run(move || {
@@ -512,6 +536,7 @@ async fn upload_write(mut caller: Caller<'_, Host>, upload: u32, ptr: u32, len: 
             return Ok(caller.data_mut().refuse(&error.into()));
         }
         written += count;
+        uploading.written += u64::from(count);
     }
     caller.data_mut().data.objects.uploads[upload as usize] = Some(uploading);
     Ok(0)
@@ -523,11 +548,11 @@ async fn upload_finish(mut caller: Caller<'_, Host>, upload: u32, buf: u32, cap:
     if let Err(error) = bucket(caller.data(), uploading.handle_of_bucket, Access::ReadWrite)? {
         return Ok(caller.data_mut().refuse(&error));
     }
-    let place = uploading.place;
+    let is_quick = uploading.is_quick();
     let mut finish = move || uploading.upload.take().map(Upload::finish);
-    let ack = match place {
-        Place::Memory => finish(),
-        Place::Disk | Place::Elsewhere => blocking::run(finish).await?,
+    let ack = match is_quick {
+        true => finish(),
+        false => blocking::run(finish).await?,
     };
     let finished = match ack {
         Some(ack) => ack.await,
@@ -536,9 +561,13 @@ async fn upload_finish(mut caller: Caller<'_, Host>, upload: u32, buf: u32, cap:
     deliver_head(&mut caller, buf, cap, finished.map(Some).map_err(AccessError::from))
 }
 
-fn upload_drop(mut caller: Caller<'_, Host>, upload: u32) -> Result<()> {
-    drop(caller.data_mut().data.objects.take_upload(upload)?);
-    Ok(())
+async fn upload_drop(mut caller: Caller<'_, Host>, upload: u32) -> Result<()> {
+    let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
+    let parts = (uploading.upload.take(), uploading.descriptor.take());
+    match uploading.is_quick() {
+        true => Ok(()),
+        false => blocking::run(move || drop(parts)).await,
+    }
 }
 
 async fn object_delete(mut caller: Caller<'_, Host>, target: Target, etag: (u32, u32), buf: u32, cap: u32) -> Result<i32> {
