@@ -7,6 +7,8 @@
 //!
 //! Times of Hob are the guests' own; `whole` is that of both invocations from outside, with the making of the bytes. Counters: bytes that
 //! were copied by calls of the system, in all processes, for each byte handed over.
+//!
+//! Apart from hand-offs: `64 MiB to its first byte`, of an object that was put and checked before, in either kind of bucket.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -45,6 +47,9 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
             (false, _) => (5, 5),
         };
         one(report, (size, len), (rounds, count), &local, &function, redis.as_ref(), &mut pair)?;
+    }
+    for bucket in ["durable", "volatile"] {
+        first_byte(report, bucket, if quick { 20 } else { 2_000 }, &local, &function)?;
     }
     local.stop();
     Ok(())
@@ -101,6 +106,27 @@ fn one(
         report.figure(&Figure { scenario: SCENARIO, system: "hob", metric: &metric, value, unit: "us", ratio: None })?;
     }
     copies(report, size, (&bytes, sum), local, function, redis)
+}
+
+/// How long a large object takes that is there already.
+fn first_byte(report: &Report, bucket: &str, count: usize, local: &Local, function: &FunctionRecord) -> anyhow::Result<()> {
+    const LEN: usize = 64 << 20;
+    local.call(function, format!("/?op=put&bucket={bucket}&key=large&seed=1&len={LEN}"))?;
+    let expected = words::bytes(1, 8)[0];
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (_, body) = local.call(function, format!("/?op=first&bucket={bucket}&key=large"))?;
+        let [time, found] = numbers(&body)?;
+        ensure!(found == u64::from(expected), "the first byte is not what was put");
+        times.push(micros(time));
+    }
+    let system = format!("hob {bucket}");
+    for (statistic, of) in [("p50", 0.5), ("p99", 0.99)] {
+        let metric = format!("64 MiB to its first byte {statistic}");
+        let value = quantile(&mut times, of);
+        report.figure(&Figure { scenario: SCENARIO, system: &system, metric: &metric, value, unit: "us", ratio: None })?;
+    }
+    Ok(())
 }
 
 /// The numbers that a guest answered.

@@ -1,7 +1,10 @@
 //! A small neural network and its training: 99 features, two hidden layers of 10, one answer; Adam, one step for each batch.
 //!
-//! Plain `f32` in one order everywhere, so that a native program and a guest end with the same bits ([`Trainer::digest`]). Vectors have
-//! 12 lanes, a multiple of what both instruction sets have; the last two stay 0.
+//! `f32` in one order everywhere, so that a native program and a guest end with the same bits ([`Trainer::digest`]). A layer has 12 lanes
+//! in three vectors of 4, which both instruction sets have; the last two stay 0. They are vectors by name (the crate `wide`): what LLVM
+//! makes of plain arrays suits a processor, and falls apart into lanes for WebAssembly.
+
+use wide::f32x4;
 
 use crate::Dice;
 
@@ -11,18 +14,21 @@ pub const FEATURES: usize = 99;
 pub const ROW_BYTES: usize = 4 * (FEATURES + 1);
 
 const HIDDEN: usize = 10;
-const LANES: usize = 12;
-/// Lanes of one vector.
-const VECTOR: usize = 4;
+/// Vectors of a layer.
+const VECTORS: usize = 3;
+const LANES: usize = 4 * VECTORS;
 /// Features between two jumps, each of which costs a guest the question for its time, and the registers that are saved for that.
-const STRIDE: usize = 9;
-const _: () = assert!(FEATURES.is_multiple_of(STRIDE) && LANES.is_multiple_of(VECTOR));
+const STRIDE: usize = 3;
+/// Rows that go through the first layer together: its weights are fetched once for them, and its gradient kept once.
+const ROWS: usize = 4;
+const _: () = assert!(FEATURES.is_multiple_of(STRIDE));
 const NUMBERS: usize = LANES * (FEATURES + 1) + LANES * (LANES + 1) + LANES + 1;
 
 const RATE: f32 = 0.01;
 const DECAY: (f32, f32) = (0.9, 0.999);
 
-type Lanes = [f32; LANES];
+type Lanes = [f32x4; VECTORS];
+const NONE: Lanes = [f32x4::ZERO; VECTORS];
 
 /// A batch of `rows` rows.
 #[must_use]
@@ -64,25 +70,19 @@ struct Weights {
 }
 
 impl Weights {
-    const ZERO: Self = Self {
-        first: [[0.0; LANES]; FEATURES],
-        first_bias: [0.0; LANES],
-        second: [[0.0; LANES]; LANES],
-        second_bias: [0.0; LANES],
-        last: [0.0; LANES],
-        last_bias: 0.0,
-    };
+    const ZERO: Self =
+        Self { first: [NONE; FEATURES], first_bias: NONE, second: [NONE; LANES], second_bias: NONE, last: NONE, last_bias: 0.0 };
 
     fn all_mut(&mut self) -> impl Iterator<Item = &mut f32> {
         let layers = self.first.as_flattened_mut().iter_mut().chain(&mut self.first_bias);
-        let layers = layers.chain(self.second.as_flattened_mut()).chain(&mut self.second_bias);
-        layers.chain(&mut self.last).chain(std::iter::once(&mut self.last_bias))
+        let layers = layers.chain(self.second.as_flattened_mut()).chain(&mut self.second_bias).chain(&mut self.last);
+        layers.flat_map(f32x4::as_mut_array).chain(std::iter::once(&mut self.last_bias))
     }
 
     fn all(&self) -> impl Iterator<Item = f32> {
         let layers = self.first.as_flattened().iter().chain(&self.first_bias);
-        let layers = layers.chain(self.second.as_flattened()).chain(&self.second_bias);
-        layers.chain(&self.last).chain(std::iter::once(&self.last_bias)).copied()
+        let layers = layers.chain(self.second.as_flattened()).chain(&self.second_bias).chain(&self.last);
+        layers.flat_map(f32x4::as_array).chain(std::iter::once(&self.last_bias)).copied()
     }
 }
 
@@ -105,7 +105,10 @@ impl Trainer {
     pub fn new() -> Self {
         let mut weights = Weights::ZERO;
         let mut dice = Dice(10);
-        let mut fill = |lanes: &mut Lanes| lanes[..HIDDEN].iter_mut().for_each(|lane| *lane = unit(dice.next()) * 0.2);
+        let mut fill = |lanes: &mut Lanes| {
+            let lanes = lanes.iter_mut().flat_map(f32x4::as_mut_array).take(HIDDEN);
+            lanes.for_each(|lane| *lane = unit(dice.next()) * 0.2);
+        };
         weights.first.iter_mut().for_each(&mut fill);
         weights.second[..HIDDEN].iter_mut().for_each(&mut fill);
         fill(&mut weights.last);
@@ -119,20 +122,20 @@ impl Trainer {
         numbers.chain([self.powers.0, self.powers.1]).flat_map(f32::to_le_bytes).collect()
     }
 
-    /// What [`Trainer::to_bytes`] wrote; `None` for bytes of another length.
+    /// Takes over what [`Trainer::to_bytes`] wrote; `false` for bytes of another length, which change nothing. In place, because a guest's
+    /// stack has no room for several.
     #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    pub fn load(&mut self, bytes: &[u8]) -> bool {
         if bytes.len() != Self::BYTES {
-            return None;
+            return false;
         }
-        let mut trainer = Self::new();
         let mut numbers = bytes.as_chunks().0.iter().map(|number| f32::from_le_bytes(*number));
-        let Self { weights, mean, square, powers } = &mut trainer;
+        let Self { weights, mean, square, powers } = self;
         let places = weights.all_mut().chain(mean.all_mut()).chain(square.all_mut()).chain([&mut powers.0, &mut powers.1]);
         for (place, number) in places.zip(&mut numbers) {
             *place = number;
         }
-        Some(trainer)
+        true
     }
 
     /// One step on a batch; the mean square error before it.
@@ -140,8 +143,12 @@ impl Trainer {
         let (mut gradient, mut error) = (Weights::ZERO, 0.0);
         let rows = batch.as_chunks::<ROW_BYTES>().0;
         let second_turned = turned(&self.weights.second);
-        for row in rows {
-            error += back(&self.weights, &second_turned, &mut gradient, row);
+        let (several, rest) = rows.as_chunks::<ROWS>();
+        for rows in several {
+            back(&self.weights, &second_turned, &mut gradient, rows).iter().for_each(|of_row| error += of_row);
+        }
+        for row in rest {
+            back(&self.weights, &second_turned, &mut gradient, &[*row]).iter().for_each(|of_row| error += of_row);
         }
         #[expect(clippy::cast_precision_loss, reason = "a batch has fewer than 2^24 rows")]
         let count = rows.len().max(1) as f32;
@@ -177,82 +184,112 @@ impl Default for Trainer {
 
 /// With rows and columns exchanged.
 fn turned(weights: &[Lanes; LANES]) -> [Lanes; LANES] {
-    std::array::from_fn(|column| std::array::from_fn(|row| weights[row][column]))
+    let lane = |row: usize, column: usize| weights[row][column / 4].as_array()[column % 4];
+    let vector = |column: usize, part: usize| f32x4::new(std::array::from_fn(|row| lane(4 * part + row, column)));
+    std::array::from_fn(|column| std::array::from_fn(|part| vector(column, part)))
 }
 
-/// Adds the gradient of one row; its square error.
+/// Adds the gradient of some rows, one after the other; their square errors.
 #[inline]
-fn back(weights: &Weights, second_turned: &[Lanes; LANES], gradient: &mut Weights, row: &[u8; ROW_BYTES]) -> f32 {
-    let numbers = row.as_chunks::<4>().0;
-    let label = f32::from_le_bytes(numbers[0]);
-    let features = numbers[1..].as_chunks::<STRIDE>().0;
-    let mut first = weights.first_bias;
-    for (features, weights) in features.iter().zip(weights.first.as_chunks::<STRIDE>().0) {
-        for (feature, weights) in features.iter().zip(weights) {
-            add(&mut first, f32::from_le_bytes(*feature), weights);
+fn back<const N: usize>(
+    weights: &Weights,
+    second_turned: &[Lanes; LANES],
+    gradient: &mut Weights,
+    rows: &[[u8; ROW_BYTES]; N],
+) -> [f32; N] {
+    let strides = rows.each_ref().map(|row| row[4..].as_chunks::<4>().0.as_chunks::<STRIDE>().0);
+    let mut first = [weights.first_bias; N];
+    for (at, weights) in weights.first.as_chunks::<STRIDE>().0.iter().enumerate() {
+        for (within, weights) in weights.iter().enumerate() {
+            for (first, strides) in first.iter_mut().zip(&strides) {
+                add(first, f32::from_le_bytes(strides[at][within]), weights);
+            }
         }
     }
-    rectify(&mut first);
-    let mut second = weights.second_bias;
-    for (value, weights) in first.iter().zip(&weights.second) {
-        add(&mut second, *value, weights);
+    let mut errors = [0.0; N];
+    let mut of_first = [NONE; N];
+    for (((row, first), of_first), error) in rows.iter().zip(&mut first).zip(&mut of_first).zip(&mut errors) {
+        let label = f32::from_le_bytes([row[0], row[1], row[2], row[3]]);
+        (*of_first, *error) = back_to_first(weights, second_turned, gradient, label, first);
     }
+    for (at, gradient) in gradient.first.as_chunks_mut::<STRIDE>().0.iter_mut().enumerate() {
+        for (within, gradient) in gradient.iter_mut().enumerate() {
+            for (of_first, strides) in of_first.iter().zip(&strides) {
+                add(gradient, f32::from_le_bytes(strides[at][within]), of_first);
+            }
+        }
+    }
+    of_first.iter().for_each(|of_first| add(&mut gradient.first_bias, 1.0, of_first));
+    errors
+}
+
+/// What lies behind the sums of a row's first layer: adds its gradient; the gradient of these sums, and the square error.
+#[inline]
+fn back_to_first(
+    weights: &Weights,
+    second_turned: &[Lanes; LANES],
+    gradient: &mut Weights,
+    label: f32,
+    first: &mut Lanes,
+) -> (Lanes, f32) {
+    rectify(first);
+    let mut second = weights.second_bias;
+    add_all(&mut second, first, &weights.second);
     rectify(&mut second);
     let answer = sigmoid(weights.last_bias + dot(&second, &weights.last));
     let off = answer - label;
 
     add(&mut gradient.last, off, &second);
     gradient.last_bias += off;
-    let mut of_second = [0.0; LANES];
+    let mut of_second = NONE;
     add(&mut of_second, off, &weights.last);
     mask(&mut of_second, &second);
-    let mut of_first = [0.0; LANES];
-    for (value, weights) in of_second.iter().zip(second_turned) {
-        add(&mut of_first, *value, weights);
-    }
-    for (values, gradient) in first.as_chunks::<VECTOR>().0.iter().zip(gradient.second.as_chunks_mut::<VECTOR>().0) {
-        for (value, gradient) in values.iter().zip(gradient) {
+    let mut of_first = NONE;
+    add_all(&mut of_first, &of_second, second_turned);
+    for (values, gradient) in first.iter().zip(gradient.second.as_chunks_mut::<4>().0) {
+        for (value, gradient) in values.as_array().iter().zip(gradient) {
             add(gradient, *value, &of_second);
         }
     }
     add(&mut gradient.second_bias, 1.0, &of_second);
-    mask(&mut of_first, &first);
-    for (features, gradient) in features.iter().zip(gradient.first.as_chunks_mut::<STRIDE>().0) {
-        for (feature, gradient) in features.iter().zip(gradient) {
-            add(gradient, f32::from_le_bytes(*feature), &of_first);
-        }
-    }
-    add(&mut gradient.first_bias, 1.0, &of_first);
-    off * off
+    mask(&mut of_first, first);
+    (of_first, off * off)
 }
 
 #[inline]
 fn add(to: &mut Lanes, factor: f32, lanes: &Lanes) {
-    for (to, lane) in to.iter_mut().zip(lanes) {
-        *to += factor * lane;
+    let factor = f32x4::splat(factor);
+    for (to, lanes) in to.iter_mut().zip(lanes) {
+        *to += factor * *lanes;
+    }
+}
+
+/// Adds each row of a layer as often as its factor says.
+#[inline]
+fn add_all(to: &mut Lanes, factors: &Lanes, rows: &[Lanes; LANES]) {
+    for (factors, rows) in factors.iter().zip(rows.as_chunks::<4>().0) {
+        for (factor, row) in factors.as_array().iter().zip(rows) {
+            add(to, *factor, row);
+        }
     }
 }
 
 #[inline]
 fn dot(one: &Lanes, other: &Lanes) -> f32 {
-    let mut sums = [0.0; VECTOR];
-    for (one, other) in one.as_chunks::<VECTOR>().0.iter().zip(other.as_chunks::<VECTOR>().0) {
-        for (sum, (one, other)) in sums.iter_mut().zip(one.iter().zip(other)) {
-            *sum += one * other;
-        }
-    }
+    let sums = one.iter().zip(other).fold(f32x4::ZERO, |sums, (one, other)| sums + *one * *other).to_array();
     (sums[0] + sums[1]) + (sums[2] + sums[3])
 }
 
 #[inline]
 fn rectify(lanes: &mut Lanes) {
-    lanes.iter_mut().for_each(|lane| *lane = if *lane > 0.0 { *lane } else { 0.0 });
+    let values = *lanes;
+    mask(lanes, &values);
 }
 
 /// 0 where the layer's value is not above 0.
 #[inline]
 fn mask(lanes: &mut Lanes, values: &Lanes) {
-    lanes.iter_mut().zip(values).for_each(|(lane, value)| *lane = if *value > 0.0 { *lane } else { 0.0 });
+    lanes.iter_mut().zip(values).for_each(|(lanes, values)| *lanes &= values.simd_gt(f32x4::ZERO));
 }
 
 /// The standard library's `exp` is the platform's, and differs in the last bits.
@@ -291,13 +328,14 @@ mod tests {
         let batch = batch(1, 500);
         let mut whole = Trainer::new();
         whole.step(&batch);
-        let mut again = Trainer::from_bytes(&whole.to_bytes()).unwrap();
+        let mut again = Trainer::new();
+        assert!(again.load(&whole.to_bytes()));
         assert_eq!(again, whole);
         whole.step(&batch);
         again.step(&batch);
         assert_eq!(again.digest(), whole.digest());
         assert_ne!(whole.digest(), Trainer::new().digest());
-        assert!(Trainer::from_bytes(&whole.to_bytes()[1..]).is_none());
+        assert!(!again.load(&whole.to_bytes()[1..]));
     }
 
     #[test]

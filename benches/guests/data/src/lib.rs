@@ -22,6 +22,7 @@ fn handle(req: Request) -> Result<Response, Error> {
         "get" => get(&query),
         "set" => set(&query),
         "put" => put(&query),
+        "first" => first(&query),
         "take" => take(&query),
         "spread" => Ok(spread(query, req.into_body())),
         "scan" => scan(&query),
@@ -84,6 +85,14 @@ fn put(query: &Query) -> Result<Response, Error> {
     Ok(format!("{}", began.elapsed().as_nanos()).into())
 }
 
+/// The time until the first byte of an object was seen, and that byte.
+fn first(query: &Query) -> Result<Response, Error> {
+    let began = Instant::now();
+    let object = view(query)?;
+    let first = *object.first().ok_or_else(|| Error::msg("the object is empty"))?;
+    Ok(format!("{} {first}", began.elapsed().as_nanos()).into())
+}
+
 /// An object; the time until its first byte was seen, the time until all were, their sum.
 fn take(query: &Query) -> Result<Response, Error> {
     let began = Instant::now();
@@ -138,10 +147,13 @@ fn scan(query: &Query) -> Result<Response, Error> {
 fn train(query: &Query) -> Result<Response, Error> {
     let began = Instant::now();
     let models = kv::open("volatile")?;
-    let mut trainer = match models.get("model")? {
-        Some(bytes) if query.number("step")? > 0 => Trainer::from_bytes(&bytes).ok_or_else(|| Error::msg("that is no model"))?,
-        _ => Trainer::new(),
-    };
+    let mut trainer = Trainer::new();
+    if query.number("step")? > 0
+        && let Some(bytes) = models.get("model")?
+        && !trainer.load(&bytes)
+    {
+        return Err(Error::msg("that is no model"));
+    }
     let batch = view(query)?;
     let computing = Instant::now();
     trainer.step(&batch);
