@@ -246,10 +246,8 @@ fn back_to_first(
     mask(&mut of_second, &second);
     let mut of_first = NONE;
     add_all(&mut of_first, &of_second, second_turned);
-    for (values, gradient) in first.iter().zip(gradient.second.as_chunks_mut::<4>().0) {
-        for (value, gradient) in values.as_array().iter().zip(gradient) {
-            add(gradient, *value, &of_second);
-        }
+    for (value, gradient) in numbers(first).iter().zip(&mut gradient.second[..HIDDEN]) {
+        add(gradient, *value, &of_second);
     }
     add(&mut gradient.second_bias, 1.0, &of_second);
     mask(&mut of_first, first);
@@ -267,11 +265,19 @@ fn add(to: &mut Lanes, factor: f32, lanes: &Lanes) {
 /// Adds each row of a layer as often as its factor says.
 #[inline]
 fn add_all(to: &mut Lanes, factors: &Lanes, rows: &[Lanes; LANES]) {
-    for (factors, rows) in factors.iter().zip(rows.as_chunks::<4>().0) {
-        for (factor, row) in factors.as_array().iter().zip(rows) {
-            add(to, *factor, row);
-        }
+    for (factor, row) in numbers(factors).iter().zip(&rows[..HIDDEN]) {
+        add(to, *factor, row);
     }
+}
+
+/// The lanes one by one.
+#[inline]
+fn numbers(lanes: &Lanes) -> [f32; LANES] {
+    let mut numbers = [0.0; LANES];
+    for (to, from) in numbers.as_chunks_mut::<4>().0.iter_mut().zip(lanes) {
+        *to = from.to_array();
+    }
+    numbers
 }
 
 #[inline]
