@@ -113,14 +113,14 @@ impl Reading {
 }
 
 /// A descriptor for an object in this place, if it has one of its own; `None` if guests have all that they may.
-fn take_descriptor(place: Place) -> Option<Option<Descriptor>> {
+pub(super) fn take_descriptor(place: Place) -> Option<Option<Descriptor>> {
     match place {
         Place::Memory => Some(None),
         Place::Disk | Place::Elsewhere => descriptors::take().map(Some),
     }
 }
 
-fn refuse_busy(host: &mut Host) -> i32 {
+pub(super) fn refuse_busy(host: &mut Host) -> i32 {
     host.refuse_as(Errno::Busy, "functions have too many objects open on this node: try again".into())
 }
 

@@ -27,8 +27,9 @@ use wasmtime::{Caller, Linker, Result};
 use self::pages::{Cover, Ground, PAGE, WASM_PAGE};
 use self::watch::{Beat, Watch};
 use super::data::Errno;
-use super::objects::open;
+use super::objects::{open, refuse_busy, take_descriptor};
 use super::{MODULE, memory, span};
+use crate::capability::descriptors::Descriptor;
 use crate::capability::{Host, Refusal, blocking};
 use crate::data::DataError;
 use crate::data::objects::{KEY_BYTES_MAX, Opened, Verified};
@@ -92,13 +93,20 @@ struct Live {
     bytes: u64,
     /// Before what pins the object.
     cover: Cover,
-    _opened: Opened,
+    _held: Held,
+}
+
+/// What pins an object, and the descriptor that this takes.
+#[derive(Debug)]
+struct Held {
+    opened: Opened,
+    _descriptor: Option<Descriptor>,
 }
 
 /// What was asked for and is to be copied.
 #[derive(Debug)]
 struct Pending {
-    opened: Opened,
+    held: Held,
     offset: u64,
     len: u32,
 }
@@ -289,6 +297,9 @@ async fn object_map(
         Ok(bucket) => Arc::clone(bucket),
         Err(error) => return Ok(host.refuse(&error)),
     };
+    let Some(descriptor) = take_descriptor(bucket.objects.place(&bucket.bucket)) else {
+        return Ok(refuse_busy(caller.data_mut()));
+    };
     let opened = match open(bucket, key).await? {
         Ok(Some(opened)) => opened,
         Ok(None) => return Ok(Errno::None as i32),
@@ -302,11 +313,13 @@ async fn object_map(
         Ok(part) => part,
         Err(error) => return Ok(caller.data_mut().refuse(&error.into())),
     };
-    if len as usize <= COPY_BYTES_MAX || opened.fd().is_none() {
-        caller.data_mut().mappings.pending = Some(Pending { opened, offset, len });
+    let is_copied = len as usize <= COPY_BYTES_MAX || opened.fd().is_none();
+    let held = Held { opened, _descriptor: descriptor };
+    if is_copied {
+        caller.data_mut().mappings.pending = Some(Pending { held, offset, len });
         return answer(&mut caller, out, (0, len), COPY);
     }
-    match map(&mut caller, opened, offset, len)? {
+    match map(&mut caller, held, offset, len)? {
         Ok(at) => answer(&mut caller, out, (at, len), 0),
         Err(text) => Ok(caller.data_mut().refuse_limit(text)),
     }
@@ -335,18 +348,18 @@ fn answer(caller: &mut Caller<'_, Host>, out: u32, (at, len): (u32, u32), answer
 }
 
 /// Maps a part of an object that has a descriptor. Answers its address, or which limit it passes.
-fn map(caller: &mut Caller<'_, Host>, opened: Opened, offset: u64, len: u32) -> Result<Result<u32, String>> {
-    let Some(file) = opened.fd() else { return Err(wasmtime::format_err!("the object is not to be mapped")) };
+fn map(caller: &mut Caller<'_, Host>, held: Held, offset: u64, len: u32) -> Result<Result<u32, String>> {
+    let Some(file) = held.opened.fd() else { return Err(wasmtime::format_err!("the object is not to be mapped")) };
     let within = offset % PAGE as u64;
     let bytes = (within + u64::from(len)).next_multiple_of(PAGE as u64);
     let mappings = &caller.data().mappings;
-    let (count, held) = mappings.state.as_ref().map_or((0, 0), |state| (state.live.len() as u64, state.bytes));
+    let (count, mapped) = mappings.state.as_ref().map_or((0, 0), |state| (state.live.len() as u64, state.bytes));
     let (count_max, bytes_max) = (mappings.count_max, mappings.bytes_max);
     if count >= count_max {
         return Ok(Err(format!("an invocation holds at most {count_max} mappings at once: limit 'mappings'")));
     }
-    if held + bytes > bytes_max {
-        let text = format!("{held} bytes are mapped, and {bytes} more pass the {bytes_max} of an invocation: limit 'mapped'");
+    if mapped + bytes > bytes_max {
+        let text = format!("{mapped} bytes are mapped, and {bytes} more pass the {bytes_max} of an invocation: limit 'mapped'");
         return Ok(Err(text));
     }
     if !pages::can_count() {
@@ -373,7 +386,7 @@ fn map(caller: &mut Caller<'_, Host>, opened: Opened, offset: u64, len: u32) -> 
         }
     };
     state.bytes += bytes;
-    state.live.insert(at, Live { range, bytes, cover, _opened: opened });
+    state.live.insert(at, Live { range, bytes, cover, _held: held });
     Ok(Ok(at))
 }
 
@@ -432,20 +445,20 @@ fn ground(caller: &mut Caller<'_, Host>, wanted: &Wanted) -> Result<Result<Range
 /// Copies what `object_map` said is to be copied.
 async fn object_copy(mut caller: Caller<'_, Host>, buf: u32, len: u32) -> Result<i32> {
     let (buffer, host) = span(&mut caller, buf, len)?;
-    let Some(Pending { opened, offset, len: expected }) = host.mappings.pending.take() else {
+    let Some(Pending { held, offset, len: expected }) = host.mappings.pending.take() else {
         return Err(Refusal::bad_call("object_copy needs an object_map that answered 1 before it").into());
     };
     if expected != len {
         let text = format!("the object has {expected} bytes to copy, and {len} were asked for");
         return Err(Refusal::bad_call(text).into());
     }
-    let read = match opened.read_cached(offset, buffer) {
+    let read = match held.opened.read_cached(offset, buffer) {
         Ok(Some(count)) if count == buffer.len() => return Ok(0),
         // Not in memory, or not all of it.
         Ok(_) => {
             blocking::run(move || {
                 let mut bytes = vec![0; len as usize];
-                opened.read_at(offset, &mut bytes).map(|_| bytes)
+                held.opened.read_at(offset, &mut bytes).map(|_| bytes)
             })
             .await?
         }

@@ -253,7 +253,8 @@ impl Slots {
         let at = self.free().pop().ok_or_else(full)?;
         let slot = &self.list[at];
         slot.is_broken.store(false, Ordering::Relaxed);
-        slot.len.store(len, Ordering::Relaxed);
+        // Whoever sees this length sees that the slot was free, too: see `on_sigbus`.
+        slot.len.store(len, Ordering::Release);
         slot.start.store(start, Ordering::Release);
         Ok(at)
     }
@@ -285,8 +286,8 @@ fn handle_sigbus() {
 /// A page could not be read. If it is of a mapping, the whole mapping becomes zeros and is marked as broken, and the instruction is tried
 /// again: in the guest, in `memory.copy`, or in a host call that copies. The instance is ended for it before anything leaves it.
 ///
-/// Only loads, stores and one system call, all of which may be done in a handler. Nobody changes the slot meanwhile: its owner is the
-/// store that this thread is running, which waits in the very instruction that failed.
+/// Only loads, stores and one system call, all of which may be done in a handler. Nobody changes the slot meanwhile that the address is in:
+/// its owner is the store that this thread is running, which waits in the very instruction that failed.
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives a handler with SA_SIGINFO a valid `siginfo_t`, whose address is set for a SIGBUS of its own making; one that
     // a process sent has a code that is not above 0. `errno` is this thread's.
@@ -294,8 +295,10 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     let found = SLOTS.get().filter(|_| code > 0).and_then(|slots| {
         slots.list.iter().find_map(|slot| {
             let start = slot.start.load(Ordering::Acquire);
-            let len = slot.len.load(Ordering::Relaxed);
-            (start != 0 && start <= address && address - start < len).then_some((slot, start, len))
+            let len = slot.len.load(Ordering::Acquire);
+            // Other slots do change: the length may be that of a later mapping.
+            let is_one = slot.start.load(Ordering::Relaxed) == start;
+            (is_one && start != 0 && start <= address && address - start < len).then_some((slot, start, len))
         })
     });
     if let Some((slot, start, len)) = found
