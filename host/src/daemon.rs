@@ -35,6 +35,7 @@ use crate::front::Front;
 use crate::grants::Grants;
 use crate::id::{FunctionName, TenantId};
 use crate::invocation::{Invocation, Invoke, Invoked};
+use crate::limits::BLOCKING_THREADS_MAX;
 use crate::manifest::Manifest;
 use crate::net::drain::{Drain, Stop};
 use crate::net::listener::{self, BindError};
@@ -107,10 +108,7 @@ pub enum Ports {
 pub struct Node {
     addr: SocketAddr,
     control_addr: SocketAddr,
-    /// Before the directory, so that it is closed while the lock is held.
     data: Arc<Data>,
-    /// Keeps the lock on the directory; dropped last.
-    dir: DataDir,
     drain: Drain,
     /// Lets the data threads go, once the control port has no invocation on them any more.
     release: Drain,
@@ -121,6 +119,8 @@ pub struct Node {
     dispatcher: Dispatcher,
     control: Handle,
     metrics: Arc<Metrics>,
+    /// Keeps the lock on the directory. Last, because fields are dropped in their order: the deployer and the dispatcher have the data too.
+    dir: DataDir,
 }
 
 impl Node {
@@ -340,8 +340,11 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// How long a thread that stops waits for work that blocks; what goes on then ends with the process.
+const BLOCKED_MAX: Duration = Duration::from_secs(5);
+
 fn current_thread() -> std::io::Result<Runtime> {
-    RuntimeBuilder::new_current_thread().enable_all().max_blocking_threads(32).build()
+    RuntimeBuilder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build()
 }
 
 /// Starts a named thread with a runtime of its own, and returns the runtime's handle.
@@ -361,7 +364,10 @@ where
         };
         let _received = sender.send(Ok(runtime.handle().clone()));
         Engine::prepare_thread();
-        match runtime.block_on(serve()) {
+        let served = runtime.block_on(serve());
+        // What still blocks (a scrub, the first reading of an object, an origin that drips) would hold up a plain drop until it is done.
+        runtime.shutdown_timeout(BLOCKED_MAX);
+        match served {
             Ok(cut) => cut,
             Err(error) => {
                 tracing::error!(%error, "a listener cannot be served");

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// Threads of one runtime that may block. What may hold one for long has a bound of its own, and their sum is held against this.
+pub const BLOCKING_THREADS_MAX: usize = 40;
+
 /// How the number of a limit is written and read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
