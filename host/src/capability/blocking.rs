@@ -1,27 +1,54 @@
 //! Work for guests on threads that may block: the bytes of objects on their way to and from the disk.
 //!
-//! Owns the bound on how much of it there is at once. Knows nothing about what is done. Invariant: who waits for a place is a future
-//! that ends with its guest; only what has a place goes on after that, and it is at most [`JOBS_MAX`] in a process.
+//! Owns the bounds on how much of it there is at once. Knows nothing about what is done. Invariant: who waits for a place is a future
+//! that ends with its guest; only what has a place goes on after that, and it is at most [`JOBS_MAX`] in a process, and
+//! [`JOBS_ELSEWHERE_MAX`] that wait for another machine.
 
 use tokio::sync::Semaphore;
 use wasmtime::Result;
 
-/// Jobs that run at once in a process. Fewer than a data thread may have threads that block (32, `daemon.rs`): the rest is left for
-/// loading templates.
+use crate::data::objects::Place;
+use crate::limits::BLOCKING_THREADS_MAX;
+
+/// Jobs that run at once in a process and wait for nothing but this node's disk.
 pub const JOBS_MAX: usize = 16;
+/// Jobs that run at once in a process and may wait for an origin: it may be slow, and the disk's jobs do not wait for it.
+pub const JOBS_ELSEWHERE_MAX: usize = 8;
+/// Values that wait to be dropped; whoever has one more drops it itself.
+pub const DISCARDS_MAX: usize = 1024;
 
-static PLACES: Semaphore = Semaphore::const_new(JOBS_MAX);
+// All of them may come to run on one data thread. The rest is left for loading templates and for the files of WASI.
+const _: () = assert!(JOBS_MAX + JOBS_ELSEWHERE_MAX < BLOCKING_THREADS_MAX);
 
-/// Runs `job` on a thread that may block.
+static DISK: Semaphore = Semaphore::const_new(JOBS_MAX);
+static ELSEWHERE: Semaphore = Semaphore::const_new(JOBS_ELSEWHERE_MAX);
+static DISCARDS: Semaphore = Semaphore::const_new(DISCARDS_MAX);
+
+/// Runs `job`, which waits for the disk at most, on a thread that may block.
+///
+/// # Errors
+/// As [`run_at`].
+///
+/// # Cancellation
+/// As [`run_at`].
+pub async fn run<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    run_at(Place::Disk, job).await
+}
+
+/// Runs `job`, about objects in `place`, on a thread that may block.
 ///
 /// # Errors
 /// If it panicked: a bug of ours.
 ///
 /// # Cancellation
 /// Dropping it before `job` began undoes it; later `job` goes on to its end, and what it answers is dropped on its thread.
-pub async fn run<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub async fn run_at<T: Send + 'static>(place: Place, job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let places = match place {
+        Place::Memory | Place::Disk => &DISK,
+        Place::Elsewhere => &ELSEWHERE,
+    };
     // Nobody closes it.
-    let place = PLACES.acquire().await?;
+    let place = places.acquire().await?;
     let run = move || {
         let _place = place;
         job()
@@ -29,11 +56,12 @@ pub async fn run<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) ->
     Ok(tokio::task::spawn_blocking(run).await?)
 }
 
-/// Drops what may take long to be dropped on a thread that may block, for which nobody waits. Where there is no runtime, here.
+/// Drops what may take long to be dropped on a thread that may block, for which nobody waits. Here where there is no runtime, or
+/// [`DISCARDS_MAX`] wait already: then who makes more of them waits for each.
 pub fn discard<T: Send + 'static>(value: T) {
-    match tokio::runtime::Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn_blocking(move || drop(value))),
-        Err(_) => drop(value),
+    match (tokio::runtime::Handle::try_current(), DISCARDS.try_acquire()) {
+        (Ok(runtime), Ok(place)) => drop(runtime.spawn_blocking(move || drop((value, place)))),
+        (Err(_), _) | (_, Err(_)) => drop(value),
     }
 }
 

@@ -9,6 +9,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Semaphore;
+
 use super::{Host, blocking};
 use crate::data::kv::KeyValue;
 use crate::data::objects::Objects;
@@ -16,6 +18,9 @@ use crate::data::{Bucket, Data, DataError};
 use crate::grants::{Access, DataGrant};
 use crate::id::{NAME_LEN_MAX, TenantId};
 use crate::telemetry::logs::{Level, LogSink};
+
+/// Objects of one bucket that are being read or fetched to be opened at once, for one revision; a quarter of [`blocking::JOBS_MAX`].
+pub const OPENINGS_MAX: usize = 4;
 
 /// Refusals that one revision explains in its log; the rest are only refused.
 const EXPLANATIONS_MAX: usize = 64;
@@ -48,6 +53,8 @@ struct Granted {
     grant: DataGrant,
     /// The bucket when it was last looked up, and [`Data::changes`] before that.
     found: Mutex<Option<(u64, Arc<OpenBucket>)>>,
+    /// Taken by who brings up its folder, and by who waits for that, before a thread is.
+    mounting: tokio::sync::Mutex<()>,
 }
 
 /// A bucket that a guest may use.
@@ -59,6 +66,8 @@ pub struct OpenBucket {
     pub kv: Arc<dyn KeyValue>,
     /// The objects of all buckets of its durability.
     pub objects: Arc<dyn Objects>,
+    /// Turns of those who open objects that must be read or fetched first: see [`OPENINGS_MAX`].
+    pub opening: Arc<Semaphore>,
     access: Access,
 }
 
@@ -85,7 +94,10 @@ impl DataAccess {
     /// What `grants` allow of the tenant's data. Buckets are looked up when they are asked for.
     #[must_use]
     pub fn new(data: Arc<Data>, tenant: TenantId, grants: &[DataGrant]) -> Self {
-        let grants = grants.iter().map(|grant| Granted { grant: grant.clone(), found: Mutex::new(None) }).collect();
+        let grants = grants
+            .iter()
+            .map(|grant| Granted { grant: grant.clone(), found: Mutex::new(None), mounting: tokio::sync::Mutex::default() })
+            .collect();
         Self { node: Some(Node { data, tenant }), grants, explained: Mutex::default(), mounts_explained: Mutex::default() }
     }
 
@@ -115,7 +127,8 @@ impl DataAccess {
         let DataGrant { bucket, access, .. } = &granted.grant;
         let bucket = data.bucket(tenant, bucket)?.ok_or_else(|| DataError::NoSuchBucket { name: name.into() })?;
         let (kv, objects) = (data.kv(&bucket)?, data.objects(bucket.spec.durability));
-        let found = Arc::new(OpenBucket { bucket, kv, objects, access: *access });
+        let found =
+            Arc::new(OpenBucket { bucket, kv, objects, opening: Arc::new(Semaphore::new(OPENINGS_MAX)), access: *access });
         *lock(&granted.found) = Some((changes, found.clone()));
         Ok(found)
     }
@@ -135,9 +148,10 @@ impl DataAccess {
     pub async fn mounts(&self, log: &LogSink) -> Vec<Mount> {
         let Some(Node { data, .. }) = &self.node else { return Vec::new() };
         let mut mounts = Vec::new();
-        for grant in self.grants() {
+        for granted in &self.grants {
+            let grant = &granted.grant;
             let Some(guest) = &grant.mount else { continue };
-            match self.mount(data, grant, log).await {
+            match self.mount(data, granted, log).await {
                 Ok(host) => mounts.push(Mount { host, guest: guest.clone() }),
                 Err(text) => self.explain_mount(grant, &text, log),
             }
@@ -145,13 +159,19 @@ impl DataAccess {
         mounts
     }
 
-    async fn mount(&self, data: &Arc<Data>, grant: &DataGrant, log: &LogSink) -> Result<PathBuf, String> {
+    async fn mount(&self, data: &Arc<Data>, granted: &Granted, log: &LogSink) -> Result<PathBuf, String> {
+        let grant = &granted.grant;
         let open = self.open(grant.bucket.as_str()).map_err(|error| error.text())?;
         if let Some(why) = open.bucket.without_files() {
             return Err(why.into());
         }
         let text = |error| AccessError::from(error).text();
-        let mounted = match data.durable_objects().mounted(&open.bucket).map_err(text)? {
+        let mut found = data.durable_objects().mounted(&open.bucket).map_err(text)?;
+        let turn = if found.is_none() { Some(granted.mounting.lock().await) } else { None };
+        if turn.is_some() {
+            found = data.durable_objects().mounted(&open.bucket).map_err(text)?;
+        }
+        let mounted = match found {
             Some(mounted) => mounted,
             None => {
                 let data = data.clone();
@@ -163,6 +183,7 @@ impl DataAccess {
                 mounted.map_err(text)?
             }
         };
+        drop(turn);
         if mounted.left_out > 0 {
             let text =
                 format!("{} objects are left out: their keys are no relative paths, or folders of others", mounted.left_out);

@@ -278,6 +278,17 @@ impl LogSink {
         self.log.push(Entry { seq: 0, time_ms, invocation: self.invocation, revision: self.revision, source, level, text });
     }
 
+    /// More bytes of the guest than this are past the limit, whatever lines they are: a line has its end besides, of two bytes at most.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        usize::try_from(self.left.load(Ordering::Relaxed).saturating_add(1).saturating_mul(3)).unwrap_or(usize::MAX)
+    }
+
+    /// Counts bytes of the guest that nobody looked at, because they are past the limit.
+    pub fn drop_guest(&self, bytes: usize) {
+        self.dropped.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Bytes of the guest that were past the limit, so far.
     #[must_use]
     pub fn dropped(&self) -> u64 {

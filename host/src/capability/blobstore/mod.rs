@@ -121,7 +121,15 @@ fn text(error: impl Into<AccessError>) -> String {
 
 /// Runs what may block for long. A guest that ends meanwhile does not wait for it.
 async fn blocking<T: Send + 'static>(run: impl FnOnce() -> std::result::Result<T, DataError> + Send + 'static) -> Answer<T> {
-    match super::blocking::run(run).await {
+    blocking_at(objects::Place::Disk, run).await
+}
+
+/// As [`blocking`], about objects in `place`.
+async fn blocking_at<T: Send + 'static>(
+    place: objects::Place,
+    run: impl FnOnce() -> std::result::Result<T, DataError> + Send + 'static,
+) -> Answer<T> {
+    match super::blocking::run_at(place, run).await {
         Ok(result) => result.map_err(text),
         Err(error) => {
             tracing::error!(%error, "work on an object ended with a panic");
@@ -131,14 +139,14 @@ async fn blocking<T: Send + 'static>(run: impl FnOnce() -> std::result::Result<T
 }
 
 async fn open(bucket: &Arc<OpenBucket>, name: &str) -> Answer<Opened> {
-    let (bucket, key) = (bucket.clone(), name.to_owned());
-    let opened = blocking(move || bucket.objects.open(&bucket.bucket, key.as_bytes())).await?;
+    let (bucket, key, place) = (bucket.clone(), name.to_owned(), bucket.objects.place(&bucket.bucket));
+    let opened = blocking_at(place, move || bucket.objects.open(&bucket.bucket, key.as_bytes())).await?;
     opened.ok_or_else(|| no_object(name))
 }
 
 async fn put(bucket: &Arc<OpenBucket>, name: String, options: PutOptions) -> Answer<Box<dyn Upload>> {
-    let bucket = bucket.clone();
-    blocking(move || bucket.objects.put(&bucket.bucket, name.as_bytes(), options)).await
+    let (bucket, place) = (bucket.clone(), bucket.objects.place(&bucket.bucket));
+    blocking_at(place, move || bucket.objects.put(&bucket.bucket, name.as_bytes(), options)).await
 }
 
 fn no_object(name: &str) -> String {
@@ -152,9 +160,9 @@ async fn ask<T: Send + 'static>(
 ) -> Answer<T> {
     match bucket.objects.place(&bucket.bucket) {
         objects::Place::Memory | objects::Place::Disk => ask(bucket).map_err(text),
-        objects::Place::Elsewhere => {
+        place @ objects::Place::Elsewhere => {
             let bucket = bucket.clone();
-            blocking(move || ask(&bucket)).await
+            blocking_at(place, move || ask(&bucket)).await
         }
     }
 }
@@ -229,7 +237,7 @@ impl Host {
             return Ok((source, head));
         }
         let (content_type, metadata) = (head.content_type.clone(), head.metadata.clone());
-        let options = PutOptions { content_type, metadata, digest: Some(head.etag), ..PutOptions::default() };
+        let options = PutOptions { content_type, metadata, digest: head.digest, ..PutOptions::default() };
         let mut upload = put(&target, to.object.clone(), options).await?;
         // In pieces, so that a guest that ends takes the copy with it.
         let mut at = 0;
@@ -287,8 +295,13 @@ impl blobstore::Host for Host {
 
     /// A copy, and then the deletion of what was copied, unless it was replaced meanwhile.
     async fn move_object(&mut self, from: types::ObjectId, to: types::ObjectId) -> Result<Answer<()>> {
-        if let Err(text) = self.container(&from.container, Access::ReadWrite) {
-            return Ok(Err(text));
+        match self.container(&from.container, Access::ReadWrite) {
+            // Before anything is copied. Its store deletes whatever is there by then.
+            Ok(bucket) if bucket.bucket.origin.is_some() => {
+                return Ok(Err("objects are not moved out of a bucket with an origin: copy and delete them".into()));
+            }
+            Ok(_) => {}
+            Err(text) => return Ok(Err(text)),
         }
         let (source, head) = match self.copy(&from, &to).await {
             Ok(copied) => copied,

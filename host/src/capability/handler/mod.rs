@@ -394,7 +394,16 @@ async fn body_write(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<
 
 fn log(mut caller: Caller<'_, Host>, level: u32, ptr: u32, len: u32) -> Result<()> {
     let (text, host) = span(&mut caller, ptr, len)?;
-    host.log.guest(Source::Log, Level::from_abi(level), text);
+    if !host.mappings.is_any() {
+        host.log.guest(Source::Log, Level::from_abi(level), text);
+        return Ok(());
+    }
+    let copy = text.get(..host.log.room()).unwrap_or(text).to_vec();
+    let rest = text.len() - copy.len();
+    // What was just copied may have come from a mapping that could not be read.
+    host.mappings.intact(&host.memory)?;
+    host.log.guest(Source::Log, Level::from_abi(level), &copy);
+    host.log.drop_guest(rest);
     Ok(())
 }
 

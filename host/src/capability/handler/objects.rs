@@ -88,8 +88,9 @@ impl Uploading {
 
 impl Drop for Uploading {
     fn drop(&mut self) {
-        if let Some(upload) = self.upload.take() {
-            blocking::discard((upload, self.descriptor.take()));
+        let parts = (self.upload.take(), self.descriptor.take());
+        if parts.0.is_some() && !self.is_quick() {
+            blocking::discard(parts);
         }
     }
 }
@@ -251,7 +252,7 @@ async fn look<T: Send + 'static>(
 ) -> Result<Result<T, AccessError>> {
     let found = match bucket.objects.place(&bucket.bucket) {
         Place::Memory | Place::Disk => ask(&bucket),
-        Place::Elsewhere => blocking::run(move || ask(&bucket)).await?,
+        place @ Place::Elsewhere => blocking::run_at(place, move || ask(&bucket)).await?,
     };
     Ok(found.map_err(AccessError::from))
 }
@@ -328,7 +329,13 @@ pub(super) async fn open(bucket: Arc<OpenBucket>, key: Vec<u8>) -> Result<Result
     match bucket.objects.open_now(&bucket.bucket, &key) {
         Ok(OpenNow::Opened(opened)) => Ok(Ok(Some(opened))),
         Ok(OpenNow::Absent) => Ok(Ok(None)),
-        Ok(OpenNow::Unchecked) => blocking::run(move || bucket.objects.open(&bucket.bucket, &key)).await,
+        Ok(OpenNow::Unchecked) => {
+            // Those who wait for one reading of the same object would take all places together.
+            let opening = bucket.opening.clone();
+            let _turn = opening.acquire().await?;
+            let place = bucket.objects.place(&bucket.bucket);
+            blocking::run_at(place, move || bucket.objects.open(&bucket.bucket, &key)).await
+        }
         Err(error) => Ok(Err(error)),
     }
 }
@@ -430,7 +437,7 @@ async fn object_put(mut caller: Caller<'_, Host>, target: Target, options: u32, 
     let begin = move || bucket.objects.put(&bucket.bucket, &key, options);
     let begun = match place {
         Place::Memory => begin(),
-        Place::Disk | Place::Elsewhere => blocking::run(begin).await?,
+        Place::Disk | Place::Elsewhere => blocking::run_at(place, begin).await?,
     };
     let host = caller.data_mut();
     let upload = match begun {

@@ -207,6 +207,12 @@ impl Mappings {
         Self { bytes_max, count_max, state: None, pending: None }
     }
 
+    /// Whether anything was ever mapped.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        self.state.is_some()
+    }
+
     /// Whether all that the guest read of its mappings was true, and it may go on. To be asked before anything leaves the instance, after
     /// its memory was read.
     ///
