@@ -13,6 +13,7 @@ use http::StatusCode;
 use http::request::Parts;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::Control;
 use super::answer::{Refusal, body_fault};
@@ -22,6 +23,7 @@ use crate::data::{Bucket, BucketSpec, Data, DataError, Durability, OriginUrl, Us
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::BucketName;
+use crate::limits::BLOCKING_THREADS_MAX;
 
 /// Where the name stands in a path, from 0: `/v1/buckets/NAME`.
 const NAME_SEGMENT: usize = 3;
@@ -34,8 +36,8 @@ const CORRUPT_MAX: usize = 1000;
 /// How often the account is counted again if somebody writes meanwhile.
 const COUNTS_MAX: usize = 3;
 
-/// Places for what holds a thread, or much memory, while it lasts. A runtime has 32 threads for blocking work, and uploads of functions
-/// take 16 of them at most.
+/// Places for what holds a thread, or much memory, while it lasts. A runtime has [`BLOCKING_THREADS_MAX`] for blocking work, and
+/// some must be left for what is short.
 #[derive(Debug)]
 pub struct Places {
     /// Uploads of functions.
@@ -48,6 +50,8 @@ pub struct Places {
     pub(super) batches: Arc<Semaphore>,
     /// Scrubs.
     pub(super) scrubs: Arc<Semaphore>,
+    /// Whatever is done in a bucket with an origin.
+    pub(super) elsewhere: Arc<Semaphore>,
 }
 
 /// Uploads of objects at once.
@@ -56,8 +60,13 @@ pub(super) const OBJECT_PUTS_MAX: usize = 8;
 pub(super) const OPENING_MAX: usize = 4;
 /// How long an object waits to be opened.
 pub(super) const OPEN_WAIT: Duration = Duration::from_secs(10);
+/// Requests at once that may wait for an origin; more wait for [`OPEN_WAIT`].
+pub(super) const ELSEWHERE_MAX: usize = 4;
 /// Batches at once.
 pub(super) const BATCHES_MAX: usize = 4;
+
+// All that may hold a thread for long, at once, and the scrub.
+const _: () = assert!(super::upload::UPLOADS_MAX + OBJECT_PUTS_MAX + OPENING_MAX + ELSEWHERE_MAX + 1 < BLOCKING_THREADS_MAX);
 
 impl Default for Places {
     fn default() -> Self {
@@ -67,6 +76,7 @@ impl Default for Places {
             opening: Arc::new(Semaphore::new(OPENING_MAX)),
             batches: Arc::new(Semaphore::new(BATCHES_MAX)),
             scrubs: Arc::new(Semaphore::new(1)),
+            elsewhere: Arc::new(Semaphore::new(ELSEWHERE_MAX)),
         }
     }
 }
@@ -119,11 +129,19 @@ impl Control {
         work: impl FnOnce(&Data, Bucket) -> Result<T, DataError> + Send + 'static,
     ) -> Result<T, Fault> {
         let (data, tenant) = (self.data.clone(), self.tenant.clone());
-        let done = blocking(move || match data.bucket(&tenant, &name)? {
-            Some(bucket) => work(&data, bucket),
+        let first = blocking(move || match data.bucket(&tenant, &name)? {
+            Some(bucket) if bucket.origin.is_none() => Ok(Err(work(&data, bucket)?)),
+            Some(bucket) => Ok(Ok(move || work(&data, bucket))),
             None => Err(DataError::NoSuchBucket { name: name.to_string() }),
         });
-        done.await?.map_err(|error| error.fault())
+        let work = match first.await?.map_err(|error: DataError| error.fault())? {
+            Err(done) => return Ok(done),
+            Ok(work) => work,
+        };
+        // What may wait for another machine takes a few of this port's threads, and never all.
+        let place = timeout(OPEN_WAIT, Arc::clone(&self.places.elsewhere).acquire_owned()).await;
+        let place = place.map_err(|_| busy("requests to origins"))?.map_err(Fault::internal)?;
+        blocking(holding(place, work)).await?.map_err(|error| error.fault())
     }
 }
 
