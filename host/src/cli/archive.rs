@@ -164,6 +164,11 @@ pub(super) fn export(ctx: &Ctx, name: &BucketName, path: &Path) -> Result<(), Fa
     let definition =
         Definition { bucket: name.clone(), durability: info.durability, bytes_max: info.bytes_max, keys_max: info.keys_max };
     let done = write(&client, &definition, &file, &bar);
+    // What is gone with its bucket looks like what was deleted one by one.
+    let done = done.and_then(|count| match client.bucket(name)?.created_ms == info.created_ms {
+        true => Ok(count),
+        false => Err(Failure::new(Exit::Failure, "the bucket was deleted and made again while it was exported: export it again")),
+    });
     let done = done.and_then(|count| Ok(file.sync_all().map(|()| count).context("cannot write the file")?));
     bar.finish_and_clear();
     match done {
@@ -360,7 +365,8 @@ pub(super) fn import(ctx: &Ctx, path: &Path, name: Option<BucketName>) -> Result
         })
         .and_then(|()| Ok(file.rewind().context("it cannot be read")?))
         .and_then(|()| {
-            Importing { client: &client, name: &name, ops: Vec::new(), bytes: 0, count: Count::default() }.run(file, &bar)
+            let mut importing = Importing { client: &client, name: &name, ops: Vec::new(), bytes: 0, count: Count::default() };
+            importing.run(file, &bar).map_err(|failure| importing.stopped(failure, path))
         });
     bar.finish_and_clear();
     done?.show(ctx, "read", &name)
@@ -376,7 +382,17 @@ struct Importing<'a> {
 }
 
 impl Importing<'_> {
-    fn run(mut self, file: File, bar: &ProgressBar) -> Result<Count, Failure> {
+    /// Says how far it came: what is in the bucket by now stays there.
+    fn stopped(&self, failure: Failure, path: &Path) -> Failure {
+        let (Count { objects, .. }, name) = (self.count, self.name);
+        let entries = self.count.entries - self.ops.len() as u64;
+        let done = format!("the import stopped with {entries} entries and {objects} objects in '{name}'");
+        failure
+            .context(format!("{done}; import it again when the reason is mended"))
+            .next(format!("hob bucket import {} {name}", path.display()))
+    }
+
+    fn run(&mut self, file: File, bar: &ProgressBar) -> Result<Count, Failure> {
         let (mut source, _) = Source::open(file)?;
         let mut failed = None;
         loop {
@@ -454,7 +470,9 @@ impl Importing<'_> {
 
     fn flush(&mut self) -> Result<(), Failure> {
         if !self.ops.is_empty() {
-            self.client.batch(self.name, std::mem::take(&mut self.ops))?;
+            // They count as written when they are.
+            self.client.batch(self.name, self.ops.clone())?;
+            self.ops.clear();
         }
         self.bytes = 0;
         Ok(())

@@ -279,8 +279,11 @@ pub(super) fn get(txn: &ReadTransaction, tenant: &TenantId, name: &BucketName) -
     Ok(Some(bucket(id, tenant.clone(), name.clone(), origin, &state)))
 }
 
-/// Every bucket of every tenant.
-pub(super) fn all(txn: &ReadTransaction) -> Result<Vec<Bucket>, DataError> {
+/// Buckets by their names, each with its own error.
+pub type Each<T> = Vec<(String, Result<T, DataError>)>;
+
+/// Every bucket of every tenant, by its name; an error in place of one whose rows are damaged.
+pub(super) fn all(txn: &ReadTransaction) -> Result<Each<Bucket>, DataError> {
     let doing = "list all buckets";
     let buckets = txn.open_table(BUCKETS).map_err(storage(doing))?;
     let states = txn.open_table(STATES).map_err(storage(doing))?;
@@ -288,10 +291,13 @@ pub(super) fn all(txn: &ReadTransaction) -> Result<Vec<Bucket>, DataError> {
     for entry in buckets.iter().map_err(storage(doing))? {
         let (key, row) = entry.map_err(storage(doing))?;
         let (tenant, name) = key.value();
-        let id = parse_id(tenant, name, row.value())?;
-        let damaged = |error: crate::id::NameError| DataError::Damaged { what: format!("a bucket's name: {error}") };
-        let (tenant, name) = (tenant.parse().map_err(damaged)?, name.parse().map_err(damaged)?);
-        all.push(bucket(id, tenant, name, read_origin(txn, id)?, &find_state(&states, id)?));
+        let read = || {
+            let id = parse_id(tenant, name, row.value())?;
+            let damaged = |error: crate::id::NameError| DataError::Damaged { what: format!("a bucket's name: {error}") };
+            let (tenant, name) = (tenant.parse().map_err(damaged)?, name.parse().map_err(damaged)?);
+            Ok(bucket(id, tenant, name, read_origin(txn, id)?, &find_state(&states, id)?))
+        };
+        all.push((name.to_owned(), read()));
     }
     Ok(all)
 }

@@ -40,7 +40,7 @@ use tokio::sync::broadcast::Receiver;
 
 pub use self::account::Usage;
 pub use self::audit::Audited;
-pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId};
+pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId, Each};
 pub use self::clock::{Clock, Reading};
 pub use self::error::{DataError, OriginFault};
 pub use self::feed::{Changed, FEED_LEN};
@@ -259,9 +259,9 @@ impl Data {
         spec: BucketSpec,
         origin: Option<&OriginUrl>,
     ) -> Ack<(Bucket, bool)> {
-        if spec.durability == Durability::Volatile && self.events.is_wanted(tenant, name) {
-            let what = format!("bucket '{name}' is to trigger a function");
-            return Ack::ready(Err(DataError::Invalid { what, expected: "a durable bucket".into() }));
+        if let Some(expected) = self.events.refuses(tenant, name, spec.durability, origin.is_some()) {
+            let what = format!("bucket '{name}' is to trigger a function, or to take what it fails at");
+            return Ack::ready(Err(DataError::Invalid { what, expected: expected.into() }));
         }
         if let Err(error) = origin.map_or(Ok(()), |url| self.check_origin(spec, url)) {
             return Ack::ready(Err(error));

@@ -6,6 +6,7 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use super::super::client::Client;
+use super::super::failure::Exit;
 use super::super::kv::shown;
 use super::super::text::{bytes, clean};
 use super::super::{Failure, output};
@@ -31,12 +32,21 @@ pub(super) fn online(client: &Client) -> Vec<Check> {
 fn scrub(client: &Client) -> Result<Vec<Check>, Failure> {
     let buckets = client.buckets()?;
     let durable = buckets.iter().filter(|bucket| bucket.durability == "durable");
-    durable
-        .map(|bucket| {
-            let name = bucket.name.parse().map_err(|error: crate::id::NameError| anyhow::Error::new(error))?;
-            Ok(of_scrub(&client.scrub(&name)?))
-        })
-        .collect()
+    Ok(durable.filter_map(|bucket| of_bucket(client, &bucket.name)).collect())
+}
+
+/// Of one bucket, whatever becomes of the others; `None` if it was deleted since it was listed.
+fn of_bucket(client: &Client, name: &str) -> Option<Check> {
+    let parsed = name.parse().map_err(|error: crate::id::NameError| anyhow::Error::new(error).into());
+    match parsed.and_then(|name| client.scrub(&name)) {
+        Ok(info) => Some(of_scrub(&info)),
+        Err(failure) if failure.code() == Exit::NotFound as u8 => None,
+        Err(failure) => Some(unread(format!("bucket {}", clean(name)), &failure.sentence())),
+    }
+}
+
+fn unread(name: String, why: &str) -> Check {
+    Check::bad(name, format!("could not be read: {}", clean(why)), "look at the disk and at the daemon's log, then: hob doctor")
 }
 
 fn of_scrub(info: &ScrubInfo) -> Check {
@@ -94,7 +104,10 @@ pub(super) fn offline(dir: &Path, asked: bool) -> Vec<Check> {
     };
     let mut checks = vec![whole];
     match Data::audit(&data) {
-        Ok(audited) => checks.extend(audited.iter().map(of_audit)),
+        Ok(buckets) => checks.extend(buckets.iter().map(|(name, audited)| match audited {
+            Ok(audited) => of_audit(audited),
+            Err(error) => unread(format!("bucket {} on disk", clean(name)), &error.to_string()),
+        })),
         Err(error) => checks.push(Check::bad("buckets on disk", error.to_string(), "restore data/ from a backup")),
     }
     bar.finish_and_clear();

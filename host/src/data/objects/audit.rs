@@ -38,7 +38,11 @@ pub(in crate::data) fn audit(
             Some(head) => match known.get(&head.etag) {
                 Some(is_good) => *is_good,
                 None => {
-                    let is_good = is_whole(objects, FileId { bucket, digest: head.etag }, head.len)?;
+                    let is_good = match is_whole(objects, FileId { bucket, digest: head.etag }, head.len) {
+                        // What the disk does not give is lost, and no reason not to look at the rest.
+                        Err(error) if error.is_disk_failure() => false,
+                        read => read?,
+                    };
                     scrubbed.bytes += head.len;
                     known.insert(head.etag, is_good);
                     is_good
