@@ -188,6 +188,7 @@ impl Deployer {
     ) -> Result<FunctionRecord, Fault> {
         let inner = self.0.clone();
         blocking(move || {
+            inner.check_rollback(&tenant, &name, to)?;
             let change = inner.dispatcher.begin_change(&tenant, &name);
             let record = inner.registry.rollback(&tenant, &name, to, &precondition);
             let record = record.map_err(|error| not_made(&change, &tenant, &name, &error))?;
@@ -413,6 +414,17 @@ impl Inner {
             }
             error => error.fault(),
         })
+    }
+
+    /// As a deploy would: the buckets of an older revision may be gone since, or be others.
+    fn check_rollback(&self, tenant: &TenantId, name: &FunctionName, to: Option<RevisionNumber>) -> Result<(), Fault> {
+        let Some(found) = self.registry.function(tenant, name).map_err(|error| error.fault())? else { return Ok(()) };
+        let mut kept = self.registry.revisions(tenant, name).map_err(|error| error.fault())?.into_iter();
+        let live = found.live.number;
+        // What is not there the registry refuses.
+        let Some(target) = kept.find(|kept| to.map_or(kept.number < live, |wanted| kept.number == wanted)) else { return Ok(()) };
+        self.make_buckets(tenant, &target.manifest)?;
+        self.check_mounts(tenant, &target.manifest.grants)
     }
 
     /// Refuses what could never be: a folder of a bucket that has no files. One that is not there yet may be made later.

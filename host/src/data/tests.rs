@@ -226,3 +226,25 @@ fn sweeps_run_by_themselves_and_the_mark_of_the_clock_survives() {
     let again = Store::open(&path, 1 << 20, late.clock(), |_| Ok(()), vec![]).unwrap();
     assert!(again.clock().now_ms() >= 2_000_000);
 }
+
+#[test]
+fn an_audit_of_a_damaged_bucket_tells_of_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(&dir);
+    for bucket in ["a", "b", "c"] {
+        data.put_bucket(&tenant("t"), &name(bucket), spec(Durability::Durable)).wait().unwrap();
+    }
+    let id = data.bucket(&tenant("t"), &name("b")).unwrap().unwrap().id;
+    let damage = move |txn: &redb::WriteTransaction, _| {
+        let mut states = txn.open_table(super::account::STATES).map_err(super::error::storage("damage an account"))?;
+        states.insert(id.0, &b"rot"[..]).map_err(super::error::storage("damage an account"))?;
+        Ok(((), Commit::Yes))
+    };
+    data.store.write(0, damage).wait().unwrap();
+    drop(data);
+    let audited = Data::audit(&dir.path().join("data")).unwrap();
+    let found: Vec<_> =
+        audited.iter().map(|(name, audited)| (name.as_str(), audited.as_ref().is_ok_and(Audited::is_good))).collect();
+    assert_eq!(found, [("a", true), ("b", false), ("c", true)]);
+    assert!(matches!(audited[1].1, Err(DataError::Damaged { .. })));
+}

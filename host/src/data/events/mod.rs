@@ -29,6 +29,7 @@ use self::wanted::Wanted;
 use super::bucket::{Bucket, BucketId};
 use super::error::DataError;
 use super::store::{Ack, Commit, Store};
+use crate::bucket::Durability;
 use crate::id::{BucketName, Digest, FunctionName, TenantId};
 use crate::manifest::{On, Trigger};
 
@@ -141,10 +142,20 @@ impl Events {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether any function wants to be told of changes of a bucket.
-    #[must_use]
-    pub fn is_wanted(&self, tenant: &TenantId, bucket: &BucketName) -> bool {
-        self.wanted.of(tenant, bucket).is_some()
+    /// Why a bucket of this kind would break a trigger of some function, if so. As [`super::Data::check_triggers`], from the other side.
+    pub(super) fn refuses(
+        &self,
+        tenant: &TenantId,
+        bucket: &BucketName,
+        durability: Durability,
+        has_origin: bool,
+    ) -> Option<&'static str> {
+        let is_used = |trigger: &Trigger| trigger.bucket == *bucket || trigger.dead_letter.as_ref() == Some(bucket);
+        let is_put = |trigger: &Trigger| trigger.bucket == *bucket && trigger.on == On::ObjectPut;
+        if durability == Durability::Volatile && self.wanted.has(tenant, is_used) {
+            return Some("a durable bucket");
+        }
+        (has_origin && self.wanted.has(tenant, is_put)).then_some("a bucket without an origin")
     }
 
     /// The trigger of a function that an event is for, the first of its manifest; `None` if it wants such events no more.

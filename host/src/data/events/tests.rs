@@ -139,7 +139,6 @@ fn who_wants_no_more_keeps_nothing() {
     write(&data, &one, keys(1)).unwrap();
     write(&data, &two, keys(1)).unwrap();
     assert_eq!(data.outbox().waiting().unwrap(), 0);
-    assert!(!data.events().is_wanted(&one.tenant, &one.name));
 }
 
 #[test]
@@ -164,8 +163,27 @@ fn a_bucket_that_triggers_is_durable() {
     want(&data, "f", &[trigger(On::ObjectPut, "later", "")]);
     let error = volatile("later").unwrap_err();
     assert_eq!(error.fault().code, Code::BadRequest, "{error}");
+    want(&data, "f", &[Trigger { dead_letter: Some("dead".parse().unwrap()), ..trigger(On::KeyChange, "later", "") }]);
+    for name in ["later", "dead"] {
+        assert_eq!(volatile(name).unwrap_err().fault().code, Code::BadRequest, "{name}");
+    }
     want(&data, "f", &[]);
     volatile("later").unwrap();
+}
+
+#[test]
+fn a_bucket_whose_objects_trigger_gets_no_origin() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(&dir, 10);
+    let uploads = bucket(&data, "uploads");
+    let refusal = |on| {
+        want(&data, "f", &[trigger(on, "uploads", "")]);
+        data.delete_bucket(&uploads.tenant, &uploads.name).wait().unwrap();
+        let origin = "s3://b".parse().unwrap();
+        data.put_bucket_of(&uploads.tenant, &uploads.name, uploads.spec, Some(&origin)).wait().unwrap_err().to_string()
+    };
+    assert!(refusal(On::ObjectPut).contains("expected a bucket without an origin"));
+    assert!(refusal(On::KeyChange).contains("is not open on this node"));
 }
 
 #[test]

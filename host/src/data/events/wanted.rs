@@ -45,6 +45,12 @@ impl Wanted {
         tenants.get(tenant)?.buckets.get(bucket).cloned()
     }
 
+    /// Whether any function has such a trigger.
+    pub(super) fn has(&self, tenant: &TenantId, is_such: impl Fn(&Trigger) -> bool) -> bool {
+        let tenants = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        tenants.get(tenant).is_some_and(|of| of.functions.values().flat_map(|triggers| triggers.iter()).any(is_such))
+    }
+
     /// The first trigger of a function for such a change.
     pub(super) fn trigger(
         &self,

@@ -99,7 +99,7 @@ impl Durable {
     /// Reads every object of a bucket and holds it against its ETag, whatever was found before.
     ///
     /// # Errors
-    /// Those of storage; an object that cannot be read for another reason than damage ends it.
+    /// Those of storage; an object that cannot be read for another reason than damage or a failing disk ends it.
     ///
     /// # Cost
     /// Reads all files once, about 0.5 ns a byte besides the disk; objects that come meanwhile may be left out. Blocks.
@@ -118,7 +118,11 @@ impl Durable {
                     Row::Good(head) => {
                         let id = FileId { bucket: bucket.id, digest: head.etag };
                         let _held = self.files.hold(id);
-                        let is_good = self.files.scrub(id, head.len)?;
+                        let is_good = match self.files.scrub(id, head.len) {
+                            // What the disk does not give is lost, and no reason not to look at the rest.
+                            Err(error) if error.is_disk_failure() => false,
+                            read => read?,
+                        };
                         if is_good {
                             scrubbed.bytes += head.len;
                             good.insert(head.etag);
@@ -129,7 +133,7 @@ impl Durable {
                     Row::Damaged | Row::None => false,
                 };
                 if !is_good {
-                    self.files.unlink(bucket.id, &key);
+                    self.relink(bucket.id, &key)?;
                     scrubbed.corrupt.push((bucket.id, key));
                 }
             }

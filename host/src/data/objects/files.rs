@@ -215,13 +215,11 @@ impl Files {
             return Ok(false);
         }
         let stamp = Stamp::of_metadata(&meta);
-        match self.check(&file, stamp, id.digest)? {
-            Some(_) => Ok(true),
-            None => {
-                self.checked.forget(stamp);
-                Ok(false)
-            }
+        let checked = self.check(&file, stamp, id.digest);
+        if !matches!(checked, Ok(Some(_))) {
+            self.checked.forget(stamp);
         }
+        Ok(checked?.is_some())
     }
 
     /// Whether the file in place is known to be good.

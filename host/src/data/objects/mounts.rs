@@ -35,7 +35,6 @@ use super::super::store::Commit;
 use super::durable::Durable;
 use super::files::{FileId, Files};
 use super::{Head, PAGE_LEN_MAX};
-use crate::id::Digest;
 use crate::storage::disk::create_dirs;
 
 /// Files and folders in one tree.
@@ -180,7 +179,13 @@ impl Durable {
     /// not checked. Blocks.
     pub fn mount(&self, bucket: &Bucket) -> Result<Mounted, DataError> {
         let tree = self.files.mounts.tree(bucket.id);
-        self.bring_up(&tree).inspect_err(|_| self.files.mounts.end(bucket.id))?;
+        // Any other error passes, and whoever has the tree keeps it.
+        let is_gone = |error: &DataError| matches!(error, DataError::NoSuchBucket { .. });
+        self.bring_up(&tree).inspect_err(|error| {
+            if is_gone(error) {
+                self.files.mounts.end(bucket.id)
+            }
+        })?;
         let mounted = self.as_mounted(bucket, &tree)?;
         mounted.ok_or_else(|| {
             self.files.mounts.end(bucket.id);
@@ -227,43 +232,69 @@ impl Durable {
             }
             *made = true;
         }
-        let touched = mem::take(&mut *lock(&tree.touched));
-        touched.into_iter().try_for_each(|key| self.link(tree, key))
+        let mut touched = mem::take(&mut *lock(&tree.touched)).into_iter();
+        let done = touched.by_ref().try_for_each(|key| self.link(tree, key));
+        lock(&tree.touched).extend(touched);
+        done
     }
 
     /// Makes the link of a key what its row says, and then those of keys that were folders until now.
+    /// What could not be done is noted.
     fn link(&self, tree: &Tree, key: Bytes) -> Result<(), DataError> {
         let mut keys = vec![key];
         while let Some(key) = keys.pop() {
-            let Some(path) = path(&key) else { continue };
-            let good = self.good(tree, &key)?;
-            let mut links = lock(&tree.links);
-            // Once more, now that nobody else makes links: whoever changes it from here on comes afterwards.
-            let now = self.find(tree.bucket, &key).or_else(not_damaged)?;
-            let done = match (now, good) {
-                (Some(head), Some(good)) if head.etag == good => {
-                    let file = self.files.path(FileId { bucket: tree.bucket, digest: good });
-                    tree.place(&file, path, &mut links).map(|()| Vec::new())
+            match self.link_one(tree, &key) {
+                Ok(below) => keys.extend(below),
+                Err(error) => {
+                    keys.push(key);
+                    lock(&tree.touched).extend(keys);
+                    return Err(error);
                 }
-                // It changed in between, and then it was linked by who changed it.
-                (Some(_), Some(_)) => Ok(Vec::new()),
-                (_, None) | (None, _) => tree.remove(path, &mut links),
-            };
-            keys.extend(done.map_err(io_error("make a link of a mount"))?);
+            }
         }
         Ok(())
     }
 
-    /// The digest of a key's object, if its file is good. Reads a file that this process has not checked.
-    fn good(&self, tree: &Tree, key: &Bytes) -> Result<Option<Digest>, DataError> {
+    /// Answers the keys that were folders until now.
+    fn link_one(&self, tree: &Tree, key: &Bytes) -> Result<Vec<Bytes>, DataError> {
+        let Some(path) = path(key) else { return Ok(Vec::new()) };
+        let seen = self.seen(tree, key)?;
+        let mut links = lock(&tree.links);
+        // Once more, now that nobody else makes links: whoever changes it from here on comes afterwards.
+        let now = self.find(tree.bucket, key).or_else(not_damaged)?;
+        let done = match (now, seen) {
+            (None, _) => tree.remove(path, &mut links),
+            (Some(head), Some((version, is_good))) if head.version == version => match is_good {
+                true => {
+                    let file = self.files.path(FileId { bucket: tree.bucket, digest: head.etag });
+                    tree.place(&file, path, &mut links).map(|()| Vec::new())
+                }
+                false => tree.remove(path, &mut links),
+            },
+            // It was put in between, and linked or noted by who put it.
+            (Some(_), _) => Ok(Vec::new()),
+        };
+        done.map_err(io_error("make a link of a mount"))
+    }
+
+    /// Makes the link of a key whose object is not what was put, or what took its place, right; if there is a tree.
+    pub(super) fn relink(&self, bucket: BucketId, key: &Bytes) -> Result<(), DataError> {
+        self.files.mounts.find(bucket).map_or(Ok(()), |tree| self.link(&tree, key.clone()))
+    }
+
+    /// The version of a key's object, and whether its file is good. Reads a file that this process has not checked.
+    fn seen(&self, tree: &Tree, key: &Bytes) -> Result<Option<(u64, bool)>, DataError> {
         let Some(head) = self.find(tree.bucket, key).or_else(not_damaged)? else { return Ok(None) };
         let id = FileId { bucket: tree.bucket, digest: head.etag };
         let _held = self.files.hold(id);
-        if self.files.open_file(id, head.len)?.is_none() {
+        let is_good = match self.files.open_file(id, head.len) {
+            Err(error) if error.is_disk_failure() => false,
+            opened => opened?.is_some(),
+        };
+        if !is_good {
             tracing::warn!(bucket = %tree.bucket, key = %key.escape_ascii(), "a damaged object is left out of a mount");
-            return Ok(None);
         }
-        Ok(Some(head.etag))
+        Ok(Some((head.version, is_good)))
     }
 }
 
