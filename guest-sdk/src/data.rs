@@ -14,7 +14,7 @@ use crate::abi::{self, Errno};
 ///
 /// # fn f() -> Result<Response, hob_sdk::Error> {
 /// match kv::open("sessions")?.set("a", "1") {
-///     Err(error) if error.kind() == ErrorKind::Full => Ok(Response::new("later\n").with_status(StatusCode::INSUFFICIENT_STORAGE)),
+///     Err(error) if error.kind() == ErrorKind::Quota => Ok(Response::new("full\n").with_status(StatusCode::INSUFFICIENT_STORAGE)),
 ///     done => Ok(Response::new(format!("version {}\n", done?))),
 /// }
 /// # }
@@ -38,7 +38,9 @@ pub enum ErrorKind {
     TooLarge,
     /// A condition does not hold. Nothing was done.
     Conflict,
-    /// The bucket, or the disk, is full. Reading and deleting go on.
+    /// The bucket is full, by its own quota. Reading and deleting go on.
+    Quota,
+    /// The node's disk is full. Reading and deleting go on.
     Full,
     /// Too much waits for the disk: try again.
     Busy,
@@ -70,6 +72,7 @@ impl Error {
             -8 => ErrorKind::Busy,
             -9 => ErrorKind::Damaged,
             -11 => ErrorKind::Limit,
+            -13 => ErrorKind::Quota,
             _ => ErrorKind::Unavailable,
         };
         Self { kind, text: abi::error_text() }

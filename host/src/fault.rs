@@ -73,6 +73,8 @@ pub enum Code {
     CpuDeadline,
     /// The guest used up its time.
     WallDeadline,
+    /// A bucket, or the list of a tenant's buckets, holds as much as it may: its owner's to mend.
+    QuotaExceeded,
     /// The disk, or the share of it that Hob may use, is full.
     StorageFull,
     /// The store that a bucket is a cache of refused, failed, or gave something else than it announced.
@@ -83,7 +85,7 @@ pub enum Code {
 
 impl Code {
     /// All codes, for documentation and tests.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::BadRequest,
         Self::BadManifest,
         Self::Forbidden,
@@ -114,6 +116,7 @@ impl Code {
         Self::Damaged,
         Self::CpuDeadline,
         Self::WallDeadline,
+        Self::QuotaExceeded,
         Self::StorageFull,
         Self::OriginFailed,
         Self::OriginTimeout,
@@ -153,6 +156,7 @@ impl Code {
             Self::Damaged => "damaged",
             Self::CpuDeadline => "cpu-deadline",
             Self::WallDeadline => "wall-deadline",
+            Self::QuotaExceeded => "quota-exceeded",
             Self::StorageFull => "storage-full",
             Self::OriginFailed => "origin-failed",
             Self::OriginTimeout => "origin-timeout",
@@ -193,6 +197,7 @@ impl Code {
             Self::Damaged => "What was stored is lost or damaged",
             Self::CpuDeadline => "The function used up its processor time",
             Self::WallDeadline => "The function used up its time",
+            Self::QuotaExceeded => "A quota is used up",
             Self::StorageFull => "There is no room to store this",
             Self::OriginFailed => "The bucket's origin failed",
             Self::OriginTimeout => "The bucket's origin took too long",

@@ -29,7 +29,7 @@ fn handle(req: Request) -> Result<Response, Error> {
         path => match visits.increment(path, 1) {
             Ok(count) => Ok(line(path, count).into()),
             // Paths that were counted before still are.
-            Err(error) if error.kind() == ErrorKind::Full => {
+            Err(error) if matches!(error.kind(), ErrorKind::Quota | ErrorKind::Full) => {
                 Ok(Response::from("there is no room for another path\n").with_status(StatusCode::INSUFFICIENT_STORAGE))
             }
             Err(error) => Err(error.into()),

@@ -203,7 +203,8 @@ pub(super) async fn list(
 #[utoipa::path(put, path = "/v1/buckets/{name}", operation_id = "bucket_put",
     params(("name" = String, Path, description = "1 to 63 of a-z, 0-9 and '-'")), request_body = Option<BucketRequest>,
     responses((status = 201, description = "a new bucket", body = BucketInfo), (status = 200, description = "it was there", body = BucketInfo),
-        (status = 400, body = Problem), (status = 409, description = "it has the other durability or another origin", body = Problem), (status = 507, body = Problem)))]
+        (status = 400, body = Problem), (status = 409, description = "it has the other durability or another origin", body = Problem),
+        (status = 413, description = "the definition is too long", body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn put(State(control): State<Control>, InBucket(name): InBucket, body: Body) -> Result<Response, Refusal> {
     let body = axum::body::to_bytes(body, DEFINITION_LEN_MAX).await.map_err(|error| body_fault(&error))?;
     let bad = |what: String| Fault::new(Code::BadRequest, format!("the body defines no bucket: {what}"));

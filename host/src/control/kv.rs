@@ -25,7 +25,7 @@ use super::wire::{
     BatchInfo, BatchKind, BatchOp, BatchRequest, ChangeInfo, DoneInfo, EntryInfo, EntryList, IncrementInfo, Problem, join, split,
 };
 use crate::data::Changed;
-use crate::data::kv::{BATCH_OPS_MAX, Done, Entry, Op, VALUE_LEN_MAX, When};
+use crate::data::kv::{Done, Entry, Op, VALUE_LEN_MAX, When, check_count};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::BucketName;
@@ -144,7 +144,7 @@ pub(super) async fn get(
         ("if-none-match" = Option<String>, Header, description = "`*`: only if there is no entry")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "the value, at most 1 MiB"),
     responses((status = 204, description = "written", headers(("etag" = String))), (status = 400, body = Problem), (status = 404, body = Problem),
-        (status = 408, body = Problem), (status = 412, body = Problem), (status = 413, body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
+        (status = 408, body = Problem), (status = 412, body = Problem), (status = 413, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn put(
     State(control): State<Control>,
     InBucket(name): InBucket,
@@ -154,17 +154,28 @@ pub(super) async fn put(
     let wanted = Wanted::read(request.uri(), &["ttl"])?;
     let when = when(request.headers())?;
     conditions::no_part(request.headers())?;
-    let value = axum::body::to_bytes(request.into_body(), VALUE_LEN_MAX).await.map_err(|error| body_fault(&error))?;
+    let value = axum::body::to_bytes(request.into_body(), VALUE_LEN_MAX).await.map_err(|error| value_fault(&error))?;
     let done = control.write(name, vec![Op::Set { key: key.into(), value, ttl: wanted.ttl, when }]).await?;
     let version = done.first().and_then(|done| done_info(done).version).unwrap_or_default();
     Ok((StatusCode::NO_CONTENT, [(ETAG, etag(version))]).into_response())
+}
+
+/// In the words of the other doors, as far as they can be said of a value whose end nobody saw.
+fn value_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
+    let fault = body_fault(error);
+    match fault.code {
+        Code::BodyTooLarge => {
+            Fault::new(Code::BodyTooLarge, format!("the value is too long: at most {VALUE_LEN_MAX} bytes are allowed"))
+        }
+        _ => fault,
+    }
 }
 
 /// Deletes an entry.
 #[utoipa::path(delete, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_delete",
     params(("name" = String, Path), ("key" = String, Path), ("if-match" = Option<String>, Header)),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem),
-        (status = 503, body = Problem), (status = 507, description = "the disk cannot be written", body = Problem)))]
+        (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, description = "the disk cannot be written", body = Problem)))]
 pub(super) async fn delete(
     State(control): State<Control>,
     InBucket(name): InBucket,
@@ -182,7 +193,7 @@ pub(super) async fn delete(
 #[utoipa::path(post, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_increment",
     params(("name" = String, Path), ("key" = String, Path), ("increment" = i64, Query, description = "what is added")),
     responses((status = 200, body = IncrementInfo, headers(("etag" = String))), (status = 400, description = "the value is no number", body = Problem),
-        (status = 404, body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
+        (status = 404, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn increment(
     State(control): State<Control>,
     InBucket(name): InBucket,
@@ -204,7 +215,7 @@ pub(super) async fn increment(
 #[utoipa::path(post, path = "/v1/buckets/{name}/kv", operation_id = "kv_batch",
     params(("name" = String, Path)), request_body = BatchRequest,
     responses((status = 200, body = BatchInfo), (status = 400, body = Problem), (status = 404, body = Problem), (status = 408, body = Problem),
-        (status = 412, description = "a condition does not hold", body = Problem), (status = 413, body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
+        (status = 412, description = "a condition does not hold", body = Problem), (status = 413, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn batch(
     State(control): State<Control>,
     InBucket(name): InBucket,
@@ -223,9 +234,7 @@ pub(super) async fn batch(
 fn read_batch(body: &[u8]) -> Result<Vec<Op>, Fault> {
     let bad = |what: String| Fault::new(Code::BadRequest, format!("the body is no batch: {what}"));
     let request: BatchRequest = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
-    if request.ops.len() > BATCH_OPS_MAX {
-        return Err(bad(format!("it has {} operations, expected at most {BATCH_OPS_MAX}", request.ops.len())));
-    }
+    check_count(request.ops.len()).map_err(|error| error.fault())?;
     let read = |(index, op)| read_op(op).map_err(|what| bad(format!("operation {index}: {what}")));
     request.ops.into_iter().enumerate().map(read).collect()
 }

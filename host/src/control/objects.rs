@@ -112,7 +112,8 @@ fn content(head: &Head) -> HeaderMap {
     params(("name" = String, Path), ("prefix" = Option<String>, Query, description = "only keys that begin with this; percent-encoded bytes"),
         ("cursor" = Option<String>, Query, description = "`next` of the page before"), ("limit" = Option<usize>, Query, description = "at most 1000")),
     responses((status = 200, body = ObjectList), (status = 400, body = Problem), (status = 404, body = Problem),
-        (status = 503, description = "what is known of an object is damaged", body = Problem)))]
+        (status = 503, description = "what is known of an object is damaged", body = Problem),
+        (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn list(
     State(control): State<Control>,
     InBucket(name): InBucket,
@@ -130,9 +131,14 @@ pub(super) async fn list(
 
 /// Says what is known of an object.
 #[utoipa::path(head, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_head",
-    params(("name" = String, Path), ("key" = String, Path), ("if-none-match" = Option<String>, Header), ("if-match" = Option<String>, Header)),
-    responses((status = 200, description = "the headers of a GET"), (status = 304, description = "the client has it"),
-        (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem), (status = 503, body = Problem)))]
+    params(("name" = String, Path), ("key" = String, Path), ("if-none-match" = Option<String>, Header), ("if-match" = Option<String>, Header),
+        ("if-modified-since" = Option<String>, Header), ("if-unmodified-since" = Option<String>, Header)),
+    responses((status = 200, description = "the headers of a GET", headers(("etag" = String), ("last-modified" = String), ("content-length" = u64),
+            ("repr-digest" = Option<String>), ("hob-version" = u64), ("hob-expires-ms" = Option<u64>),
+            ("hob-meta-NAME" = Option<String>, description = "one for each pair of its metadata"), ("hob-missing-meta" = Option<u64>, description = "pairs that are no headers"))),
+        (status = 304, description = "the client has it"),
+        (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem), (status = 503, body = Problem),
+        (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn head(
     State(control): State<Control>,
     InBucket(name): InBucket,
@@ -156,11 +162,16 @@ pub(super) async fn head(
 #[utoipa::path(get, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_get",
     params(("name" = String, Path), ("key" = String, Path, description = "1 to 512 bytes, percent-encoded"),
         ("range" = Option<String>, Header, description = "one range of bytes"), ("if-range" = Option<String>, Header),
-        ("if-none-match" = Option<String>, Header), ("if-match" = Option<String>, Header)),
-    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream", headers(("etag" = String), ("last-modified" = String), ("repr-digest" = String))),
-        (status = 206, description = "the range", body = Vec<u8>, content_type = "application/octet-stream", headers(("content-range" = String))),
+        ("if-none-match" = Option<String>, Header), ("if-match" = Option<String>, Header),
+        ("if-modified-since" = Option<String>, Header), ("if-unmodified-since" = Option<String>, Header)),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream", headers(("etag" = String), ("last-modified" = String),
+            ("repr-digest" = Option<String>), ("hob-version" = u64), ("hob-expires-ms" = Option<u64>),
+            ("hob-meta-NAME" = Option<String>, description = "one for each pair of its metadata"), ("hob-missing-meta" = Option<u64>, description = "pairs that are no headers"))),
+        (status = 206, description = "the range", body = Vec<u8>, content_type = "application/octet-stream", headers(("content-range" = String), ("etag" = String),
+            ("last-modified" = String), ("hob-version" = u64))),
         (status = 304, description = "the client has it"), (status = 400, body = Problem), (status = 404, body = Problem),
-        (status = 412, body = Problem), (status = 416, body = Problem), (status = 503, description = "it is damaged", body = Problem)))]
+        (status = 412, body = Problem), (status = 416, body = Problem), (status = 503, description = "it is damaged", body = Problem),
+        (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn get(
     State(control): State<Control>,
     InBucket(name): InBucket,
@@ -235,7 +246,8 @@ async fn next(sending: Sending) -> Result<Option<(Bytes, Sending)>, io::Error> {
 #[utoipa::path(delete, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_delete",
     params(("name" = String, Path), ("key" = String, Path), ("if-match" = Option<String>, Header)),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem),
-        (status = 503, body = Problem), (status = 507, description = "the disk cannot be written", body = Problem)))]
+        (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, description = "the disk cannot be written", body = Problem),
+        (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn delete(
     State(control): State<Control>,
     InBucket(name): InBucket,

@@ -14,6 +14,9 @@ const INVOKE: [&str; 2] = ["/v1/functions/{name}/invoke", "/v1/functions/{name}/
 /// Where they are deployed.
 const FUNCTION: &str = "/v1/functions/{name}";
 
+/// Where entries are. One function answers GET and, for axum, HEAD; it is described once.
+const ENTRY: &str = "/v1/buckets/{name}/kv/{key}";
+
 /// The whole description as text.
 pub(super) fn text(described: &OpenApi) -> String {
     let mut description = json!(described);
@@ -22,6 +25,7 @@ pub(super) fn text(described: &OpenApi) -> String {
             every_method(&mut paths[path]);
         }
         paths[FUNCTION]["put"]["requestBody"] = upload();
+        paths[ENTRY]["head"] = head_of(&paths[ENTRY]["get"]);
         let operations = paths.values_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut);
         for responses in operations.filter_map(|operation| operation["responses"].as_object_mut()) {
             complete(responses);
@@ -41,6 +45,18 @@ fn every_method(item: &mut Value) {
         }
         item[method] = operation;
     }
+}
+
+/// HEAD of what `get` describes: the same answers, those that succeed without their bodies.
+fn head_of(get: &Value) -> Value {
+    let mut head = get.clone();
+    head["operationId"] = get["operationId"].as_str().unwrap_or_default().replace("_get", "_head").into();
+    for (status, response) in head["responses"].as_object_mut().into_iter().flatten() {
+        if let Some(response) = response.as_object_mut().filter(|_| status.starts_with('2')) {
+            response.remove("content");
+        }
+    }
+    head
 }
 
 /// A module as it is, or in a form with its manifest.

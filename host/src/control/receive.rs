@@ -37,13 +37,16 @@ const TIMEOUT_BYTES: u64 = 1 << 30;
     params(("name" = String, Path), ("key" = String, Path, description = "1 to 512 bytes, percent-encoded"),
         ("ttl" = Option<String>, Query, description = "how long it stays, such as `10s`; for ever when absent"),
         ("content-type" = Option<String>, Header), ("content-digest" = Option<String>, Header, description = "`sha-256=:BASE64:` of the bytes (RFC 9530)"),
+        ("repr-digest" = Option<String>, Header, description = "the same: a body has no content coding here"),
+        ("hob-meta-NAME" = Option<String>, Header, description = "one for each pair of the metadata"),
         ("if-match" = Option<String>, Header, description = "only over the object with this ETag"),
         ("if-none-match" = Option<String>, Header, description = "`*`: only if there is no object")),
     request_body(content = Vec<u8>, content_type = "*/*", description = "the bytes; headers `hob-meta-NAME` are its metadata"),
-    responses((status = 201, description = "a new object", body = ObjectInfo, headers(("etag" = String))),
-        (status = 200, description = "in place of another", body = ObjectInfo, headers(("etag" = String))),
+    responses((status = 201, description = "a new object", body = ObjectInfo, headers(("etag" = String), ("last-modified" = String), ("hob-version" = u64), ("hob-expires-ms" = Option<u64>))),
+        (status = 200, description = "in place of another", body = ObjectInfo, headers(("etag" = String), ("last-modified" = String), ("hob-version" = u64), ("hob-expires-ms" = Option<u64>))),
         (status = 400, description = "the digest is another", body = Problem), (status = 404, body = Problem), (status = 408, body = Problem),
-        (status = 412, body = Problem), (status = 413, body = Problem), (status = 415, body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
+        (status = 412, body = Problem), (status = 413, body = Problem), (status = 415, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem),
+        (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn put(
     State(control): State<Control>,
     InBucket(name): InBucket,

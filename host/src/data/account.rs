@@ -151,7 +151,7 @@ pub(super) fn reserve(txn: &WriteTransaction, own: Option<BucketId>, spec: Bucke
         }
     }
     if wanted > max {
-        return Err(DataError::Quota { unit: "bytes of memory for all volatile buckets", wanted, max });
+        return Err(DataError::VolatileFull { wanted, max });
     }
     Ok(())
 }

@@ -94,6 +94,17 @@ pub enum DataError {
         /// How many there may be.
         max: u64,
     },
+    /// All volatile buckets together would be promised more memory than the node gives them.
+    #[error(
+        "all volatile buckets together would have {wanted} bytes of memory and may have {max}: ask for less, or raise \
+             data.volatile_bytes_max"
+    )]
+    VolatileFull {
+        /// Bytes that they would have.
+        wanted: u64,
+        /// Bytes that they may have.
+        max: u64,
+    },
     /// Too many writes wait.
     #[error("too many writes are waiting for the disk: try again")]
     Busy,
@@ -230,7 +241,10 @@ impl DataError {
             Self::Invalid { .. } | Self::NotANumber { .. } | Self::WrongDigest { .. } => Code::BadRequest,
             Self::TooLarge { .. } => Code::BodyTooLarge,
             Self::Conflict { .. } | Self::ObjectConflict { .. } => Code::PreconditionFailed,
-            Self::Quota { .. } => Code::StorageFull,
+            // No `Retry-After`: nothing leaves a full bucket by itself, and nobody knows when a time to live or a function that is
+            // behind makes room. A client that waited for a moment named here would only be refused again.
+            Self::Quota { .. } => Code::QuotaExceeded,
+            Self::VolatileFull { .. } => Code::StorageFull,
             Self::Busy => return Fault::new(Code::Overloaded, self.to_string()).retry_after(BUSY_RETRY),
             Self::Closed => Code::Draining,
             Self::Origin { why: OriginFault::Timeout { .. } } => Code::OriginTimeout,
@@ -282,6 +296,7 @@ impl DataError {
             | Self::WrongDigest { .. }
             | Self::NotANumber { .. }
             | Self::Quota { .. }
+            | Self::VolatileFull { .. }
             | Self::Busy
             | Self::Corrupt { .. }
             | Self::Origin { .. }

@@ -71,7 +71,7 @@ fn a_tenant_has_at_most_so_many_buckets() {
         (0..=BUCKETS_MAX).map(|n| data.put_bucket(&tenant("t"), &name(&format!("b{n}")), spec(Durability::Durable))).collect();
     let mut results: Vec<_> = acks.into_iter().map(Ack::wait).collect();
     let last = results.pop().unwrap().unwrap_err();
-    assert_eq!(last.fault().code, Code::StorageFull, "{last}");
+    assert_eq!(last.fault().code, Code::QuotaExceeded, "{last}");
     assert!(results.iter().all(Result::is_ok));
     assert!(data.put_bucket(&tenant("other"), &name("b"), spec(Durability::Durable)).wait().is_ok());
 }

@@ -45,7 +45,7 @@ pub fn status(code: Code) -> StatusCode {
         Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::UnsupportedMedia => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Code::NotDeployable | Code::ModuleOverCap | Code::BuildOverLimit => StatusCode::UNPROCESSABLE_ENTITY,
-        Code::Concurrency => StatusCode::TOO_MANY_REQUESTS,
+        Code::Concurrency | Code::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
         Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         Code::GuestTrap
         | Code::GuestExit

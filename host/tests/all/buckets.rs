@@ -340,15 +340,17 @@ fn at_the_quota_writes_are_refused_and_the_rest_goes_on() {
     let at = |key: &str| format!("/v1/buckets/b/kv/{key}");
     assert_eq!(put(&node, &at("a"), &[], &[1; 98]).status(), 204);
     assert_eq!(put(&node, &at("b"), &[], b"").status(), 204);
-    put(&node, &at("b"), &[], b"1").problem(507, "storage-full");
-    put(&node, "/v1/buckets/b/objects/o", &[], b"1").problem(507, "storage-full");
-    put(&node, "/v1/buckets/b/objects/o", &[], &[1; 101]).problem(507, "storage-full");
+    let refused = put(&node, &at("b"), &[], b"1");
+    refused.problem(429, "quota-exceeded");
+    assert_eq!(refused.header("retry-after"), None, "waiting frees nothing");
+    put(&node, "/v1/buckets/b/objects/o", &[], b"1").problem(429, "quota-exceeded");
+    put(&node, "/v1/buckets/b/objects/o", &[], &[1; 101]).problem(429, "quota-exceeded");
     assert_eq!(usage(&node, "b")["entries"], json!({ "bytes": 100, "keys": 2 }));
     assert_eq!(node.control.get(&at("a")).good(), [1; 98]);
     // Less in place of more is no addition.
     assert_eq!(put(&node, &at("a"), &[], &[2; 10]).status(), 204);
     assert_eq!(put(&node, "/v1/buckets/b/objects/o", &[], b"1").status(), 201);
-    put(&node, &at("c"), &[], b"").problem(507, "storage-full");
+    put(&node, &at("c"), &[], b"").problem(429, "quota-exceeded");
     assert_eq!(delete(&node, &at("b")).status(), 204);
     assert_eq!(put(&node, &at("c"), &[], b"").status(), 204);
     assert_eq!(usage(&node, "b")["objects"], json!({ "bytes": 2, "keys": 1 }));
@@ -360,7 +362,7 @@ fn at_the_quota_writes_are_refused_and_the_rest_goes_on() {
     }
     assert_eq!(usage(&node, "v")["entries"], json!({ "bytes": 4, "keys": 2 }));
     node.control.get("/v1/buckets/v/kv/a").problem(404, "not-found");
-    put(&node, "/v1/buckets/v/kv/a", &[], &[1; 100]).problem(507, "storage-full");
+    put(&node, "/v1/buckets/v/kv/a", &[], &[1; 100]).problem(429, "quota-exceeded");
     // And a bucket takes no memory that the node has not.
     put(&node, "/v1/buckets/w", &[], br#"{"durability":"volatile","bytes_max":1099511627776}"#).problem(507, "storage-full");
 }

@@ -272,7 +272,7 @@ fn the_description_lists_every_route() {
         ("/v1/buckets/{name}", &["delete", "get", "put"]),
         ("/v1/buckets/{name}/scrub", &["post"]),
         ("/v1/buckets/{name}/kv", &["get", "post"]),
-        ("/v1/buckets/{name}/kv/{key}", &["delete", "get", "post", "put"]),
+        ("/v1/buckets/{name}/kv/{key}", &["delete", "get", "head", "post", "put"]),
         ("/v1/buckets/{name}/objects", &["get"]),
         ("/v1/buckets/{name}/objects/{key}", &["delete", "get", "head", "put"]),
         ("/livez", &["get"]),
@@ -297,6 +297,7 @@ fn the_description_lists_every_route() {
             }
         }
     }
+    data_is_described_as_it_is(&node, paths);
     let upload = paths["/v1/functions/{name}"]["put"]["requestBody"]["content"].as_object().unwrap();
     assert!(upload.contains_key("application/wasm") && upload.contains_key("multipart/form-data"), "{upload:?}");
     let logs = paths["/v1/functions/{name}/logs"]["get"]["responses"]["200"]["content"].as_object().unwrap();
@@ -304,7 +305,6 @@ fn the_description_lists_every_route() {
     assert_eq!(paths.len(), expected.len(), "{:?}", paths.keys());
     // What is described is there: no route answers that it does not exist.
     node.deploy_wat("a", &says("a"), "");
-    crate::buckets::bucket(&node, "a", serde_json::json!({}));
     for kind in ["kv", "objects"] {
         assert!(crate::buckets::put(&node, &format!("/v1/buckets/a/{kind}/x"), &[], b"x").status() < 300);
     }
@@ -326,5 +326,55 @@ fn the_description_lists_every_route() {
         "BatchRequest",
     ] {
         assert!(description["components"]["schemas"][schema].is_object(), "{schema}");
+    }
+}
+
+/// The headers of answers about data, the conditions that are taken and the refusals that are possible. Makes the bucket `a`.
+#[track_caller]
+fn data_is_described_as_it_is(node: &Node, paths: &serde_json::Map<String, Value>) {
+    const OBJECT: &str = "/v1/buckets/{name}/objects/{key}";
+    const ENTRY: &str = "/v1/buckets/{name}/kv/{key}";
+    crate::buckets::bucket(node, "a", serde_json::json!({}));
+    let answers = [
+        (OBJECT, "put", crate::buckets::put(node, "/v1/buckets/a/objects/y?ttl=1h", &[("hob-meta-by", "Ana")], b"y")),
+        (OBJECT, "get", node.control.get("/v1/buckets/a/objects/y")),
+        (OBJECT, "head", node.control.request("HEAD", "/v1/buckets/a/objects/y", &[], b"")),
+        (ENTRY, "put", crate::buckets::put(node, "/v1/buckets/a/kv/y?ttl=1h", &[], b"y")),
+        (ENTRY, "get", node.control.get("/v1/buckets/a/kv/y")),
+        (ENTRY, "head", node.control.request("HEAD", "/v1/buckets/a/kv/y", &[], b"")),
+    ];
+    for (path, method, reply) in answers {
+        let described = &paths[path][method]["responses"][reply.status().to_string()]["headers"];
+        for name in ["etag", "last-modified", "repr-digest", "hob-version", "hob-expires-ms", "hob-meta-by"] {
+            if reply.header(name).is_some() {
+                assert!(described[name.replace("-by", "-NAME")].is_object(), "{method} {path} {name}: {described}");
+            }
+        }
+    }
+    for (path, method, header) in [
+        (OBJECT, "get", "if-modified-since"),
+        (OBJECT, "get", "if-unmodified-since"),
+        (OBJECT, "put", "repr-digest"),
+        (OBJECT, "put", "hob-meta-NAME"),
+        (ENTRY, "head", "if-none-match"),
+    ] {
+        let mut parameters = paths[path][method]["parameters"].as_array().unwrap().iter();
+        assert!(
+            parameters.any(|parameter| parameter["name"] == header && parameter["in"] == "header"),
+            "{method} {path} {header}"
+        );
+    }
+    for (path, method, statuses) in [
+        ("/v1/buckets/{name}", "put", &["413", "429", "507"][..]),
+        (ENTRY, "put", &["413", "429", "507"]),
+        (OBJECT, "put", &["413", "429", "502", "504", "507"]),
+        (OBJECT, "get", &["416", "502", "503", "504"]),
+        (OBJECT, "head", &["502", "504"]),
+        (OBJECT, "delete", &["502", "504"]),
+        ("/v1/buckets/{name}/objects", "get", &["502", "504"]),
+    ] {
+        for status in statuses {
+            assert!(paths[path][method]["responses"][status].is_object(), "{method} {path} {status}");
+        }
     }
 }

@@ -177,7 +177,7 @@ fn an_acknowledged_change_is_told_after_a_kill_and_one_without_room_is_refused()
     node.deploy_wat("f", &told_and_spins, &format!("{}[limits]\ncpu = '1h'\nwall = '1h'\n", manifest(PUTS)));
     upload(&node, "in", "k");
     eventually("it is told", || told(&node, "f").len() == 1);
-    node.control.request("PUT", "/v1/buckets/in/objects/l", &[], b"abc").problem(507, "storage-full");
+    node.control.request("PUT", "/v1/buckets/in/objects/l", &[], b"abc").problem(429, "quota-exceeded");
     node.control.get("/v1/buckets/in/objects/l").problem(404, "not-found");
     assert_eq!(node.control.request("PUT", "/v1/buckets/in/kv/l", &[], b"v").status(), 204, "it makes no event");
     node.kill();

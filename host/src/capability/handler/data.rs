@@ -43,7 +43,7 @@ pub enum Errno {
     TooLarge = -5,
     /// A condition does not hold.
     Conflict = -6,
-    /// The bucket or the disk is full.
+    /// The disk is full.
     Full = -7,
     /// Too much waits: try again.
     Busy = -8,
@@ -55,6 +55,8 @@ pub enum Errno {
     Limit = -11,
     /// The write waits for the disk: `answer_wait`.
     Waits = -12,
+    /// The bucket is full.
+    Quota = -13,
 }
 
 impl From<&AccessError> for Errno {
@@ -69,7 +71,8 @@ impl From<&AccessError> for Errno {
             DataError::Invalid { .. } | DataError::WrongDigest { .. } | DataError::NotANumber { .. } => Self::Invalid,
             DataError::TooLarge { .. } => Self::TooLarge,
             DataError::Conflict { .. } | DataError::ObjectConflict { .. } => Self::Conflict,
-            DataError::Quota { .. } | DataError::StorageFull { .. } => Self::Full,
+            DataError::Quota { .. } => Self::Quota,
+            DataError::StorageFull { .. } | DataError::VolatileFull { .. } => Self::Full,
             DataError::Busy => Self::Busy,
             DataError::Corrupt { .. } | DataError::Damaged { .. } => Self::Corrupt,
             DataError::BucketExists { .. }

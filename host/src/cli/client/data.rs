@@ -282,7 +282,7 @@ fn next_command(code: &str, path: &str) -> String {
         "bad-request" | "body-too-large" | "unsupported-media" => format!("hob {command} --help"),
         // The version or the digest that the condition must name.
         "precondition-failed" if command != "bucket" => format!("hob {command} ls {name} -o json"),
-        "storage-full" if !name.is_empty() && command != "bucket" => format!("hob bucket inspect {name}"),
+        "quota-exceeded" | "storage-full" if !name.is_empty() && command != "bucket" => format!("hob bucket inspect {name}"),
         _ => "hob bucket ls".into(),
     }
 }
@@ -307,6 +307,7 @@ mod tests {
             ("precondition-failed", "/v1/buckets/b/objects/k", "hob blob ls b -o json"),
             ("storage-full", "/v1/buckets/b/kv", "hob bucket inspect b"),
             ("storage-full", "/v1/buckets/b", "hob bucket ls"),
+            ("quota-exceeded", "/v1/buckets/b/kv/k", "hob bucket inspect b"),
         ] {
             assert_eq!(next_command(code, path), expected, "{code} {path}");
         }

@@ -96,7 +96,7 @@ fn a_change_whose_event_has_no_room_is_not_made() {
         [write(&data, &uploads, vec![set("k2")]), write(&data, &uploads, vec![delete("k1")]), put(&data, &uploads, "p")]
     {
         let error = refused.unwrap_err();
-        assert_eq!(error.fault().code, Code::StorageFull);
+        assert_eq!(error.fault().code, Code::QuotaExceeded);
         assert!(error.to_string().contains("6 events that wait for a function would be in it and at most 4 may"), "{error}");
         assert!(error.to_string().contains("data.events_max"), "{error}");
     }

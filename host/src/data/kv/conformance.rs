@@ -401,7 +401,7 @@ for_both! {
 fn a_full_durable_bucket_refuses_what_adds_and_lets_go() {
     let rig = rig_of(BucketSpec { durability: Durability::Durable, bytes_max: 20, keys_max: 3 });
     rig.write([set("a", "123456789"), set("b", "12345678")]).unwrap();
-    assert_eq!(rig.code([set("c", "1")]), Code::StorageFull);
+    assert_eq!(rig.code([set("c", "1")]), Code::QuotaExceeded);
     rig.write([set("c", "")]).unwrap();
     let error = rig.write([set("b", ""), set("d", "")]).unwrap_err();
     assert!(matches!(error, DataError::Quota { unit: "keys", wanted: 4, max: 3 }), "{error}");
@@ -409,13 +409,13 @@ fn a_full_durable_bucket_refuses_what_adds_and_lets_go() {
     // One batch may take out what it puts in.
     rig.write([delete("a"), set("d", "123456789")]).unwrap();
     for _ in 0..20 {
-        assert_eq!(rig.code([set("e", "1")]), Code::StorageFull);
+        assert_eq!(rig.code([set("e", "1")]), Code::QuotaExceeded);
         rig.write([delete("d")]).unwrap();
         rig.write([set("d", "123456789")]).unwrap();
     }
     // Below what is there: nothing goes, less is fine, more is not.
     bucket(&rig.data, "t", "b", BucketSpec { bytes_max: 5, ..rig.bucket.spec });
-    assert_eq!(rig.code([set("d", "1234567890")]), Code::StorageFull);
+    assert_eq!(rig.code([set("d", "1234567890")]), Code::QuotaExceeded);
     rig.write([set("d", "12345678")]).unwrap();
     let usage = rig.data.usage(&rig.bucket).unwrap();
     assert_eq!((usage, rig.data.recount(&rig.bucket).unwrap()), (Usage { bytes: 19, keys: 3 }, usage));
@@ -431,7 +431,7 @@ fn a_full_volatile_bucket_forgets_what_was_used_longest_ago() {
     rig.write([set("e", "")]).unwrap();
     assert_eq!(rig.keys(b"", 10), ["a", "d", "e"].map(bytes));
     for ops in [vec![set("f", "12345678901234567890")], (0..4).map(|n| set(n.to_string(), "")).collect()] {
-        assert_eq!(rig.code(ops), Code::StorageFull);
+        assert_eq!(rig.code(ops), Code::QuotaExceeded);
     }
     assert_eq!(rig.keys(b"", 10).len(), 3, "what could never fit pushes nothing out");
     bucket(&rig.data, "t", "b", BucketSpec { keys_max: 1, ..rig.bucket.spec });
@@ -452,7 +452,7 @@ fn volatile_buckets_together_take_no_more_memory_than_the_node_gives() {
     let spec = BucketSpec { bytes_max: 500 << 20, ..rig.bucket.spec };
     let put = |name: &str, spec| rig.data.put_bucket(&rig.bucket.tenant, &name.parse().unwrap(), spec).wait();
     let error = put("c", spec).unwrap_err();
-    assert!(matches!(error, DataError::Quota { .. }) && error.to_string().contains("all volatile buckets"), "{error}");
+    assert!(matches!(error, DataError::VolatileFull { .. }) && error.to_string().contains("all volatile buckets"), "{error}");
     assert_eq!(put("b", spec).unwrap_err().fault().code, Code::StorageFull);
     put("b", BucketSpec { bytes_max: 200 << 20, ..spec }).unwrap();
     put("c", BucketSpec { durability: Durability::Durable, ..spec }).unwrap();

@@ -188,9 +188,9 @@ fn what_was_written_survives_a_kill_or_not() {
 fn a_full_bucket_refuses_writes_and_nothing_else() {
     let door = Door::open();
     door.one("small", format!("batch\nset 61 {}\nset 62 {}\nend", hex("123456789"), hex("12345678")));
-    assert_eq!(door.error("small", "set 63 31"), "full");
+    assert_eq!(door.error("small", "set 63 31"), "quota");
     door.version("small", "set 63 -");
-    assert_eq!(door.error("small", "set 64 -"), "full", "keys are counted too");
+    assert_eq!(door.error("small", "set 64 -"), "quota", "keys are counted too");
     assert_eq!(door.ask("small", "get 62\nscan -\ndel 61"), [hex("12345678"), "61 62 63".into(), "found true".into()]);
     door.version("small", "set 64 31");
 }

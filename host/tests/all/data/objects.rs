@@ -178,8 +178,8 @@ for_both! {
 fn a_full_bucket_refuses_puts_and_nothing_else() {
     let door = Door::open();
     head(&door.one("small", format!("put 61 {}", hex("1234567890"))));
-    assert_eq!(door.error("small", format!("put 62 {}", hex("1234567890"))), "full");
-    assert_eq!(door.error("small", "put 62 *21"), "full", "it could never fit");
+    assert_eq!(door.error("small", format!("put 62 {}", hex("1234567890"))), "quota");
+    assert_eq!(door.error("small", "put 62 *21"), "quota", "it could never fit");
     assert_eq!(door.ask("small", "read 61\nlist -"), [hex("1234567890"), "61".into()]);
     head(&door.one("small", "rm 61"));
     head(&door.one("small", format!("put 62 {}", hex("1234567890"))));

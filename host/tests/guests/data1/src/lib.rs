@@ -71,6 +71,7 @@ fn kind(error: &Error) -> &'static str {
         ErrorKind::Invalid => "invalid",
         ErrorKind::TooLarge => "too-large",
         ErrorKind::Conflict => "conflict",
+        ErrorKind::Quota => "quota",
         ErrorKind::Full => "full",
         ErrorKind::Busy => "busy",
         ErrorKind::Damaged => "damaged",
