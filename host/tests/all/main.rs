@@ -14,6 +14,7 @@ mod buckets_kills;
 mod buckets_objects;
 mod caps;
 mod cli;
+mod conformance;
 mod control;
 mod crash;
 mod data;

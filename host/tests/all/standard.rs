@@ -194,7 +194,7 @@ fn both_versions_of_keyvalue_keep_the_rules() {
     let doors = Doors::open(BUCKETS);
     for name in ["kv1", "kv2"] {
         for bucket in ["disk", "memory"] {
-            doors::entries(&Door { doors: &doors, name, bucket });
+            doors::check_entries(&Door { doors: &doors, name, bucket });
         }
     }
 }
@@ -203,7 +203,7 @@ fn both_versions_of_keyvalue_keep_the_rules() {
 fn blobstore_keeps_the_rules() {
     let doors = Doors::open(BUCKETS);
     for bucket in ["disk", "memory"] {
-        doors::objects(&Door { doors: &doors, name: "blob", bucket });
+        doors::check_objects(&Door { doors: &doors, name: "blob", bucket });
     }
 }
 

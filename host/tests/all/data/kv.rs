@@ -1,175 +1,48 @@
 //! Entries.
 
-use super::{Door, for_both, hex};
+use super::{Door, hex};
 use crate::harness::eventually;
 
-const KEY_LEN_MAX: usize = 512;
 const VALUE_LEN_MAX: usize = 1 << 20;
 
-fn versions_rise_over_sets_and_deletes(door: &Door, bucket: &str) {
-    assert_eq!(door.one(bucket, "get 6b"), "none");
-    let first = door.version(bucket, "set 6b 31");
-    assert_eq!(door.ask(bucket, "entry 6b\nget 6b"), [format!("31 {first} never"), "31".into()]);
-    let second = door.version(bucket, "set 6f 31");
-    assert!(second > first);
-    assert_eq!(door.ask(bucket, "del 6b\ndel 6b\nexists 6b"), ["found true", "found false", "false"]);
-    assert!(door.version(bucket, "set 6b -") > second);
-    assert_eq!(door.ask(bucket, "get 6b\nexists 6b"), ["-", "true"]);
-    assert_eq!(door.one(bucket, "many 6b 7878 6f"), "- none 31");
-}
-
-fn conditions_refuse_the_whole_batch(door: &Door, bucket: &str) {
-    let version = door.version(bucket, "set 6b 31 absent");
-    let stale = version - 1;
-    let found = format!("found version {version};");
-    for (op, found) in [
-        ("set 6b 32 absent".to_owned(), found.as_str()),
-        (format!("set 6b 32 version={stale}"), &found),
-        (format!("del 6b version={stale}"), &found),
-        (format!("set 7878 32 version={version}"), "found no entry;"),
-    ] {
-        let answer = door.one(bucket, format!("batch\nset 61 78\n{op}\nset 62 78\nend"));
-        assert!(answer.starts_with("error conflict") && answer.contains("operation 1") && answer.contains(found), "{answer}");
+#[test]
+fn what_the_calls_of_the_sdk_take_at_once() {
+    let door = Door::open();
+    for bucket in ["durable", "volatile"] {
+        assert_eq!(door.one(bucket, "fill 70 00 count=1000"), "1000");
+        assert_eq!(door.error(bucket, "fill 71 00 count=1001"), "invalid");
+        assert_eq!(door.one(bucket, "scan 71"), "");
+        assert_eq!(door.one(bucket, "repeat 70303030303030 count=1000"), "0");
+        assert_eq!(door.error(bucket, "repeat 70 count=1001"), "invalid");
+        door.version(bucket, format!("set 76 *{}", VALUE_LEN_MAX - 1));
+        assert_eq!(door.one(bucket, "repeat 76 count=16"), "16");
+        assert_eq!(door.error(bucket, "repeat 76 count=17"), "too-large");
+        // A scan gives up where it is told to, and brings values.
+        door.one(bucket, "batch\nset 61 61\nset 6100 6100\nset 6161 -\nend");
+        assert_eq!(door.one(bucket, "scan 61 values take=2"), "61=61 6100=6100");
+        let version = door.version(bucket, "cas 6b 31");
+        assert_eq!(door.ask(bucket, "cas 6b 31\ncas 6b 31 version=1"), ["lost", "lost"]);
+        door.version(bucket, format!("cas 6b 32 version={version}"));
     }
-    assert_eq!(door.one(bucket, "many 61 62 6b"), "none none 31");
-    let version = door.version(bucket, format!("set 6b 32 version={version}"));
-    assert_eq!(door.one(bucket, format!("batch\ndel 6b version={version}\nend")), "done found=true");
-    assert_eq!(door.one(bucket, "get 6b"), "none");
-    assert_eq!(door.one(bucket, "cas 6b 31 version=1"), "lost");
-    let version = door.version(bucket, "cas 6b 31");
-    assert_eq!(door.one(bucket, "cas 6b 31"), "lost");
-    door.version(bucket, format!("cas 6b 32 version={version}"));
 }
 
-fn a_batch_happens_in_order(door: &Door, bucket: &str) {
-    let done = door.one(bucket, "batch\nset 6e 35\nadd 6e -7\nset 6d 78 absent\ndel 6d\nadd 6d 1\nend");
-    let words: Vec<_> = done.split(' ').collect();
-    assert!(words[2].starts_with("number=-2,") && words[4] == "found=true" && words[5].starts_with("number=1,"), "{done}");
-    let versions: Vec<u64> = words.iter().filter_map(|word| word.split_once("version=")?.1.parse().ok()).collect();
-    assert!(versions.len() == 4 && versions.is_sorted_by(|a, b| a < b), "{done}");
-    assert_eq!(door.one(bucket, "many 6e 6d"), format!("{} 31", hex("-2")));
-    assert_eq!(door.one(bucket, "batch\nend"), "done ");
-    assert_eq!(door.error(bucket, "batch\nset 79 31\nset 79 32 absent\nend"), "conflict");
-    assert_eq!(door.one(bucket, "get 79"), "none");
-}
-
-fn limits_hold_on_both_sides(door: &Door, bucket: &str) {
-    let (longest, long) = (hex([7; KEY_LEN_MAX]), hex([7; KEY_LEN_MAX + 1]));
-    for key in [hex("\0"), hex("../../etc/passwd"), hex(b"\xff\xff"), hex("a\0b"), longest] {
-        door.version(bucket, format!("set {key} 00"));
-        assert_eq!(door.ask(bucket, &format!("get {key}\nscan {key}")), ["00", key.as_str()]);
-    }
-    for (key, kind) in [("-", "invalid"), (&long, "too-large")] {
-        for line in ["set {} -", "del {}", "add {} 1", "get {}", "exists {}", "many 6b {}", "batch\nset 6b -\nset {} -\nend"] {
-            assert_eq!(door.error(bucket, line.replace("{}", key)), kind, "{line}");
+#[test]
+fn errors_have_their_kinds() {
+    let door = Door::open();
+    let long = hex([7; 513]);
+    for bucket in ["durable", "volatile"] {
+        for (key, kind) in [("-", "invalid"), (long.as_str(), "too-large")] {
+            for line in ["set {} -", "del {}", "add {} 1", "get {}", "exists {}", "many 6b {}", "batch\nset {} -\nend"] {
+                assert_eq!(door.error(bucket, line.replace("{}", key)), kind, "{line}");
+            }
         }
+        assert_eq!(door.error(bucket, format!("set 76 *{}", VALUE_LEN_MAX + 1)), "too-large");
+        assert_eq!(door.error(bucket, "set 74 - ttl=0"), "invalid");
+        door.one(bucket, "set 6e 78");
+        assert_eq!(door.error(bucket, "add 6e 1"), "invalid");
+        assert_eq!(door.error(bucket, "set 6e 31 absent"), "conflict");
     }
-    assert_eq!(door.one(bucket, "get 6b"), "none");
-    door.version(bucket, format!("set 76 *{VALUE_LEN_MAX}"));
-    assert_eq!(door.one(bucket, "get 76"), format!("*{VALUE_LEN_MAX}"));
-    assert_eq!(door.error(bucket, format!("set 76 *{}", VALUE_LEN_MAX + 1)), "too-large");
-    assert_eq!(door.ask(bucket, "fill 70 00 count=1000\nfill 71 00 count=1001")[0], "1000");
-    assert_eq!(door.error(bucket, "fill 71 00 count=1001"), "invalid");
-    assert_eq!(door.one(bucket, "scan 71"), "");
-    assert_eq!(door.ask(bucket, "repeat 70303030303030 count=1000")[0], "0");
-    assert_eq!(door.error(bucket, "repeat 70 count=1001"), "invalid");
-    let batch = |count: usize| format!("batch\n{}end", format!("set 77 *{}\n", VALUE_LEN_MAX - 1).repeat(count));
-    assert!(door.one(bucket, batch(16)).starts_with("done "));
-    assert_eq!(door.error(bucket, batch(17)), "too-large");
-    assert_eq!(door.one(bucket, "repeat 76 count=16"), "16");
-    assert_eq!(door.error(bucket, "repeat 76 count=17"), "too-large");
-    assert_eq!(door.error(bucket, "set 74 - ttl=0"), "invalid");
-    // More than a page by its entries, and by its bytes.
-    assert_eq!(door.one(bucket, "scan 70").split(' ').count(), 1000);
-    door.ask(bucket, &format!("fill 7a *{VALUE_LEN_MAX} count=6"));
-    assert_eq!(door.one(bucket, "scan 7a").split(' ').count(), 6);
 }
-
-fn increments_are_decimal_numbers(door: &Door, bucket: &str) {
-    assert_eq!(door.ask(bucket, "add 6e 3\nget 6e"), ["number 3", "33"]);
-    door.one(bucket, format!("set 6e {}", hex(i64::MAX.to_string())));
-    assert_eq!(door.error(bucket, "add 6e 1"), "invalid");
-    door.one(bucket, format!("set 6e {}", hex(i64::MIN.to_string())));
-    assert_eq!(door.error(bucket, "add 6e -1"), "invalid");
-    assert_eq!(door.one(bucket, "get 6e"), hex(i64::MIN.to_string()));
-    for value in ["", "x", "1 ", "1.0", "\u{662}", "9223372036854775808"] {
-        door.one(bucket, format!("set 6e {}", hex(value)));
-        assert_eq!(door.error(bucket, "add 6e 1"), "invalid", "{value}");
-    }
-    let answers = door.ask(bucket, "set 74 31 ttl=3600000\nentry 74\nadd 74 1\nentry 74");
-    let end = |answer: &str| answer.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
-    assert_eq!((end(&answers[1]), answers[3].starts_with("32 ")), (end(&answers[3]), true), "{answers:?}");
-}
-
-fn what_expired_is_gone(door: &Door, bucket: &str) {
-    door.ask(bucket, "set 6b 31 ttl=1\nset 6c 31 ttl=3600000\nset 6d 31");
-    eventually("it expires", || door.one(bucket, "get 6b") == "none");
-    assert_eq!(door.ask(bucket, "exists 6b\nscan -\nmany 6b 6d"), ["false", "6c 6d", "none 31"]);
-    // It is absent for conditions too, and a set without an end lifts one.
-    door.version(bucket, "set 6b 32 absent");
-    door.one(bucket, "set 6c 32");
-    assert!(door.one(bucket, "entry 6c").ends_with(" never"));
-}
-
-fn scans_go_by_prefix_and_cursor(door: &Door, bucket: &str) {
-    let mut all: Vec<&[u8]> = vec![b"\0", b"a", b"a\0", b"a/", b"aa", b"a\xff", b"a\xff\xff", b"b", b"\xff", b"\xff\xff"];
-    let sets: String = all.iter().map(|key| format!("set {0} {0}\n", hex(key))).collect();
-    door.one(bucket, format!("batch\n{sets}end"));
-    all.sort_unstable();
-    for prefix in [&b""[..], b"a", b"a\xff", b"\xff", b"b", b"c", b"aa"] {
-        let expected: Vec<_> = all.iter().filter(|key| key.starts_with(prefix)).map(hex).collect();
-        for page in [1, 2, 3, 1000] {
-            assert_eq!(door.one(bucket, format!("scan {} page={page}", hex(prefix))), expected.join(" "), "{prefix:?} by {page}");
-        }
-    }
-    assert_eq!(door.one(bucket, "scan 61 values take=2"), "61=61 6100=6100");
-    // A cursor stays good when its key is gone, and one outside of the prefix is harmless.
-    let after = "scan 61 after=6161 take=1\nscan 61 after=00 take=1\nscan 61 after=7a";
-    assert_eq!(door.ask(bucket, &format!("{after}\ndel 6161\n{after}")), ["61ff", "61", "", "found true", "61ff", "61", ""]);
-}
-
-fn of_racing_writers_one_wins_and_nothing_is_lost(door: &Door, bucket: &str) {
-    let version = door.version(bucket, "set 63 30");
-    let won = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8)
-            .map(|thread| {
-                scope.spawn(move || {
-                    for _ in 0..10 {
-                        let answer = door.one(bucket, "add 6e 1");
-                        assert!(answer.starts_with("number "), "{answer}");
-                    }
-                    door.one(bucket, format!("cas 63 3{thread} version={version}"))
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).filter(|answer| answer != "lost").count()
-    });
-    assert_eq!(won, 1);
-    assert_eq!(door.one(bucket, "get 6e"), hex("80"));
-}
-
-fn buckets_are_apart(door: &Door, bucket: &str) {
-    let other = if bucket == "durable" { "volatile" } else { "durable" };
-    door.one(bucket, "set 6b 31");
-    door.one(other, "set 6b 32");
-    assert_eq!(door.ask(bucket, "get 6b\nscan -"), ["31", "6b"]);
-    door.one(bucket, "del 6b");
-    assert_eq!(door.one(other, "get 6b"), "32");
-}
-
-for_both! {
-    versions_rise_over_sets_and_deletes
-    conditions_refuse_the_whole_batch
-    a_batch_happens_in_order
-    limits_hold_on_both_sides
-    increments_are_decimal_numbers
-    what_expired_is_gone
-    scans_go_by_prefix_and_cursor
-    of_racing_writers_one_wins_and_nothing_is_lost
-    buckets_are_apart
-}
-
-// Where the two differ, and what is of neither.
 
 #[test]
 fn what_was_written_survives_a_kill_or_not() {

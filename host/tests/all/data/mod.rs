@@ -1,8 +1,7 @@
 //! Data through the door of handlers: the calls of `hob1` and the SDK over them, in the real program.
 //!
-//! `kv.rs` and `objects.rs` are the suites of `host/src/data/kv/conformance.rs` and `host/src/data/objects/conformance.rs` as far as
-//! they can be seen from a guest: the same rules, whichever door is used. `calls.rs` breaks the rules of the calls. The guest is
-//! `tests/guests/data1`, whose first lines say how it is spoken to.
+//! `../conformance/` holds them to the rules of every door; `kv.rs` and `objects.rs` have what only a guest can do or see. `calls.rs` breaks the
+//! rules of the calls. The guest is `tests/guests/data1`, whose first lines say how it is spoken to.
 
 mod calls;
 mod kv;
@@ -13,8 +12,8 @@ use crate::harness::examples::guest;
 use crate::harness::http::Reply;
 
 /// A node with the guest, and what its manifest makes and grants.
-pub(super) struct Door {
-    pub(super) node: Node,
+pub(crate) struct Door {
+    pub(crate) node: Node,
 }
 
 /// One bucket of each durability, with room, and two durable ones that are small or only read.
@@ -57,34 +56,34 @@ data = [
 ]
 "#;
 
-pub(super) fn wasm() -> Vec<u8> {
+pub(crate) fn wasm() -> Vec<u8> {
     std::fs::read(guest("data1")).unwrap()
 }
 
 impl Door {
-    pub(super) fn open() -> Self {
+    pub(crate) fn open() -> Self {
         Self::over(Node::start(&[]))
     }
 
-    pub(super) fn over(node: Node) -> Self {
+    pub(crate) fn over(node: Node) -> Self {
         let reply = node.deploy("data1", &wasm(), BUCKETS);
         assert_eq!(reply.status(), 201, "{}", reply.text());
         Self { node }
     }
 
-    pub(super) fn post(&self, bucket: &str, script: &str) -> Reply {
+    pub(crate) fn post(&self, bucket: &str, script: &str) -> Reply {
         self.node.data.post(&format!("/data1/{bucket}"), script.as_bytes())
     }
 
     /// The answers to a script's lines, which the guest must have lived to give.
     #[track_caller]
-    pub(super) fn ask(&self, bucket: &str, script: &str) -> Vec<String> {
+    pub(crate) fn ask(&self, bucket: &str, script: &str) -> Vec<String> {
         self.post(bucket, script).ok().text().lines().map(str::to_owned).collect()
     }
 
     /// The answer to one line.
     #[track_caller]
-    pub(super) fn one(&self, bucket: &str, line: impl AsRef<str>) -> String {
+    pub(crate) fn one(&self, bucket: &str, line: impl AsRef<str>) -> String {
         let mut answers = self.ask(bucket, line.as_ref());
         assert_eq!(answers.len(), 1, "{answers:?}");
         answers.remove(0)
@@ -92,7 +91,7 @@ impl Door {
 
     /// The kind of the error that a line gives.
     #[track_caller]
-    pub(super) fn error(&self, bucket: &str, line: impl AsRef<str>) -> String {
+    pub(crate) fn error(&self, bucket: &str, line: impl AsRef<str>) -> String {
         let answer = self.one(bucket, line);
         let kind = answer.strip_prefix("error ").and_then(|rest| rest.split(' ').next());
         kind.unwrap_or_else(|| panic!("{answer}")).to_owned()
@@ -100,29 +99,16 @@ impl Door {
 
     /// The version that a line gives.
     #[track_caller]
-    pub(super) fn version(&self, bucket: &str, line: impl AsRef<str>) -> u64 {
+    pub(crate) fn version(&self, bucket: &str, line: impl AsRef<str>) -> u64 {
         let answer = self.one(bucket, line);
         answer.strip_prefix("version ").unwrap_or_else(|| panic!("{answer}")).parse().unwrap()
     }
 }
 
 /// Bytes as the guest reads them.
-pub(super) fn hex(bytes: impl AsRef<[u8]>) -> String {
+pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
     match bytes.as_ref() {
         [] => "-".into(),
         bytes => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
     }
 }
-
-/// Declares each test once for each durability: it gets a door and the name of the bucket.
-macro_rules! for_both {
-    ($($name:ident)*) => {
-        mod durable {
-            $(#[test] fn $name() { super::$name(&super::Door::open(), "durable"); })*
-        }
-        mod volatile {
-            $(#[test] fn $name() { super::$name(&super::Door::open(), "volatile"); })*
-        }
-    };
-}
-pub(super) use for_both;

@@ -15,7 +15,8 @@ use hob::fault::Code;
 use hob::id::{Digest, TenantId};
 
 use self::store::{BUCKET, Fault, Gate, KEY_ID, Proxy, SECRET, Server};
-use crate::harness::{Dice, Node, eventually};
+use crate::conformance::direct::Direct;
+use crate::harness::{Dice, Node, doors, eventually};
 
 const MIB: u64 = 1 << 20;
 /// Requests to an origin at once.
@@ -172,6 +173,17 @@ fn assert_secret(site: &Site, error: &DataError) {
         }
     }
     assert!(!fault.detail.contains(&site.proxy.addr.port().to_string()), "{}", fault.detail);
+}
+
+/// The rules of every door, as far as an origin can keep them.
+#[test]
+fn a_bucket_with_an_origin_keeps_the_rules() {
+    let site = Site::new();
+    let below = |name: &str| {
+        let origin = format!("s3://{BUCKET}/{name}");
+        Direct::new(site.data(), bucket(site.data(), name, 64 * MIB, &origin).unwrap())
+    };
+    doors::objects::check(&below("b"), &below("c"));
 }
 
 #[test]

@@ -1,0 +1,101 @@
+//! One suite of rules (`harness/doors/`) over every way to data and every implementation of it: the traits themselves (`direct.rs`), the
+//! calls of handlers through the SDK (`handler.rs`), the control port (`control.rs`), for both durabilities. `standard.rs` has the interfaces
+//! of WASI, `origin/` runs the rules of objects over a bucket that has an origin. What only one of them has is tested beside it.
+
+mod control;
+pub(crate) mod direct;
+mod handler;
+
+use hob::bucket::{BucketSpec, Durability};
+use hob::data::objects::ObjectLimits;
+use hob::data::{Clock, Data, DataConfig};
+use hob::id::TenantId;
+use serde_json::json;
+
+use self::control::Control;
+use self::direct::Direct;
+use self::handler::Handler;
+use crate::buckets::bucket;
+use crate::data::Door;
+use crate::harness::{Node, doors};
+
+const MIB: u64 = 1 << 20;
+const DURABILITIES: [(Durability, &str); 2] = [(Durability::Durable, "durable"), (Durability::Volatile, "volatile")];
+
+fn data(dir: &tempfile::TempDir) -> Data {
+    let limits = ObjectLimits { object_bytes_max: 64 * MIB, bytes_max: 256 * MIB };
+    let config = DataConfig {
+        events_max: 100_000,
+        durable_objects: limits,
+        volatile_objects: limits,
+        page_cache_bytes: 1 << 20,
+        kv_cache_bytes: 1 << 20,
+        volatile_bytes_max: 256 * MIB,
+    };
+    Data::open(dir.path(), config, Clock::system()).unwrap()
+}
+
+fn direct<'a>(data: &'a Data, name: &str, durability: Durability) -> Direct<'a> {
+    let spec = BucketSpec { durability, bytes_max: 64 * MIB, keys_max: 10_000 };
+    let (bucket, _) = data.put_bucket(&TenantId::default(), &name.parse().unwrap(), spec).wait().unwrap();
+    Direct::new(data, bucket)
+}
+
+#[test]
+fn both_implementations_of_entries() {
+    for (durability, _) in DURABILITIES {
+        let dir = tempfile::tempdir().unwrap();
+        let data = data(&dir);
+        doors::entries::check(&direct(&data, "b", durability), &direct(&data, "c", durability));
+    }
+}
+
+#[test]
+fn both_implementations_of_objects() {
+    for (durability, _) in DURABILITIES {
+        let dir = tempfile::tempdir().unwrap();
+        let data = data(&dir);
+        doors::objects::check(&direct(&data, "b", durability), &direct(&data, "c", durability));
+    }
+}
+
+#[test]
+fn entries_through_the_sdk() {
+    let door = Door::open();
+    for (bucket, other) in [("durable", "volatile"), ("volatile", "durable")] {
+        doors::entries::check(&Handler { door: &door, bucket }, &Handler { door: &door, bucket: other });
+    }
+}
+
+#[test]
+fn objects_through_the_sdk() {
+    let door = Door::open();
+    for (bucket, other) in [("durable", "volatile"), ("volatile", "durable")] {
+        doors::objects::check(&Handler { door: &door, bucket }, &Handler { door: &door, bucket: other });
+    }
+}
+
+fn control() -> Node {
+    // For metadata in headers.
+    let node = Node::start(&["net.headers_max=100"]);
+    for (_, name) in DURABILITIES {
+        bucket(&node, name, json!({ "durability": name, "bytes_max": 64 * MIB, "keys_max": 10_000 }));
+    }
+    node
+}
+
+#[test]
+fn entries_on_the_control_port() {
+    let node = control();
+    for (bucket, other) in [("durable", "volatile"), ("volatile", "durable")] {
+        doors::entries::check(&Control { node: &node, bucket }, &Control { node: &node, bucket: other });
+    }
+}
+
+#[test]
+fn objects_on_the_control_port() {
+    let node = control();
+    for (bucket, other) in [("durable", "volatile"), ("volatile", "durable")] {
+        doors::objects::check(&Control { node: &node, bucket }, &Control { node: &node, bucket: other });
+    }
+}
