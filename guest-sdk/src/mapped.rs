@@ -115,6 +115,9 @@ mod tests {
         assert_eq!(part(&(5..)), (5, None));
         assert_eq!(part(&(5..7)), (5, Some(2)));
         assert_eq!(part(&(5..=7)), (5, Some(3)));
+        // Past what a memory has.
+        assert_eq!(part(&((5 << 32)..=(5 << 32) + 9)), (5 << 32, Some(10)));
+        assert_eq!(part(&(1 << 40..)), (1 << 40, None));
         assert_eq!(part(&(..=u64::MAX)), (0, Some(u64::MAX)));
         assert_eq!(part(&(Bound::Excluded(4), Bound::Excluded(4))), (5, Some(0)));
     }

@@ -159,3 +159,51 @@ fn open_objects_do_not_use_up_the_descriptors_of_the_node() {
     let answers = door.ask("durable", &format!("uploads 6b count=16\nhold 6b count={share}"));
     assert_eq!(answers, ["16", "31"]);
 }
+
+#[test]
+fn what_the_sdk_maps_is_what_was_put() {
+    let door = Door::open();
+    let bytes: Vec<u8> = (0..300_000_usize).map(|at| (at % 251 + at / 4096) as u8).collect();
+    for bucket in ["durable", "volatile"] {
+        door.one(bucket, format!("put 6b {}", hex(&bytes)));
+        door.one(bucket, format!("put 73 {}", hex(&bytes[..10])));
+        door.one(bucket, "put 65 -");
+        assert_eq!(
+            door.ask(bucket, "map 6b\nmap 73\nmap 65\nmap 6e"),
+            [hex(&bytes), hex(&bytes[..10]), "-".into(), "none".into()]
+        );
+        // Mapped, and so short that they are copied; from any byte on; past the end and at it.
+        for (from, to) in [
+            (Some(0), Some(300_000)),
+            (Some(5000), Some(250_001)),
+            (Some(1), None),
+            (None, Some(100_000)),
+            (Some(4096), Some(4106)),
+            (Some(299_999), None),
+            (Some(100), Some(u64::MAX)),
+            (Some(300_000), None),
+            (Some(7), Some(3)),
+            // Past all that a memory has.
+            (Some(1 << 32), Some(1 << 33)),
+        ] {
+            let word = |name: &str, at: Option<u64>| at.map(|at| format!(" {name}={at}")).unwrap_or_default();
+            let end = usize::try_from(to.unwrap_or(u64::MAX)).unwrap().min(bytes.len());
+            let expected = bytes.get(usize::try_from(from.unwrap_or(0)).unwrap()..end).unwrap_or_default();
+            let answer = door.one(bucket, format!("map 6b{}{}", word("from", from), word("to", to)));
+            assert!(answer == hex(expected), "{from:?} to {to:?}");
+        }
+    }
+}
+
+#[test]
+fn a_mapping_that_is_dropped_gives_its_place_and_none_is_laid_over_what_the_guest_takes() {
+    let door = Door::open();
+    for bucket in ["durable", "volatile"] {
+        door.one(bucket, "put 6b *300000");
+        assert_eq!(door.one(bucket, "remap 6b count=1000"), "1 0", "one place for all");
+        for size in [100, 70_000, 1_000_000] {
+            assert_eq!(door.one(bucket, format!("mapgrow 6b count=20 size={size}")), "good 15 40");
+        }
+        assert_eq!(door.ask(bucket, "mapped 6b\nmapped 6b"), ["256 limit", "256 limit"], "the error lets go of them");
+    }
+}

@@ -4,12 +4,12 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::time::Duration;
 
 use hob_sdk::data::Error;
-use hob_sdk::objects::{Bucket, Etag, Head, PutOptions, When, open};
+use hob_sdk::objects::{self, Bucket, Etag, Head, PutOptions, When, open};
 
 use crate::{bytes, millis, number, option, word};
 
-pub(crate) fn run(bucket: &str, verb: &str, words: &[&str]) -> Result<String, Error> {
-    let bucket = open(bucket)?;
+pub(crate) fn run(name: &str, verb: &str, words: &[&str]) -> Result<String, Error> {
+    let bucket = open(name)?;
     let key = || bytes(words[0]);
     Ok(match verb {
         "put" => shown(&bucket.put_with(key(), bytes(words[1]), &options(words))?),
@@ -53,6 +53,10 @@ pub(crate) fn run(bucket: &str, verb: &str, words: &[&str]) -> Result<String, Er
             };
             deleted.map_or_else(|| "none".into(), |head| shown(&head))
         }
+        "map" => map(name, words)?,
+        "remap" => remap(&bucket, words)?,
+        "mapgrow" => map_and_grow(&bucket, words)?,
+        "mapped" => mapped(&bucket, words)?,
         "hold" => hold(&bucket, words)?,
         "uploads" => {
             let begin = |_| bucket.writer(key(), &PutOptions::default());
@@ -121,4 +125,68 @@ fn hold(bucket: &Bucket, words: &[&str]) -> Result<String, Error> {
     let mut read = Vec::new();
     readers[0].read_to_end(&mut read).map_err(inner)?;
     Ok(word(&read))
+}
+
+/// All of an object, or from `from=N` to `to=N`, as it is mapped; either may be missing.
+fn map(name: &str, words: &[&str]) -> Result<String, Error> {
+    let (key, from, to) = (bytes(words[0]), number::<u64>(words, "from"), number::<u64>(words, "to"));
+    let mapped = match (from, to) {
+        (None, None) => objects::map(name, key)?,
+        (Some(from), None) => objects::map_range(name, key, from..)?,
+        (None, Some(to)) => objects::map_range(name, key, ..to)?,
+        (Some(from), Some(to)) => objects::map_range(name, key, from..to)?,
+    };
+    Ok(mapped.map_or_else(|| "none".into(), |mapped| word(&mapped)))
+}
+
+/// Maps an object `count=N` times, writes to each mapping and drops it: how many different places they had, and pages of this memory
+/// that the first did not have.
+fn remap(bucket: &Bucket, words: &[&str]) -> Result<String, Error> {
+    let key = bytes(words[0]);
+    let mut places = std::collections::BTreeSet::new();
+    let mut pages = 0;
+    for round in 0..number::<u32>(words, "count").expect("how often") {
+        let mapped = bucket.map(&key)?.expect("it is there");
+        assert_eq!(mapped.first(), mapped.last(), "the test's object is the same throughout");
+        places.insert(mapped.as_ptr() as usize);
+        if round == 0 {
+            pages = core::arch::wasm32::memory_size(0);
+        }
+    }
+    Ok(format!("{} {}", places.len(), core::arch::wasm32::memory_size(0) - pages))
+}
+
+/// Maps an object `count=N` times, and takes `size=N` bytes of this memory after each; lets go of every other mapping, and does it again.
+/// Nothing may lie where something else does.
+fn map_and_grow(bucket: &Bucket, words: &[&str]) -> Result<String, Error> {
+    let key = bytes(words[0]);
+    let (count, size) = (number::<u8>(words, "count").expect("how often"), number::<usize>(words, "size").expect("how much"));
+    let expected = bucket.get(&key)?.expect("it is there");
+    let (mut maps, mut taken) = (Vec::new(), Vec::new());
+    for round in 0..2 {
+        for n in 0..count {
+            maps.push(bucket.map(&key)?.expect("it is there"));
+            taken.push((n ^ round, vec![n ^ round; size]));
+        }
+        assert!(maps.iter().all(|mapped| **mapped == *expected), "a mapping was written to");
+        assert!(taken.iter().all(|(n, bytes)| bytes.iter().all(|byte| byte == n)), "what was allocated was written to");
+        let mut at = 0;
+        maps.retain(|_| {
+            at += 1;
+            at % 2 == 0
+        });
+    }
+    Ok(format!("good {} {}", maps.len(), taken.len()))
+}
+
+/// Maps an object again and again until it is refused: how often, and why.
+fn mapped(bucket: &Bucket, words: &[&str]) -> Result<String, Error> {
+    let key = bytes(words[0]);
+    let mut maps = Vec::new();
+    loop {
+        match bucket.map(&key) {
+            Ok(mapped) => maps.push(mapped.expect("it is there")),
+            Err(error) => return Ok(format!("{} {}", maps.len(), crate::kind(&error))),
+        }
+    }
 }
