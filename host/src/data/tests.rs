@@ -9,6 +9,20 @@ use crate::fault::Code;
 
 const T: TableDefinition<'_, u64, u64> = TableDefinition::new("test");
 
+/// Whether a test that needs a tool can run. One that cannot says so, and fails if `HOB_TEST_REQUIRE` names the tool. As
+/// `is_there` of the tests of the whole program, which cannot be reached from here.
+pub(super) fn is_there(tool: &str, found: bool, what: &str) -> bool {
+    if found {
+        return true;
+    }
+    let required = std::env::var_os("HOB_TEST_REQUIRE").unwrap_or_default();
+    let required = required.to_string_lossy().split(',').any(|required| required == tool);
+    assert!(!required, "{what} needs {tool}, and HOB_TEST_REQUIRE names it");
+    // The macros that print would show it only if the test failed.
+    std::io::Write::write_all(&mut std::io::stderr(), format!("skipped: {what} needs {tool}\n").as_bytes()).unwrap();
+    false
+}
+
 fn tenant(text: &str) -> TenantId {
     text.parse().unwrap()
 }

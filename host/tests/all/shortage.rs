@@ -1,6 +1,5 @@
 //! What the system gives no more: descriptors, mappings, memory, room on disk. It degrades what is served, and ends nothing.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::harness::http::Conn;
 use crate::harness::wat::{handler, says, wasm};
-use crate::harness::{Dice, Node, data_dir, eventually, files, serve};
+use crate::harness::{Dice, Node, data_dir, eventually, files, is_there, serve};
 use crate::templates::start;
 
 /// A node that may have so many descriptors, and whose functions `0`, `1` and so on were deployed in this order.
@@ -272,9 +271,7 @@ fn a_snapshot_past_a_full_file_system_is_507() {
     const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
     const MOUNT: &str = "mount -t tmpfs -o size=64m tmpfs \"$0\" &&";
     let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
-    if !probe.is_ok_and(|output| output.status.success()) {
-        // The macros that print would show it only if the test failed.
-        std::io::stderr().write_all(b"skipped: a full file system needs unshare and user namespaces\n").unwrap();
+    if !is_there("unshare", probe.is_ok_and(|output| output.status.success()), "a full file system") {
         return;
     }
     let node = behind(MOUNT, &SHELL, &[]);

@@ -1,55 +1,18 @@
 //! Objects on a disk that fails under one kind of call: `EIO`, made by a small library that is loaded before the system's own.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::super::kv::{Op, When};
+use super::super::tests::is_there;
 use super::super::{Bucket, BucketSpec, Clock, Data, DataConfig, DataError, Durability};
 use super::When as Condition;
 use super::conformance::{get, put, read};
 use crate::fault::Code;
 
 /// Fails `FAIL_OP` on files whose path has `FAIL_PATH` in it, while there is a file `armed` in the working directory.
-const SHIM: &str = r#"
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/types.h>
-#include <unistd.h>
-
-static int hit(int fd, const char *op) {
-    const char *wanted = getenv("FAIL_OP"), *path = getenv("FAIL_PATH");
-    char link[64], name[4096];
-    int before = errno;
-    if (!wanted || !path || strcmp(wanted, op) || access("armed", F_OK)) { errno = before; return 0; }
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t len = readlink(link, name, sizeof name - 1);
-    errno = before;
-    if (len < 0) return 0;
-    name[len] = 0;
-    if (!strstr(name, path)) return 0;
-    errno = EIO;
-    return 1;
-}
-#define NEXT(function) static __typeof__(function) *next; if (!next) next = dlsym(RTLD_NEXT, #function)
-ssize_t write(int fd, const void *from, size_t len) {
-    NEXT(write);
-    return hit(fd, "write") ? -1 : next(fd, from, len);
-}
-ssize_t pread64(int fd, void *to, size_t len, off64_t at) {
-    NEXT(pread64);
-    return hit(fd, "pread") ? -1 : next(fd, to, len, at);
-}
-int fsync(int fd) {
-    NEXT(fsync);
-    return hit(fd, "fsync") ? -1 : next(fd);
-}
-"#;
+const SHIM: &str = include_str!("../../../tests/failing.c");
 
 const CHILD: &str = "data::objects::failing::child_on_a_failing_disk";
 
@@ -123,17 +86,12 @@ fn shim(dir: &Path) -> Option<PathBuf> {
     let (source, library) = (dir.join("shim.c"), dir.join("shim.so"));
     fs::write(&source, SHIM).unwrap();
     let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl").output();
-    match built {
-        Ok(output) => {
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            Some(library)
-        }
-        // The macros that print would show it only if the test failed.
-        Err(_) => {
-            std::io::stderr().write_all(b"skipped: a failing disk needs cc\n").unwrap();
-            None
-        }
+    if !is_there("cc", built.is_ok(), "a failing disk") {
+        return None;
     }
+    let output = built.ok()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(library)
 }
 
 #[test]

@@ -9,7 +9,7 @@ pub(crate) mod failing;
 pub(crate) mod http;
 pub(crate) mod wat;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -56,6 +56,20 @@ pub(crate) fn compiled(ask: impl FnMut() -> Reply) -> Reply {
     let rung = reply.header("hob-start");
     assert!(rung == Some("compiled") || (!is_first && rung == Some("resident")), "{rung:?} {}", reply.text());
     reply
+}
+
+/// Whether a test that needs a tool can run. One that cannot says so, and fails if `HOB_TEST_REQUIRE` names the tool
+/// (`python3,node,cc,unshare,fuse`), as `.ci/run` does.
+pub(crate) fn is_there(tool: &str, found: bool, what: &str) -> bool {
+    if found {
+        return true;
+    }
+    let required = std::env::var_os("HOB_TEST_REQUIRE").unwrap_or_default();
+    let required = required.to_string_lossy().split(',').any(|required| required == tool);
+    assert!(!required, "{what} needs {tool}, and HOB_TEST_REQUIRE names it");
+    // The macros that print would show it only if the test failed.
+    std::io::stderr().write_all(format!("skipped: {what} needs {tool}\n").as_bytes()).unwrap();
+    false
 }
 
 /// How a node is to be started.

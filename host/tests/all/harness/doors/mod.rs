@@ -1,7 +1,7 @@
 //! One suite of rules for every door to a bucket and everything behind it: whichever way one takes, one finds the same data.
 //!
 //! Here are the rules that every door can be held to, in `entries.rs` and `objects.rs` those of doors that can say everything
-//! ([`Entries`], [`Files`]). Which doors there are: `conformance.rs`, and `standard.rs` for the interfaces of WASI. A door answers an error
+//! ([`Entries`], [`Files`]). Which doors there are: `conformance/`, and `standard.rs` for the interfaces of WASI. A door answers an error
 //! with the words that its caller would read.
 
 pub(crate) mod entries;
