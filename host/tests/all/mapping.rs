@@ -12,7 +12,7 @@ use hob::id::TenantId;
 use crate::harness::failing::Failing;
 use crate::harness::http::Conn;
 use crate::harness::wat::handler_with;
-use crate::harness::{Node, Setup, eventually};
+use crate::harness::{Node, Setup, eventually, is_there};
 use crate::limits::{hold, number};
 
 const MIB: usize = 1 << 20;
@@ -229,11 +229,87 @@ fn limits_of_their_own() {
 }
 
 #[test]
+fn by_default_a_gibibyte_is_mapped_and_not_more() {
+    let node = node_with(&[], &[("h", vec![1; 64 * MIB]), ("b", bytes(MIB))]);
+    let maps = |count: usize, last: char| {
+        format!(
+            "(loop $more
+               (if (i32.lt_s (call $map {}) (i32.const 2)) (then unreachable))
+               (local.set $n (i32.add (local.get $n) (i32.const 1)))
+               (br_if $more (i32.lt_u (local.get $n) (i32.const {count}))))
+             (call $number (call $map {}))",
+            key('h'),
+            key(last)
+        )
+    };
+    deploy(&node, "all", &maps(15, 'h'), "");
+    assert!(answer(&node, "all") > 1, "sixteen times 64 MiB");
+    deploy(&node, "more", &maps(16, 'b'), "");
+    assert_eq!(answer(&node, "more"), -11);
+}
+
+#[test]
+fn what_is_mapped_is_deleted_when_nobody_has_it_any_more() {
+    let big = bytes(MIB);
+    let node = node_with(&[], &[("b", big.clone())]);
+    let late = format!(
+        "(local.set $at (call $map {})) (drop (call $drain)) (call $number (call $sum (local.get $at) (i32.const {MIB})))",
+        key('b')
+    );
+    deploy(&node, "late", &late, LONG);
+    deploy(&node, "again", &format!("(call $number (call $map {}))", key('b')), "");
+    let path = file_of(&node, MIB);
+    let mut conn = hold(&node, "/late");
+    eventually("it is mapped", || maps(&node).contains(path.to_str().unwrap()));
+    assert_eq!(node.control.request("DELETE", "/v1/buckets/objects/objects/b", &[], b"").status(), 204);
+    assert_eq!(answer(&node, "again"), -1, "it is gone for all others");
+    assert!(path.exists());
+    assert_eq!(number(&end(&mut conn)), sum(&big));
+    eventually("its file is gone", || !path.exists());
+}
+
+#[test]
+fn a_map_that_meets_a_delete_has_all_of_it_or_nothing() {
+    let (old, new) = (bytes(MIB), vec![3; MIB]);
+    let node = node_with(&[], &[("b", old.clone())]);
+    let reads = format!(
+        "(local.set $at (call $map {}))
+         (if (i32.lt_s (local.get $at) (i32.const 1)) (then (call $number (local.get $at)) return))
+         (call $number (call $sum (local.get $at) (i32.load (i32.const 1028))))",
+        key('b')
+    );
+    deploy(&node, "reads", &reads, LONG);
+    let allowed = [sum(&old), sum(&new), -1];
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let seen = std::thread::scope(|scope| {
+        let read = || {
+            let mut seen = std::collections::BTreeSet::new();
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                seen.insert(answer(&node, "reads"));
+            }
+            seen
+        };
+        let readers: Vec<_> = (0..3).map(|_| scope.spawn(read)).collect();
+        for round in 0..40 {
+            let body = if round % 2 == 0 { &new } else { &old };
+            let put = node.control.request("PUT", "/v1/buckets/objects/objects/b", &[], body);
+            let delete = node.control.request("DELETE", "/v1/buckets/objects/objects/b", &[], b"");
+            assert!(put.status() < 300 && delete.status() == 204, "{} {}", put.text(), delete.text());
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        readers.into_iter().flat_map(|reader| reader.join().unwrap()).collect::<std::collections::BTreeSet<_>>()
+    });
+    assert!(seen.iter().all(|answer| allowed.contains(answer)), "{seen:?}");
+    assert_eq!(answer(&node, "reads"), -1);
+    eventually("no file is left", || node.files("data/objects").is_empty());
+}
+
+#[test]
 fn the_node_has_a_share_of_mappings() {
     let node = node_with(&[], &[("b", bytes(MIB))]);
     let all: u64 = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
     let share = all / 8 / 3;
-    if share > 64 << 10 {
+    if !is_there("a vm.max_map_count of less than 1.5 million", share <= 64 << 10, "taking all mappings of a node") {
         return;
     }
     // Each holds 1,000 and waits; the last one gets what is left.
@@ -498,7 +574,9 @@ fn an_io_error_under_a_mapping_costs_that_invocation() {
     let node = node_with(&[], &[("b", big.clone()), ("o", other.clone())]);
     let path = file_of(&node, MIB);
     let (folder, name) = (path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap());
-    let Some(disk) = Failing::mount(folder, name, big.clone()) else { return };
+    let disk = Failing::mount(folder, name, big.clone());
+    is_there("fuse", disk.is_some(), "a disk that fails under a mapping");
+    let Some(disk) = disk else { return };
     let all = format!("(call $number (call $sum (call $map {}) (i32.load (i32.const 1028))))", key('b'));
     let late = format!(
         "(local.set $at (call $map {})) (drop (call $drain)) (call $number (call $sum (local.get $at) (i32.const {MIB})))",

@@ -393,6 +393,48 @@ fn a_map_agrees() {
     });
 }
 
+/// Buckets of two tenants whose names and keys are each other's prefixes and suffixes, against a model.
+#[test]
+fn no_bucket_is_confused_with_another() {
+    let names = [("t", "a"), ("t", "ab"), ("ta", "b"), ("ta", "a"), ("t", "b-c"), ("t-b", "c")];
+    let all = [&b"a"[..], b"b", b"c", b"bc", b"ab", b"\0", b"\xff", b"../a", b"\x01\0\0\0\0\0\0\0", b"/"];
+    for durability in [Durability::Durable, Durability::Volatile] {
+        let node = Node::new();
+        let spec = BucketSpec { durability, bytes_max: MIB, keys_max: 100 };
+        let buckets = names.map(|(tenant, name)| {
+            node.data().put_bucket(&tenant.parse().unwrap(), &name.parse().unwrap(), spec).wait().unwrap().0
+        });
+        let objects = node.data().objects(durability);
+        let mut model = BTreeMap::<(usize, &[u8]), Vec<u8>>::new();
+        for (round, dice) in noise(600, 17).chunks_exact(3).enumerate() {
+            let (at, key) = (usize::from(dice[0]) % buckets.len(), all[usize::from(dice[1]) % all.len()]);
+            if dice[2] % 4 == 0 {
+                let deleted = objects.delete(&buckets[at], key, When::Always).wait().unwrap();
+                assert_eq!(deleted.is_some(), model.remove(&(at, key)).is_some(), "round {round}");
+            } else {
+                // Equal bytes in several buckets, too.
+                let bytes = noise(100 + usize::from(dice[2] % 5), 1);
+                put(&*objects, &buckets[at], key, &bytes).unwrap();
+                model.insert((at, key), bytes);
+            }
+            let probe = all[round % all.len()];
+            for (at, bucket) in buckets.iter().enumerate() {
+                assert_eq!(get(&*objects, bucket, probe).as_ref(), model.get(&(at, probe)), "round {round}");
+            }
+        }
+        for (at, bucket) in buckets.iter().enumerate() {
+            let page = objects.list(bucket, b"", None, 1000).unwrap();
+            let expected: Vec<_> = model.keys().filter(|(of, _)| *of == at).map(|(_, key)| *key).collect();
+            assert_eq!(keys(&page), expected);
+        }
+        // One that is deleted takes nothing of the others with it.
+        node.data().delete_bucket(&buckets[0].tenant, &buckets[0].name).wait().unwrap();
+        for ((at, key), bytes) in model.iter().filter(|((at, _), _)| *at != 0) {
+            assert_eq!(get(&*objects, &buckets[*at], key).as_ref(), Some(bytes));
+        }
+    }
+}
+
 #[test]
 fn both_can_be_shared_between_threads() {
     fn shared<T: Send + Sync>() {}
