@@ -227,6 +227,12 @@ pub(super) fn is_live(base: &str) -> bool {
     probe(&format!("{base}/livez")).is_some_and(|response| response.status().is_success())
 }
 
+/// What a daemon says of itself at `GET {base}/readyz`, if it takes requests.
+pub(super) fn readiness(base: &str) -> Option<String> {
+    let mut response = probe(&format!("{base}/readyz")).filter(|response| response.status().is_success())?;
+    response.body_mut().read_to_string().ok()
+}
+
 /// A quick request for whoever wants to know who listens.
 pub(super) fn probe(url: &str) -> Option<Response<Body>> {
     agent().get(url).config().timeout_global(Some(Duration::from_secs(2))).build().call().ok()

@@ -115,6 +115,7 @@ impl Doctor {
         checks.push(data_port(config.net.addr));
         checks.push(mappings(&config.engine));
         checks.push(open_files(&config.net));
+        checks.extend(data::writable(ctx.server.trim_end_matches('/')));
         if !self.no_scrub {
             let client = ctx.client().ok().filter(|_| client::is_live(ctx.server.trim_end_matches('/')));
             checks.extend(client.iter().flat_map(data::online));

@@ -18,12 +18,19 @@ pub(super) async fn livez() -> &'static str {
 }
 
 /// Says whether requests are taken: from the moment the registry is read until the node stops.
-#[utoipa::path(get, path = "/readyz", responses((status = 200, body = String), (status = 503, body = Problem)))]
-pub(super) async fn readyz(State(control): State<Control>) -> Result<&'static str, Refusal> {
+#[utoipa::path(get, path = "/readyz", responses((status = 200, description = "`ok`, or that data can only be read and why", body = String),
+    (status = 503, body = Problem)))]
+pub(super) async fn readyz(State(control): State<Control>) -> Result<String, Refusal> {
     if control.stop.is_stopped() {
         return Err(Fault::new(Code::Draining, "the node is shutting down").into());
     }
-    Ok("ok\n")
+    // Functions and reads go on, so it takes requests all the same.
+    Ok(match control.data.read_only() {
+        None => "ok\n".into(),
+        Some(why) => {
+            format!("ok, but data can only be read since the disk failed ({why}): look at the disk, then start hob again\n")
+        }
+    })
 }
 
 /// All metrics, as OpenMetrics text.
@@ -34,6 +41,7 @@ pub(super) async fn metrics(State(control): State<Control>) -> Response {
     control.metrics.origin.set(hits, misses, fetched_bytes, evicted, bytes);
     let metered = control.dispatcher.metered(tenant);
     let began = metered.iter().filter(|function| function.meter.starts().total() > 0);
+    control.metrics.read_only.set(control.data.read_only().is_some().into());
     match control.data.outbox().waiting() {
         Ok(count) => _ = control.metrics.events.set(count),
         Err(error) => tracing::warn!(%error, "the events that wait cannot be counted"),

@@ -70,6 +70,8 @@ pub struct Metrics {
     deliveries: [Counter; Delivery::ALL.len()],
     /// Events that wait for a function.
     pub events: Gauge<u64, AtomicU64>,
+    /// 1 once the disk failed and data can only be read, else 0.
+    pub read_only: Gauge<u64, AtomicU64>,
     /// By rung and phase.
     phases: [[Histogram; Phases::NAMES.len()]; Start::ALL.len()],
     /// Invocations whose guest is alive.
@@ -151,6 +153,7 @@ impl Metrics {
             faults: Code::ALL.iter().map(|code| of(&faults, code.as_str())).collect(),
             deliveries: Delivery::ALL.map(|delivery| of(&deliveries, delivery.as_str())),
             events: Gauge::default(),
+            read_only: Gauge::default(),
             phases: Default::default(),
             registry,
             instances: Gauge::default(),
@@ -171,6 +174,7 @@ impl Metrics {
         registry.register("ready_instances", "Instances that wait for an invocation", metrics.ready.clone());
         registry.register("large_invocations", "Invocations in the pool for large guests", metrics.large.clone());
         registry.register("events", "Events of buckets that wait for a function", metrics.events.clone());
+        registry.register("data_read_only", "1 once the disk failed and data can only be read", metrics.read_only.clone());
         registry.register("functions", "Functions deployed", metrics.functions.clone());
         registry.register("templates", "Templates in memory", metrics.templates.clone());
         registry.register_with_unit("data", "Modules and artifacts on disk", Unit::Bytes, metrics.data_bytes.clone());
@@ -267,6 +271,7 @@ mod tests {
             "hob_origin_fetched_bytes_total 4",
             "hob_origin_copies_bytes 5",
             "hob_events 0",
+            "hob_data_read_only 0",
             "hob_deliveries_total{kind=\"buried\"} 0",
             "# TYPE hob_phase_seconds histogram",
             "hob_phase_seconds_bucket{start=\"stored\",phase=\"load\",le=\"3.2e-5\"} 0",

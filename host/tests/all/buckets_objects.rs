@@ -1,9 +1,9 @@
 //! Objects over the control port: HTTP as it is meant, uploads that go wrong, bytes that rot, disks that are full.
 
-use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use hob::id::Digest;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::buckets::{bucket, check_whole, delete, put, usage};
 use crate::cli::{at, check, hob};
 use crate::harness::http::Conn;
-use crate::harness::{Node, Setup, eventually, files};
+use crate::harness::{Node, Setup, data_dir, eventually, files, is_there, serve};
 use crate::shortage::behind;
 
 const AT: &str = "/v1/buckets/b/objects/k";
@@ -313,9 +313,7 @@ fn a_full_disk_refuses_writes_and_reading_goes_on() {
     const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
     const MOUNT: &str = "mount -t tmpfs -o size=8m tmpfs \"$0\" &&";
     let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
-    if !probe.is_ok_and(|output| output.status.success()) {
-        // The macros that print would show it only if the test failed.
-        std::io::stderr().write_all(b"skipped: a full file system needs unshare and user namespaces\n").unwrap();
+    if !is_there("unshare", probe.is_ok_and(|output| output.status.success()), "a full file system") {
         return;
     }
     let node = behind(MOUNT, &SHELL, &[]);
@@ -324,6 +322,8 @@ fn a_full_disk_refuses_writes_and_reading_goes_on() {
     assert_eq!(put(&node, "/v1/buckets/b/kv/k", &[], b"old").status(), 204);
     put(&node, AT, &[], &vec![1; 8 << 20]).problem(507, "storage-full");
     assert_eq!(node.control.get(AT).ok().text(), "old");
+    let large = "/v1/buckets/b/objects/large";
+    assert_eq!(put(&node, large, &[], &vec![2; 1 << 20]).status(), 201);
     // Entries until nothing more fits.
     let mut written = 0_u32;
     let refused = loop {
@@ -340,8 +340,64 @@ fn a_full_disk_refuses_writes_and_reading_goes_on() {
     }
     assert_eq!(node.control.get("/v1/buckets/b/kv/k").ok().text(), "old");
     check_whole(&node, "b");
-    // It heals by itself once there is room.
-    let folder = format!("/proc/{}/root{}", node.pid(), node.data_dir().display());
-    assert!(Path::new(&folder).join("data/data.redb").exists());
+    put(&node, "/v1/buckets/b/objects/more", &[], &vec![3; 1 << 20]).problem(507, "storage-full");
     assert_eq!(usage(&node, "b")["entries"]["keys"], written + 1);
+    // It heals by itself once there is room, which deleting makes.
+    assert_eq!(delete(&node, large).status(), 204);
+    eventually("there is room for an object", || {
+        put(&node, "/v1/buckets/b/objects/more", &[], &vec![3; 500_000]).status() == 201
+    });
+    for number in 0..written {
+        assert_eq!(delete(&node, &format!("/v1/buckets/b/kv/{number}")).status(), 204);
+    }
+    eventually("there is room for entries", || put(&node, "/v1/buckets/b/kv/0", &[], &vec![9; 100_000]).status() == 204);
+    assert_eq!(node.control.get("/v1/buckets/b/objects/more").good(), vec![3; 500_000]);
+    assert_eq!(node.metric("hob_data_read_only"), 0, "a full disk is no failing one");
+    check_whole(&node, "b");
+}
+
+#[test]
+fn a_disk_that_fails_makes_data_read_only_and_everybody_is_told() {
+    let tools = Arc::new(tempfile::tempdir().unwrap());
+    let (source, shim) = (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/failing.c"), tools.path().join("shim.so"));
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).args([source, "-ldl"]).output();
+    if !is_there("cc", built.is_ok(), "a disk that fails under a node") {
+        return;
+    }
+    let built = built.unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let mut command = serve(&data_dir(&tools));
+    command.current_dir(tools.path()).env("LD_PRELOAD", &shim).env("FAIL_OP", "fsync").env("FAIL_PATH", "/objects/");
+    let mut node = Node::run(command, Arc::clone(&tools)).unwrap();
+    bucket(&node, "b", json!({}));
+    let data_dir = node.data_dir();
+    let doctor = |node: &Node| -> Value {
+        let output = at(node, &["doctor", "-o", "json", "--no-scrub", "--data-dir", data_dir.to_str().unwrap()]);
+        let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        all.into_iter().find(|check| check["check"] == "data of the daemon").unwrap()
+    };
+    let is_well = |node: &Node| {
+        assert_eq!(put(node, AT, &[], b"old").status() / 100, 2);
+        assert_eq!(put(node, "/v1/buckets/b/kv/k", &[], b"old").status(), 204);
+        assert_eq!((node.control.get("/readyz").ok().text().as_str(), node.metric("hob_data_read_only")), ("ok\n", 0));
+        assert_eq!(doctor(node)["state"], "ok");
+    };
+    is_well(&node);
+    std::fs::write(tools.path().join("armed"), "").unwrap();
+    put(&node, AT, &[], b"new").problem(507, "storage-full");
+    std::fs::remove_file(tools.path().join("armed")).unwrap();
+    // From now on, though the disk would do it again.
+    put(&node, AT, &[], b"new").problem(507, "storage-full");
+    put(&node, "/v1/buckets/b/kv/k", &[], b"new").problem(507, "storage-full");
+    delete(&node, AT).problem(507, "storage-full");
+    assert_eq!(node.control.get(AT).ok().text(), "old");
+    assert_eq!(node.control.get("/v1/buckets/b/kv/k").ok().text(), "old");
+    let said = node.control.get("/readyz").ok().text();
+    assert!(said.contains("data can only be read since the disk failed") && said.contains("Input/output error"), "{said}");
+    assert_eq!(node.metric("hob_data_read_only"), 1);
+    let check = doctor(&node);
+    assert!(check["state"] == "failed" && check["found"].as_str().unwrap().contains("Input/output error"), "{check}");
+    assert!(node.stderr().contains("data can only be read until hob is started again"));
+    node.restart();
+    is_well(&node);
 }

@@ -5,7 +5,7 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use super::super::client::Client;
+use super::super::client::{self, Client};
 use super::super::failure::Exit;
 use super::super::kv::shown;
 use super::super::text::{bytes, clean};
@@ -17,6 +17,16 @@ use crate::data::{Audited, Data};
 /// Damaged keys that are named.
 const NAMED_MAX: usize = 5;
 const MEND: &str = "write them anew or delete them, or restore the data directory from a backup";
+
+/// Whether the daemon that answers writes data; `None` if none does.
+pub(super) fn writable(base: &str) -> Option<Check> {
+    let said = client::readiness(base)?;
+    let name = "data of the daemon";
+    Some(match said.trim() {
+        "ok" => Check::good(name, "is read and written"),
+        said => Check::bad(name, clean(said.trim_start_matches("ok, but ")), "look at the disk, then start hob again"),
+    })
+}
 
 /// The buckets of the daemon that answers.
 pub(super) fn online(client: &Client) -> Vec<Check> {
