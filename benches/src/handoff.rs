@@ -3,7 +3,7 @@
 //! Question: what does a result of 1 KB, 1 MB or 100 MB cost on its way? A hand-off begins when the first has the bytes in its memory, and
 //! ends when the other has added all of them; adding is part of it, because what was only mapped has not arrived. Every sum is
 //! checked. Ceiling: two native processes with a socket between them (`native pair`). Hob: an object of a volatile bucket, put by one
-//! invocation and taken by the next. Rival: Redis over loopback and over a Unix socket, SET by one client, GET by another.
+//! function and taken by another. Rival: Redis over loopback and over a Unix socket, SET by one client, GET by another.
 //!
 //! Times of Hob are the guests' own; `whole` is that of both invocations from outside, with the making of the bytes. Counters: bytes that
 //! were copied by calls of the system, in all processes, for each byte handed over.
@@ -34,7 +34,11 @@ const SIZES: [(&str, usize); 3] = [("1 KB", 1_000), ("1 MB", 1_000_000), ("100 M
 pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     let guest = Guest::build("data")?;
     let local = Local::start_with(&["data.volatile_bytes_max=2GiB", "data.volatile_objects_bytes_max=1GiB"])?;
-    let function = local.deploy(&guest)?;
+    let giver = local.deploy(&guest)?;
+    let mut taker = guest;
+    taker.name = "taker".into();
+    taker.manifest.name = Some(taker.name.parse()?);
+    let functions = [giver, local.deploy(&taker)?];
     let redis = Redis::start(report, Fsync::Never)?;
     let mut pair = Pair::start()?;
     for (size, len) in SIZES {
@@ -46,10 +50,10 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
             (false, ..100_000_000) => (5, 200),
             (false, _) => (5, 5),
         };
-        one(report, (size, len), (rounds, count), &local, &function, redis.as_ref(), &mut pair)?;
+        one(report, (size, len), (rounds, count), &local, &functions, redis.as_ref(), &mut pair)?;
     }
     for bucket in ["durable", "volatile"] {
-        first_byte(report, bucket, if quick { 20 } else { 2_000 }, &local, &function)?;
+        first_byte(report, bucket, if quick { 20 } else { 2_000 }, &local, &functions[0])?;
     }
     local.stop();
     Ok(())
@@ -69,7 +73,7 @@ fn one(
     (size, len): (&str, usize),
     (rounds, count): (usize, usize),
     local: &Local,
-    function: &FunctionRecord,
+    functions: &[FunctionRecord; 2],
     redis: Option<&Redis>,
     pair: &mut Pair,
 ) -> anyhow::Result<()> {
@@ -79,7 +83,7 @@ fn one(
     let mut turns = vec![
         Turn::new("native pair", || (0..count).map(|_| pair.hand_over(&bytes, sum)).collect()),
         Turn::new("hob", || {
-            let all = (0..count).map(|_| hand_over(local, function, len, sum)).collect::<anyhow::Result<Vec<_>>>()?;
+            let all = (0..count).map(|_| hand_over(local, functions, len, sum)).collect::<anyhow::Result<Vec<_>>>()?;
             let times = all.iter().map(|one| one.put + one.taken).collect();
             handed.extend(all);
             Ok(times)
@@ -105,7 +109,7 @@ fn one(
         let metric = format!("{size} {part}");
         report.figure(&Figure { scenario: SCENARIO, system: "hob", metric: &metric, value, unit: "us", ratio: None })?;
     }
-    copies(report, size, (&bytes, sum), local, function, redis)
+    copies(report, size, (&bytes, sum), local, functions, redis)
 }
 
 /// How long a large object takes that is there already.
@@ -142,10 +146,10 @@ pub(crate) fn micros(nanos: u64) -> f64 {
     nanos as f64 / 1e3
 }
 
-fn hand_over(local: &Local, function: &FunctionRecord, len: usize, sum: u64) -> anyhow::Result<HandedOver> {
-    let (making, body) = local.call(function, format!("/?op=put&bucket=volatile&key=handoff&seed=1&len={len}"))?;
+fn hand_over(local: &Local, [giver, taker]: &[FunctionRecord; 2], len: usize, sum: u64) -> anyhow::Result<HandedOver> {
+    let (making, body) = local.call(giver, format!("/?op=put&bucket=volatile&key=handoff&seed=1&len={len}"))?;
     let [put] = numbers(&body)?;
-    let (taking, body) = local.call(function, "/?op=take&bucket=volatile&key=handoff".into())?;
+    let (taking, body) = local.call(taker, "/?op=take&bucket=volatile&key=handoff".into())?;
     let [opened, taken, found] = numbers(&body)?;
     ensure!(found == sum, "what was taken is not what was put");
     Ok(HandedOver { put: micros(put), opened: micros(opened), taken: micros(taken), whole: making + taking })
@@ -165,7 +169,7 @@ fn copies(
     size: &str,
     (bytes, sum): (&[u8], u64),
     local: &Local,
-    function: &FunctionRecord,
+    functions: &[FunctionRecord; 2],
     redis: Option<&Redis>,
 ) -> anyhow::Result<()> {
     let figure = |system: &str, value| {
@@ -178,7 +182,7 @@ fn copies(
     let before = Counters::of("self")?;
     let reading = Counters::of("self")?.since(before).bytes;
     let before = Counters::of("self")?;
-    hand_over(local, function, bytes.len(), sum)?;
+    hand_over(local, functions, bytes.len(), sum)?;
     let done = Counters::of("self")?.since(before);
     figure("hob", (done.bytes - reading) / len)?;
     if let Some(redis) = redis {

@@ -120,7 +120,7 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
         }
     }
     figures(report, &natives, &hob)?;
-    faults(report, &local, &function)?;
+    counters(report, &local, &function, &mut natives[0], &mut buffer)?;
     whole_pass(report, &plan, &local, &function, step)?;
     local.stop();
     Ok(())
@@ -242,13 +242,31 @@ fn figures(report: &Report, natives: &[Native<'_>], hob: &[Taken]) -> anyhow::Re
     Ok(())
 }
 
-/// Page faults of one iteration.
-fn faults(report: &Report, local: &Local, function: &FunctionRecord) -> anyhow::Result<()> {
+/// What the system counts in one iteration.
+fn counters(
+    report: &Report,
+    local: &Local,
+    function: &FunctionRecord,
+    native: &mut Native<'_>,
+    buffer: &mut Vec<u8>,
+) -> anyhow::Result<()> {
     let before = Counters::of("self")?;
-    iterate(local, function, 0, 0)?;
-    let both = Counters::of("self")?.since(before);
-    for (metric, value) in [("page faults", both.faults / 2.0), ("page faults, disk", both.disk_faults / 2.0)] {
-        report.figure(&Figure { scenario: SCENARIO, system: "hob", metric, value, unit: "", ratio: None })?;
+    let reading = Counters::of("self")?.since(before);
+    let before = Counters::of("self")?;
+    native.iterate(0, buffer)?;
+    let native = Counters::of("self")?.since(before);
+    let before = Counters::of("self")?;
+    local.call(function, format!("/?op=train&bucket=durable&key={}&step=0", key(0)))?;
+    let hob = Counters::of("self")?.since(before);
+    for (system, counted) in [("native", native), ("hob", hob)] {
+        for (metric, value, unit) in [
+            ("page faults", counted.faults, ""),
+            ("page faults, disk", counted.disk_faults, ""),
+            ("reads and writes", counted.calls - reading.calls, ""),
+            ("copied by reads and writes", (counted.bytes - reading.bytes) / 1e6, "MB"),
+        ] {
+            report.figure(&Figure { scenario: SCENARIO, system, metric, value, unit, ratio: None })?;
+        }
     }
     Ok(())
 }
