@@ -1,4 +1,5 @@
-//! Objects on a disk that fails under one kind of call: `EIO`, made by a small library that is loaded before the system's own.
+//! Objects on a disk that fails under one kind of call: `EIO`, made by a small library that is loaded before the system's own. And the order
+//! in which a put reaches the disk, which the same library writes down.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use crate::fault::Code;
 const SHIM: &str = include_str!("../../../tests/failing.c");
 
 const CHILD: &str = "data::objects::failing::child_on_a_failing_disk";
+
+const TRACED: &str = "data::objects::failing::child_that_is_watched";
 
 /// Which call fails, and on what.
 const WRITES: [(&str, &str); 3] = [("write", "/staging/"), ("fsync", "/staging/"), ("fsync", "/objects/")];
@@ -119,4 +122,50 @@ fn a_failing_disk_is_told_and_nothing_half_written_is_seen() {
         put(&*objects, &bucket, b"new", b"new").unwrap();
         assert_eq!(get(&*objects, &bucket, b"new").unwrap(), b"new");
     }
+}
+
+/// In a process of its own; elsewhere it does nothing.
+#[test]
+fn child_that_is_watched() {
+    if !Path::new("child_that_is_watched").exists() {
+        return;
+    }
+    let (data, bucket) = open_here();
+    fs::write("begun", "x").unwrap();
+    put(&*data.objects(Durability::Durable), &bucket, b"k", &[7; 5_000_000]).unwrap();
+    fs::write("acknowledged", "x").unwrap();
+}
+
+/// A loss of power undoes any part of what was not synced, in any order. So of each put all of the file is synced before it has its name, and
+/// its name before the row that makes it visible is begun, and all of that before it is acknowledged.
+#[test]
+fn a_put_reaches_the_disk_in_an_order_that_a_loss_of_power_cannot_turn() {
+    let tools = tempfile::tempdir().unwrap();
+    let Some(shim) = shim(tools.path()) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("child_that_is_watched"), "").unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", TRACED]).current_dir(dir.path());
+    let output = child.env("LD_PRELOAD", &shim).env("TRACE_TO", dir.path().join("trace")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let trace = fs::read_to_string(dir.path().join("trace")).unwrap();
+    let lines: Vec<_> = trace.lines().filter_map(|line| line.split_once(' ')).collect();
+    let at = |op: &str, part: &str| -> Vec<usize> {
+        let found = lines.iter().enumerate().filter(|(_, (did, path))| *did == op && path.contains(part));
+        found.map(|(at, _)| at).collect()
+    };
+    let begun = at("write", "/begun")[0];
+    let acknowledged = at("write", "/acknowledged")[0];
+    let of_put = |op: &str, part: &str| -> Vec<usize> {
+        at(op, part).into_iter().filter(|at| (begun..acknowledged).contains(at)).collect()
+    };
+    let writes = of_put("write", "/staging/");
+    let file = of_put("sync", "/staging/");
+    let named = of_put("rename", "/objects/");
+    let folder = of_put("sync", "/objects/");
+    let (rows, commit) = (of_put("write", "/data.redb"), of_put("sync", "/data.redb"));
+    assert!(writes.len() >= 2 && file.len() == 1 && named.len() == 1, "{trace}");
+    assert!(writes.last() < file.first() && file < named, "the whole file before its name: {trace}");
+    assert!(folder.last() > named.last() && folder.last() < rows.first(), "the name before the row: {trace}");
+    assert!(commit.last() > rows.last(), "the row before the answer: {trace}");
 }
