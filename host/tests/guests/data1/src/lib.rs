@@ -47,9 +47,7 @@ fn handle(mut req: Request) -> Result<Response, hob_sdk::Error> {
         let answer = match verb {
             "batch" => kv::batch(&bucket, lines.by_ref().take_while(|line| *line != "end")),
             "put" | "write" | "abandon" | "leak" | "drip" | "read" | "head" | "list" | "rm" | "hold" | "uploads" | "map"
-            | "remap" | "mapgrow" | "mapped" => {
-                objects::run(&bucket, verb, &words)
-            }
+            | "remap" | "mapgrow" | "mapped" => objects::run(&bucket, verb, &words),
             "spin" => spin(),
             _ => kv::run(&bucket, verb, &words),
         };
