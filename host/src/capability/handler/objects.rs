@@ -530,7 +530,7 @@ async fn upload_write(mut caller: Caller<'_, Host>, upload: u32, ptr: u32, len: 
             (Place::Memory, Some(upload)) => upload.write(piece),
             _ => {
                 let piece = piece.to_vec();
-                let (back, result) = blocking::run(move || {
+                let (back, result) = blocking::run_at(uploading.place, move || {
                     let result = uploading.upload.as_mut().map_or(Err(DataError::Closed), |upload| upload.write(&piece));
                     (uploading, result)
                 })
@@ -555,11 +555,11 @@ async fn upload_finish(mut caller: Caller<'_, Host>, upload: u32, buf: u32, cap:
     if let Err(error) = bucket(caller.data(), uploading.handle_of_bucket, Access::ReadWrite)? {
         return Ok(caller.data_mut().refuse(&error));
     }
-    let is_quick = uploading.is_quick();
+    let (place, is_quick) = (uploading.place, uploading.is_quick());
     let mut finish = move || uploading.upload.take().map(Upload::finish);
     let ack = match is_quick {
         true => finish(),
-        false => blocking::run(finish).await?,
+        false => blocking::run_at(place, finish).await?,
     };
     let finished = match ack {
         Some(ack) => ack.await,
