@@ -1,56 +1,24 @@
-//! `[grants]` and `[[bucket]]` of a manifest: what the function may reach, and which buckets are to be there.
+//! `[[bucket]]` of a manifest: which buckets are to be there. And the reading of tables, lists and words that the tables share.
 //!
-//! Owns their keys and the messages for wrong ones. Knows nothing about buckets that exist. Invariant: no bucket is granted or declared
-//! twice.
+//! Owns its keys and the messages for wrong ones. Knows nothing about buckets that exist. Invariant: no bucket is declared twice.
 
 use toml::{Table, Value};
 
 use super::{ManifestError, problem, string, unknown};
 use crate::bucket::{BucketDeclaration, BucketSpec, Durability, OriginUrl};
-use crate::grants::{Access, DataGrant, ManifestGrants};
 use crate::id::BucketName;
 use crate::limits::parse_bytes;
 
 /// Most buckets that one function may be granted, and most that its manifest may declare.
 pub const BUCKETS_MAX: usize = 64;
 
-const GRANT_KEYS: [&str; 1] = ["data"];
-const DATA_KEYS: [&str; 3] = ["bucket", "access", "mount"];
 const BUCKET_KEYS: [&str; 5] = ["name", "durability", "bytes_max", "keys_max", "origin"];
-
-/// Reads `[grants]`.
-pub(super) fn grants(value: Value) -> Result<ManifestGrants, ManifestError> {
-    let mut grants = ManifestGrants::default();
-    for (key, value) in table("grants", value)? {
-        match key.as_str() {
-            "data" => grants.data = list("grants.data", value, BUCKETS_MAX, data_grant)?,
-            _ => return Err(unknown(key, "[grants]", &GRANT_KEYS)),
-        }
-    }
-    distinct("grants.data", grants.data.iter().map(|grant| &grant.bucket))?;
-    Ok(grants)
-}
 
 /// Reads `[[bucket]]`.
 pub(super) fn buckets(value: Value) -> Result<Vec<BucketDeclaration>, ManifestError> {
     let buckets = list("bucket", value, BUCKETS_MAX, declaration)?;
     distinct("bucket", buckets.iter().map(|bucket| &bucket.name))?;
     Ok(buckets)
-}
-
-fn data_grant(value: Value) -> Result<DataGrant, ManifestError> {
-    let mut fields = fields("grants.data", "a grant of data", value, &DATA_KEYS)?;
-    let bucket = bucket_name("grants.data.bucket", fields.remove("bucket"))?;
-    let access = word("grants.data.access", fields.remove("access"), &Access::ALL.map(|access| (access.as_str(), access)))?;
-    let mount = fields.remove("mount").map(|value| mount(string("grants.data.mount", value)?)).transpose()?;
-    Ok(DataGrant { bucket, access: access.unwrap_or(Access::Read), mount })
-}
-
-fn mount(path: String) -> Result<String, ManifestError> {
-    match path.starts_with('/') && path.len() > 1 {
-        true => Ok(path),
-        false => Err(problem("grants.data.mount", format!("expected a path such as '/photos', found '{path}'"))),
-    }
 }
 
 fn declaration(value: Value) -> Result<BucketDeclaration, ManifestError> {
@@ -133,7 +101,7 @@ pub(super) fn count(key: &str, value: &Value) -> Result<u64, ManifestError> {
     number.ok_or_else(|| problem(key, format!("expected a number above 0, found {value}")))
 }
 
-fn distinct<'a>(key: &str, names: impl Iterator<Item = &'a BucketName>) -> Result<(), ManifestError> {
+pub(super) fn distinct<'a>(key: &str, names: impl Iterator<Item = &'a BucketName>) -> Result<(), ManifestError> {
     let mut names: Vec<_> = names.collect();
     names.sort();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -152,15 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn grants_and_buckets_are_read() {
+    fn buckets_are_read() {
         let manifest = Manifest::parse(
-            "[grants]\ndata = [{ bucket = 'photos' }, { bucket = 'hits', access = 'read-write' }, { bucket = 'site', mount = '/site' }]\n\
-             [[bucket]]\nname = 'photos'\norigin = 's3://photos/raw'\n[[bucket]]\nname = 'hits'\ndurability = 'volatile'\nbytes_max = '1MiB'\nkeys_max = 10\n",
+            "[[bucket]]\nname = 'photos'\norigin = 's3://photos/raw'\n[[bucket]]\nname = 'hits'\ndurability = 'volatile'\nbytes_max = '1MiB'\nkeys_max = 10\n",
         )
         .unwrap();
-        let access: Vec<_> = manifest.grants.data.iter().map(|grant| (grant.bucket.as_str(), grant.access)).collect();
-        assert_eq!(access, [("photos", Access::Read), ("hits", Access::ReadWrite), ("site", Access::Read)]);
-        assert_eq!(manifest.grants.data[2].mount.as_deref(), Some("/site"));
         let hits = BucketSpec { durability: Durability::Volatile, bytes_max: 1 << 20, keys_max: 10 };
         assert_eq!((manifest.bucket[0].spec, manifest.bucket[1].spec), (BucketSpec::new(Durability::Durable), hits));
         let origins: Vec<_> = manifest.bucket.iter().map(|bucket| bucket.origin.as_ref().map(OriginUrl::as_str)).collect();
@@ -171,31 +135,11 @@ mod tests {
 
     #[test]
     fn wrong_ones_say_what_was_expected() {
-        assert!(error("[grants]\ndta = []").contains("did you mean 'data'?"));
-        assert!(error("grants = 1").contains("expected a table"));
-        assert!(error("[grants]\ndata = 'photos'").contains("expected a list of tables"));
-        assert!(error("[grants]\ndata = [{ bukket = 'a' }]").contains("did you mean 'bucket'?"));
-        assert!(error("[grants]\ndata = [{ access = 'read' }]").contains("expected the name of a bucket"));
-        assert!(error("[grants]\ndata = [{ bucket = 'A' }]").contains("not a valid name"));
-        assert!(
-            error("[grants]\ndata = [{ bucket = 'a', access = 'all' }]").contains("expected 'read' or 'read-write', found 'all'")
-        );
-        assert!(error("[grants]\ndata = [{ bucket = 'a', mount = 'a' }]").contains("expected a path"));
-        assert!(error("[grants]\ndata = [{ bucket = 'a' }, { bucket = 'a' }]").contains("'a' is named twice"));
         assert!(error("[[bucket]]\nname = 'a'\ndurability = 'soft'").contains("expected 'durable' or 'volatile'"));
         assert!(error("[[bucket]]\nname = 'a'\nbytes_max = '1 stone'").contains("expected a size"));
         assert!(error("[[bucket]]\nname = 'a'\norigin = 'http://10.0.0.1/'").contains("expected 's3://BUCKET'"));
         assert!(error("[[bucket]]\nname = 'a'\ndurability = 'volatile'\norigin = 's3://a'").contains("leave out durability"));
         assert!(error("[[bucket]]\nname = 'a'\nkeys_max = 0").contains("expected a number above 0"));
         assert!(error("[[bucket]]\nname = 'a'\n[[bucket]]\nname = 'a'").contains("'a' is named twice"));
-    }
-
-    #[test]
-    fn counts_on_both_sides() {
-        let grants = |count: usize| {
-            let grants: Vec<_> = (0..count).map(|number| format!("{{ bucket = 'b{number}' }}")).collect();
-            format!("[grants]\ndata = [{}]", grants.join(","))
-        };
-        assert!(Manifest::parse(&grants(BUCKETS_MAX)).is_ok() && Manifest::parse(&grants(BUCKETS_MAX + 1)).is_err());
     }
 }

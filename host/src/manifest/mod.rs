@@ -5,6 +5,7 @@
 //! taken) is checked where they are known.
 
 mod data;
+mod grants;
 mod snapshot;
 mod trigger;
 
@@ -140,7 +141,7 @@ impl Manifest {
                 "env" => manifest.env = env(value)?,
                 "limits" => manifest.limits = limits(value)?,
                 "snapshot" => manifest.snapshot = snapshot::snapshot(value)?,
-                "grants" => manifest.grants = data::grants(value)?,
+                "grants" => manifest.grants = grants::grants(value)?,
                 "bucket" => manifest.bucket = data::buckets(value)?,
                 "trigger" => manifest.trigger = trigger::triggers(value)?,
                 _ => return Err(unknown(key, "hob.toml", &KEYS)),

@@ -1,0 +1,87 @@
+//! `[grants]` of a manifest: what the function may reach.
+//!
+//! Owns its keys and the messages for wrong ones. Knows nothing about what exists. Invariant: nothing is granted twice.
+
+use toml::Value;
+
+use super::data::{BUCKETS_MAX, bucket_name, distinct, fields, list, table, word};
+use super::{ManifestError, problem, string, unknown};
+use crate::grants::{Access, DataGrant, ManifestGrants};
+
+const KEYS: [&str; 1] = ["data"];
+const DATA_KEYS: [&str; 3] = ["bucket", "access", "mount"];
+
+/// Reads `[grants]`.
+pub(super) fn grants(value: Value) -> Result<ManifestGrants, ManifestError> {
+    let mut grants = ManifestGrants::default();
+    for (key, value) in table("grants", value)? {
+        match key.as_str() {
+            "data" => grants.data = list("grants.data", value, BUCKETS_MAX, data_grant)?,
+            _ => return Err(unknown(key, "[grants]", &KEYS)),
+        }
+    }
+    distinct("grants.data", grants.data.iter().map(|grant| &grant.bucket))?;
+    Ok(grants)
+}
+
+fn data_grant(value: Value) -> Result<DataGrant, ManifestError> {
+    let mut fields = fields("grants.data", "a grant of data", value, &DATA_KEYS)?;
+    let bucket = bucket_name("grants.data.bucket", fields.remove("bucket"))?;
+    let access = word("grants.data.access", fields.remove("access"), &Access::ALL.map(|access| (access.as_str(), access)))?;
+    let mount = fields.remove("mount").map(|value| mount(string("grants.data.mount", value)?)).transpose()?;
+    Ok(DataGrant { bucket, access: access.unwrap_or(Access::Read), mount })
+}
+
+fn mount(path: String) -> Result<String, ManifestError> {
+    match path.starts_with('/') && path.len() > 1 {
+        true => Ok(path),
+        false => Err(problem("grants.data.mount", format!("expected a path such as '/photos', found '{path}'"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Manifest;
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Manifest::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn grants_of_data_are_read() {
+        let manifest = Manifest::parse(
+            "[grants]\ndata = [{ bucket = 'photos' }, { bucket = 'hits', access = 'read-write' }, { bucket = 'site', mount = '/site' }]\n",
+        )
+        .unwrap();
+        let access: Vec<_> = manifest.grants.data.iter().map(|grant| (grant.bucket.as_str(), grant.access)).collect();
+        assert_eq!(access, [("photos", Access::Read), ("hits", Access::ReadWrite), ("site", Access::Read)]);
+        assert_eq!(manifest.grants.data[2].mount.as_deref(), Some("/site"));
+        let json = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
+    }
+
+    #[test]
+    fn wrong_ones_say_what_was_expected() {
+        assert!(error("[grants]\ndta = []").contains("did you mean 'data'?"));
+        assert!(error("grants = 1").contains("expected a table"));
+        assert!(error("[grants]\ndata = 'photos'").contains("expected a list of tables"));
+        assert!(error("[grants]\ndata = [{ bukket = 'a' }]").contains("did you mean 'bucket'?"));
+        assert!(error("[grants]\ndata = [{ access = 'read' }]").contains("expected the name of a bucket"));
+        assert!(error("[grants]\ndata = [{ bucket = 'A' }]").contains("not a valid name"));
+        assert!(
+            error("[grants]\ndata = [{ bucket = 'a', access = 'all' }]").contains("expected 'read' or 'read-write', found 'all'")
+        );
+        assert!(error("[grants]\ndata = [{ bucket = 'a', mount = 'a' }]").contains("expected a path"));
+        assert!(error("[grants]\ndata = [{ bucket = 'a' }, { bucket = 'a' }]").contains("'a' is named twice"));
+    }
+
+    #[test]
+    fn counts_on_both_sides() {
+        let grants = |count: usize| {
+            let grants: Vec<_> = (0..count).map(|number| format!("{{ bucket = 'b{number}' }}")).collect();
+            format!("[grants]\ndata = [{}]", grants.join(","))
+        };
+        assert!(Manifest::parse(&grants(BUCKETS_MAX)).is_ok() && Manifest::parse(&grants(BUCKETS_MAX + 1)).is_err());
+    }
+}
