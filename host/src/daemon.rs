@@ -6,9 +6,9 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use crate::dispatch::Dispatcher;
 use crate::dispatch::catalog::Base;
 use crate::dispatch::templates::Templates;
 use crate::dispatch::templates::bounds::Bounds;
+use crate::dispatch::used::{self, UseOrder};
 use crate::engine::Engine;
 use crate::engine::build::Builder;
 use crate::fault::{Code, Fault};
@@ -119,6 +120,7 @@ pub struct Node {
     dispatcher: Dispatcher,
     control: Handle,
     metrics: Arc<Metrics>,
+    used: Used,
     /// Keeps the lock on the directory. Last, because fields are dropped in their order: the deployer and the dispatcher have the data too.
     dir: DataDir,
 }
@@ -181,7 +183,8 @@ impl Node {
             tenant: TenantId::default(),
         };
         let options = Options::new(&config.net, config.net.control_connections_max);
-        let (control_thread, control) = start_control_thread(control_listeners, options, service, stop)?;
+        let used = Used(Arc::new(Mutex::new(UseOrder::open(dir.path()))), dispatcher.clone());
+        let (control_thread, control) = start_control_thread(control_listeners, options, service, used.clone(), stop)?;
         Ok(Self {
             addr,
             control_addr,
@@ -196,6 +199,7 @@ impl Node {
             dispatcher,
             control,
             metrics,
+            used,
         })
     }
 
@@ -280,6 +284,7 @@ impl Node {
         }
         self.release.stop();
         cut += self.threads.into_iter().map(|thread| thread.join().unwrap_or_default()).sum::<usize>();
+        self.used.remember();
         if cut > 0 {
             self.metrics.cut.inc_by(cut as u64);
             tracing::warn!(cut, "connections were cut: they did not finish in time");
@@ -410,6 +415,7 @@ fn start_control_thread(
     listeners: Vec<std::net::TcpListener>,
     options: Options,
     control: Control,
+    used: Used,
     stop: Stop,
 ) -> std::io::Result<(JoinHandle<usize>, Handle)> {
     let deployer = control.deployer.clone();
@@ -417,7 +423,9 @@ fn start_control_thread(
     let service = control.service();
     start_thread("hob-control".into(), move || async move {
         let refresher = deployer.clone();
-        let refresher = tokio::spawn(async move { templates.refresh(|| refresher.collect_soon()).await });
+        let ranks = used.order().ranks();
+        let refresher = tokio::spawn(async move { templates.refresh(ranks, || refresher.collect_soon()).await });
+        let rememberer = tokio::spawn(used.remember_forever());
         let collector = tokio::spawn(async move { deployer.collect_forever().await });
         let mut cut = 0;
         for listener in listeners {
@@ -426,9 +434,38 @@ fn start_control_thread(
         // Without a port of its own the thread still works for the deployer.
         stop.stopped().await;
         refresher.abort();
+        rememberer.abort();
         collector.abort();
         Ok(cut)
     })
+}
+
+/// The order in which functions were used, and who knows what was.
+#[derive(Debug, Clone)]
+struct Used(Arc<Mutex<UseOrder>>, Dispatcher);
+
+impl Used {
+    /// Every statement leaves the order whole.
+    fn order(&self) -> std::sync::MutexGuard<'_, UseOrder> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Blocks. An order that cannot be written costs nothing but the order.
+    fn remember(&self) {
+        if let Err(error) = self.1.remember_use(&mut self.order()) {
+            tracing::warn!(%error, "the order in which functions were used cannot be written");
+        }
+    }
+
+    async fn remember_forever(self) {
+        loop {
+            tokio::time::sleep(used::PERIOD).await;
+            let this = self.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || this.remember()).await {
+                tracing::error!(%error, "writing down what was used failed");
+            }
+        }
+    }
 }
 
 /// Delivers events on a thread of its own, because reading them may block on the disk.

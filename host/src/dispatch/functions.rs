@@ -256,6 +256,13 @@ impl Functions {
         (meter.unwrap_or_default(), occupancy)
     }
 
+    /// How often each function in memory was invoked.
+    pub(super) fn counts(&self) -> Vec<(Key, u64)> {
+        let shelf = self.shelf();
+        let whole = shelf.hot.iter().chain(shelf.leaving.iter());
+        whole.map(|(key, function)| (key.clone(), function.meter.starts().total())).collect()
+    }
+
     /// Totals of all functions of a tenant that were invoked, whether they are in memory or not.
     ///
     /// # Cost

@@ -7,6 +7,7 @@
 pub mod catalog;
 mod functions;
 pub mod templates;
+pub mod used;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,7 @@ use catalog::{Base, Function, Resolved};
 use functions::Functions;
 pub use functions::Metered;
 use templates::{Loaded, Templates};
+use used::UseOrder;
 
 use crate::data::Data;
 use crate::engine::{Call, Engine, UnknownKind};
@@ -111,6 +113,15 @@ impl Dispatcher {
     #[must_use]
     pub fn metered(&self, tenant: &TenantId) -> Vec<Metered> {
         self.0.functions.metered(tenant)
+    }
+
+    /// Brings `order` up to date with what was used since, and writes it down. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written; the next call tries again.
+    pub fn remember_use(&self, order: &mut UseOrder) -> std::io::Result<()> {
+        order.note(self.0.functions.counts());
+        order.save()
     }
 
     /// Where templates come from.

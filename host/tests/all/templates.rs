@@ -145,6 +145,11 @@ fn after_an_upgrade_of_the_engine_functions_are_compiled_anew_before_they_are_ne
     }
     assert_eq!(node.metric("hob_artifacts_corrupt_total"), 0);
     node.stop();
+    // What the next upgrade compiles in this order: those that were used before those that were not, the last first.
+    let used = std::fs::read_to_string(node.data_dir().join("used")).unwrap();
+    let mut used: Vec<_> = used.lines().collect();
+    used.sort_unstable();
+    assert_eq!(used, ["default a", "default a-too", "default b", "default c"]);
 
     let mut node = with_engine(dir.clone(), "next");
     assert_eq!(start(&node, "a", "a"), "stored");

@@ -1,12 +1,13 @@
 //! After an upgrade of the engine: native code of the old one is replaced before anybody waits for it.
 //!
-//! Owns the order: the functions whose live revision changed last come first, one at a time, and only while no deploy is under way.
-//! (Functions that get requests come before all of them: those compile their own, see `load.rs`.) Knows nothing about what is
-//! resident. Invariant: the data directory names this engine as the one of all live functions only after a walk that found nothing
+//! Owns the order: the functions that were used last come first, then those whose live revision changed last, one at a time, and only
+//! while no deploy is under way. (Functions that get requests come before all of them: those compile their own, see `load.rs`.) Knows
+//! nothing about what is resident, and does not find out what was used (`dispatch/used.rs` does). Invariant: the data directory names this engine as the one of all live functions only after a walk that found nothing
 //! of another.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::load::Subject;
@@ -23,11 +24,13 @@ const BATCH: usize = 1000;
 /// How long to wait when builds queue up.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// The place of functions in the order of their last use; 0 is the one that was used last.
+type Ranks = HashMap<(TenantId, FunctionName), usize>;
 /// A revision of a function.
 type Which = (TenantId, FunctionName, RevisionNumber);
 
 impl Templates {
-    /// Compiles anew what another engine compiled, for the live revision of each function. Ends when there is no such thing any more.
+    /// Compiles anew what another engine compiled, for the live revision of each function, in the order of `ranks`. Ends when there is no such thing any more.
     /// What fails is left to the first request, or to the next start. Calls `released` each time that files of the old engine may
     /// have become superfluous.
     ///
@@ -36,12 +39,12 @@ impl Templates {
     /// # Cost
     /// Nothing if the last start with this engine came to its end. Else some 6 us a function for each walk, and one walk for each
     /// 1,000 compilations.
-    pub async fn refresh(&self, released: impl Fn()) {
+    pub async fn refresh(&self, ranks: Ranks, released: impl Fn()) {
         let engine = Digest::of(&self.0.fingerprint);
         if self.0.artifacts.engine() == Some(engine) {
             return;
         }
-        match self.refresh_all(engine, released).await {
+        match self.refresh_all(engine, Arc::new(ranks), released).await {
             Ok(0) => {}
             Ok(failed) => {
                 tracing::warn!(failed, "functions still have native code of another engine; their first request tries again")
@@ -51,13 +54,13 @@ impl Templates {
     }
 
     /// Returns how many failed.
-    async fn refresh_all(&self, engine: Digest, released: impl Fn()) -> Result<usize, Fault> {
+    async fn refresh_all(&self, engine: Digest, ranks: Arc<Ranks>, released: impl Fn()) -> Result<usize, Fault> {
         // First, because a node that goes back to the old engine half-way must not take it for the one of all.
         self.set_engine(None).await?;
         let mut failed = HashSet::new();
         loop {
-            let this = self.clone();
-            let (batch, gone) = blocking(move || this.stale(&failed).map(|batch| (batch, failed))).await??;
+            let (this, ranks) = (self.clone(), ranks.clone());
+            let (batch, gone) = blocking(move || this.stale(&ranks, &failed).map(|batch| (batch, failed))).await??;
             failed = gone;
             if batch.is_empty() {
                 break;
@@ -88,9 +91,9 @@ impl Templates {
         blocking(move || artifacts.set_engine(engine).map_err(|error| error.fault())).await?
     }
 
-    /// Revisions that another engine compiled, those first that became live last; at most [`BATCH`] of them.
-    fn stale(&self, except: &HashSet<Which>) -> Result<Vec<Which>, Fault> {
-        let mut newest = BTreeMap::new();
+    /// Revisions that another engine compiled, those first that were used last, then those that became live last; at most [`BATCH`].
+    fn stale(&self, ranks: &Ranks, except: &HashSet<Which>) -> Result<Vec<Which>, Fault> {
+        let mut first = BTreeMap::new();
         let (tenant, mut after) = (TenantId::default(), None);
         loop {
             let page = self.page(&tenant, after.as_ref(), PAGE)?;
@@ -99,14 +102,16 @@ impl Templates {
             for record in page {
                 let which = (record.tenant.clone(), record.name.clone(), record.live.number);
                 if self.is_stale(&record) && !except.contains(&which) {
-                    newest.insert((Reverse(record.updated_ms), which.1.clone()), which);
+                    let function = (record.tenant.clone(), record.name.clone());
+                    let rank = ranks.get(&function).copied().unwrap_or(usize::MAX);
+                    first.insert((rank, Reverse(record.updated_ms), function), which);
                 }
-                if newest.len() > BATCH {
-                    newest.pop_last();
+                if first.len() > BATCH {
+                    first.pop_last();
                 }
             }
         }
-        Ok(newest.into_values().collect())
+        Ok(first.into_values().collect())
     }
 
     /// Functions of a tenant in the order of their names, from the one after `after`, at most `count`.
@@ -145,8 +150,6 @@ impl Templates {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::super::bounds::Bounds;
     use super::*;
     use crate::artifacts::{Artifacts, Contents, DataDir};
@@ -212,7 +215,7 @@ mod tests {
 
         let deploying = parts.templates.deploying();
         let templates = parts.templates.clone();
-        let refresh = tokio::spawn(async move { templates.refresh(|| ()).await });
+        let refresh = tokio::spawn(async move { templates.refresh(Ranks::new(), || ()).await });
         while parts.templates.0.deploys.receiver_count() == 0 {
             tokio::task::yield_now().await;
         }
@@ -227,12 +230,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_newest_come_first_and_what_failed_does_not_come_again() {
+    async fn what_was_used_comes_first_then_the_newest_and_what_failed_does_not_come_again() {
         let parts = parts();
-        let newest = |except: &HashSet<Which>| {
-            let batch = parts.templates.stale(except).unwrap();
+        let first = |ranks: &Ranks, except: &HashSet<Which>| {
+            let batch = parts.templates.stale(ranks, except).unwrap();
             batch.into_iter().map(|(_, name, _)| name.to_string()).collect::<Vec<_>>()
         };
+        let newest = |except: &HashSet<Which>| first(&Ranks::new(), except);
         assert!(newest(&HashSet::new()).is_empty());
         for name in ["b", "c", "a"] {
             parts.publish(name);
@@ -245,5 +249,8 @@ mod tests {
         assert_eq!(newest(&HashSet::new()), ["a", "c", "b"]);
         let failed = HashSet::from([(TenantId::default(), "c".parse().unwrap(), RevisionNumber::FIRST)]);
         assert_eq!(newest(&failed), ["a", "b"]);
+        let rank = |name: &str, rank| ((TenantId::default(), name.parse().unwrap()), rank);
+        let ranks = Ranks::from([rank("b", 0), rank("gone", 1), rank("c", 2)]);
+        assert_eq!(first(&ranks, &HashSet::new()), ["b", "c", "a"]);
     }
 }
