@@ -239,11 +239,12 @@ impl Host {
         let (content_type, metadata) = (head.content_type.clone(), head.metadata.clone());
         let options = PutOptions { content_type, metadata, digest: head.digest, ..PutOptions::default() };
         let mut upload = put(&target, to.object.clone(), options).await?;
+        let at_target = target.objects.place(&target.bucket);
         // In pieces, so that a guest that ends takes the copy with it.
         let mut at = 0;
         while at < head.len {
             let opened = opened.clone();
-            let copied = blocking(move || {
+            let copied = blocking_at(at_target, move || {
                 let mut piece = vec![0; COPY_BYTES];
                 let count = opened.read_at(at, &mut piece)?;
                 upload.write(&piece[..count])?;
@@ -253,7 +254,7 @@ impl Host {
             upload = back;
             at += count;
         }
-        blocking(move || Ok(upload.finish())).await?.await.map_err(text)?;
+        blocking_at(at_target, move || Ok(upload.finish())).await?.await.map_err(text)?;
         Ok((source, head))
     }
 }
@@ -355,7 +356,8 @@ impl container::HostContainer for Host {
             Ok(_) => return Ok(Err("the value was given to write-data before: make one for each object".into())),
             Err(text) => return Ok(Err(text)),
         };
-        Ok(put(&bucket, name, PutOptions::default()).await.map(|upload| writing.begin(upload, place)))
+        let at = bucket.objects.place(&bucket.bucket);
+        Ok(put(&bucket, name, PutOptions::default()).await.map(|upload| writing.begin(upload, at, place)))
     }
 
     fn list_objects(&mut self, container: Resource<Container>) -> Result<Answer<Resource<Names>>> {
@@ -450,11 +452,11 @@ impl types::HostOutgoingValue for Host {
 
     async fn finish(&mut self, value: Resource<Outgoing>) -> Result<Answer<()>> {
         let outgoing = self.outgoing_end(value)?;
-        let upload = match outgoing.writing.whole().await {
-            Ok(upload) => upload,
+        let (upload, at) = match outgoing.writing.whole().await {
+            Ok(whole) => whole,
             Err(text) => return Ok(Err(text)),
         };
-        Ok(match blocking(move || Ok(upload.finish())).await {
+        Ok(match blocking_at(at, move || Ok(upload.finish())).await {
             Ok(ack) => ack.await.map(drop).map_err(text),
             Err(text) => Err(text),
         })

@@ -22,7 +22,7 @@ use super::{Answer, OUTGOING_BYTES_MAX, Place, text};
 use crate::capability::blocking;
 use crate::capability::reply::PIECE_LEN_MAX;
 use crate::data::DataError;
-use crate::data::objects::Upload;
+use crate::data::objects::{self, Upload};
 
 /// What is gathered before it is handed on: a change of thread for each write would cost more than the write.
 const PIECE_BYTES: usize = 256 << 10;
@@ -35,6 +35,8 @@ pub(super) struct Writing {
 struct State {
     waiting: Piece,
     to: Target,
+    /// Where the bucket's objects are: what is written waits in line with others that go there.
+    at: objects::Place,
     /// Keeps a place among the objects of the instance.
     place: Option<Place>,
 }
@@ -101,7 +103,7 @@ impl fmt::Debug for Writing {
 
 impl Writing {
     pub(super) fn new(held: Arc<AtomicUsize>) -> Arc<Self> {
-        let state = State { waiting: Piece::new(held), to: Target::Unknown, place: None };
+        let state = State { waiting: Piece::new(held), to: Target::Unknown, at: objects::Place::Disk, place: None };
         Arc::new(Self { state: Mutex::new(state) })
     }
 
@@ -115,9 +117,10 @@ impl Writing {
         !matches!(self.state().to, Target::Unknown)
     }
 
-    /// Says where the value goes.
-    pub(super) fn begin(&self, upload: Box<dyn Upload>, place: Place) {
+    /// Says where the value goes: to objects that are `at`.
+    pub(super) fn begin(&self, upload: Box<dyn Upload>, at: objects::Place, place: Place) {
         let mut state = self.state();
+        state.at = at;
         state.to = Target::Idle(upload);
         state.place = Some(place);
     }
@@ -127,11 +130,12 @@ impl Writing {
         Body(self.clone())
     }
 
-    /// Hands everything on, and gives back the upload.
-    pub(super) async fn whole(&self) -> Answer<Box<dyn Upload>> {
+    /// Hands everything on, and gives back the upload and where it goes.
+    pub(super) async fn whole(&self) -> Answer<(Box<dyn Upload>, objects::Place)> {
         poll_fn(|cx| self.state().poll(cx, Hand::All)).await;
-        match std::mem::replace(&mut self.state().to, Target::Failed("the value is finished".into())) {
-            Target::Idle(upload) => Ok(upload),
+        let mut state = self.state();
+        match std::mem::replace(&mut state.to, Target::Failed("the value is finished".into())) {
+            Target::Idle(upload) => Ok((upload, state.at)),
             Target::Failed(text) => Err(text),
             Target::Unknown => Err("the value goes nowhere: give it to write-data before it is finished".into()),
             Target::Busy(_) => Err(text(DataError::Closed)),
@@ -167,7 +171,7 @@ impl State {
     fn hand_on(&mut self) {
         let Target::Idle(mut upload) = std::mem::replace(&mut self.to, Target::Unknown) else { return };
         let piece = self.waiting.take();
-        self.to = Target::Busy(Box::pin(blocking::run(move || {
+        self.to = Target::Busy(Box::pin(blocking::run_at(self.at, move || {
             let result = upload.write(&piece.bytes);
             Written { upload, result }
         })));
