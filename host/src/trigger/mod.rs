@@ -31,13 +31,15 @@ use self::delivery::{Delivered, deliver};
 use self::window::Window;
 use crate::data::Data;
 use crate::data::events::Lane;
-use crate::id::InvocationId;
+use crate::id::{FunctionName, InvocationId, TenantId};
 use crate::invocation::Invoke;
 use crate::net::drain::Stop;
 use crate::telemetry::metrics::Metrics;
 
 /// Events that are being delivered at once, of all functions.
 pub const DELIVERIES_MAX: usize = 64;
+/// Events that are being delivered to one function at once, of all its buckets: the rest is left to others.
+pub const FUNCTION_DELIVERIES_MAX: usize = 16;
 /// Events of one bucket that are being delivered to one function at once.
 pub const LANE_DELIVERIES_MAX: usize = 8;
 /// Events of a lane that are looked at together: the oldest. When all of them wait to be repeated, younger ones wait too.
@@ -108,12 +110,23 @@ struct Desk {
     /// When a lane has something to begin again.
     alarms: BTreeSet<(Instant, Arc<Lane>)>,
     running: FuturesUnordered<Running>,
+    /// Functions that are being told of something.
+    busy: HashMap<(TenantId, FunctionName), Busy>,
+}
+
+/// A function that is being told of something.
+#[derive(Debug, Default)]
+struct Busy {
+    running: usize,
+    /// Its lanes that came to their turn when it could be told of nothing more. They count as queued.
+    held: Vec<Arc<Lane>>,
 }
 
 impl Desk {
     fn new(triggers: Triggers) -> Self {
         let (lanes, turns, alarms) = (HashMap::new(), VecDeque::new(), BTreeSet::new());
-        Self { triggers: Arc::new(triggers), lanes, turns, alarms, running: FuturesUnordered::new() }
+        let (running, busy) = (FuturesUnordered::new(), HashMap::new());
+        Self { triggers: Arc::new(triggers), lanes, turns, alarms, running, busy }
     }
 
     /// Something was written in a lane.
@@ -137,6 +150,13 @@ impl Desk {
             && let Some(lane) = self.turns.pop_front()
         {
             let Some(window) = self.lanes.get_mut(&lane) else { continue };
+            let function = (lane.tenant.clone(), lane.function.clone());
+            if let Some(busy) = self.busy.get_mut(&function)
+                && busy.running >= FUNCTION_DELIVERIES_MAX
+            {
+                busy.held.push(lane);
+                continue;
+            }
             window.is_queued = false;
             if window.wants_more() {
                 let read = self.triggers.data.outbox().read(&lane, window.last(), window.room());
@@ -150,6 +170,7 @@ impl Desk {
             }
             match window.begin(Instant::now()) {
                 Some(task) => {
+                    self.busy.entry(function).or_default().running += 1;
                     let (triggers, of) = (self.triggers.clone(), lane.clone());
                     self.running.push(Box::pin(async move {
                         let delivered = deliver(&triggers, &of, task).await;
@@ -164,6 +185,14 @@ impl Desk {
     }
 
     fn settle(&mut self, lane: &Arc<Lane>, delivered: Delivered) {
+        let function = (lane.tenant.clone(), lane.function.clone());
+        if let Some(busy) = self.busy.get_mut(&function) {
+            busy.running -= 1;
+            self.turns.extend(busy.held.drain(..));
+            if busy.running == 0 {
+                self.busy.remove(&function);
+            }
+        }
         let Some(window) = self.lanes.get_mut(lane) else { return };
         if let Some(due) = window.end(delivered) {
             self.alarms.insert((due, lane.clone()));

@@ -237,6 +237,32 @@ fn a_node_delivers_only_so_many_at_once() {
 }
 
 #[test]
+fn a_function_is_told_of_only_so_many_at_once_whatever_its_buckets() {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let open = gate.clone();
+    let buckets = ["a", "b", "c"];
+    let triggers = buckets.map(|bucket| trigger(On::KeyChange, bucket, "")).to_vec();
+    let rig = Rig::new(&[("many", triggers), ("other", vec![trigger(On::KeyChange, "c", "")])], move |_| {
+        let gate = gate.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            status(200)
+        }
+        .boxed()
+    });
+    for bucket in buckets.map(|bucket| rig.bucket(bucket)) {
+        write(&rig.data, &bucket, (0..LANE_DELIVERIES_MAX).map(|n| set(&format!("k{n}"))).collect()).unwrap();
+    }
+    let told = |name: &str| rig.asked().iter().filter(|asked| asked.function == name).count();
+    // Whoever is not at its bound has its turn behind those of one that is.
+    eventually("as many run as may", || (told("many"), told("other")) == (FUNCTION_DELIVERIES_MAX, LANE_DELIVERIES_MAX));
+    open.add_permits(1000);
+    rig.all_told();
+    assert_eq!(told("many"), buckets.len() * LANE_DELIVERIES_MAX);
+    rig.stop();
+}
+
+#[test]
 fn what_fails_is_repeated_and_then_given_up_with_its_reason() {
     let buried = Trigger { dead_letter: Some("dead".parse().unwrap()), ..puts() };
     let rig = Rig::new(&[("f", vec![buried]), ("g", vec![Trigger { attempts: 2, ..puts() }])], |asked| {
