@@ -188,7 +188,7 @@ impl Deployer {
     ) -> Result<FunctionRecord, Fault> {
         let inner = self.0.clone();
         blocking(move || {
-            inner.check_rollback(&tenant, &name, to)?;
+            inner.check_rollback(&tenant, &name, to, &precondition)?;
             let change = inner.dispatcher.begin_change(&tenant, &name);
             let record = inner.registry.rollback(&tenant, &name, to, &precondition);
             let record = record.map_err(|error| not_made(&change, &tenant, &name, &error))?;
@@ -416,9 +416,17 @@ impl Inner {
         })
     }
 
-    /// As a deploy would: the buckets of an older revision may be gone since, or be others.
-    fn check_rollback(&self, tenant: &TenantId, name: &FunctionName, to: Option<RevisionNumber>) -> Result<(), Fault> {
+    /// As a deploy would: the buckets of an older revision may be gone since, or be others. What is not meant for the revision that is
+    /// live makes none; the registry decides that again.
+    fn check_rollback(
+        &self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        to: Option<RevisionNumber>,
+        precondition: &Precondition,
+    ) -> Result<(), Fault> {
         let Some(found) = self.registry.function(tenant, name).map_err(|error| error.fault())? else { return Ok(()) };
+        precondition.check(Some(found.etag())).map_err(|error| error.fault())?;
         let mut kept = self.registry.revisions(tenant, name).map_err(|error| error.fault())?.into_iter();
         let live = found.live.number;
         // What is not there the registry refuses.

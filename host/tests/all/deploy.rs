@@ -79,6 +79,20 @@ fn racing_deploys_of_one_tag() {
 }
 
 #[test]
+fn a_rollback_that_is_refused_makes_no_bucket() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &says("1"), "[[bucket]]\nname = 'of-one'");
+    node.deploy_wat("a", &says("2"), "");
+    let delete = || node.control.request("DELETE", "/v1/buckets/of-one", &[], b"");
+    assert_eq!(delete().status(), 204);
+    let back = |tag: &str| node.control.request("POST", "/v1/functions/a/rollback", &[("if-match", tag)], b"");
+    back("\"1-0000000000000000\"").problem(412, "precondition-failed");
+    node.control.get("/v1/buckets/of-one").problem(404, "not-found");
+    back("*").ok();
+    node.control.get("/v1/buckets/of-one").ok();
+}
+
+#[test]
 fn a_route_has_one_owner() {
     let node = Node::start(&[]);
     let shop = wasm(&says("shop"));
