@@ -254,7 +254,7 @@ pub struct Origin {
     /// From a request to the head of its response, connecting included; bytes that are sent have a second more for each 256 KiB. Default 10 s.
     #[serde(default = "response_timeout")]
     pub response_timeout: Time,
-    /// Longest silence in the body of a response. Default 10 s.
+    /// Longest silence in the body of a response, all of which may take twice that and a second more for each 256 KiB. Default 10 s.
     #[serde(default = "idle_timeout")]
     pub idle_timeout: Time,
     /// For how long what was seen of an object holds without asking again; 0: each read asks. Default 10 s.

@@ -519,6 +519,50 @@ fn a_slow_origin_is_a_timeout() {
 }
 
 #[test]
+fn an_origin_that_drips_is_a_timeout_too() {
+    let site = Site::with(MIB, |config| config.idle_timeout = Time(std::time::Duration::from_millis(400)));
+    let bytes = noise(200_000, 3);
+    site.server.seed("k", &bytes);
+    let bucket = site.bucket("b", MIB);
+    site.proxy.fail("GET", [Fault::Drip(std::time::Duration::from_millis(20))]);
+    let limit = std::time::Duration::from_millis(800);
+    assert_eq!(failure(&site, &bucket, "k"), OriginFault::Timeout { what: "end of the object", limit });
+    assert!(get(&*site.objects(), &bucket, "k").unwrap() == bytes);
+}
+
+#[test]
+fn a_scrub_finds_a_copy_that_rotted_and_it_is_fetched_again() {
+    let site = Site::new();
+    for (key, seed) in [("good", 1), ("rotten", 2), ("lost", 3)] {
+        site.server.seed(key, &noise(100_000, seed));
+    }
+    let bucket = site.bucket("b", 8 * MIB);
+    let content: Vec<_> = ["good", "rotten", "lost"].map(|key| get(&*site.objects(), &bucket, key).unwrap()).into();
+    let good = site.data().scrub_objects(&bucket).unwrap();
+    assert_eq!((good.objects, good.bytes, good.corrupt.len()), (3, 300_000, 0));
+    let path = |bytes: &[u8]| {
+        let folder = site.dir.path().join(format!("data/cache/objects/{:0>16}", bucket.id.to_string()));
+        folder.join(Digest::of(bytes).hex())
+    };
+    let rotten = path(&content[1]);
+    let mut mode = fs::metadata(&rotten).unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o600);
+    fs::set_permissions(&rotten, mode).unwrap();
+    let mut bytes = fs::read(&rotten).unwrap();
+    bytes[1] ^= 1;
+    fs::write(&rotten, bytes).unwrap();
+    fs::remove_file(path(&content[2])).unwrap();
+    let found = site.data().scrub_objects(&bucket).unwrap();
+    let mut corrupt: Vec<_> = found.corrupt.iter().map(|(_, key)| &key[..]).collect();
+    corrupt.sort_unstable();
+    assert_eq!((found.objects, corrupt), (3, vec![&b"lost"[..], b"rotten"]));
+    assert_eq!(site.data().scrub_objects(&bucket).unwrap().objects, 1, "what is damaged is gone");
+    for (key, content) in ["good", "rotten", "lost"].iter().zip(&content) {
+        assert!(get(&*site.objects(), &bucket, key).unwrap() == *content, "{key}");
+    }
+}
+
+#[test]
 fn one_request_more_than_may_be_at_once_waits_and_is_refused() {
     let site = Site::with(MIB, |config| config.response_timeout = Time(std::time::Duration::from_millis(300)));
     let keys = ["1", "2", "3", "4", "5"];

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -119,6 +120,8 @@ pub(crate) enum Fault {
     Cut(usize),
     /// Sends so many bytes of the body and then none, for as long as the client waits.
     Stall(usize),
+    /// Sends the body a byte at a time, with so long a pause after each.
+    Drip(Duration),
     /// Sends one byte of the body, and the rest when the gate is open.
     Late(Gate),
     /// Announces so many bytes more or fewer.
@@ -240,6 +243,14 @@ impl State {
             Fault::Stall(at) => {
                 client.write_all(head.as_bytes())?;
                 client.write_all(&body[..at])?;
+                return wait_for_end(&mut client);
+            }
+            Fault::Drip(pause) => {
+                client.write_all(head.as_bytes())?;
+                for byte in body {
+                    client.write_all(&[byte])?;
+                    std::thread::sleep(pause);
+                }
                 return wait_for_end(&mut client);
             }
             Fault::Late(gate) => {

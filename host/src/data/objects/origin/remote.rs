@@ -11,7 +11,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -38,8 +38,9 @@ const RETRIES_MAX: u32 = 2;
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Longest ETag of an origin that is taken.
 const ETAG_BYTES_MAX: usize = 1024;
-/// Slowest pace at which bytes may go to an origin, in bytes a second, besides the time for its answer.
-const SEND_BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+/// Slowest pace at which bytes may go to an origin, in bytes a second, besides the time for its answer; and at which they may come,
+/// besides twice the longest silence. One that drips keeps no request's place for longer.
+const BYTES_PER_SECOND_MIN: u64 = 256 << 10;
 
 const NO_ETAG: OriginFault = OriginFault::Nonsense { what: "no usable ETag" };
 
@@ -150,7 +151,12 @@ pub(super) enum Expect {
 }
 
 /// Bytes of an object under way.
-pub(super) type Pieces = BoxStream<'static, Result<Bytes, object_store::Error>>;
+pub(super) struct Pieces {
+    stream: BoxStream<'static, Result<Bytes, object_store::Error>>,
+    began: Instant,
+    /// How long all of them may take.
+    limit: Duration,
+}
 
 /// See the module.
 pub(super) struct Remote {
@@ -243,7 +249,9 @@ impl Remote {
                 if from.is_some_and(|(wanted, _)| (&wanted.etag, wanted.len) != (&version.etag, version.len)) {
                     return Err(OriginFault::Changed);
                 }
-                Ok(Some((version, got.into_stream())))
+                let left = version.len - from.map_or(0, |(_, at)| at.min(version.len));
+                let limit = 2 * self.idle + Duration::from_secs(left / BYTES_PER_SECOND_MIN);
+                Ok(Some((version, Pieces { stream: got.into_stream(), began: Instant::now(), limit })))
             }
             Err(Answer::None) if from.is_none() => Ok(None),
             Err(Answer::None | Answer::Condition) => Err(OriginFault::Changed),
@@ -253,8 +261,13 @@ impl Remote {
 
     /// The next piece of an object, `None` at its end. `found` of `len` bytes are there already.
     pub(super) async fn next(&self, pieces: &mut Pieces, found: u64, len: u64) -> Result<Option<Bytes>, OriginFault> {
-        let next = tokio::time::timeout(self.idle, pieces.next()).await;
-        match next.map_err(|_| OriginFault::Timeout { what: "further byte", limit: self.idle })? {
+        let left = pieces.limit.saturating_sub(pieces.began.elapsed());
+        let next = tokio::time::timeout(self.idle.min(left), pieces.stream.next()).await;
+        let late = || match self.idle <= left {
+            true => OriginFault::Timeout { what: "further byte", limit: self.idle },
+            false => OriginFault::Timeout { what: "end of the object", limit: pieces.limit },
+        };
+        match next.map_err(|_| late())? {
             None if found < len => Err(OriginFault::Length { len, found }),
             None => Ok(None),
             Some(Ok(piece)) => Ok(Some(piece)),
@@ -329,7 +342,7 @@ impl Remote {
 
     /// Waits for an answer, for as long as the origin may take when so many bytes are sent first.
     async fn answer<T>(&self, sent: u64, ask: impl Future<Output = Result<T, object_store::Error>>) -> Result<T, Answer> {
-        let limit = self.response + Duration::from_secs(sent / SEND_BYTES_PER_SECOND_MIN);
+        let limit = self.response + Duration::from_secs(sent / BYTES_PER_SECOND_MIN);
         match tokio::time::timeout(limit, ask).await {
             Err(_) => Err(Answer::Fault(OriginFault::Timeout { what: "answer", limit })),
             Ok(Ok(value)) => Ok(value),
