@@ -278,7 +278,7 @@ fn scrubbed(data: &Data, bucket: &Bucket) -> Result<ScrubInfo, DataError> {
         return Ok(info);
     }
     let entries = data.scrub_entries(bucket)?;
-    let objects = data.durable_objects().scrub(bucket)?;
+    let objects = data.scrub_objects(bucket)?;
     (info.entries, info.objects, info.bytes) = (entries.entries, objects.objects, objects.bytes);
     info.corrupt_count = (entries.corrupt.len() + objects.corrupt.len()) as u64;
     let entries = entries.corrupt.iter().map(|key| ("entry", key));

@@ -368,6 +368,18 @@ impl Data {
         durable::scrub(&self.store, bucket.id)
     }
 
+    /// Reads every object of a durable bucket and holds it against its digest. A copy of an origin's that is damaged goes, and is fetched
+    /// again when it is asked for.
+    ///
+    /// # Errors
+    /// As of [`objects::Durable::scrub`].
+    ///
+    /// # Cost
+    /// Reads all files once. Blocks.
+    pub fn scrub_objects(&self, bucket: &Bucket) -> Result<objects::Scrubbed, DataError> {
+        self.routed.scrub(bucket)
+    }
+
     /// Largest object, in bytes.
     #[must_use]
     pub fn object_bytes_max(&self) -> u64 {

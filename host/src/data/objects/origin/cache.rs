@@ -30,6 +30,7 @@ use super::super::super::account::State;
 use super::super::super::bucket::{self, Bucket, BucketId};
 use super::super::super::error::{DataError, io_error, storage};
 use super::super::super::store::{Commit, Store};
+use super::super::durable::Scrubbed;
 use super::super::files::{Charge, FileId, Files, Held, StagedPath, full};
 use super::super::{Head, ObjectLimits, Verified, check_object_len, record};
 use super::remote::Version;
@@ -227,6 +228,42 @@ impl Cache {
         }
         drop(index);
         self.unwrite(keys.into_iter().map(|key| (bucket, key)).collect());
+    }
+
+    /// Reads every copy of a bucket and holds it against its digest. One that is damaged or lost goes, so that the next read fetches it
+    /// again.
+    ///
+    /// # Errors
+    /// Those of the file system but a failing disk, which is damage.
+    /// # Cost
+    /// As of [`super::super::Durable::scrub`].
+    pub(super) fn scrub(&self, bucket: BucketId) -> Result<Scrubbed, DataError> {
+        let all = {
+            let index = lock(&self.index);
+            let shelf = index.shelves.get(&bucket).into_iter().flat_map(|shelf| shelf.copies.iter());
+            shelf.map(|(key, kept)| (key.clone(), Arc::clone(&kept.known.copy))).collect::<Vec<_>>()
+        };
+        let mut scrubbed = Scrubbed::default();
+        for (key, copy) in all {
+            let held = self.files.hold(FileId { bucket, digest: copy.digest });
+            let is_still_there = || self.peek(bucket, &key).is_some_and(|now| Arc::ptr_eq(&now, &copy));
+            let is_good = match self.files.scrub(held.id(), copy.version.len) {
+                Err(error) if error.is_disk_failure() => false,
+                read => read?,
+            };
+            // It may have gone before it was held.
+            if !is_good && !is_still_there() {
+                continue;
+            }
+            scrubbed.objects += 1;
+            if is_good {
+                scrubbed.bytes += copy.version.len;
+            } else {
+                self.remove(bucket, &key, Some(&copy));
+                scrubbed.corrupt.push((bucket, key));
+            }
+        }
+        Ok(scrubbed)
     }
 
     /// Bytes of all copies, those included that are being written or are open though no key has them.

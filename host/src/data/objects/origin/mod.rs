@@ -44,6 +44,7 @@ use self::remote::{Pause, Pieces, Remote, Version};
 use super::super::bucket::{self, Bucket, BucketId};
 use super::super::error::{DataError, OriginFault, io_error};
 use super::super::store::{Ack, Store};
+use super::durable::Scrubbed;
 use super::files::{FileId, Held};
 use super::{Content, Head, ObjectLimits, Objects, OpenNow, Opened, PAGE_LEN_MAX, Page, PutOptions, Upload, When, check_key};
 use crate::bucket::OriginUrl;
@@ -141,6 +142,14 @@ impl Origin {
     /// [`DataError::Invalid`], which says who can open it.
     pub(in crate::data) fn check(&self, url: &OriginUrl) -> Result<(), DataError> {
         self.inner.remote(url).map(drop)
+    }
+
+    /// Reads every copy of a bucket; see [`Cache::scrub`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(in crate::data) fn scrub(&self, bucket: BucketId) -> Result<Scrubbed, DataError> {
+        self.inner.cache.scrub(bucket)
     }
 
     /// Drops all copies of a bucket.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::super::super::bucket::Bucket;
 use super::super::super::error::DataError;
 use super::super::super::store::Ack;
+use super::super::durable::Scrubbed;
 use super::super::{Durable, Head, Objects, OpenNow, Opened, Page, Place, PutOptions, Upload, When};
 use super::{Origin, not_open};
 
@@ -20,6 +21,19 @@ pub(in crate::data) struct Routed {
 impl Routed {
     pub(in crate::data) fn new(durable: Arc<Durable>, origin: Option<Arc<Origin>>) -> Self {
         Self { durable, origin }
+    }
+
+    /// Reads every object of a bucket that this node has, and holds it against its digest.
+    ///
+    /// # Errors
+    /// As of [`Durable::scrub`].
+    pub(in crate::data) fn scrub(&self, bucket: &Bucket) -> Result<Scrubbed, DataError> {
+        match (&bucket.origin, &self.origin) {
+            (Some(_), Some(origin)) => origin.scrub(bucket.id),
+            // What is not opened now gives nothing to anybody.
+            (Some(_), None) => Ok(Scrubbed::default()),
+            (None, _) => self.durable.scrub(bucket),
+        }
     }
 
     fn of(&self, bucket: &Bucket) -> Result<&dyn Objects, DataError> {
