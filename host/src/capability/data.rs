@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
+use super::explain::Denied;
 use super::{Host, blocking};
 use crate::data::kv::KeyValue;
 use crate::data::objects::Objects;
@@ -22,15 +23,11 @@ use crate::telemetry::logs::{Level, LogSink};
 /// Objects of one bucket that are being read or fetched to be opened at once, for one revision; a quarter of [`blocking::JOBS_MAX`].
 pub const OPENINGS_MAX: usize = 4;
 
-/// Refusals that one revision explains in its log; the rest are only refused.
-const EXPLANATIONS_MAX: usize = 64;
-
 /// What one revision of a function may reach of its tenant's data. The default reaches nothing.
 #[derive(Default)]
 pub struct DataAccess {
     node: Option<Node>,
     grants: Vec<Granted>,
-    explained: Mutex<HashSet<(String, Access)>>,
     /// Mounts of which the log was told something.
     mounts_explained: Mutex<HashSet<String>>,
 }
@@ -75,13 +72,8 @@ pub struct OpenBucket {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AccessError {
     /// The manifest does not grant it.
-    #[error("denied: add to hob.toml: [grants] data = [{{ bucket = \"{bucket}\", access = \"{need}\" }}]")]
-    Denied {
-        /// The bucket, as the guest spelled it.
-        bucket: String,
-        /// What it wanted to do.
-        need: Access,
-    },
+    #[error(transparent)]
+    Denied(Denied),
     /// The guest runs where no data is.
     #[error("there is no data here: a function reaches its buckets when it answers a request, not while it is deployed")]
     Absent,
@@ -98,7 +90,7 @@ impl DataAccess {
             .iter()
             .map(|grant| Granted { grant: grant.clone(), found: Mutex::new(None), mounting: tokio::sync::Mutex::default() })
             .collect();
-        Self { node: Some(Node { data, tenant }), grants, explained: Mutex::default(), mounts_explained: Mutex::default() }
+        Self { node: Some(Node { data, tenant }), grants, mounts_explained: Mutex::default() }
     }
 
     /// What is granted, in the manifest's order.
@@ -117,7 +109,7 @@ impl DataAccess {
     pub fn open(&self, name: &str) -> Result<Arc<OpenBucket>, AccessError> {
         let Some(Node { data, tenant }) = &self.node else { return Err(AccessError::Absent) };
         let granted = self.grants.iter().find(|granted| granted.grant.bucket.as_str() == name);
-        let granted = granted.ok_or_else(|| AccessError::Denied { bucket: shown(name), need: Access::Read })?;
+        let granted = granted.ok_or_else(|| denied(&shown(name), Access::Read))?;
         let changes = data.changes();
         if let Some((seen, found)) = lock(&granted.found).as_ref()
             && *seen == changes
@@ -198,17 +190,6 @@ impl DataAccess {
             log.host(Level::Warn, format!("bucket '{}' at {guest}: {text}", grant.bucket));
         }
     }
-
-    /// Tells the author of a function, once for each revision and bucket, which line of the manifest would have allowed what was
-    /// refused.
-    pub fn explain(&self, error: &AccessError, log: &LogSink) {
-        let AccessError::Denied { bucket, need } = error else { return };
-        let mut explained = lock(&self.explained);
-        if explained.len() < EXPLANATIONS_MAX && explained.insert((bucket.clone(), *need)) {
-            drop(explained);
-            log.host(Level::Warn, format!("bucket '{bucket}': {error}"));
-        }
-    }
 }
 
 impl AccessError {
@@ -217,7 +198,7 @@ impl AccessError {
     pub fn text(&self) -> String {
         match self {
             Self::Data(error) => error.fault().detail.into_owned(),
-            Self::Denied { .. } | Self::Absent => self.to_string(),
+            Self::Denied(_) | Self::Absent => self.to_string(),
         }
     }
 }
@@ -227,7 +208,7 @@ impl Host {
     pub(super) fn open_bucket(&mut self, name: &str) -> Result<Arc<OpenBucket>, AccessError> {
         self.has_asked = true;
         let opened = self.environment.data.open(name);
-        opened.inspect_err(|error| self.environment.data.explain(error, &self.log))
+        opened.inspect_err(|error| self.explain_data(error))
     }
 
     /// Brings up the folders that buckets are to be. Before the guest runs.
@@ -240,7 +221,14 @@ impl Host {
 
     /// Whether the guest may do this with a bucket that it has. Says in the function's log what would have allowed what is denied.
     pub(super) fn allow(&self, bucket: &OpenBucket, need: Access) -> Result<(), AccessError> {
-        bucket.allow(need).inspect_err(|error| self.environment.data.explain(error, &self.log))
+        bucket.allow(need).inspect_err(|error| self.explain_data(error))
+    }
+
+    /// Says in the function's log what would have allowed what is denied.
+    pub(super) fn explain_data(&self, error: &AccessError) {
+        if let AccessError::Denied(denied) = error {
+            self.explain(denied);
+        }
     }
 }
 
@@ -252,7 +240,7 @@ impl OpenBucket {
     pub fn allow(&self, need: Access) -> Result<(), AccessError> {
         match self.access >= need {
             true => Ok(()),
-            false => Err(AccessError::Denied { bucket: self.bucket.name.to_string(), need }),
+            false => Err(denied(self.bucket.name.as_str(), need)),
         }
     }
 }
@@ -261,6 +249,11 @@ impl fmt::Debug for DataAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.grants()).finish()
     }
+}
+
+fn denied(bucket: &str, need: Access) -> AccessError {
+    let line = format!("data = [{{ bucket = \"{bucket}\", access = \"{need}\" }}]");
+    AccessError::Denied(Denied { what: format!("bucket '{bucket}'"), line })
 }
 
 /// As much of a name that a guest made up as a name may have: it is kept, and written to the log.
@@ -303,7 +296,8 @@ mod tests {
         let refused = mine.allow(Access::ReadWrite).unwrap_err();
         assert!(refused.to_string().contains("{ bucket = \"mine\", access = \"read-write\" }"), "{refused}");
         for bucket in ["other", "mine2", "", "../mine"] {
-            assert!(matches!(access.open(bucket), Err(AccessError::Denied { need: Access::Read, .. })), "{bucket}");
+            let refused = access.open(bucket).unwrap_err();
+            assert!(matches!(&refused, AccessError::Denied(denied) if denied.line.contains("\"read\"")), "{bucket}: {refused}");
         }
         let long = "é".repeat(1 << 20);
         let refused = access.open(&long).unwrap_err().to_string();

@@ -9,6 +9,7 @@ pub mod blocking;
 pub mod config;
 pub mod data;
 pub mod descriptors;
+pub mod explain;
 pub mod handler;
 pub mod http;
 pub mod keyvalue;
@@ -31,6 +32,7 @@ use crate::meter::MemoryBudget;
 use crate::telemetry::logs::LogSink;
 
 use data::DataAccess;
+use explain::Explained;
 use handler::{DataState, Exchange, Mappings};
 use http::Hooks;
 use reply::Reply;
@@ -71,6 +73,8 @@ pub struct Environment {
     pub grants: Grants,
     /// What it may reach of its tenant's data.
     pub data: Arc<DataAccess>,
+    /// What the log was told about what it may not reach.
+    pub explained: Arc<Explained>,
 }
 
 /// The data of a wasmtime `Store`: all that belongs to one instance and dies with it. Built in one place, `engine/store.rs`.

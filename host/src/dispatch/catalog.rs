@@ -109,6 +109,7 @@ impl Function {
                 env_of_request: 0,
                 grants: base.grants.clone(),
                 data: Arc::new(data.unwrap_or_default()),
+                explained: Arc::default(),
             }),
             recent: AtomicBool::new(true),
             tenant,

@@ -44,7 +44,14 @@ pub(super) fn environment(base: &Environment, parts: &Parts, prefix_len: usize, 
     env.retain(|(name, _)| !base.env.iter().any(|(mine, _)| mine == name));
     let env_of_request = env.len();
     env.extend(base.env.iter().cloned());
-    Environment { args: base.args.clone(), env, env_of_request, grants: base.grants.clone(), data: base.data.clone() }
+    Environment {
+        args: base.args.clone(),
+        env,
+        env_of_request,
+        grants: base.grants.clone(),
+        data: base.data.clone(),
+        explained: base.explained.clone(),
+    }
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ pub enum Errno {
 impl From<&AccessError> for Errno {
     fn from(error: &AccessError) -> Self {
         let error = match error {
-            AccessError::Denied { .. } => return Self::Denied,
+            AccessError::Denied(_) => return Self::Denied,
             AccessError::Absent => return Self::Unavailable,
             AccessError::Data(error) => error,
         };
@@ -159,7 +159,7 @@ impl Host {
     /// Keeps the text of an error for the guest to fetch; its number. Says in the function's log what would have allowed what was
     /// denied.
     pub(super) fn refuse(&mut self, error: &AccessError) -> i32 {
-        self.environment.data.explain(error, &self.log);
+        self.explain_data(error);
         self.data.answer = Bytes::from(error.text().into_bytes());
         Errno::from(error) as i32
     }

@@ -65,7 +65,7 @@ pub enum Failure {
 impl From<AccessError> for Failure {
     fn from(error: AccessError) -> Self {
         match &error {
-            AccessError::Denied { .. } => Self::AccessDenied,
+            AccessError::Denied(_) => Self::AccessDenied,
             AccessError::Data(DataError::NoSuchBucket { .. }) => Self::NoSuchStore,
             AccessError::Absent | AccessError::Data(_) => Self::Other(error.text()),
         }

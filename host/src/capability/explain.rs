@@ -1,0 +1,70 @@
+//! Explanations: which line of the manifest would have allowed what was refused. The one place that says so, whatever was asked for.
+//!
+//! Owns the sentence, and that a function's log has each of them once for a revision. Knows nothing about who refuses. Invariant: a
+//! guest that asks for more and more does not fill the log: what is said of one revision is bounded.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use super::Host;
+use crate::telemetry::logs::{Level, LogSink};
+
+/// Refusals that one revision explains in its log; the rest are only refused.
+const EXPLANATIONS_MAX: usize = 64;
+
+/// What a guest was refused, because the manifest does not grant it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("denied: add to hob.toml: [grants] {line}")]
+pub struct Denied {
+    /// What it asked for, such as `bucket 'photos'`. What of it a guest made up is short.
+    pub what: String,
+    /// The line below `[grants]` that would allow it.
+    pub line: String,
+}
+
+/// What the log of a function was told about one of its revisions.
+#[derive(Debug, Default)]
+pub struct Explained(Mutex<HashSet<Denied>>);
+
+impl Explained {
+    /// Writes what would have allowed it, unless that was said before.
+    pub fn tell(&self, denied: &Denied, log: &LogSink) {
+        // No code panics while it holds the lock.
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() < EXPLANATIONS_MAX && told.insert(denied.clone()) {
+            drop(told);
+            log.host(Level::Warn, format!("{}: {denied}", denied.what));
+        }
+    }
+}
+
+impl Host {
+    /// Tells the author of the function, once for each revision, which line of the manifest would have allowed what was refused.
+    pub(super) fn explain(&self, denied: &Denied) {
+        self.environment.explained.tell(denied, &self.log);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::id::{InvocationId, RevisionNumber};
+    use crate::telemetry::logs::{FunctionLog, LogSpace};
+
+    #[test]
+    fn each_refusal_is_explained_once_and_not_without_end() {
+        let log = Arc::new(FunctionLog::new(LogSpace::new(1 << 20, 1 << 20)));
+        let sink = LogSink::new(log.clone(), InvocationId::new(0, 0), RevisionNumber::FIRST, 0);
+        let denied = |number: usize| Denied { what: format!("thing {number}"), line: format!("things = [{number}]") };
+        let explained = Explained::default();
+        for number in [1, 2, 1, 2] {
+            explained.tell(&denied(number), &sink);
+        }
+        let said: Vec<_> = log.tail(10).iter().map(|entry| entry.text.clone()).collect();
+        assert_eq!(said, [1, 2].map(|n| format!("thing {n}: denied: add to hob.toml: [grants] things = [{n}]")));
+        (0..2 * EXPLANATIONS_MAX).for_each(|number| explained.tell(&denied(number), &sink));
+        assert_eq!(log.tail(1000).len(), EXPLANATIONS_MAX);
+    }
+}
