@@ -27,6 +27,9 @@ pub const POINTS: [&str; 20] = [
     "acknowledged",
 ];
 
+/// Every crash point of a deploy that brings files, besides those of any deploy, in order. A test hits each.
+pub const BUNDLE_POINTS: [&str; 3] = ["bundle-unpacked", "bundle-renamed", "bundle-dir-synced"];
+
 /// Every crash point of the put of a durable object, in order. A test hits each.
 pub const OBJECT_POINTS: [&str; 7] = [
     "object-created",
@@ -46,7 +49,7 @@ pub const EVENT_POINTS: [&str; 2] = ["event-told", "event-settled"];
 pub fn point(point: &'static str) {
     use std::sync::OnceLock;
     static AT: OnceLock<Option<String>> = OnceLock::new();
-    let is_listed = [&POINTS[..], &OBJECT_POINTS, &EVENT_POINTS].iter().any(|points| points.contains(&point));
+    let is_listed = [&POINTS[..], &BUNDLE_POINTS, &OBJECT_POINTS, &EVENT_POINTS].iter().any(|points| points.contains(&point));
     debug_assert!(is_listed, "crash point '{point}' is not listed");
     #[expect(clippy::disallowed_methods, reason = "a test tells the real binary where to die; no release build reads it")]
     let at = AT.get_or_init(|| std::env::var("HOB_CRASH_AT").ok());

@@ -19,13 +19,15 @@ use tokio::runtime::{Builder as RuntimeBuilder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
+use crate::capability::files::{FolderError, Folders};
 use crate::config::{Config, ConfigError};
 use crate::control::Control;
 use crate::data::objects::{ObjectLimits, Origins};
 use crate::data::{Clock, Data, DataConfig, DataError};
-use crate::deploy::Deployer;
+use crate::deploy::{Deployer, Outside, Sent};
 use crate::dispatch::Dispatcher;
 use crate::dispatch::catalog::Base;
+use crate::dispatch::files::Files;
 use crate::dispatch::templates::Templates;
 use crate::dispatch::templates::bounds::Bounds;
 use crate::dispatch::used::{self, UseOrder};
@@ -67,6 +69,9 @@ pub enum StartError {
     /// The registry in it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A folder that functions may be granted.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// A port.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -157,13 +162,12 @@ impl Node {
         let builder = Arc::new(Builder::new("/proc/self/exe".into(), config.build.clone()));
         let bounds = Bounds::find(&config);
         let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
-        let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
         let node = getrandom::u64().map_err(StartError::Random)?;
         let hot_max = config.engine.functions_hot_max;
-        let base = Base { logs, grants, data: Some(data.clone()) };
+        let base = base(&config, grants, &data, &artifacts)?;
+        let outside = base.files.clone().map(|files| Outside { data: data.clone(), files });
         let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
-        let deployer =
-            Deployer::new(artifacts, registry, Some(data.clone()), builder, engine, dispatcher.clone(), config.data.clone());
+        let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
         let (drain, stop) = Drain::new();
         let options = Options::new(&config.net, config.net.connections_max);
         let (release, released) = Drain::new();
@@ -242,7 +246,8 @@ impl Node {
         let mut upload = self.deployer.create_upload()?;
         upload.write(&bytes).map_err(|error| error.fault())?;
         let uploaded = upload.finish().map_err(|error| error.fault())?;
-        let deploy = self.deployer.deploy(TenantId::default(), name, uploaded, manifest, Precondition::Any);
+        let deploy =
+            self.deployer.deploy(TenantId::default(), name, Sent { wasm: uploaded, bundle: None, manifest }, Precondition::Any);
         self.control.block_on(deploy).map(|(record, _)| record)
     }
 
@@ -315,6 +320,13 @@ impl Signals {
         let signals = runtime.block_on(both)?;
         Ok(Self { runtime, signals })
     }
+}
+
+/// What all functions have in common.
+fn base(config: &Config, grants: Grants, data: &Arc<Data>, artifacts: &Artifacts) -> Result<Base, StartError> {
+    let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
+    let files = Files::new(artifacts.clone(), Arc::new(Folders::open(&config.folder)?));
+    Ok(Base { logs, grants, data: Some(data.clone()), files: Some(files) })
 }
 
 fn open_data(dir: &DataDir, config: &crate::config::Config) -> Result<Data, DataError> {

@@ -4,17 +4,20 @@
 //! no HTTP. Invariant: whatever kills the process in between, the old or the new revision is live afterwards, whole; what was
 //! acknowledged is there.
 
+mod files;
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::artifacts::{Artifacts, Contents, FileId, StagedBuild, Upload, Uploaded, VerifiedArtifact};
+use crate::artifacts::{Artifacts, Bundle, BundleLimits, Contents, FileId, StagedBuild, Upload, Uploaded, VerifiedArtifact};
 use crate::bucket::BucketDeclaration;
 use crate::config;
 use crate::crash;
 use crate::data::{Bucket, Data, DataError};
+use crate::dispatch::files::Files;
 use crate::dispatch::templates::{Templates, blocking};
 use crate::dispatch::{Change, Dispatcher, no_such_function};
 use crate::engine::build::{Builder, Built, Job, Kept, Outputs, Said};
@@ -35,6 +38,26 @@ const BUILD_LOG_BYTES_MAX: u64 = 64 << 10;
 /// disk that failed, say) is rare and may wait.
 const COLLECT_ALL_EVERY: Duration = Duration::from_secs(60 * 60);
 
+/// What a deploy sends.
+#[derive(Debug)]
+pub struct Sent {
+    /// The module or component.
+    pub wasm: Uploaded,
+    /// The folders that the manifest grants and that lie beside it.
+    pub bundle: Option<Bundle>,
+    /// What its author says about it.
+    pub manifest: Manifest,
+}
+
+/// What deployed functions may be granted.
+#[derive(Debug)]
+pub struct Outside {
+    /// Buckets, which deploys make.
+    pub data: Arc<Data>,
+    /// Folders.
+    pub files: Files,
+}
+
 /// Changes what is live. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Deployer(Arc<Inner>);
@@ -45,6 +68,8 @@ struct Inner {
     registry: Arc<Registry>,
     /// Where buckets are made; none where nobody declares any.
     data: Option<Arc<Data>>,
+    /// Where folders are found; none where nobody grants any.
+    files: Option<Files>,
     builder: Arc<Builder>,
     engine: Engine,
     dispatcher: Dispatcher,
@@ -61,14 +86,15 @@ impl Deployer {
     pub fn new(
         artifacts: Artifacts,
         registry: Arc<Registry>,
-        data: Option<Arc<Data>>,
+        outside: Option<Outside>,
         builder: Arc<Builder>,
         engine: Engine,
         dispatcher: Dispatcher,
         config: config::Data,
     ) -> Self {
         let (collect, candidates) = (Notify::new(), Mutex::default());
-        Self(Arc::new(Inner { artifacts, registry, data, builder, engine, dispatcher, config, collect, candidates }))
+        let (data, files) = outside.map(|Outside { data, files }| (data, files)).unzip();
+        Self(Arc::new(Inner { artifacts, registry, data, files, builder, engine, dispatcher, config, collect, candidates }))
     }
 
     /// Largest upload, in bytes.
@@ -91,7 +117,13 @@ impl Deployer {
         self.0.artifacts.create_upload().map_err(|error| error.fault())
     }
 
-    /// Builds an upload and makes it the live revision of `name`. Returns the function and whether it is a new one.
+    /// Where folders of deploys are unpacked, and how much each may bring.
+    #[must_use]
+    pub fn bundles(&self) -> (Artifacts, BundleLimits) {
+        (self.0.artifacts.clone(), BundleLimits::new(self.0.config.bundle_bytes_max.0))
+    }
+
+    /// Builds what was sent and makes it the live revision of `name`. Returns the function and whether it is a new one.
     ///
     /// # Errors
     /// A fault of the build (422, 503), of the precondition or a taken route (409, 412), or of storage (507).
@@ -101,28 +133,23 @@ impl Deployer {
         &self,
         tenant: TenantId,
         name: FunctionName,
-        uploaded: Uploaded,
-        manifest: Manifest,
+        sent: Sent,
         precondition: Precondition,
     ) -> Result<(FunctionRecord, bool), Fault> {
+        let Sent { wasm: uploaded, bundle, manifest } = sent;
         if let Some(other) = manifest.name.as_ref().filter(|other| **other != name) {
             let fault = Fault::new(Code::BadManifest, format!("the manifest is of '{other}', but the request deploys '{name}'"));
             return Err(fault.hint("change 'name' in hob.toml, or the address of the request"));
         }
         let inner = self.0.clone();
-        if precondition != Precondition::Any {
-            let (inner, tenant, name, precondition) = (inner.clone(), tenant.clone(), name.clone(), precondition.clone());
-            blocking(move || {
-                let found = inner.registry.function(&tenant, &name).map_err(|error| error.fault())?;
-                precondition.check(found.map(|found| found.etag())).map_err(|error| error.fault())
-            })
-            .await??;
-        }
-        let keys = Keys::of(inner.dispatcher.templates(), &tenant, &name, uploaded.digest(), &manifest);
+        inner.check(&tenant, &name, &precondition).await?;
+        let folders = inner.folders(&tenant, &manifest.grants, bundle.as_ref())?;
+        let digest = bundle.as_ref().map(Bundle::digest);
+        let keys = Keys::of(inner.dispatcher.templates(), &tenant, &name, uploaded.digest(), digest, &manifest);
         let files = keys.files(&tenant);
         let pin = inner.artifacts.pin(files.clone());
         let deploying = inner.dispatcher.templates().deploying();
-        let job = Job::deploy(&name, &manifest);
+        let job = Job::deploy(&name, &manifest).reading(folders, digest);
         let made = match inner.find(&tenant, keys, job.clone()).await? {
             Some(found) => found,
             None => inner.make(keys, &uploaded, job).await?,
@@ -132,6 +159,8 @@ impl Deployer {
             let (_pin, _deploying) = (pin, deploying);
             let (wasm, wasm_bytes) = (uploaded.digest(), uploaded.bytes());
             inner.artifacts.put_wasm(&tenant, uploaded).map_err(|error| error.fault())?;
+            let brought = bundle.as_ref().map(files::record);
+            bundle.map_or(Ok(()), |bundle| inner.artifacts.put_bundle(&tenant, bundle)).map_err(|error| error.fault())?;
             let Made { built, key, staged } = made;
             let snapshot = inner.keep(&tenant, keys, &built, key, staged)?;
             // The first request need not wait for the disk, and whatever cannot be loaded here must not become live.
@@ -150,6 +179,7 @@ impl Deployer {
                 kind: shape.to_string(),
                 manifest,
                 snapshot,
+                bundle: brought,
                 notes,
             };
             let change = inner.dispatcher.begin_change(&tenant, &name);
@@ -293,6 +323,7 @@ impl Deployer {
 struct Keys {
     wasm: Digest,
     snapshot: Digest,
+    bundle: Option<Digest>,
     /// Native code with the snapshot.
     restored: Digest,
     /// Native code without one.
@@ -300,19 +331,27 @@ struct Keys {
 }
 
 impl Keys {
-    fn of(templates: &Templates, tenant: &TenantId, name: &FunctionName, wasm: Digest, manifest: &Manifest) -> Self {
-        let snapshot = Templates::snapshot_key(tenant, name, &wasm, manifest);
+    fn of(
+        templates: &Templates,
+        tenant: &TenantId,
+        name: &FunctionName,
+        wasm: Digest,
+        bundle: Option<Digest>,
+        manifest: &Manifest,
+    ) -> Self {
+        let snapshot = Templates::snapshot_key(tenant, name, &wasm, bundle.as_ref(), manifest);
         let restored = templates.artifact_key(tenant, &wasm, Some(&snapshot));
-        Self { wasm, snapshot, restored, plain: templates.artifact_key(tenant, &wasm, None) }
+        Self { wasm, snapshot, bundle, restored, plain: templates.artifact_key(tenant, &wasm, None) }
     }
 
-    fn files(&self, tenant: &TenantId) -> [FileId; 4] {
-        [
+    fn files(&self, tenant: &TenantId) -> Vec<FileId> {
+        let files = [
             FileId::wasm(tenant, self.wasm),
             FileId::snapshot(tenant, self.snapshot),
             FileId::artifact(tenant, self.restored),
             FileId::artifact(tenant, self.plain),
-        ]
+        ];
+        files.into_iter().chain(self.bundle.map(|bundle| FileId::bundle(tenant, bundle))).collect()
     }
 }
 
@@ -325,6 +364,19 @@ struct Made {
 }
 
 impl Inner {
+    /// Whether a precondition holds by now; it is checked again when the change is made.
+    async fn check(self: &Arc<Self>, tenant: &TenantId, name: &FunctionName, precondition: &Precondition) -> Result<(), Fault> {
+        if *precondition == Precondition::Any {
+            return Ok(());
+        }
+        let (inner, tenant, name, precondition) = (self.clone(), tenant.clone(), name.clone(), precondition.clone());
+        blocking(move || {
+            let found = inner.registry.function(&tenant, &name).map_err(|error| error.fault())?;
+            precondition.check(found.map(|found| found.etag())).map_err(|error| error.fault())
+        })
+        .await?
+    }
+
     /// What an earlier deploy left that would come out again: another name for the same module need not be built.
     async fn find(self: &Arc<Self>, tenant: &TenantId, keys: Keys, job: Job) -> Result<Option<Made>, Fault> {
         let (inner, tenant) = (self.clone(), tenant.clone());
@@ -432,7 +484,8 @@ impl Inner {
         // What is not there the registry refuses.
         let Some(target) = kept.find(|kept| to.map_or(kept.number < live, |wanted| kept.number == wanted)) else { return Ok(()) };
         self.make_buckets(tenant, &target.manifest)?;
-        self.check_mounts(tenant, &target.manifest.grants)
+        self.check_mounts(tenant, &target.manifest.grants)?;
+        self.check_folders(tenant, &target.manifest.grants)
     }
 
     /// Refuses what could never be: a folder of a bucket that has no files. One that is not there yet may be made later.
@@ -459,7 +512,8 @@ impl Inner {
             let source = [Source::Stdout, Source::Stderr, Source::Log].into_iter().find(|known| known.as_str() == source);
             match source {
                 Some(source) => sink.guest(source, Level::Info, text.as_bytes()),
-                None => sink.host(Level::Info, text),
+                // Said once for a revision, in its build or later.
+                None => function.environment.explained.say(text.clone(), &sink),
             }
         }
     }
@@ -509,6 +563,7 @@ fn file((tenant, reference): (TenantId, Reference)) -> Option<FileId> {
         Reference::Wasm(digest) => Some(FileId::wasm(&tenant, digest)),
         Reference::Artifact(key) => Some(FileId::artifact(&tenant, key)),
         Reference::Snapshot(key) => Some(FileId::snapshot(&tenant, key)),
+        Reference::Bundle(digest) => Some(FileId::bundle(&tenant, digest)),
     }
 }
 
@@ -518,6 +573,7 @@ fn reference(file: &FileId) -> (TenantId, Reference) {
         FileId::Wasm { tenant, digest } => (tenant.clone(), Reference::Wasm(*digest)),
         FileId::Artifact { tenant, key } => (tenant.clone(), Reference::Artifact(*key)),
         FileId::Snapshot { tenant, key } => (tenant.clone(), Reference::Snapshot(*key)),
+        FileId::Bundle { tenant, digest } => (tenant.clone(), Reference::Bundle(*digest)),
     }
 }
 

@@ -34,13 +34,18 @@ pub struct ManifestGrants {
     /// Buckets of the function's tenant, each named once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<DataGrant>,
+    /// Folders, in the order in which the guest finds them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileGrant>,
+    /// How exactly it sees the time.
+    pub clock: ClockResolution,
 }
 
 impl ManifestGrants {
     /// Whether nothing is granted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        *self == Self::default()
     }
 }
 
@@ -54,6 +59,64 @@ pub struct DataGrant {
     /// Where a command finds the bucket's objects as files, for reading.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<String>,
+}
+
+/// A folder, and what may be done with what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileGrant {
+    /// Relative: a folder beside the manifest, which a deploy copies into the revision. Absolute: a folder of the node, which its
+    /// operator must allow.
+    pub host: String,
+    /// What the guest calls it.
+    pub guest: String,
+    /// What may be done.
+    pub access: Access,
+}
+
+impl FileGrant {
+    /// Whether a deploy brings the folder with it.
+    #[must_use]
+    pub fn is_bundled(&self) -> bool {
+        !self.host.starts_with('/')
+    }
+}
+
+/// A folder of the host as one guest is shown it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Folder {
+    /// A folder that no guest can replace by another.
+    pub root: PathBuf,
+    /// The way down from there, empty for the root itself. Guests that may write below the root can have put links on it.
+    pub below: PathBuf,
+    /// What the guest calls it.
+    pub guest: String,
+    /// What may be done.
+    pub access: Access,
+}
+
+/// How exactly a guest sees the time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClockResolution {
+    /// Whole milliseconds.
+    #[default]
+    Coarse,
+    /// As the system has it.
+    Fine,
+}
+
+impl ClockResolution {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Coarse, Self::Fine];
+
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Coarse => "coarse",
+            Self::Fine => "fine",
+        }
+    }
 }
 
 /// What may be done with what was granted. The greater one allows what the lesser does.

@@ -51,6 +51,8 @@ const DOORS: [(&str, &[&str]); 3] = [
             "data",
             "deploy",
             "dispatch",
+            "artifacts::Bundle",
+            "artifacts::BundleError",
             "artifacts::Uploaded",
             "engine::build::check_magic",
             "engine::build::Refused",
@@ -310,7 +312,7 @@ fn docs() -> String {
 }
 
 /// Tables of the configuration that may be there any number of times.
-const LISTS: [&str; 1] = ["origin"];
+const LISTS: [&str; 2] = ["origin", "folder"];
 
 /// The keys that a table of the configuration has, in serde's own words; of the configuration itself when `table` is empty.
 fn config_keys(table: &str) -> Vec<String> {

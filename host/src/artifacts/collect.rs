@@ -6,12 +6,13 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::PoisonError;
 
 use super::error::io_error;
-use super::file::FOLDERS;
-use super::{ArtifactError, Artifacts, FileId};
+use super::file::{BUNDLES, FOLDERS};
+use super::{ArtifactError, Artifacts, FileId, bundle};
 use crate::id::TenantId;
 
 /// What a collection removed.
@@ -54,11 +55,11 @@ impl Artifacts {
         let mut collected = Collected::default();
         walk(&shared.root, &mut |id, path| {
             if !referenced.contains(&id) {
-                collected.add(shared.space.remove(&id, path).map_err(io_error("remove", path))?);
+                collected.add(self.remove(&id, path)?);
             }
             Ok(())
         })?;
-        each_file(&self.staging(), &mut |path| {
+        each(&self.staging(), Kind::File, &mut |path| {
             collected.add(shared.space.remove_stale(path).map_err(io_error("remove", path))?);
             Ok(())
         })?;
@@ -87,7 +88,7 @@ impl Artifacts {
         let (mut collected, mut stayed) = (Collected::default(), Vec::new());
         for id in candidates.difference(&referenced) {
             let path = self.path(id);
-            match shared.space.remove(id, &path).map_err(io_error("remove", &path))? {
+            match self.remove(id, &path)? {
                 Some(bytes) => collected.add(Some(bytes)),
                 None if path.exists() => stayed.push(id.clone()),
                 None => {}
@@ -97,9 +98,27 @@ impl Artifacts {
     }
 }
 
-/// Removes every file of a folder, at start, when nobody owns any.
+impl Artifacts {
+    /// Removes a file unless it is protected. Returns the bytes that it took, `None` if it stays or was gone.
+    fn remove(&self, id: &FileId, path: &Path) -> Result<Option<u64>, ArtifactError> {
+        let space = &self.shared.space;
+        if !matches!(id, FileId::Bundle { .. }) {
+            return space.remove(id, path).map_err(io_error("remove", path));
+        }
+        let bytes = match bundle::disk_bytes(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(io_error("look at", path))?,
+        };
+        let away = space.stage_folder(&self.staging(), "removed");
+        let went = space.remove_folder(id, path, bytes, &away).map_err(io_error("remove", path))?;
+        Ok(went.then_some(bytes))
+    }
+}
+
+/// Removes everything in a folder, at start, when nobody owns any of it.
 pub(super) fn empty(folder: &Path) -> Result<(), ArtifactError> {
-    each_file(folder, &mut |path| fs::remove_file(path).map_err(io_error("remove", path)))
+    each(folder, Kind::File, &mut |path| fs::remove_file(path).map_err(io_error("remove", path)))?;
+    each(folder, Kind::Folder, &mut |path| fs::remove_dir_all(path).map_err(io_error("remove", path)))
 }
 
 /// Calls `visit` for each file in place under `root`. Files with other names are not ours: left alone, not counted.
@@ -113,7 +132,9 @@ pub(super) fn walk(root: &Path, visit: &mut dyn FnMut(FileId, &Path) -> Result<(
             if !is_dir {
                 continue;
             }
-            each_file(&tenant.path(), &mut |path| match path.file_name().and_then(|file| FileId::parse(kind, &name, file)) {
+            // A folder where files are due is nobody's file, and the other way round.
+            let wanted = if kind.0 == BUNDLES { Kind::Folder } else { Kind::File };
+            each(&tenant.path(), wanted, &mut |path| match path.file_name().and_then(|file| FileId::parse(kind, &name, file)) {
                 Some(id) => visit(id, path),
                 None => Ok(()),
             })?;
@@ -122,11 +143,16 @@ pub(super) fn walk(root: &Path, visit: &mut dyn FnMut(FileId, &Path) -> Result<(
     Ok(())
 }
 
-fn each_file(folder: &Path, visit: &mut dyn FnMut(&Path) -> Result<(), ArtifactError>) -> Result<(), ArtifactError> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    Folder,
+}
+
+fn each(folder: &Path, wanted: Kind, visit: &mut dyn FnMut(&Path) -> Result<(), ArtifactError>) -> Result<(), ArtifactError> {
     for entry in fs::read_dir(folder).map_err(io_error("list", folder))? {
         let entry = entry.map_err(io_error("list", folder))?;
-        // A directory here is nobody's file.
-        if entry.file_type().is_ok_and(|kind| !kind.is_dir()) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir() == (wanted == Kind::Folder)) {
             visit(&entry.path())?;
         }
     }

@@ -9,11 +9,12 @@
 //! DIR/wasm/          deployed modules (`artifacts`)
 //! DIR/artifacts/     native code (`artifacts`)
 //! DIR/snapshots/     initialised modules (`artifacts`)
+//! DIR/bundles/       files that deploys brought (`artifacts`); made when it is missing
 //! DIR/data/          buckets and what is in them (`data`); made when it is missing
 //! DIR/engine         digest of the engine that the native code is for (`artifacts`)
 //! ```
 //!
-//! `DIR/data` came within format 3: versions before it ignore the folder, so it needs no number of its own.
+//! `DIR/data` and `DIR/bundles` came within format 3: versions before them ignore the folders, so they need no number of their own.
 //!
 //! Format 1 lacks the registry's table of routes, format 2 its tables of references and tenants. A start goes: [`DataDir::open`] → `Registry::open(dir.registry_path(),
 //! dir.format())`, which migrates → [`DataDir::mark_current`] → `Artifacts::open`. A kill between any two of them repeats the

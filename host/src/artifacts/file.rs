@@ -35,14 +35,28 @@ pub enum FileId {
         /// Digest of all that went into it, not of its bytes.
         key: Digest,
     },
+    /// The files that a deploy brought: a folder.
+    Bundle {
+        /// Whose.
+        tenant: TenantId,
+        /// Digest of names and bytes.
+        digest: Digest,
+    },
 }
+
+/// Folder of bundles, each of which is a folder itself.
+pub(super) const BUNDLES: &str = "bundles";
 
 /// Folder of a kind of files, ending of their names, and what makes the name of one.
 type Folder = (&'static str, &'static str, fn(&TenantId, Digest) -> FileId);
 
 /// Every folder.
-pub(super) const FOLDERS: [Folder; 3] =
-    [("wasm", ".wasm", FileId::wasm), ("artifacts", ".cwasm", FileId::artifact), ("snapshots", ".wasm.zst", FileId::snapshot)];
+pub(super) const FOLDERS: [Folder; 4] = [
+    ("wasm", ".wasm", FileId::wasm),
+    ("artifacts", ".cwasm", FileId::artifact),
+    ("snapshots", ".wasm.zst", FileId::snapshot),
+    (BUNDLES, "", FileId::bundle),
+];
 
 impl FileId {
     /// The upload of `tenant` with this SHA-256.
@@ -63,12 +77,19 @@ impl FileId {
         Self::Snapshot { tenant: tenant.clone(), key }
     }
 
+    /// The files of `tenant` with this digest.
+    #[must_use]
+    pub fn bundle(tenant: &TenantId, digest: Digest) -> Self {
+        Self::Bundle { tenant: tenant.clone(), digest }
+    }
+
     /// Where it lies, below the data directory.
     pub(super) fn relative(&self) -> PathBuf {
         let (kind, tenant, digest) = match self {
             Self::Wasm { tenant, digest } => (0, tenant, digest),
             Self::Artifact { tenant, key } => (1, tenant, key),
             Self::Snapshot { tenant, key } => (2, tenant, key),
+            Self::Bundle { tenant, digest } => (3, tenant, digest),
         };
         let (folder, ending, _) = FOLDERS[kind];
         PathBuf::from(folder).join(tenant.as_str()).join(format!("{}{ending}", digest.hex()))
@@ -102,6 +123,7 @@ impl std::fmt::Display for FileId {
             Self::Wasm { tenant, digest } => write!(f, "module {digest} of tenant {tenant}"),
             Self::Artifact { tenant, key } => write!(f, "artifact {key} of tenant {tenant}"),
             Self::Snapshot { tenant, key } => write!(f, "snapshot {key} of tenant {tenant}"),
+            Self::Bundle { tenant, digest } => write!(f, "files {digest} of tenant {tenant}"),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! DIR/wasm/TENANT/SHA256.wasm           an upload, byte for byte
 //! DIR/artifacts/TENANT/KEY.cwasm        native code with its memory image, and a trailer (layout in `seal.rs`)
 //! DIR/snapshots/TENANT/KEY.wasm.zst     a module after its initialisation, compressed, and a trailer
+//! DIR/bundles/TENANT/DIGEST/            the files that a deploy brought (`bundle.rs`)
 //! DIR/engine                            digest of the engine that all live functions have native code for, if there is one
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! find. They prove what the file held when it was read: whoever can write to the data directory later can change it, and is not
 //! defended against.
 
+mod bundle;
 mod collect;
 mod dir;
 mod error;
@@ -38,6 +40,7 @@ use crate::storage::checked::{Checked, Stamp};
 use crate::storage::disk::{create_dirs, sync_dir, write_durably};
 use crate::storage::space::{self, Placed};
 
+pub use self::bundle::{Bundle, BundleError, BundleLimits};
 pub use self::collect::Collected;
 pub use self::dir::{DataDir, DataDirError, FORMAT, FORMAT_MIN};
 pub use self::error::ArtifactError;
@@ -165,9 +168,13 @@ impl Artifacts {
         }
         collect::empty(&root.join("staging"))?;
         collect::walk(&root, &mut |id, path| {
-            used += match fs::symlink_metadata(path) {
+            let bytes = match id {
+                FileId::Bundle { .. } => bundle::disk_bytes(path),
+                _ => fs::symlink_metadata(path).map(|meta| id.disk_bytes(&meta)),
+            };
+            used += match bytes {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-                other => id.disk_bytes(&other.map_err(io_error("look at", path))?),
+                other => other.map_err(io_error("look at", path))?,
             };
             Ok(())
         })?;

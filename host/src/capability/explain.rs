@@ -13,7 +13,7 @@ use crate::telemetry::logs::{Level, LogSink};
 const EXPLANATIONS_MAX: usize = 64;
 
 /// What a guest was refused, because the manifest does not grant it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("denied: add to hob.toml: [grants] {line}")]
 pub struct Denied {
     /// What it asked for, such as `bucket 'photos'`. What of it a guest made up is short.
@@ -24,16 +24,21 @@ pub struct Denied {
 
 /// What the log of a function was told about one of its revisions.
 #[derive(Debug, Default)]
-pub struct Explained(Mutex<HashSet<Denied>>);
+pub struct Explained(Mutex<HashSet<String>>);
 
 impl Explained {
     /// Writes what would have allowed it, unless that was said before.
     pub fn tell(&self, denied: &Denied, log: &LogSink) {
+        self.say(format!("{}: {denied}", denied.what), log);
+    }
+
+    /// Writes a text, unless it was written before.
+    pub fn say(&self, text: String, log: &LogSink) {
         // No code panics while it holds the lock.
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.len() < EXPLANATIONS_MAX && told.insert(denied.clone()) {
+        if told.len() < EXPLANATIONS_MAX && told.insert(text.clone()) {
             drop(told);
-            log.host(Level::Warn, format!("{}: {denied}", denied.what));
+            log.host(Level::Warn, text);
         }
     }
 }

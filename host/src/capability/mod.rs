@@ -10,9 +10,11 @@ pub mod config;
 pub mod data;
 pub mod descriptors;
 pub mod explain;
+pub mod files;
 pub mod handler;
 pub mod http;
 pub mod keyvalue;
+mod reach;
 pub mod reply;
 pub mod stdio;
 pub mod wasi;
@@ -27,12 +29,13 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi_http::WasiHttpCtx;
 
 use crate::fault::Code;
-use crate::grants::Grants;
+use crate::grants::{ClockResolution, Grants};
 use crate::meter::MemoryBudget;
 use crate::telemetry::logs::LogSink;
 
 use data::DataAccess;
 use explain::Explained;
+use files::FileAccess;
 use handler::{DataState, Exchange, Mappings};
 use http::Hooks;
 use reply::Reply;
@@ -73,6 +76,10 @@ pub struct Environment {
     pub grants: Grants,
     /// What it may reach of its tenant's data.
     pub data: Arc<DataAccess>,
+    /// Which folders it sees, besides those of `grants` and those that are buckets.
+    pub files: Arc<FileAccess>,
+    /// How exactly it sees the time.
+    pub clock: ClockResolution,
     /// What the log was told about what it may not reach.
     pub explained: Arc<Explained>,
 }

@@ -2,23 +2,26 @@
 //!
 //! Owns when WASI's state is made (at the guest's first call, because most handlers never make one) and what is in it.
 //! Without a grant there are no folders and no sockets, and a bucket that is a folder can only be read: each call answers with the interface's own refusal.
+//! Of the folders that a guest asks for and of the sockets its log says what would allow them.
 //! Invariant: all monotonic clocks count from one epoch, so that a clock that a snapshot remembers is never ahead of a later one.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand_core::TryRng;
 use wasmtime::component::Linker as ComponentLinker;
 use wasmtime::{Linker as ModuleLinker, Result, StoreContextMut};
 use wasmtime_wasi::p0;
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
-use wasmtime_wasi::{FsPerms, HostMonotonicClock, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::data::Mount;
-use super::{Environment, Host};
-use crate::capability::stdio::Stdio;
+use super::stdio::Stdio;
+use super::{Environment, Host, reach};
+use crate::grants::ClockResolution;
+use crate::telemetry::logs::LogSink;
 
 /// Links `wasi_snapshot_preview1`, and `wasi_unstable`, as it was called before: programs of 2019 and 2020 import that, and
 /// `wasmtime run` takes them.
@@ -34,6 +37,7 @@ pub fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
     for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
         linker.func_wrap(preview, "proc_exit", exit)?;
     }
+    reach::link_previews(linker)?;
     linker.allow_shadowing(false);
     Ok(())
 }
@@ -47,27 +51,32 @@ pub fn link_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> 
     if concurrent {
         wasmtime_wasi::p3::add_to_linker(linker)?;
     }
-    Ok(())
+    linker.allow_shadowing(true);
+    let linked = reach::link_components(linker, concurrent);
+    linker.allow_shadowing(false);
+    linked
 }
 
 impl Host {
-    fn preview1(&mut self) -> &mut WasiP1Ctx {
-        let builder = || builder(&self.environment, &self.stdio, self.drawn.as_ref(), &self.mounts);
-        self.preview1.get_or_insert_with(|| builder().build_p1())
+    pub(super) fn preview1(&mut self) -> &mut WasiP1Ctx {
+        self.preview1.get_or_insert_with(|| {
+            builder(&self.environment, &self.stdio, self.drawn.as_ref(), &self.mounts, &self.log).build_p1()
+        })
     }
 }
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let builder = || builder(&self.environment, &self.stdio, self.drawn.as_ref(), &self.mounts);
+        let builder = || builder(&self.environment, &self.stdio, self.drawn.as_ref(), &self.mounts, &self.log);
         let ctx: &mut WasiCtx = self.wasi.get_or_insert_with(|| builder().build());
         WasiCtxView { ctx, table: &mut self.table }
     }
 }
 
-fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>, mounts: &[Mount]) -> WasiCtxBuilder {
+fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>, mounts: &[Mount], log: &LogSink) -> WasiCtxBuilder {
     let mut builder = WasiCtxBuilder::new();
-    builder.args(&environment.args).envs(&environment.env).monotonic_clock(SharedEpoch);
+    let clock = environment.clock;
+    builder.args(&environment.args).envs(&environment.env).monotonic_clock(SharedEpoch(clock)).wall_clock(Wall(clock));
     if let Some(drawn) = drawn {
         builder.secure_random(Counted(drawn.clone())).insecure_random(Counted(drawn.clone()));
     }
@@ -81,6 +90,11 @@ fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>, moun
             tracing::warn!(host = %dir.host.display(), %error, "a granted folder cannot be opened");
         }
     }
+    // Before the buckets: in the build, where a snapshot remembers their numbers, there are none of those.
+    if let Some(missing) = environment.files.show(&mut builder) {
+        environment.explained.say(missing, log);
+        return builder;
+    }
     for mount in mounts {
         // The bucket may have been deleted a moment ago: then there is no folder.
         if let Err(error) = builder.preopened_dir(&mount.host, &mount.guest, FsPerms::ReadOnly) {
@@ -92,21 +106,45 @@ fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>, moun
 
 /// The monotonic clock of every guest: Unix time when this process began, and what has passed since. A guest that was restored from
 /// a snapshot finds it later than it left it, in whatever process. (Unless the system's clock was set back in between.)
-struct SharedEpoch;
+struct SharedEpoch(ClockResolution);
 
 static EPOCH: LazyLock<(Instant, u64)> = LazyLock::new(|| {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     (Instant::now(), u64::try_from(since_1970.as_nanos()).unwrap_or_default())
 });
 
+/// The least step of a clock, in nanoseconds.
+fn step_ns(resolution: ClockResolution) -> u64 {
+    match resolution {
+        ClockResolution::Coarse => 1_000_000,
+        ClockResolution::Fine => 1,
+    }
+}
+
 impl HostMonotonicClock for SharedEpoch {
     fn resolution(&self) -> u64 {
-        1
+        step_ns(self.0)
     }
 
     fn now(&self) -> u64 {
         let (began, unix_ns) = *EPOCH;
-        unix_ns.saturating_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        let now = unix_ns.saturating_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        now - now % step_ns(self.0)
+    }
+}
+
+/// The clock on the wall.
+struct Wall(ClockResolution);
+
+impl HostWallClock for Wall {
+    fn resolution(&self) -> Duration {
+        Duration::from_nanos(step_ns(self.0))
+    }
+
+    fn now(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // A second is a whole number of steps.
+        now - Duration::from_nanos(u64::from(now.subsec_nanos()) % step_ns(self.0))
     }
 }
 

@@ -12,6 +12,7 @@ use super::client::{Client, Deployed, Upload};
 use super::failure::{Exit, next};
 use super::invoke::Exactly;
 use super::output::{self, Format};
+use super::pack::{Packed, pack};
 use super::project::Project;
 use super::text::{bytes, clean, table};
 use super::{Ctx, Failure, SERVER};
@@ -83,6 +84,8 @@ fn describe(deployed: &Deployed, server: &str) -> String {
 pub(super) struct Package {
     name: FunctionName,
     manifest: Option<String>,
+    /// The folders that the manifest grants and that lie beside it.
+    files: Option<Packed>,
     wasm: PathBuf,
 }
 
@@ -97,7 +100,7 @@ impl Package {
                 .context("the file's name gives the function no name")
                 .map_err(next(format!("hob deploy --name NAME {}", path.display())))?,
         };
-        Ok(Self { name, manifest: None, wasm: path.to_owned() })
+        Ok(Self { name, manifest: None, files: None, wasm: path.to_owned() })
     }
 
     /// A project's manifest and `wasm`, under the manifest's name or another.
@@ -111,7 +114,7 @@ impl Package {
             let failure = Failure::new(Exit::Failure, "the function has no name: add name = \"NAME\" to hob.toml");
             return Err(failure.next("hob deploy --name NAME"));
         };
-        Ok(Self { name, manifest: Some(manifest), wasm })
+        Ok(Self { name, manifest: Some(manifest), files: pack(project)?, wasm })
     }
 
     /// The function's name.
@@ -125,10 +128,27 @@ impl Package {
         let mut file = File::open(&self.wasm).with_context(|| format!("cannot open '{shown}'"))?;
         let len = file.metadata().with_context(|| format!("cannot look at '{shown}'"))?.len();
         check(&mut file).map_err(|failure| failure.context(format!("'{shown}' cannot be deployed")).next("hob build"))?;
-        let framing = self.manifest.as_deref().map(Framing::new).transpose()?.unwrap_or_default();
-        let total = framing.head.len() as u64 + len + framing.tail.len() as u64;
+        let has_files = self.files.is_some();
+        let framing = self.manifest.as_deref().map(|manifest| Framing::new(manifest, has_files)).transpose()?.unwrap_or_default();
+        // A deploy may be made again: its archive is read from the beginning each time.
+        let archive = self.files.as_ref().map(|packed| (&packed.file, packed.len));
+        let (archive, archive_len) = match archive {
+            Some((mut file, len)) => {
+                file.rewind().context("cannot read what was packed")?;
+                (Some(file), len)
+            }
+            None => (None, 0),
+        };
+        let around = [&framing.head, &framing.middle, &framing.tail].map(|bytes| bytes.len() as u64).iter().sum::<u64>();
+        let total = around + archive_len + len;
         let bar = output::byte_bar(&format!("uploading {}", self.name), total);
-        let body = Cursor::new(framing.head).chain(Exactly::new(file, len).take(len)).chain(Cursor::new(framing.tail));
+        let archive: Box<dyn Read> = match archive {
+            Some(file) => Box::new(Exactly::new(file, archive_len).take(archive_len)),
+            None => Box::new(io::empty()),
+        };
+        let wasm = Exactly::new(file, len).take(len);
+        let body = Cursor::new(framing.head).chain(archive).chain(Cursor::new(framing.middle)).chain(wasm);
+        let body = body.chain(Cursor::new(framing.tail));
         let mut body = Shown { body, left: total, bar: &bar, name: &self.name };
         let upload = Upload { content_type: framing.content_type, len: total, body: &mut body, if_match };
         let deployed = client.put(&self.name, upload);
@@ -173,24 +193,25 @@ fn check(file: &mut File) -> Result<(), Failure> {
     check_magic(&magic).map_err(|why| Failure::from_fault(&why.into_fault()))
 }
 
-/// What stands around the Wasm in the body of a request (RFC 7578).
+/// What stands around the archive and the Wasm in the body of a request (RFC 7578).
 #[derive(Debug)]
 struct Framing {
     content_type: String,
     head: Vec<u8>,
+    middle: Vec<u8>,
     tail: Vec<u8>,
 }
 
 impl Default for Framing {
     /// Nothing: the body is the Wasm.
     fn default() -> Self {
-        Self { content_type: "application/wasm".into(), head: Vec::new(), tail: Vec::new() }
+        Self { content_type: "application/wasm".into(), head: Vec::new(), middle: Vec::new(), tail: Vec::new() }
     }
 }
 
 impl Framing {
-    /// The parts `manifest` and `wasm`.
-    fn new(manifest: &str) -> Result<Self, Failure> {
+    /// The parts `manifest`, `files` if there are any, and `wasm`.
+    fn new(manifest: &str, has_files: bool) -> Result<Self, Failure> {
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|error| Failure::new(Exit::Failure, format!("no random bytes: {error}")))?;
         let boundary = format!("hob-{:032x}", u128::from_le_bytes(random));
@@ -199,10 +220,16 @@ impl Framing {
                 "--{boundary}\r\ncontent-disposition: form-data; name=\"{name}\"; filename=\"{name}\"\r\ncontent-type: {kind}\r\n\r\n"
             )
         };
-        let head = format!("{}{manifest}\r\n{}", part("manifest", "application/toml"), part("wasm", "application/wasm"));
+        let (manifest, wasm) =
+            (format!("{}{manifest}\r\n", part("manifest", "application/toml")), part("wasm", "application/wasm"));
+        let (head, middle) = match has_files {
+            true => (format!("{manifest}{}", part("files", "application/x-tar")), format!("\r\n{wasm}")),
+            false => (format!("{manifest}{wasm}"), String::new()),
+        };
         Ok(Self {
             content_type: format!("multipart/form-data; boundary={boundary}"),
             head: head.into_bytes(),
+            middle: middle.into_bytes(),
             tail: format!("\r\n--{boundary}--\r\n").into_bytes(),
         })
     }
@@ -249,7 +276,7 @@ mod tests {
 
     #[test]
     fn the_framing_is_one_that_parsers_take() {
-        let framing = Framing::new("name = 'a'\n").unwrap();
+        let framing = Framing::new("name = 'a'\n", false).unwrap();
         let boundary = framing.content_type.strip_prefix("multipart/form-data; boundary=").unwrap();
         let head = String::from_utf8(framing.head).unwrap();
         assert_eq!(head.matches(&format!("--{boundary}\r\n")).count(), 2);

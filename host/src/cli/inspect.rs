@@ -66,6 +66,11 @@ fn describe(detail: &FunctionDetail) -> String {
         let mount = grant.mount.as_ref().map(|mount| format!(", objects below {mount}")).unwrap_or_default();
         add("may reach", format!("bucket {}: {}{mount}", grant.bucket, grant.access));
     }
+    for grant in &detail.grants.files {
+        add("may reach", format!("folder {} as {}: {}", grant.host, grant.guest, grant.access));
+    }
+    add("files", function.files.as_ref().map(|files| format!("{} with {}", files.files, bytes(files.bytes))).unwrap_or_default());
+    add("clock", detail.grants.clock.clone());
     for TriggerInfo { on, bucket, prefix, attempts, dead_letter } in &detail.triggers {
         let below = if prefix.is_empty() { String::new() } else { format!(" below {prefix}") };
         let then = dead_letter.as_ref().map(|bucket| format!(", then to bucket {bucket}")).unwrap_or_default();

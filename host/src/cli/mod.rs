@@ -25,6 +25,7 @@ mod ls;
 mod new;
 mod node;
 mod output;
+mod pack;
 mod project;
 mod rm;
 mod rollback;

@@ -2,10 +2,14 @@
 //!
 //! Owns the ends of each range, and the sentence for a value outside of it.
 
-use super::{Build, Config, ConfigError, Engine, Origin};
+use std::path::{Component, Path};
+
+use super::{Build, Config, ConfigError, Engine, Folder, Origin};
 
 /// Most `[[origin]]`.
 const ORIGINS_MAX: usize = 64;
+/// Most `[[folder]]`.
+const FOLDERS_MAX: usize = 64;
 
 fn range(good: bool, key: &'static str, found: String, expected: &'static str) -> Result<(), ConfigError> {
     if good { Ok(()) } else { Err(ConfigError::Range { key, found, expected }) }
@@ -70,6 +74,24 @@ fn origins(origins: &[Origin]) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Folders must not lie in each other: a guest that may write to the outer one could put a link in the place of the inner one. Nor
+/// may the node's own data be among them.
+fn folders(folders: &[Folder], data: Option<&Path>) -> Result<(), ConfigError> {
+    let overlap = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
+    range(folders.len() <= FOLDERS_MAX, "folder", format!("there {} times", folders.len()), "at most 64 of them")?;
+    for (place, Folder { path, .. }) in folders.iter().enumerate() {
+        let shown = || format!("'{}'", path.display());
+        let mut parts = path.components();
+        let is_good = parts.next() == Some(Component::RootDir) && parts.clone().next().is_some();
+        let is_plain = is_good && parts.all(|part| matches!(part, Component::Normal(_)));
+        range(is_plain, "folder.path", shown(), "an absolute path without '..', and not '/'")?;
+        let is_alone = folders[..place].iter().all(|other| !overlap(path, &other.path));
+        range(is_alone, "folder.path", shown(), "folders of which none lies in another")?;
+        range(data.is_none_or(|data| !overlap(path, data)), "folder.path", shown(), "a folder apart from data.dir")?;
+    }
+    Ok(())
+}
+
 impl Config {
     /// Checks what the types do not.
     ///
@@ -109,6 +131,7 @@ impl Config {
         }
         self.engine.check()?;
         origins(&self.origin)?;
+        folders(&self.folder, self.data.dir.as_deref())?;
         let requests = self.data.origin_requests_max;
         range((1..=1024).contains(&requests), "data.origin_requests_max", requests.to_string(), "1 to 1024")?;
         range(self.data.functions_max > 0, "data.functions_max", "0".into(), "1 or more")?;
@@ -132,6 +155,8 @@ impl Config {
             self.data.revisions_max.to_string(),
             "1 to 1000",
         )?;
+        let bundle = self.data.bundle_bytes_max.0;
+        range(bundle <= 1 << 30, "data.bundle_bytes_max", bundle.to_string(), "at most 1GiB")?;
         range(
             (1024..=1 << 30).contains(&self.data.upload_bytes_max.0),
             "data.upload_bytes_max",

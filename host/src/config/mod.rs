@@ -15,6 +15,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::bucket::OriginUrl;
+use crate::grants::Access;
+use crate::id::TenantId;
 
 /// A number of bytes, written `64MiB` or plain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +42,8 @@ pub struct Config {
     pub logs: Logs,
     /// Stores that buckets may be caches of.
     pub origin: Vec<Origin>,
+    /// Folders of this machine that functions may be granted.
+    pub folder: Vec<Folder>,
 }
 
 /// `[net]`: both ports.
@@ -184,6 +188,8 @@ pub struct Data {
     pub bytes_max: Bytes,
     /// Largest Wasm file of a deploy. Default 64 MiB.
     pub upload_bytes_max: Bytes,
+    /// Most bytes of all files that one deploy brings beside its Wasm file. Default 64 MiB.
+    pub bundle_bytes_max: Bytes,
     /// Longest time from the head of a deploy to the end of its body, however steadily it comes. Default 5 min.
     pub upload_timeout: Time,
     /// Revisions kept of each function, the live one among them. Default 10.
@@ -217,6 +223,7 @@ impl Default for Data {
             dir: None,
             bytes_max: Bytes(64 << 30),
             upload_bytes_max: Bytes(64 << 20),
+            bundle_bytes_max: Bytes(64 << 20),
             upload_timeout: Time(Duration::from_secs(300)),
             revisions_max: 10,
             functions_max: 100_000,
@@ -280,6 +287,23 @@ fn idle_timeout() -> Time {
 
 fn fresh() -> Time {
     Time(Duration::from_secs(10))
+}
+
+/// `[[folder]]`: a folder of this machine that functions may be granted, with all below it. No manifest gets any other.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Folder {
+    /// Where it is, absolute. It must be there when the node starts.
+    pub path: PathBuf,
+    /// Most that a manifest may ask for: `read` or `read-write`. Default `read`.
+    #[serde(default = "read")]
+    pub access: Access,
+    /// Whose functions may be granted it. Default: those of every tenant.
+    pub tenants: Option<Vec<TenantId>>,
+}
+
+fn read() -> Access {
+    Access::Read
 }
 
 /// `[logs]`: what functions log, kept in memory.

@@ -178,3 +178,27 @@ fn origins_have_their_ranges() {
     }
     assert!(set("data.origin_requests_max=0").is_err() && set("data.origin_requests_max=1025").is_err());
 }
+
+#[test]
+fn folders_have_their_ranges() {
+    let read = |text: &str| Config::read(text, &[]).map(|config| config.folder);
+    let with = |path: &str, line: &str| read(&format!("[[folder]]\npath = '{path}'\n{line}\n"));
+    let plain = with("/srv/a", "").unwrap().remove(0);
+    assert_eq!((plain.access, plain.tenants), (crate::grants::Access::Read, None));
+    let full = with("/srv/a", "access = 'read-write'\ntenants = ['default', 'b']").unwrap().remove(0);
+    assert_eq!((full.access, full.tenants.map(|tenants| tenants.len())), (crate::grants::Access::ReadWrite, Some(2)));
+    for bad in ["", "srv", "/", "/srv/../etc", "../a"] {
+        assert!(with(bad, "").is_err(), "{bad}");
+    }
+    for bad in ["access = 'write'", "tenants = ['A']", "tenants = 'default'", "guest = '/a'"] {
+        assert!(with("/srv/a", bad).is_err(), "{bad}");
+    }
+    let both = |a: &str, b: &str| read(&format!("[[folder]]\npath = '{a}'\n[[folder]]\npath = '{b}'\n"));
+    assert!(both("/srv/a", "/srv/ab").is_ok());
+    assert!(both("/srv/a", "/srv/a/b").is_err() && both("/srv/a/b", "/srv/a").is_err() && both("/srv/a", "/srv/a").is_err());
+    let beside = |dir: &str| read(&format!("[data]\ndir = '{dir}'\n[[folder]]\npath = '/srv/a'\n"));
+    assert!(beside("/srv/b").is_ok() && beside("/srv/a/data").is_err() && beside("/srv").is_err());
+    let many = |count: usize| read(&(0..count).map(|number| format!("[[folder]]\npath = '/srv/{number}'\n")).collect::<String>());
+    assert!(many(64).is_ok() && many(65).is_err());
+    assert!(set("data.bundle_bytes_max=1GiB").is_ok() && set("data.bundle_bytes_max=1025MiB").is_err());
+}

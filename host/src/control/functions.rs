@@ -13,8 +13,8 @@ use super::Control;
 use super::answer::{Name, Refusal, body_fault, precondition};
 use super::upload;
 use super::wire::{
-    DataGrantInfo, FunctionDetail, FunctionInfo, FunctionList, GrantsInfo, Problem, RevisionInfo, RevisionList, RollbackRequest,
-    SnapshotInfo, StartTimeInfo, TriggerInfo, UsageInfo,
+    BundleInfo, DataGrantInfo, FileGrantInfo, FunctionDetail, FunctionInfo, FunctionList, GrantsInfo, Problem, RevisionInfo,
+    RevisionList, RollbackRequest, SnapshotInfo, StartTimeInfo, TriggerInfo, UsageInfo,
 };
 use crate::fault::{Code, Fault};
 use crate::grants::ManifestGrants;
@@ -52,6 +52,11 @@ fn info(record: &FunctionRecord) -> FunctionInfo {
             .snapshot
             .as_ref()
             .map(|snapshot| SnapshotInfo { memory_bytes: snapshot.memory_bytes, module_bytes: snapshot.bytes }),
+        files: live.bundle.as_ref().map(|bundle| BundleInfo {
+            digest: bundle.digest.to_string(),
+            files: bundle.files,
+            bytes: bundle.bytes,
+        }),
         notes: live.notes.clone(),
     }
 }
@@ -76,8 +81,8 @@ fn tagged(status: StatusCode, record: &FunctionRecord, body: impl IntoResponse) 
         (status = 503, description = "too many builds", body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn put(State(control): State<Control>, Name(name): Name, request: Request) -> Result<Response, Refusal> {
     let precondition = precondition(request.headers())?;
-    let (uploaded, manifest) = upload::receive(&control, request).await?;
-    let (record, is_new) = control.deployer.deploy(control.tenant.clone(), name, uploaded, manifest, precondition).await?;
+    let sent = upload::receive(&control, request).await?;
+    let (record, is_new) = control.deployer.deploy(control.tenant.clone(), name, sent, precondition).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = tagged(status, &record, Json(info(&record)));
     // An address is digits and punctuation.
@@ -149,7 +154,12 @@ fn grants(grants: &ManifestGrants) -> GrantsInfo {
         access: grant.access.to_string(),
         mount: grant.mount.clone(),
     });
-    GrantsInfo { data: data.collect() }
+    let files = grants.files.iter().map(|grant| FileGrantInfo {
+        host: grant.host.clone(),
+        guest: grant.guest.clone(),
+        access: grant.access.to_string(),
+    });
+    GrantsInfo { data: data.collect(), files: files.collect(), clock: grants.clock.as_str().into() }
 }
 
 fn trigger(trigger: &Trigger) -> TriggerInfo {

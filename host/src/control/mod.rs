@@ -4,6 +4,7 @@
 //! engine. Invariant: every answer that is not 2xx is problem+json with a code of [`crate::fault::Code`], whoever made it.
 
 mod answer;
+mod archive;
 mod buckets;
 mod conditions;
 mod functions;

@@ -1,4 +1,4 @@
-//! Uploads: a module on its way from the network to a file.
+//! Uploads: a module, and the files beside it, on their way from the network to the disk.
 //!
 //! Owns the bounds on an upload while it streams. Writing blocks, so it happens on a thread of its own, four pieces behind the
 //! network at most. Invariant: whatever ends an upload early leaves no file.
@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::Control;
 use super::answer::body_fault;
+use super::{Control, archive};
 use crate::artifacts::Uploaded;
-use crate::deploy::Deployer;
+use crate::deploy::{Deployer, Sent};
 use crate::engine::build::check_magic;
 use crate::fault::{Code, Fault};
 use crate::manifest::{MANIFEST_LEN_MAX, Manifest};
@@ -29,11 +29,11 @@ const PIECES: usize = 4;
 /// Room for the framing of a multipart body around a module of the largest size, in bytes.
 const MULTIPART_SLACK: u64 = 128 << 10;
 
-/// Reads a deploy: raw Wasm, or multipart with the parts `manifest` and `wasm` in either order.
+/// Reads a deploy: raw Wasm, or multipart with the parts `manifest`, `wasm` and `files` in any order.
 ///
 /// # Errors
 /// 400, 408, 413 or 415 about the body; 422 when its first bytes are no Wasm.
-pub(super) async fn receive(control: &Control, request: Request) -> Result<(Uploaded, Manifest), Fault> {
+pub(super) async fn receive(control: &Control, request: Request) -> Result<Sent, Fault> {
     let Ok(_place) = control.places.uploads.try_acquire() else {
         let fault = Fault::new(Code::Overloaded, format!("{UPLOADS_MAX} uploads are under way"));
         return Err(fault.retry_after(Duration::from_secs(1)).hint("try again"));
@@ -47,7 +47,7 @@ pub(super) async fn receive(control: &Control, request: Request) -> Result<(Uplo
 }
 
 /// [`receive`], however long it takes.
-async fn whole(control: &Control, request: Request) -> Result<(Uploaded, Manifest), Fault> {
+async fn whole(control: &Control, request: Request) -> Result<Sent, Fault> {
     let headers = request.headers();
     if headers.contains_key(CONTENT_ENCODING) {
         let fault = Fault::new(Code::UnsupportedMedia, "the body has a content coding, and nothing is unpacked here");
@@ -57,7 +57,8 @@ async fn whole(control: &Control, request: Request) -> Result<(Uploaded, Manifes
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let max = control.deployer.upload_bytes_max();
-    let slack = if kind == "multipart/form-data" { MULTIPART_SLACK } else { 0 };
+    let archive = control.deployer.bundles().1.archive_bytes_max();
+    let slack = if kind == "multipart/form-data" { MULTIPART_SLACK.saturating_add(archive) } else { 0 };
     if announced.is_some_and(|len| len > max + slack) {
         return Err(too_large(max));
     }
@@ -66,7 +67,8 @@ async fn whole(control: &Control, request: Request) -> Result<(Uploaded, Manifes
     let request = request.map(|body| axum::body::Body::new(Limited::new(body, limit)));
     match kind.as_str() {
         "application/wasm" | "application/octet-stream" => {
-            raw(control, request).await.map(|uploaded| (uploaded, Manifest::default()))
+            let wasm = raw(control, request).await?;
+            Ok(Sent { wasm, bundle: None, manifest: Manifest::default() })
         }
         "multipart/form-data" => parts(control, request).await,
         other => {
@@ -89,22 +91,26 @@ async fn raw(control: &Control, request: Request) -> Result<Uploaded, Fault> {
     writer.finish().await
 }
 
-async fn parts(control: &Control, request: Request) -> Result<(Uploaded, Manifest), Fault> {
-    let bad = |detail: String| Fault::new(Code::BadRequest, detail).hint("send the parts 'manifest' (hob.toml) and 'wasm'");
+async fn parts(control: &Control, request: Request) -> Result<Sent, Fault> {
+    let bad = |detail: String| {
+        Fault::new(Code::BadRequest, detail)
+            .hint("send the parts 'manifest' (hob.toml) and 'wasm', and 'files' if it grants folders")
+    };
     let mut parts = Multipart::from_request(request, &()).await.map_err(|error| bad(error.body_text()))?;
-    let (mut uploaded, mut manifest) = (None, None);
+    let (mut uploaded, mut manifest, mut bundle) = (None, None, None);
     while let Some(field) = parts.next_field().await.map_err(|error| body_fault(&error))? {
         match field.name().unwrap_or_default() {
             "wasm" if uploaded.is_none() => uploaded = Some(module(control, field).await?),
             "manifest" if manifest.is_none() => manifest = Some(self::manifest(field).await?),
+            "files" if bundle.is_none() => bundle = Some(archive::receive(control, field).await?),
             other => {
                 let other: String = other.chars().take(80).collect();
                 return Err(bad(format!("the part '{other}' is unknown, or there twice")));
             }
         }
     }
-    let uploaded = uploaded.ok_or_else(|| bad("the part 'wasm' is missing".into()))?;
-    Ok((uploaded, manifest.unwrap_or_default()))
+    let wasm = uploaded.ok_or_else(|| bad("the part 'wasm' is missing".into()))?;
+    Ok(Sent { wasm, bundle, manifest: manifest.unwrap_or_default() })
 }
 
 async fn module(control: &Control, mut field: Field<'_>) -> Result<Uploaded, Fault> {

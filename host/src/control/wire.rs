@@ -44,8 +44,22 @@ pub struct FunctionInfo {
     /// The memory that every instance begins with, if a snapshot was taken.
     #[serde(default)]
     pub snapshot: Option<SnapshotInfo>,
+    /// The files that the deploy brought, if any.
+    #[serde(default)]
+    pub files: Option<BundleInfo>,
     /// What the deploy had to say: warnings and hints.
     pub notes: Vec<String>,
+}
+
+/// Files of a revision.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct BundleInfo {
+    /// Digest of their names and bytes, `sha256:…`.
+    pub digest: String,
+    /// How many they are.
+    pub files: u64,
+    /// Sum of their lengths in bytes.
+    pub bytes: u64,
 }
 
 /// The snapshot of a revision.
@@ -95,6 +109,12 @@ pub struct FunctionDetail {
 pub struct GrantsInfo {
     /// Buckets.
     pub data: Vec<DataGrantInfo>,
+    /// Folders.
+    #[serde(default)]
+    pub files: Vec<FileGrantInfo>,
+    /// How exactly it sees the time: `coarse` or `fine`.
+    #[serde(default)]
+    pub clock: String,
 }
 
 /// A bucket that a function may use.
@@ -107,6 +127,17 @@ pub struct DataGrantInfo {
     /// Where a command finds its objects as files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<String>,
+}
+
+/// A folder that a function sees.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct FileGrantInfo {
+    /// As the manifest has it: relative if the deploy brought it, absolute if it is the node's.
+    pub host: String,
+    /// What the function calls it.
+    pub guest: String,
+    /// `read` or `read-write`.
+    pub access: String,
 }
 
 /// A change of a bucket that invokes a function.

@@ -12,6 +12,7 @@ use http::HeaderValue;
 use http::request::Parts;
 use rpds::HashTrieMapSync;
 
+use super::files::Files;
 use crate::capability::Environment;
 use crate::capability::data::DataAccess;
 use crate::data::Data;
@@ -72,6 +73,8 @@ pub struct Base {
     pub grants: Grants,
     /// The node's data, of which each reaches what its manifest grants.
     pub data: Option<Arc<Data>>,
+    /// Where folders lie that a manifest grants.
+    pub files: Option<Files>,
 }
 
 impl Function {
@@ -97,6 +100,8 @@ impl Function {
         args.extend(manifest.args.iter().cloned());
         let env = manifest.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         let data = base.data.clone().map(|data| DataAccess::new(data, tenant.clone(), &manifest.grants.data));
+        let files = base.files.as_ref().map(|files| files.of(&tenant, &revision));
+        let clock = manifest.grants.clock;
         Ok(Self {
             admission,
             meter: kept.meter.unwrap_or_default(),
@@ -109,6 +114,8 @@ impl Function {
                 env_of_request: 0,
                 grants: base.grants.clone(),
                 data: Arc::new(data.unwrap_or_default()),
+                files: Arc::new(files.unwrap_or_default()),
+                clock,
                 explained: Arc::default(),
             }),
             recent: AtomicBool::new(true),
@@ -350,11 +357,12 @@ mod tests {
             manifest,
             created_ms: 0,
             snapshot: None,
+            bundle: None,
             notes: vec![],
         };
         let record =
             FunctionRecord { tenant: TenantId::default(), name: name.parse().unwrap(), live, created_ms: 0, updated_ms: 0 };
-        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None };
+        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None, files: None };
         Arc::new(Function::new(record, Kept::default(), &base).unwrap())
     }
 

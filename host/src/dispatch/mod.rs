@@ -5,6 +5,7 @@
 //! client took a large response.
 
 pub mod catalog;
+pub mod files;
 mod functions;
 pub mod templates;
 pub mod used;

@@ -50,6 +50,8 @@ pub(super) fn environment(base: &Environment, parts: &Parts, prefix_len: usize, 
         env_of_request,
         grants: base.grants.clone(),
         data: base.data.clone(),
+        files: base.files.clone(),
+        clock: base.clock,
         explained: base.explained.clone(),
     }
 }

@@ -5,10 +5,11 @@
 use toml::Value;
 
 use super::data::{BUCKETS_MAX, bucket_name, distinct, fields, list, table, word};
+use super::files::{FOLDERS_MAX, clock, distinct_guests, file_grant};
 use super::{ManifestError, problem, string, unknown};
 use crate::grants::{Access, DataGrant, ManifestGrants};
 
-const KEYS: [&str; 1] = ["data"];
+const KEYS: [&str; 3] = ["data", "files", "clock"];
 const DATA_KEYS: [&str; 3] = ["bucket", "access", "mount"];
 
 /// Reads `[grants]`.
@@ -17,10 +18,14 @@ pub(super) fn grants(value: Value) -> Result<ManifestGrants, ManifestError> {
     for (key, value) in table("grants", value)? {
         match key.as_str() {
             "data" => grants.data = list("grants.data", value, BUCKETS_MAX, data_grant)?,
+            "files" => grants.files = list("grants.files", value, FOLDERS_MAX, file_grant)?,
+            "clock" => grants.clock = clock(value)?,
             _ => return Err(unknown(key, "[grants]", &KEYS)),
         }
     }
     distinct("grants.data", grants.data.iter().map(|grant| &grant.bucket))?;
+    let mounts = grants.data.iter().filter_map(|grant| grant.mount.as_deref());
+    distinct_guests(grants.files.iter().map(|grant| grant.guest.as_str()).chain(mounts))?;
     Ok(grants)
 }
 

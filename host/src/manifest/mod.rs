@@ -5,11 +5,13 @@
 //! taken) is checked where they are known.
 
 mod data;
+mod files;
 mod grants;
 mod snapshot;
 mod trigger;
 
 pub use data::BUCKETS_MAX;
+pub use files::{BUNDLE_DEPTH_MAX, BUNDLE_ENTRIES_MAX, BUNDLE_PATH_LEN_MAX, BadPath, FOLDERS_MAX, check_path};
 pub use snapshot::{Randomness, Snapshot, SnapshotMode, WARMUPS_MAX, WarmupRequest};
 pub use trigger::{ATTEMPTS, ATTEMPTS_MAX, On, TRIGGERS_MAX, Trigger};
 
@@ -20,7 +22,7 @@ use toml::{Table, Value};
 
 use crate::bucket::BucketDeclaration;
 use crate::grants::ManifestGrants;
-use crate::id::FunctionName;
+use crate::id::{Digest, FunctionName};
 use crate::limits::{Limits, nearest};
 use crate::route::Route;
 
@@ -172,10 +174,13 @@ impl Manifest {
     }
 
     /// The parts that decide what is in a snapshot, as bytes for a digest: what is run, and what a guest may read meanwhile, which is
-    /// frozen in it. Routes and limits are not among them.
+    /// frozen in it. Routes and limits are not among them. `bundle`: digest of the files that the deploy brought.
     #[must_use]
-    pub fn snapshot_inputs(&self) -> Vec<u8> {
-        serde_json::to_vec(&(&self.snapshot.warmup, &self.env, &self.args)).expect("text and lists are JSON")
+    pub fn snapshot_inputs(&self, bundle: Option<&Digest>) -> Vec<u8> {
+        let ManifestGrants { files, clock, .. } = &self.grants;
+        let bundle = bundle.map(|bundle| bundle.hex());
+        serde_json::to_vec(&(&self.snapshot.warmup, &self.env, &self.args, files, clock, bundle))
+            .expect("text and lists are JSON")
     }
 }
 

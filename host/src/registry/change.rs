@@ -257,7 +257,7 @@ impl Registry {
             let now = now_ms();
             let number = before.as_ref().map_or(RevisionNumber::FIRST, |(row, _)| row.last.next());
             let created_ms = before.as_ref().map_or(now, |(row, _)| row.created_ms);
-            let NewRevision { wasm, wasm_bytes, artifact, artifact_bytes, kind, manifest, snapshot, notes } = new;
+            let NewRevision { wasm, wasm_bytes, artifact, artifact_bytes, kind, manifest, snapshot, bundle, notes } = new;
             let live = RevisionRecord {
                 number,
                 wasm,
@@ -268,6 +268,7 @@ impl Registry {
                 manifest,
                 created_ms: now,
                 snapshot,
+                bundle,
                 notes,
             };
             let old = before.as_ref().map(|(_, live)| &live.manifest);

@@ -51,7 +51,7 @@ use crate::storage::caught;
 
 pub use self::change::{Precondition, TRIGGERED_MAX};
 pub use self::error::{PublishError, RegistryError};
-pub use self::record::{FunctionRecord, NewRevision, RevisionRecord, SnapshotRecord};
+pub use self::record::{BundleRecord, FunctionRecord, NewRevision, RevisionRecord, SnapshotRecord};
 pub use self::references::Reference;
 
 const FUNCTIONS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("functions");

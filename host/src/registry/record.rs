@@ -43,6 +43,9 @@ pub struct RevisionRecord {
     /// The module as it was after its initialisation, if a snapshot was taken: what another engine compiles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotRecord>,
+    /// The files that the deploy brought, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<BundleRecord>,
     /// What the deploy told its author: warnings, hints.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -57,6 +60,17 @@ pub struct SnapshotRecord {
     pub bytes: u64,
     /// Bytes of guest memory that it restores.
     pub memory_bytes: u64,
+}
+
+/// Files of a revision on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleRecord {
+    /// Digest of their names and bytes.
+    pub digest: Digest,
+    /// Sum of their lengths in bytes.
+    pub bytes: u64,
+    /// How many they are, folders not counted.
+    pub files: u64,
 }
 
 impl RevisionRecord {
@@ -84,6 +98,8 @@ pub struct NewRevision {
     pub manifest: Manifest,
     /// The module as it was after its initialisation.
     pub snapshot: Option<SnapshotRecord>,
+    /// The files that the deploy brought.
+    pub bundle: Option<BundleRecord>,
     /// What the deploy tells its author.
     pub notes: Vec<String>,
 }

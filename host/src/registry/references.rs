@@ -22,6 +22,8 @@ pub enum Reference {
     Artifact(Digest),
     /// The snapshotted module under this key.
     Snapshot(Digest),
+    /// The files that a deploy brought, with this digest.
+    Bundle(Digest),
 }
 
 impl Reference {
@@ -30,12 +32,13 @@ impl Reference {
             Self::Wasm(digest) => (0, digest),
             Self::Artifact(digest) => (1, digest),
             Self::Snapshot(digest) => (2, digest),
+            Self::Bundle(digest) => (3, digest),
         }
     }
 
     fn from_parts(kind: u8, digest: [u8; 32]) -> Option<Self> {
         let digest = Digest::from_bytes(digest);
-        [Self::Wasm(digest), Self::Artifact(digest), Self::Snapshot(digest)].get(usize::from(kind)).copied()
+        [Self::Wasm(digest), Self::Artifact(digest), Self::Snapshot(digest), Self::Bundle(digest)].get(usize::from(kind)).copied()
     }
 }
 
@@ -43,7 +46,8 @@ impl RevisionRecord {
     /// The files that it needs.
     pub fn references(&self) -> impl Iterator<Item = Reference> {
         let snapshot = self.snapshot.as_ref().map(|snapshot| Reference::Snapshot(snapshot.key));
-        [Reference::Wasm(self.wasm), Reference::Artifact(self.artifact)].into_iter().chain(snapshot)
+        let bundle = self.bundle.as_ref().map(|bundle| Reference::Bundle(bundle.digest));
+        [Reference::Wasm(self.wasm), Reference::Artifact(self.artifact)].into_iter().chain(snapshot).chain(bundle)
     }
 }
 

@@ -135,6 +135,55 @@ impl<Id: Placed> Space<Id> {
         Ok(Some(bytes))
     }
 
+    /// As [`Space::place`] for a folder of which what was charged is the size. `false` if one is there already: then nothing was done.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn place_folder(&self, staged: &StagedPath<Id>, target: &Path, charge: &mut Charge<Id>) -> io::Result<bool> {
+        let mut state = self.lock();
+        match fs::rename(&staged.path, target) {
+            Ok(()) => {}
+            Err(error) if [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::AlreadyExists].contains(&error.kind()) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+        state.staged.remove(&staged.path);
+        charge.bytes = 0;
+        Ok(true)
+    }
+
+    /// As [`Space::remove`] for a folder of `bytes`, which goes to `away` and is removed with that: it may hold many files, and the lock
+    /// is held no longer than it takes to rename it. Whether it went.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn remove_folder(&self, id: &Id, path: &Path, bytes: u64, away: &StagedPath<Id>) -> io::Result<bool> {
+        let mut state = self.lock();
+        let released = state.released.as_ref().is_some_and(|released| released.contains(id));
+        if released || state.pins.contains_key(id) {
+            return Ok(false);
+        }
+        self.take_away(&mut state, path, bytes, away)
+    }
+
+    /// As [`Space::remove_folder`], pinned or not: for one that is damaged, in whose place its holder puts another.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn replace_folder(&self, path: &Path, bytes: u64, away: &StagedPath<Id>) -> io::Result<bool> {
+        self.take_away(&mut self.lock(), path, bytes, away)
+    }
+
+    fn take_away(&self, state: &mut State<Id>, path: &Path, bytes: u64, away: &StagedPath<Id>) -> io::Result<bool> {
+        match fs::rename(path, &away.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other?,
+        }
+        state.used = state.used.saturating_sub(bytes);
+        Ok(true)
+    }
+
     /// Unlinks a file in staging that nobody owns. Returns its bytes, `None` if it stays or was gone.
     ///
     /// # Errors
@@ -154,12 +203,22 @@ impl<Id: Placed> Space<Id> {
     /// A path in `dir`, which is the staging of this process alone; no file is there yet.
     #[must_use]
     pub fn stage(self: &Arc<Self>, dir: &Path, kind: &str) -> StagedPath<Id> {
+        self.stage_as(dir, kind, false)
+    }
+
+    /// As [`Space::stage`], for a folder: what is in it goes with it.
+    #[must_use]
+    pub fn stage_folder(self: &Arc<Self>, dir: &Path, kind: &str) -> StagedPath<Id> {
+        self.stage_as(dir, kind, true)
+    }
+
+    fn stage_as(self: &Arc<Self>, dir: &Path, kind: &str, is_folder: bool) -> StagedPath<Id> {
         let mut state = self.lock();
         // Numbers suffice: the directory is locked by this process, and staging was emptied when it was opened.
         let path = dir.join(format!("{kind}-{}", state.next));
         state.next += 1;
         state.staged.insert(path.clone());
-        StagedPath { path, space: Arc::clone(self) }
+        StagedPath { path, is_folder, space: Arc::clone(self) }
     }
 
     /// Protects files from the collector for as long as the result lives.
@@ -275,10 +334,11 @@ impl<Id: Placed> Drop for Pin<Id> {
     }
 }
 
-/// A path in staging that belongs to its holder: unlinked on drop. The file itself is made by whoever writes it.
+/// A path in staging that belongs to its holder: unlinked on drop. The file or folder itself is made by whoever writes it.
 #[derive(Debug)]
 pub struct StagedPath<Id: Placed> {
     path: PathBuf,
+    is_folder: bool,
     space: Arc<Space<Id>>,
 }
 
@@ -292,6 +352,12 @@ impl<Id: Placed> StagedPath<Id> {
 
 impl<Id: Placed> Drop for StagedPath<Id> {
     fn drop(&mut self) {
+        if self.is_folder {
+            // Without the lock, because it may take long; if it was renamed into place, nothing is there. The name is given to nobody else.
+            let _gone = fs::remove_dir_all(&self.path);
+            self.space.lock().staged.remove(&self.path);
+            return;
+        }
         let mut state = self.space.lock();
         // Gone from the set means renamed into place; what is left behind here, the next collection takes.
         if state.staged.remove(&self.path) {

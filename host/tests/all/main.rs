@@ -20,6 +20,7 @@ mod crash;
 mod data;
 mod deploy;
 mod examples;
+mod files;
 mod harness;
 mod http;
 mod interop;

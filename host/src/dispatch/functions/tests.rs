@@ -24,7 +24,7 @@ fn node() -> Node {
 
 impl Node {
     fn start(&self, hot_max: usize) -> Functions {
-        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None };
+        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None, files: None };
         Functions::new(self.registry.clone(), base, hot_max).unwrap()
     }
 
@@ -37,6 +37,7 @@ impl Node {
             kind: "handler".into(),
             manifest: Manifest::parse(manifest).unwrap(),
             snapshot: None,
+            bundle: None,
             notes: vec![],
         };
         self.registry.publish(&tenant(), &name.parse().unwrap(), new, &Precondition::Any, 10, 1000).unwrap()
@@ -195,6 +196,7 @@ fn a_record_that_cannot_be_used_is_damaged_and_its_neighbours_answer() {
         kind: "dream".into(),
         manifest: live.manifest,
         snapshot: None,
+        bundle: None,
         notes: vec![],
     };
     registry.publish(&tenant(), &"c".parse().unwrap(), of_the_future, &Precondition::Any, 10, 1000).unwrap();

@@ -128,10 +128,16 @@ impl Templates {
         Digest::of_parts(&[tenant.as_str().as_bytes(), wasm.bytes(), snapshot, &self.0.fingerprint])
     }
 
-    /// Key of the snapshot that `manifest` makes of a module, whatever the engine. A guest reads its name among its arguments.
+    /// Key of the snapshot that `manifest`, and the files that were sent with it, make of a module, whatever the engine. A guest reads its name among its arguments.
     #[must_use]
-    pub fn snapshot_key(tenant: &TenantId, name: &FunctionName, wasm: &Digest, manifest: &Manifest) -> Digest {
-        let inputs = manifest.snapshot_inputs();
+    pub fn snapshot_key(
+        tenant: &TenantId,
+        name: &FunctionName,
+        wasm: &Digest,
+        bundle: Option<&Digest>,
+        manifest: &Manifest,
+    ) -> Digest {
+        let inputs = manifest.snapshot_inputs(bundle);
         Digest::of_parts(&[tenant.as_str().as_bytes(), name.as_str().as_bytes(), wasm.bytes(), &inputs])
     }
 

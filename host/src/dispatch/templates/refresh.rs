@@ -192,6 +192,7 @@ mod tests {
                 kind: "handler".into(),
                 manifest: Manifest::default(),
                 snapshot: None,
+                bundle: None,
                 notes: vec![],
             };
             self.registry.publish(&tenant, &name.parse().unwrap(), new, &Precondition::Any, 1, 1000).unwrap();

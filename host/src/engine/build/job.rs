@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::grants::{Access, ClockResolution, Folder};
 use crate::id::{Digest, FunctionName};
 use crate::limits::Limits;
 use crate::manifest::{Manifest, Snapshot, SnapshotMode};
@@ -30,6 +31,12 @@ pub struct Job {
     pub args: Vec<String>,
     /// Variables.
     pub env: Vec<(String, String)>,
+    /// Folders that the guest may read, and the only ones that the child has to open.
+    pub folders: Vec<Folder>,
+    /// Digest of the files in them that the deploy brought. What is in folders of the node is not followed.
+    pub bundle: Option<Digest>,
+    /// How exactly the guest sees the time.
+    pub clock: ClockResolution,
     /// Ceilings of each invocation, and of each that the build tries.
     pub limits: Limits,
     /// Whether the module is a snapshot already, to be compiled as it is.
@@ -50,11 +57,21 @@ impl Job {
             snapshot: manifest.snapshot.clone(),
             args,
             env: manifest.env.clone().into_iter().collect(),
+            folders: Vec::new(),
+            bundle: None,
+            clock: manifest.grants.clock,
             limits: manifest.limits.clone(),
             restored: false,
             init: Duration::ZERO,
             snapshot_bytes_max: 0,
         }
+    }
+
+    /// The same with folders, whatever they may be in an invocation: for reading.
+    #[must_use]
+    pub fn reading(self, folders: Vec<Folder>, bundle: Option<Digest>) -> Self {
+        let folders = folders.into_iter().map(|folder| Folder { access: Access::Read, ..folder }).collect();
+        Self { folders, bundle, ..self }
     }
 
     /// The job of compiling a module again that was a snapshot when it was deployed.
@@ -63,13 +80,16 @@ impl Job {
         Self { restored: true, ..Self::deploy(name, manifest) }
     }
 
-    /// Digest of arguments and variables.
+    /// Digest of arguments, variables and clock, and of the names of folders and the files in them.
     ///
     /// # Cost
     /// Proportional to their length.
     #[must_use]
     pub fn environment(&self) -> Digest {
-        let json = serde_json::to_vec(&(&self.args, &self.env)).expect("texts can be written as JSON");
+        let guests: Vec<_> = self.folders.iter().map(|folder| &folder.guest).collect();
+        let bundle = self.bundle.map(|bundle| bundle.hex());
+        let json =
+            serde_json::to_vec(&(&self.args, &self.env, self.clock, guests, bundle)).expect("texts can be written as JSON");
         Digest::of(&json)
     }
 

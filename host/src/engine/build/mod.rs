@@ -88,7 +88,7 @@ pub enum Tried {
     No,
     /// It asked for nothing outside of its memory: it starts under any name, with any arguments and variables.
     Alone,
-    /// It may start otherwise with other arguments or variables than those of this [`Job::environment`].
+    /// It may start otherwise with other arguments, variables or files than those of this [`Job::environment`].
     With(Digest),
 }
 

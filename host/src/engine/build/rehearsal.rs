@@ -1,7 +1,7 @@
 //! Rehearsals: a function run in the build, before anybody else may call it.
 //!
 //! Owns a guest on the child's own engine and the requests made of it. The store is the one that serves requests, the grants are
-//! none: no network, no folders, no data. Knows nothing about snapshots. Invariant: whatever the guest does, a rehearsal ends
+//! none but of files, for reading: no network, no data. Knows nothing about snapshots. Invariant: whatever the guest does, a rehearsal ends
 //! within its time.
 
 use std::pin::Pin;
@@ -17,6 +17,7 @@ use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p3::bindings::Service;
 
 use super::job::Job;
+use crate::capability::files::FileAccess;
 use crate::capability::handler::{Exchange, WIZER_INIT};
 use crate::capability::reply::Reply;
 use crate::capability::wasi::Drawn;
@@ -106,8 +107,14 @@ impl Rehearsal {
         let kind = stage.shape.kind;
         let entry = Entry::new(kind, code, lane.modules.as_ref(), &lane.components).map_err(Fault::internal)?;
         let log = LogSink::new(stage.log.clone(), InvocationId::new(0, 0), RevisionNumber::FIRST, LOG_BYTES_MAX as u64);
-        // No grants, and no data: what is there at deploy is not what will be there later.
-        let environment = Environment { args: stage.job.args.clone(), env: stage.job.env.clone(), ..Environment::default() };
+        // No grants but of files, which are frozen in a snapshot, and no data: what is there at deploy is not what will be there later.
+        let environment = Environment {
+            args: stage.job.args.clone(),
+            env: stage.job.env.clone(),
+            files: Arc::new(FileAccess::new(stage.job.folders.clone(), None)),
+            clock: stage.job.clock,
+            ..Environment::default()
+        };
         let blueprint = Blueprint {
             kind,
             limits: &stage.job.limits,

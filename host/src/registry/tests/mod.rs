@@ -36,6 +36,7 @@ fn new(wasm: &str, routes: &[&str]) -> NewRevision {
         kind: "handler".into(),
         manifest: Manifest::parse(&format!("route = [{list}]\n[env]\nWASM = '{wasm}'")).unwrap(),
         snapshot: None,
+        bundle: None,
         notes: vec!["a note".into()],
     }
 }

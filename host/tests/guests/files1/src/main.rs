@@ -1,8 +1,10 @@
-//! A command of preview 1 that does with a file or folder what its query says: `OP=PATH`, where `OP` is `read`, `list`, `write`, `remove`,
-//! `rename`, `link` or `mkdir`. It prints what it read, `done`, or `refused` and why.
+//! A command that does with a file or folder what its query says: `OP=PATH`, where `OP` is `read`, `list`, `write`, `remove`,
+//! `rename`, `link` or `mkdir`; or `clock=` prints how many nanoseconds past a whole millisecond 200 moments of both clocks are. It prints what it
+//! read, `done`, or `refused` and why.
 
 use std::fs;
 use std::io::{Error, Result};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 fn main() {
     let query = std::env::var("QUERY_STRING").unwrap_or_default();
@@ -23,6 +25,7 @@ fn run(op: &str, path: &str) -> Result<String> {
             names.sort();
             return Ok(names.join(" "));
         }
+        "clock" => return Ok(past_a_millisecond()),
         "write" => fs::write(path, "written")?,
         "remove" => fs::remove_file(path)?,
         "rename" => fs::rename(path, other)?,
@@ -31,4 +34,13 @@ fn run(op: &str, path: &str) -> Result<String> {
         _ => return Err(Error::other("no such operation")),
     }
     Ok("done".into())
+}
+
+/// The greatest of each clock: 0 where it shows whole milliseconds.
+fn past_a_millisecond() -> String {
+    let began = Instant::now();
+    let past = |nanos: u128| nanos % 1_000_000;
+    let wall = (0..200).map(|_| past(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos())).max();
+    let monotonic = (0..200).map(|_| past(began.elapsed().as_nanos())).max();
+    format!("{} {}", wall.unwrap_or_default(), monotonic.unwrap_or_default())
 }

@@ -1,0 +1,163 @@
+//! The calls by which a guest first reaches for files and sockets. Without a grant they refuse as their interface does, and the function's
+//! log says what would allow it.
+//!
+//! Owns these few calls, put over those of WASI's library, which does the rest. Knows nothing about who grants what. Invariant: with a
+//! grant each does what the library's own does.
+
+use wasmtime::component::{Linker as ComponentLinker, Resource};
+use wasmtime::{Caller, Extern, Linker as ModuleLinker, Result, StoreContextMut};
+use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
+use wasmtime_wasi::p1::wasi_snapshot_preview1::fd_prestat_get;
+use wasmtime_wasi::p2::bindings::filesystem::preopens as preopens2;
+use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup as lookup2;
+use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode as Error2, IpAddressFamily as Family2, Network};
+use wasmtime_wasi::p2::bindings::sockets::{tcp_create_socket as tcp2, udp_create_socket as udp2};
+use wasmtime_wasi::p2::{TcpSocket as TcpSocket2, UdpSocket as UdpSocket2};
+use wasmtime_wasi::p3::bindings::filesystem::preopens as preopens3;
+use wasmtime_wasi::p3::bindings::sockets::types::{
+    ErrorCode as Error3, HostTcpSocket, HostUdpSocket, IpAddressFamily as Family3,
+};
+use wasmtime_wasi::sockets::{TcpSocket as TcpSocket3, UdpSocket as UdpSocket3, WasiSocketsView as _};
+use wiggle::GuestMemory;
+
+use super::Host;
+use super::explain::Denied;
+
+/// `EBADF` of the first preview: what a descriptor is that is no folder of the host's giving.
+const BADF: i32 = 8;
+
+/// Puts them over those of previews 0 and 1. `linker` must allow shadowing.
+///
+/// A program of these has no call to open a socket: those about one are of descriptors, none of which is a socket.
+pub(super) fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
+    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
+        linker.func_wrap(preview, "fd_prestat_get", prestat)?;
+    }
+    Ok(())
+}
+
+/// Asked by a program's library for one descriptor after the other, before it opens its first file.
+fn prestat(mut caller: Caller<'_, Host>, fd: i32, buf: i32) -> Result<i32> {
+    if caller.data_mut().explain_folders() {
+        return Ok(BADF);
+    }
+    let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
+        wasmtime::bail!("missing required memory export");
+    };
+    let (bytes, host) = memory.data_and_store_mut(&mut caller);
+    fd_prestat_get(host.preview1(), &mut GuestMemory::Unshared(bytes), fd, buf)
+}
+
+/// Puts them over those of 0.2, and of 0.3 if `concurrent`. `linker` must allow shadowing.
+///
+/// # Errors
+/// Only if wasmtime names its interfaces differently: a bug of ours, found by the tests of refusals.
+pub(super) fn link_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> Result<()> {
+    linker.instance("wasi:filesystem/preopens@0.2.12")?.func_wrap("get-directories", folders2)?;
+    linker.instance("wasi:sockets/tcp-create-socket@0.2.12")?.func_wrap("create-tcp-socket", create_tcp2)?;
+    linker
+        .instance("wasi:sockets/udp-create-socket@0.2.12")?
+        .func_wrap_async("create-udp-socket", |store, (family,)| Box::new(create_udp2(store, family)))?;
+    linker.instance("wasi:sockets/ip-name-lookup@0.2.12")?.func_wrap("resolve-addresses", names2)?;
+    if concurrent {
+        linker.instance("wasi:filesystem/preopens@0.3.0")?.func_wrap("get-directories", folders3)?;
+        let mut types = linker.instance("wasi:sockets/types@0.3.0")?;
+        types.func_wrap("[static]tcp-socket.create", create_tcp3)?;
+        types.func_wrap_async("[static]udp-socket.create", |store, (family,)| Box::new(create_udp3(store, family)))?;
+    }
+    Ok(())
+}
+
+type Listed = Result<(Vec<(Resource<Descriptor>, String)>,)>;
+type Created<T, E> = Result<(std::result::Result<Resource<T>, E>,)>;
+
+/// What the library says: an error of the interface is the guest's to handle, any other ends it.
+fn answer<T, E, Raised>(
+    result: std::result::Result<Resource<T>, Raised>,
+    downcast: impl FnOnce(Raised) -> Result<E>,
+) -> Created<T, E> {
+    match result {
+        Ok(made) => Ok((Ok(made),)),
+        Err(error) => Ok((Err(downcast(error)?),)),
+    }
+}
+
+fn folders2(mut store: StoreContextMut<'_, Host>, (): ()) -> Listed {
+    let host = store.data_mut();
+    host.explain_folders();
+    Ok((preopens2::Host::get_directories(&mut host.filesystem())?,))
+}
+
+fn folders3(mut store: StoreContextMut<'_, Host>, (): ()) -> Listed {
+    let host = store.data_mut();
+    host.explain_folders();
+    Ok((preopens3::Host::get_directories(&mut host.filesystem())?,))
+}
+
+fn create_tcp2(mut store: StoreContextMut<'_, Host>, (family,): (Family2,)) -> Created<TcpSocket2, Error2> {
+    let host = store.data_mut();
+    if host.is_denied_sockets() {
+        return Ok((Err(Error2::AccessDenied),));
+    }
+    answer(tcp2::Host::create_tcp_socket(&mut host.sockets(), family), |error| error.downcast())
+}
+
+async fn create_udp2(mut store: StoreContextMut<'_, Host>, family: Family2) -> Created<UdpSocket2, Error2> {
+    let host = store.data_mut();
+    if host.is_denied_sockets() {
+        return Ok((Err(Error2::AccessDenied),));
+    }
+    answer(udp2::Host::create_udp_socket(&mut host.sockets(), family).await, |error| error.downcast())
+}
+
+fn names2(
+    mut store: StoreContextMut<'_, Host>,
+    (network, name): (Resource<Network>, String),
+) -> Created<lookup2::ResolveAddressStream, Error2> {
+    let host = store.data_mut();
+    if host.is_denied_sockets() {
+        return Ok((Err(Error2::AccessDenied),));
+    }
+    answer(lookup2::Host::resolve_addresses(&mut host.sockets(), network, name), |error| error.downcast())
+}
+
+fn create_tcp3(mut store: StoreContextMut<'_, Host>, (family,): (Family3,)) -> Created<TcpSocket3, Error3> {
+    let host = store.data_mut();
+    if host.is_denied_sockets() {
+        return Ok((Err(Error3::AccessDenied),));
+    }
+    answer(HostTcpSocket::create(&mut host.sockets(), family), |error| error.downcast())
+}
+
+async fn create_udp3(mut store: StoreContextMut<'_, Host>, family: Family3) -> Created<UdpSocket3, Error3> {
+    let host = store.data_mut();
+    if host.is_denied_sockets() {
+        return Ok((Err(Error3::AccessDenied),));
+    }
+    answer(HostUdpSocket::create(&mut host.sockets(), family).await, |error| error.downcast())
+}
+
+impl Host {
+    /// Whether there is no folder at all. The log says then what would give the guest one.
+    fn explain_folders(&mut self) -> bool {
+        self.has_asked = true;
+        let has_none = self.has_no_folders();
+        if has_none {
+            self.explain(&Denied { what: "folders".into(), line: r#"files = [{ host = "site", guest = "/site" }]"#.into() });
+        }
+        has_none
+    }
+
+    /// Whether the guest may have no socket. Its log says then what it may have.
+    fn is_denied_sockets(&mut self) -> bool {
+        self.has_asked = true;
+        let is_denied = !self.environment.grants.net;
+        if is_denied {
+            self.explain(&Denied {
+                what: "sockets, which no function of this node has; over HTTP one reaches what it is granted".into(),
+                line: r#"http = ["https://api.example.com"]"#.into(),
+            });
+        }
+        is_denied
+    }
+}
