@@ -43,6 +43,7 @@ use crate::manifest::Manifest;
 use crate::net::drain::{Drain, Stop};
 use crate::net::listener::{self, BindError};
 use crate::net::serve::{self, Options};
+use crate::net::tls::{Tls, TlsError};
 use crate::registry::{FunctionRecord, Precondition, Registry, RegistryError};
 use crate::telemetry::logs::{Level, LogSink, LogSpace};
 use crate::telemetry::metrics::Metrics;
@@ -75,6 +76,9 @@ pub enum StartError {
     /// A port.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The engine.
     #[error("the engine cannot start: {0}; lower engine.instances_max if addresses are short")]
     Engine(String),
@@ -114,6 +118,7 @@ pub enum Ports {
 pub struct Node {
     addr: SocketAddr,
     control_addr: SocketAddr,
+    scheme: &'static str,
     data: Arc<Data>,
     drain: Drain,
     /// Lets the data threads go, once the control port has no invocation on them any more.
@@ -140,6 +145,7 @@ impl Node {
     pub fn start(setup: Setup) -> Result<Self, StartError> {
         let Setup { config, key_file, grants, ports } = setup;
         config.check()?;
+        let tls = config.net.tls().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         let mut dir = DataDir::open(config.data.dir.as_deref().ok_or(StartError::NoDataDir)?)?;
         let threads = match config.engine.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -169,7 +175,7 @@ impl Node {
         let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
         let (drain, stop) = Drain::new();
-        let options = Options::new(&config.net, config.net.connections_max);
+        let options = Options::new(&config.net, config.net.connections_max, tls.clone());
         let (release, released) = Drain::new();
         let (threads, data_plane) = start_data_threads(listeners, &options, &dispatcher, &stop, &released)?;
         let triggers =
@@ -186,12 +192,13 @@ impl Node {
             data_addr: addr,
             tenant: TenantId::default(),
         };
-        let options = Options::new(&config.net, config.net.control_connections_max);
+        let options = Options::new(&config.net, config.net.control_connections_max, tls.clone());
         let used = Used(Arc::new(Mutex::new(UseOrder::open(dir.path()))), dispatcher.clone());
         let (control_thread, control) = start_control_thread(control_listeners, options, service, used.clone(), stop)?;
         Ok(Self {
             addr,
             control_addr,
+            scheme: if tls.is_some() { "https" } else { "http" },
             data,
             dir,
             drain,
@@ -217,6 +224,12 @@ impl Node {
     #[must_use]
     pub fn control_addr(&self) -> SocketAddr {
         self.control_addr
+    }
+
+    /// `https` when both ports speak TLS, else `http`.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        self.scheme
     }
 
     /// The data directory.
@@ -433,7 +446,8 @@ fn start_control_thread(
     let deployer = control.deployer.clone();
     let templates = control.dispatcher.templates().clone();
     let service = control.service();
-    start_thread("hob-control".into(), move || async move {
+    let tls = options.tls.clone();
+    let (thread, handle) = start_thread("hob-control".into(), move || async move {
         let refresher = deployer.clone();
         let ranks = used.order().ranks();
         let refresher = tokio::spawn(async move { templates.refresh(ranks, || refresher.collect_soon()).await });
@@ -449,7 +463,13 @@ fn start_control_thread(
         rememberer.abort();
         collector.abort();
         Ok(cut)
-    })
+    })?;
+    if let Some(tls) = tls {
+        // Caught before anybody is told that the node is ready. The task ends with the thread's runtime.
+        let hangup = handle.block_on(async { signal(SignalKind::hangup()) })?;
+        handle.spawn(tls.keep_fresh(hangup));
+    }
+    Ok((thread, handle))
 }
 
 /// The order in which functions were used, and who knows what was.

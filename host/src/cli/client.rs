@@ -16,6 +16,7 @@ use ureq::config::AutoHeaderValue;
 use ureq::{Agent, Body, SendBody};
 
 use super::failure::{Exit, Failure};
+use super::trust::{self, Trust};
 use crate::control::wire::{
     FunctionDetail, FunctionInfo, FunctionList, LogEntry, LogList, Problem, RevisionInfo, RevisionList, RollbackRequest,
 };
@@ -36,8 +37,9 @@ const EXPECT_ABOVE: u64 = 1 << 20;
 const DATA_ADDR: &str = "hob-data-addr";
 
 /// An HTTP client with the manners that all of Hob's own requests share.
-pub(super) fn agent() -> Agent {
+pub(super) fn agent(trust: &Trust) -> Agent {
     Agent::config_builder()
+        .tls_config(trust.tls())
         .http_status_as_error(false)
         .allow_non_standard_methods(true)
         // Never through a proxy of the environment, and a function's redirect is its answer.
@@ -55,7 +57,7 @@ pub(super) fn agent() -> Agent {
 #[derive(Debug)]
 pub(super) struct Client {
     agent: Agent,
-    /// `http://HOST:PORT`.
+    /// `http://HOST:PORT`, or `https:`.
     base: String,
 }
 
@@ -93,18 +95,17 @@ pub(super) struct Call {
 
 impl Client {
     /// A client of the daemon at `server`, an address such as `http://127.0.0.1:3900`.
-    pub(super) fn new(server: &str) -> Result<Self, Failure> {
+    pub(super) fn new(server: &str, trust: &Trust) -> Result<Self, Failure> {
         let wrong = |why: &str| {
             let sentence = format!("'{server}' is no address of a control port: {why}");
             Failure::new(Exit::Usage, sentence).next("hob --server http://127.0.0.1:3900 ls")
         };
-        let uri: Uri = server.parse().map_err(|_| wrong("expected http://HOST:PORT"))?;
+        let uri: Uri = server.parse().map_err(|_| wrong("expected http://HOST:PORT or https://HOST:PORT"))?;
         match (uri.scheme_str(), uri.authority()) {
-            (Some("http"), Some(authority)) if matches!(uri.path(), "" | "/") && uri.query().is_none() => {
-                Ok(Self { agent: agent(), base: format!("http://{authority}") })
+            (Some(scheme @ ("http" | "https")), Some(authority)) if matches!(uri.path(), "" | "/") && uri.query().is_none() => {
+                Ok(Self { agent: agent(trust), base: format!("{scheme}://{authority}") })
             }
-            (Some("https"), _) => Err(wrong("it speaks plain HTTP, on loopback or through a tunnel")),
-            _ => Err(wrong("expected http://HOST:PORT")),
+            _ => Err(wrong("expected http://HOST:PORT or https://HOST:PORT")),
         }
     }
 
@@ -214,6 +215,11 @@ impl Client {
             ureq::Error::Http(_) | ureq::Error::BadUri(_) => {
                 Failure::new(Exit::Usage, format!("the request cannot be made: {error}")).next("hob invoke --help")
             }
+            error if trust::is_doubt(&error) => {
+                let sentence = format!("what answers at {} shows no certificate that is trusted for this name", self.base);
+                let failure = Failure::from(anyhow::Error::new(error).context(sentence)).exit(Exit::Unreachable);
+                failure.next("hob --ca-file FILE ls")
+            }
             error => {
                 let sentence = format!("no daemon answers at {}", self.base);
                 Failure::from(anyhow::Error::new(error).context(sentence)).exit(Exit::Unreachable).next("hob serve")
@@ -223,19 +229,19 @@ impl Client {
 }
 
 /// Whether something that answers `GET {base}/livez` with success listens there.
-pub(super) fn is_live(base: &str) -> bool {
-    probe(&format!("{base}/livez")).is_some_and(|response| response.status().is_success())
+pub(super) fn is_live(base: &str, trust: &Trust) -> bool {
+    probe(&format!("{base}/livez"), trust).is_some_and(|response| response.status().is_success())
 }
 
 /// What a daemon says of itself at `GET {base}/readyz`, if it takes requests.
-pub(super) fn readiness(base: &str) -> Option<String> {
-    let mut response = probe(&format!("{base}/readyz")).filter(|response| response.status().is_success())?;
+pub(super) fn readiness(base: &str, trust: &Trust) -> Option<String> {
+    let mut response = probe(&format!("{base}/readyz"), trust).filter(|response| response.status().is_success())?;
     response.body_mut().read_to_string().ok()
 }
 
 /// A quick request for whoever wants to know who listens.
-pub(super) fn probe(url: &str) -> Option<Response<Body>> {
-    agent().get(url).config().timeout_global(Some(Duration::from_secs(2))).build().call().ok()
+pub(super) fn probe(url: &str, trust: &Trust) -> Option<Response<Body>> {
+    agent(trust).get(url).config().timeout_global(Some(Duration::from_secs(2))).build().call().ok()
 }
 
 /// What a daemon tells as it happens: entries of a log, changes of a bucket.
@@ -321,12 +327,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_plain_http_without_a_path_is_a_server() {
-        for good in ["http://127.0.0.1:3900", "http://localhost:1/", "http://[::1]:3900"] {
-            assert!(Client::new(good).is_ok(), "{good}");
+    fn only_an_address_without_a_path_is_a_server() {
+        for good in ["http://127.0.0.1:3900", "https://127.0.0.1:3900", "http://localhost:1/", "http://[::1]:3900"] {
+            assert!(Client::new(good, &Trust::default()).is_ok(), "{good}");
         }
-        for bad in ["127.0.0.1:3900", "https://127.0.0.1:3900", "http://", "http://a/b", "http://a?b", "", "ftp://a"] {
-            assert_eq!(Client::new(bad).map(drop).unwrap_err().code(), Exit::Usage as u8, "{bad}");
+        for bad in ["127.0.0.1:3900", "https://a/b", "http://", "http://a/b", "http://a?b", "", "ftp://a"] {
+            assert_eq!(Client::new(bad, &Trust::default()).map(drop).unwrap_err().code(), Exit::Usage as u8, "{bad}");
         }
     }
 

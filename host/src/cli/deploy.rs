@@ -66,7 +66,9 @@ fn describe(deployed: &Deployed, server: &str) -> String {
     let info = &deployed.info;
     // Where the data port is, only the daemon knows; with the usual control port it is most likely the usual one too.
     let usual = || (server.trim_end_matches('/') == SERVER).then(|| Net::default().addr.to_string());
-    let base = deployed.data_addr.clone().or_else(usual).map(|addr| format!("http://{addr}")).unwrap_or_default();
+    // Both ports speak the same.
+    let scheme = if server.starts_with("https:") { "https" } else { "http" };
+    let base = deployed.data_addr.clone().or_else(usual).map(|addr| format!("{scheme}://{addr}")).unwrap_or_default();
     let mut rows = vec![
         vec!["deployed".into(), format!("{} revision {}", clean(&info.name), info.revision)],
         vec!["kind".into(), clean(&info.kind)],

@@ -15,6 +15,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::failure::Exit;
 use super::output::{self, Colour, Format, paint};
+use super::trust::Trust;
 use super::{Ctx, Failure, client, environment, toolchain};
 use crate::config::{self, Config};
 
@@ -88,7 +89,7 @@ impl Check {
 
 impl Doctor {
     pub(super) fn run(self, ctx: &Ctx) -> Result<(), Failure> {
-        let checks = self.checks(ctx);
+        let checks = self.checks(ctx, &ctx.trust()?);
         match ctx.format {
             Format::Json => output::json(&checks.iter().map(Check::json).collect::<Vec<_>>())?,
             Format::Text => checks.iter().try_for_each(|check| output::line(check.show()))?,
@@ -104,20 +105,20 @@ impl Doctor {
         })
     }
 
-    fn checks(&self, ctx: &Ctx) -> Vec<Check> {
+    fn checks(&self, ctx: &Ctx, trust: &Trust) -> Vec<Check> {
         let config = Config::default();
         let mut checks = vec![Check::good("hob", env!("CARGO_PKG_VERSION"))];
         checks.extend(programs());
         checks.extend(targets(self.fix));
         let dir = self.data_dir.clone().or_else(environment::data_dir);
         checks.push(data_dir(dir.clone()));
-        checks.push(control_port(&ctx.server));
-        checks.push(data_port(config.net.addr));
+        checks.push(control_port(&ctx.server, trust));
+        checks.push(data_port(config.net.addr, ctx.scheme(), trust));
         checks.push(mappings(&config.engine));
         checks.push(open_files(&config.net));
-        checks.extend(data::writable(ctx.server.trim_end_matches('/')));
+        checks.extend(data::writable(ctx.server.trim_end_matches('/'), trust));
         if !self.no_scrub {
-            let client = ctx.client().ok().filter(|_| client::is_live(ctx.server.trim_end_matches('/')));
+            let client = ctx.client().ok().filter(|_| client::is_live(ctx.server.trim_end_matches('/'), trust));
             checks.extend(client.iter().flat_map(data::online));
             checks.extend(dir.iter().flat_map(|dir| data::offline(dir, client.is_some())));
         }
@@ -192,11 +193,11 @@ fn data_dir(dir: Option<PathBuf>) -> Check {
 }
 
 /// The port at which the other commands look for a daemon.
-fn control_port(server: &str) -> Check {
+fn control_port(server: &str, trust: &Trust) -> Check {
     let server = server.trim_end_matches('/');
-    let authority = server.trim_start_matches("http://");
+    let authority = server.trim_start_matches("https://").trim_start_matches("http://");
     let name = format!("control port {authority}");
-    if client::is_live(server) {
+    if client::is_live(server, trust) {
         return Check::good(name, "a daemon answers");
     }
     // Only on this machine it could be another program's.
@@ -207,10 +208,10 @@ fn control_port(server: &str) -> Check {
     }
 }
 
-fn data_port(addr: SocketAddr) -> Check {
+fn data_port(addr: SocketAddr, scheme: &str, trust: &Trust) -> Check {
     let name = format!("data port {}", addr.port());
     // Whatever path is asked for, a hob's answer names itself in one of these.
-    let is_hob = client::probe(&format!("http://{addr}/"))
+    let is_hob = client::probe(&format!("{scheme}://{addr}/"), trust)
         .is_some_and(|response| ["hob-error", "hob-executed"].iter().any(|header| response.headers().contains_key(*header)));
     match is_hob {
         true => Check::good(name, "a daemon answers"),
@@ -281,11 +282,11 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         // It accepts, and says nothing that a daemon would.
         let deaf = std::thread::spawn(move || drop(listener.accept()));
-        let check = control_port(&format!("http://{addr}/"));
+        let check = control_port(&format!("http://{addr}/"), &Trust::default());
         assert_eq!((check.name.as_str(), check.state), (&*format!("control port {addr}"), State::Good), "{check:?}");
         deaf.join().unwrap();
-        assert_eq!(control_port("http://nobody.invalid:1").state, State::Absent);
-        assert!(control_port("http://nobody.invalid:1").name.ends_with(" nobody.invalid:1"));
+        assert_eq!(control_port("http://nobody.invalid:1", &Trust::default()).state, State::Absent);
+        assert!(control_port("http://nobody.invalid:1", &Trust::default()).name.ends_with(" nobody.invalid:1"));
     }
 
     #[test]

@@ -34,6 +34,9 @@ mod scratch;
 mod serve;
 mod text;
 mod toolchain;
+mod trust;
+
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -41,6 +44,7 @@ pub use failure::{Exit, Failure};
 pub use output::Format;
 
 use client::Client;
+use trust::Trust;
 
 /// A WebAssembly function runtime: fresh sandboxes in microseconds, next to their data.
 #[derive(Debug, Parser)]
@@ -52,6 +56,9 @@ pub struct Cli {
     /// Control port of the daemon [default: $HOB_SERVER, else http://127.0.0.1:3900]
     #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
+    /// Certificates (PEM) by which a daemon that speaks TLS is known, in place of the system's [default: $HOB_CA_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -100,11 +107,22 @@ struct Ctx {
     format: Format,
     /// Address of the control port, as the user wrote it.
     server: String,
+    /// Certificates by which its daemon is known; the system's when there is none.
+    ca_file: Option<PathBuf>,
 }
 
 impl Ctx {
     fn client(&self) -> Result<Client, Failure> {
-        Client::new(&self.server)
+        Client::new(&self.server, &self.trust()?)
+    }
+
+    /// What both ports of the daemon speak.
+    fn scheme(&self) -> &'static str {
+        if self.server.starts_with("https:") { "https" } else { "http" }
+    }
+
+    fn trust(&self) -> Result<Trust, Failure> {
+        self.ca_file.as_deref().map_or_else(|| Ok(Trust::default()), Trust::read)
     }
 }
 
@@ -118,7 +136,8 @@ impl Cli {
     /// [`Failure`], to be shown by [`Failure::show`].
     pub fn run(self) -> Result<u8, Failure> {
         let server = self.server.or_else(|| environment::var("HOB_SERVER")).unwrap_or_else(|| SERVER.into());
-        let ctx = Ctx { format: self.output, server };
+        let ca_file = self.ca_file.or_else(|| environment::var("HOB_CA_FILE").map(PathBuf::from));
+        let ctx = Ctx { format: self.output, server, ca_file };
         // These have their own ways to end.
         if !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Demo(_) | Command::Bench(_)) {
             interrupt::on_signal(|| ())?;

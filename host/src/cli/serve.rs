@@ -28,6 +28,12 @@ pub(super) struct Serve {
     /// Where deploys come in, on loopback only; port 0 takes a free one [default: 127.0.0.1:3900]
     #[arg(long, value_name = "ADDR")]
     control: Option<SocketAddr>,
+    /// File with the certificate that both ports show, and those that vouch for it (PEM); read again at SIGHUP and when it changes
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// File with the key of that certificate (PEM)
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -44,7 +50,7 @@ impl Serve {
         let key_file = self.key_file.clone();
         let config = self.config()?;
         start_tracing(ctx.format, "info");
-        if config.is_open() {
+        if config.is_open() && config.net.tls().is_none() {
             tracing::warn!(addr = %config.net.addr, "functions are reached by plain HTTP from other machines");
         }
         let node = Node::start(Setup { config, key_file, grants: Grants::default(), ports: Ports::Both })
@@ -64,6 +70,8 @@ impl Serve {
         let mut config = Config::read(&text, &self.settings).map_err(next("hob serve --help"))?;
         config.net.addr = self.addr.unwrap_or(config.net.addr);
         config.net.control = self.control.unwrap_or(config.net.control);
+        config.net.tls_cert = self.tls_cert.or(config.net.tls_cert);
+        config.net.tls_key = self.tls_key.or(config.net.tls_key);
         config.data.dir = self.data_dir.or(config.data.dir).or_else(environment::data_dir);
         if config.data.dir.is_none() {
             let failure = Failure::new(Exit::Failure, "there is no home directory to keep data in");
@@ -82,20 +90,21 @@ pub(super) fn start_failure(error: StartError, elsewhere: &str) -> Failure {
 
 /// Says where the daemon listens, now that it does.
 fn announce(format: Format, node: &Node) {
-    let (addr, control) = (node.addr(), node.control_addr());
+    let (addr, control, scheme) = (node.addr(), node.control_addr(), node.scheme());
     match format {
         Format::Json => {
             // Whoever started the daemon without reading its output does not need to know.
             let _ = output::json_line(&serde_json::json!({
                 "addr": addr.to_string(),
                 "control": control.to_string(),
+                "scheme": scheme,
                 "data_dir": node.data_dir().to_string_lossy(),
                 "version": env!("CARGO_PKG_VERSION"),
             }));
         }
         Format::Text => {
-            output::note(format!("functions  http://{addr}/NAME"));
-            output::note(format!("control    http://{control}"));
+            output::note(format!("functions  {scheme}://{addr}/NAME"));
+            output::note(format!("control    {scheme}://{control}"));
             output::note(format!("data       {}", node.data_dir().display()));
         }
     }
@@ -149,7 +158,13 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_before_anything_starts() {
-        for line in [["--control", "0.0.0.0:1"], ["--set", "net.nothing=1"], ["--config", "/nonexistent"]] {
+        for line in [
+            ["--control", "0.0.0.0:1"],
+            ["--tls-cert", "cert.pem"],
+            ["--set", "net.tls_key=key.pem"],
+            ["--set", "net.nothing=1"],
+            ["--config", "/nonexistent"],
+        ] {
             assert!(config(&line).is_err(), "{line:?}");
         }
         assert_eq!(config(&["--data-dir", "12"]).unwrap().data.dir.unwrap(), PathBuf::from("12"));

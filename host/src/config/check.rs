@@ -120,8 +120,16 @@ impl Config {
             net.uri_bytes_max.0.to_string(),
             "1 to net.head_bytes_max",
         )?;
+        let other = if net.tls_cert.is_some() { "net.tls_key" } else { "net.tls_cert" };
+        range(
+            net.tls_cert.is_some() == net.tls_key.is_some(),
+            other,
+            "missing".into(),
+            "a file, because the other one is named",
+        )?;
         for (key, time) in [
             ("net.header_timeout", net.header_timeout),
+            ("net.handshake_timeout", net.handshake_timeout),
             ("net.body_idle_timeout", net.body_idle_timeout),
             ("net.write_idle_timeout", net.write_idle_timeout),
             ("data.upload_timeout", self.data.upload_timeout),

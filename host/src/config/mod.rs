@@ -9,7 +9,7 @@ mod read;
 mod tests;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -60,6 +60,12 @@ pub struct Net {
     pub control_connections_max: usize,
     /// From accept, or the end of the last response, to the end of a request's head. Default 10 s.
     pub header_timeout: Time,
+    /// File with the certificate that both ports show, and those that vouch for it, as PEM; with `tls_key`. Default: plain HTTP.
+    pub tls_cert: Option<PathBuf>,
+    /// File with the key of that certificate, as PEM.
+    pub tls_key: Option<PathBuf>,
+    /// From accept to the end of the handshake of TLS. Default 5 s.
+    pub handshake_timeout: Time,
     /// Longest silence in a request's body. Default 10 s.
     pub body_idle_timeout: Time,
     /// Longest time in which a client takes nothing of its response. Default 30 s.
@@ -82,6 +88,9 @@ impl Default for Net {
             connections_max: 4096,
             control_connections_max: 256,
             header_timeout: Time(Duration::from_secs(10)),
+            tls_cert: None,
+            tls_key: None,
+            handshake_timeout: Time(Duration::from_secs(5)),
             body_idle_timeout: Time(Duration::from_secs(10)),
             write_idle_timeout: Time(Duration::from_secs(30)),
             headers_max: 64,
@@ -343,7 +352,23 @@ pub enum ConfigError {
     },
 }
 
+impl Net {
+    /// The files with the certificate and its key, when both ports speak TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<(&Path, &Path)> {
+        self.tls_cert.as_deref().zip(self.tls_key.as_deref())
+    }
+}
+
 impl Config {
+    /// Files that the process reads again long after its start, as the operator named them; a process that locks itself down must be
+    /// able to. They are replaced by renaming, or are links into folders that are (as those of certbot and of Kubernetes are), so it is
+    /// the folders that must stay readable: the file's own, and that of what it leads to.
+    #[must_use]
+    pub fn read_later(&self) -> Vec<&Path> {
+        self.net.tls_cert.iter().chain(&self.net.tls_key).map(PathBuf::as_path).collect()
+    }
+
     /// Whether functions can be reached from other machines.
     #[must_use]
     pub fn is_open(&self) -> bool {

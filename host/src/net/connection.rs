@@ -34,6 +34,7 @@ use super::outgoing::{BoxError, Outgoing};
 use super::phase::Phase;
 use super::serve::Options;
 use super::status::problem;
+use super::stream::Stream;
 use super::{head, refuse};
 use crate::fault::{Code, Fault};
 use crate::invocation::Payload;
@@ -75,8 +76,32 @@ enum End {
     Stopped,
 }
 
-/// Serves one connection until it ends.
-pub(super) async fn run<S, F, B>(stream: TcpStream, shared: Arc<Shared<S>>)
+/// Serves one connection, from its handshake if it has one, until it ends.
+pub(super) async fn begin<S, F, B>(stream: TcpStream, shared: Arc<Shared<S>>)
+where
+    S: Fn(Request<IncomingBody>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    let stream = match shared.options.tls.clone() {
+        None => Stream::Plain(stream),
+        Some(tls) => {
+            let handshake = tls.handshake(stream, shared.options.handshake_timeout);
+            let shaken = tokio::select! {
+                shaken = handshake => shaken,
+                // Its client has asked for nothing yet.
+                () = shared.stop.stopped() => return,
+            };
+            let Some(stream) = shaken else { return };
+            stream
+        }
+    };
+    run(stream, shared).await;
+}
+
+/// Speaks HTTP until it ends.
+async fn run<S, F, B>(stream: Stream, shared: Arc<Shared<S>>)
 where
     S: Fn(Request<IncomingBody>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send,
@@ -193,7 +218,7 @@ pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 /// Ends a connection that hyper is done with.
-async fn close((stream, owed): (TcpStream, bool), unparsed: &[u8], end: End, phase: &Phase, options: &Options) {
+async fn close((stream, owed): (Stream, bool), unparsed: &[u8], end: End, phase: &Phase, options: &Options) {
     let begun = unparsed.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
     let answer = match &end {
         End::HeadTimeout if begun && phase.is_silent() => Some(problem(&slow_head(options), None)),
@@ -210,11 +235,13 @@ async fn close((stream, owed): (TcpStream, bool), unparsed: &[u8], end: End, pha
         refuse::answer(stream, &refuse::raw(answer)).await;
     } else if phase.is_cut_unmarked() {
         // Without chunks or a length an orderly close would read as the end of the body: only a reset says that it is not.
-        if let Err(error) = stream.set_zero_linger() {
+        if let Err(error) = stream.tcp().set_zero_linger() {
             tracing::debug!(%error, "could not reset a connection");
         }
     } else if phase.is_unread() {
         refuse::linger(stream).await;
+    } else if !phase.is_cut() {
+        refuse::farewell(stream).await;
     }
 }
 

@@ -14,17 +14,17 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::idle::Idle;
 use super::phase::Phase;
+use super::stream::Stream;
 
 /// How often a connection whose request's body waits to be read is asked whether its client is still there.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(super) struct Io {
-    stream: TcpStream,
+    stream: Stream,
     phase: Arc<Phase>,
     idle: Idle,
     look: Idle,
@@ -32,12 +32,12 @@ pub(super) struct Io {
 }
 
 impl Io {
-    pub(super) fn new(stream: TcpStream, phase: Arc<Phase>, write_idle_timeout: Duration) -> Self {
+    pub(super) fn new(stream: Stream, phase: Arc<Phase>, write_idle_timeout: Duration) -> Self {
         Self { stream, phase, idle: Idle::new(write_idle_timeout), look: Idle::new(LOOK_INTERVAL), swallowed: false }
     }
 
     /// The stream, and whether an answer of hyper's was swallowed and is owed.
-    pub(super) fn into_inner(self) -> (TcpStream, bool) {
+    pub(super) fn into_inner(self) -> (Stream, bool) {
         (self.stream, self.swallowed)
     }
 
@@ -58,7 +58,7 @@ impl Io {
         }
         while self.look.poll_silence(cx).is_ready() {
             self.look.progress();
-            let mut asked = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+            let mut asked = [PollFd::new(self.stream.tcp(), PollFlags::RDHUP)];
             let now = Timespec::default();
             if poll(&mut asked, Some(&now)).is_ok_and(|ready| ready > 0) {
                 return Poll::Ready(());
@@ -67,7 +67,7 @@ impl Io {
         Poll::Pending
     }
 
-    fn watch(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.idle.progress();
             return written;
@@ -106,8 +106,12 @@ impl AsyncWrite for Io {
         self.stream.is_write_vectored()
     }
 
-    /// hyper asks for this once its buffers are empty, and only then. A TCP stream has nothing to flush.
+    /// hyper asks for this once its buffers are empty, and only then. A TCP stream has nothing to flush, one of TLS may.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Stream::Tls(stream) = &mut self.stream {
+            let flushed = Pin::new(stream).poll_flush(cx);
+            std::task::ready!(self.watch(cx, flushed))?;
+        }
         if self.phase.flushed() {
             cx.waker().wake_by_ref();
         }

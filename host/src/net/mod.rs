@@ -18,6 +18,8 @@ mod phase;
 mod refuse;
 pub mod serve;
 pub mod status;
+mod stream;
+pub mod tls;
 
 #[cfg(test)]
 pub(crate) mod testing;

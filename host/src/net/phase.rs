@@ -77,6 +77,11 @@ impl Phase {
         self.has(CUT_FLUSHED)
     }
 
+    /// Whether a response broke off.
+    pub(super) fn is_cut(&self) -> bool {
+        self.has(CUT)
+    }
+
     /// Whether a response of HTTP/1.0 broke off, which its client could take for the end.
     pub(super) fn is_cut_unmarked(&self) -> bool {
         self.bits.load(Relaxed) & (CUT | OLD) == CUT | OLD

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Response, header};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::stream::Stream;
 use crate::invocation::Payload;
 
 /// How long a closing connection is read from. Closing while input is left makes the kernel send a reset, and a reset makes the
@@ -39,15 +39,23 @@ pub(super) fn raw(response: Response<Payload>) -> Bytes {
 }
 
 /// Writes `answer` and closes. Bounded by [`LINGER`].
-pub(super) async fn answer(mut stream: TcpStream, answer: &[u8]) {
+pub(super) async fn answer(mut stream: Stream, answer: &[u8]) {
     // A client that is gone or takes nothing misses its answer: there is nobody left to tell.
     if let Ok(Ok(())) = timeout(LINGER, stream.write_all(answer)).await {
         linger(stream).await;
     }
 }
 
+/// Says that nothing more is sent, where the client would take a bare end for a cut. Bounded by [`LINGER`].
+pub(super) async fn farewell(mut stream: Stream) {
+    if let Stream::Tls(_) = &stream {
+        // A client that takes nothing more does not hear it.
+        let _said = timeout(LINGER, stream.shutdown()).await;
+    }
+}
+
 /// Ends the sending side, then reads what still comes until the client ends its own.
-pub(super) async fn linger(mut stream: TcpStream) {
+pub(super) async fn linger(mut stream: Stream) {
     let rest = async {
         stream.shutdown().await?;
         let mut scratch = vec![0; 16 << 10];

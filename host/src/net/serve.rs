@@ -21,6 +21,8 @@ use tokio::time::Instant;
 use super::body::IncomingBody;
 use super::connection::{self, Shared};
 use super::drain::Stop;
+use super::stream::Stream;
+use super::tls::Tls;
 use super::{refuse, status};
 use crate::config::Net;
 use crate::fault::{Code, Fault};
@@ -37,6 +39,10 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from
 pub struct Options {
     /// Places for connections.
     pub connections: Arc<Semaphore>,
+    /// What connections begin with; plain HTTP when `None`.
+    pub tls: Option<Arc<Tls>>,
+    /// From accept to the end of the handshake of TLS.
+    pub handshake_timeout: Duration,
     /// From accept, or the end of the last response, to the end of a head.
     pub header_timeout: Duration,
     /// Longest silence in a request's body.
@@ -56,10 +62,12 @@ pub struct Options {
 impl Options {
     /// The bounds that `net` sets, with places for `connections_max` connections (the two ports differ in that alone).
     #[must_use]
-    pub fn new(net: &Net, connections_max: usize) -> Self {
+    pub fn new(net: &Net, connections_max: usize, tls: Option<Arc<Tls>>) -> Self {
         let size = |bytes: crate::config::Bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX);
         Self {
             connections: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
+            tls,
+            handshake_timeout: net.handshake_timeout.0,
             header_timeout: net.header_timeout.0,
             body_idle_timeout: net.body_idle_timeout.0,
             write_idle_timeout: net.write_idle_timeout.0,
@@ -181,16 +189,20 @@ where
         }
         let shared = Arc::clone(&self.shared);
         self.connections.spawn(async move {
-            connection::run(stream, shared).await;
+            connection::begin(stream, shared).await;
             drop(place);
         });
     }
 
     fn refuse(&mut self, stream: TcpStream) {
         self.complaints.say(|more| tracing::warn!(more, "too many connections; refusing (net.connections_max)"));
+        if self.shared.options.tls.is_some() {
+            // A word before the handshake is none that its client understands, and a handshake is what there is no room for.
+            return;
+        }
         if self.refused.len() < REFUSED_MAX {
             let full = self.full.clone();
-            self.refused.spawn(async move { refuse::answer(stream, &full).await });
+            self.refused.spawn(async move { refuse::answer(Stream::Plain(stream), &full).await });
         } else if let Err(error) = stream.try_write(&self.full) {
             tracing::debug!(%error, "a refused connection missed its answer");
         }

@@ -47,7 +47,7 @@ impl Server {
     {
         let (addr, mut listeners) = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
         let (drain, stop) = Drain::new();
-        let options = Options::new(net, net.connections_max);
+        let options = Options::new(net, net.connections_max, None);
         let listener = listeners.remove(0);
         let thread = std::thread::spawn(move || run(listener, options, service, stop));
         Self { addr, drain, thread: Some(thread) }

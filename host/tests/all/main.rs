@@ -38,4 +38,5 @@ mod shortage;
 mod snapshot;
 mod standard;
 mod templates;
+mod tls;
 mod triggers;

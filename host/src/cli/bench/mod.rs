@@ -19,6 +19,7 @@ use super::deploy::Package;
 use super::failure::Exit;
 use super::output::{self, Format};
 use super::project::Project;
+use super::trust::Trust;
 use super::{Ctx, Failure, interrupt, node};
 use crate::id::FunctionName;
 use crate::invocation::Start;
@@ -112,7 +113,7 @@ impl Cold {
     fn measure_file(&self) -> Result<Report, Failure> {
         let package = package(&self.target)?;
         node::with_own(|node| {
-            let client = Client::new(&format!("http://{}", node.control))?;
+            let client = Client::new(&format!("http://{}", node.control), &Trust::default())?;
             package.deploy(&client, None)?;
             self.measure(&client, package.name(), &machine::Daemon::Own { data_dir: node.data_dir.clone() })
         })

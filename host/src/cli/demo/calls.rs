@@ -8,6 +8,7 @@ use ureq::Agent;
 use super::cases::Request;
 use crate::cli::client;
 use crate::cli::text::{bytes, clean, span};
+use crate::cli::trust::Trust;
 use crate::id::FunctionName;
 
 /// Calls after the first one.
@@ -48,7 +49,7 @@ struct Timed {
 impl Caller {
     /// Of the daemon whose data port is at `addr`.
     pub(super) fn new(addr: &str) -> Self {
-        Self { agent: client::agent(), base: format!("http://{addr}") }
+        Self { agent: client::agent(&Trust::default()), base: format!("http://{addr}") }
     }
 
     /// Sends a request once and then [`FOLLOWING`] times. Every answer must be right.

@@ -21,6 +21,7 @@ use super::failure::Exit;
 use super::output::{self, Format};
 use super::project::Project;
 use super::text::{bytes, clean, span};
+use super::trust::Trust;
 use super::{Ctx, Failure, node, toolchain};
 use crate::control::wire::FunctionInfo;
 use calls::{Caller, Calls};
@@ -49,7 +50,7 @@ impl Demo {
         let shown = node::with_own(|node| {
             let ready = span(node.took);
             output::note(format!("daemon ready in {ready}: functions http://{}, control http://{}", node.addr, node.control));
-            let client = Client::new(&format!("http://{}", node.control))?;
+            let client = Client::new(&format!("http://{}", node.control), &Trust::default())?;
             let caller = Caller::new(&node.addr);
             let mut shown = Vec::new();
             for (case, project) in cases.iter().zip(&projects) {

@@ -9,6 +9,7 @@ use super::super::client::{self, Client};
 use super::super::failure::Exit;
 use super::super::kv::shown;
 use super::super::text::{bytes, clean};
+use super::super::trust::Trust;
 use super::super::{Failure, output};
 use super::Check;
 use crate::control::wire::{ScrubInfo, split};
@@ -19,8 +20,8 @@ const NAMED_MAX: usize = 5;
 const MEND: &str = "write them anew or delete them, or restore the data directory from a backup";
 
 /// Whether the daemon that answers writes data; `None` if none does.
-pub(super) fn writable(base: &str) -> Option<Check> {
-    let said = client::readiness(base)?;
+pub(super) fn writable(base: &str, trust: &Trust) -> Option<Check> {
+    let said = client::readiness(base, trust)?;
     let name = "data of the daemon";
     Some(match said.trim() {
         "ok" => Check::good(name, "is read and written"),

@@ -76,7 +76,7 @@ fn in_the_backlog(sent: &str, check: impl Fn(Client)) {
     drain.stop();
     let server = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(serve(listeners.remove(0), Options::new(&slow(), 100), echo, stop)).unwrap()
+        runtime.block_on(serve(listeners.remove(0), Options::new(&slow(), 100, None), echo, stop)).unwrap()
     });
     clients.into_iter().for_each(check);
     assert_eq!(server.join().unwrap(), 0);
