@@ -204,6 +204,8 @@ fn on_free_ports(data_dir: &Path, config: Config) -> Setup {
     setup.config.net.addr = SocketAddr::from(([127, 0, 0, 1], 0));
     setup.config.net.control = setup.config.net.addr;
     setup.config.data.dir = Some(data_dir.to_owned());
+    // The load generator keeps its connections, from one address.
+    (setup.config.net.requests_max, setup.config.net.connections_per_address) = (0, Some(0));
     setup
 }
 

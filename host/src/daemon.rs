@@ -42,6 +42,7 @@ use crate::limits::BLOCKING_THREADS_MAX;
 use crate::manifest::Manifest;
 use crate::net::drain::{Drain, Stop};
 use crate::net::listener::{self, BindError};
+use crate::net::places;
 use crate::net::serve::{self, Options};
 use crate::net::tls::{Tls, TlsError};
 use crate::registry::{FunctionRecord, Precondition, Registry, RegistryError};
@@ -156,7 +157,7 @@ impl Node {
             Ports::Both => listener::bind(config.net.control, 1)?,
             Ports::DataOnly => (config.net.control, Vec::new()),
         };
-        raise_descriptor_limit();
+        let (data_max, control_max) = places::most(&config.net, raise_descriptor_limit());
         let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format())?);
         dir.mark_current()?;
         let data = Arc::new(open_data(&dir, &config)?);
@@ -175,7 +176,7 @@ impl Node {
         let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
         let (drain, stop) = Drain::new();
-        let options = Options::new(&config.net, config.net.connections_max, tls.clone());
+        let options = Options::new(&config.net, data_max, tls.clone());
         let (release, released) = Drain::new();
         let (threads, data_plane) = start_data_threads(listeners, &options, &dispatcher, &stop, &released)?;
         let triggers =
@@ -192,7 +193,7 @@ impl Node {
             data_addr: addr,
             tenant: TenantId::default(),
         };
-        let options = Options::new(&config.net, config.net.control_connections_max, tls.clone());
+        let options = Options::new(&config.net, control_max, tls.clone());
         let used = Used(Arc::new(Mutex::new(UseOrder::open(dir.path()))), dispatcher.clone());
         let (control_thread, control) = start_control_thread(control_listeners, options, service, used.clone(), stop)?;
         Ok(Self {
@@ -363,11 +364,13 @@ fn size(bytes: crate::config::Bytes) -> usize {
 }
 
 /// Each connection and each file is a descriptor, and the usual soft limit of 1,024 is for programs that use `select`.
-fn raise_descriptor_limit() {
+/// Returns what it is now.
+fn raise_descriptor_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// How long a thread that stops waits for work that blocks; what goes on then ends with the process.

@@ -26,7 +26,7 @@ pub enum BodyError {
     /// The client went away, or broke the framing.
     #[error("the client broke off")]
     Disconnected,
-    /// Nothing came for longer than the node waits.
+    /// Nothing came for longer than the node waits, or too little.
     #[error("the client sent nothing for too long")]
     Idle,
     /// More came than the function takes.

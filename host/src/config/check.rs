@@ -4,7 +4,7 @@
 
 use std::path::{Component, Path};
 
-use super::{Build, Config, ConfigError, Engine, Folder, Origin};
+use super::{Build, Config, ConfigError, Engine, Folder, Net, Origin};
 
 /// Most `[[origin]]`.
 const ORIGINS_MAX: usize = 64;
@@ -13,6 +13,18 @@ const FOLDERS_MAX: usize = 64;
 
 fn range(good: bool, key: &'static str, found: String, expected: &'static str) -> Result<(), ConfigError> {
     if good { Ok(()) } else { Err(ConfigError::Range { key, found, expected }) }
+}
+
+impl Net {
+    fn check_tls(&self) -> Result<(), ConfigError> {
+        let other = if self.tls_cert.is_some() { "net.tls_key" } else { "net.tls_cert" };
+        range(
+            self.tls_cert.is_some() == self.tls_key.is_some(),
+            other,
+            "missing".into(),
+            "a file, because the other one is named",
+        )
+    }
 }
 
 impl Engine {
@@ -120,16 +132,11 @@ impl Config {
             net.uri_bytes_max.0.to_string(),
             "1 to net.head_bytes_max",
         )?;
-        let other = if net.tls_cert.is_some() { "net.tls_key" } else { "net.tls_cert" };
-        range(
-            net.tls_cert.is_some() == net.tls_key.is_some(),
-            other,
-            "missing".into(),
-            "a file, because the other one is named",
-        )?;
+        net.check_tls()?;
         for (key, time) in [
             ("net.header_timeout", net.header_timeout),
             ("net.handshake_timeout", net.handshake_timeout),
+            ("net.keepalive_timeout", net.keepalive_timeout),
             ("net.body_idle_timeout", net.body_idle_timeout),
             ("net.write_idle_timeout", net.write_idle_timeout),
             ("data.upload_timeout", self.data.upload_timeout),

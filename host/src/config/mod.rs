@@ -58,8 +58,15 @@ pub struct Net {
     pub connections_max: usize,
     /// Most connections of the control port at once. Default 256.
     pub control_connections_max: usize,
-    /// From accept, or the end of the last response, to the end of a request's head. Default 10 s.
+    /// Most connections from one address (of IPv6: from one /64) on each port; 0: no bound of its own. Default: a quarter of the port's, and
+    /// no less than 64.
+    pub connections_per_address: Option<usize>,
+    /// Most requests of one connection; 0: no bound. Default 10,000.
+    pub requests_max: u32,
+    /// From accept to the end of the first head, and from the first byte of a later head to its end. Default 10 s.
     pub header_timeout: Time,
+    /// From the end of a response to the first byte of the next head. Default 30 s.
+    pub keepalive_timeout: Time,
     /// File with the certificate that both ports show, and those that vouch for it, as PEM; with `tls_key`. Default: plain HTTP.
     pub tls_cert: Option<PathBuf>,
     /// File with the key of that certificate, as PEM.
@@ -68,6 +75,10 @@ pub struct Net {
     pub handshake_timeout: Time,
     /// Longest silence in a request's body. Default 10 s.
     pub body_idle_timeout: Time,
+    /// Fewest bytes of a request's body in each second that its reader waits, beyond `body_rate_grace`; 0: no bound. Default 1 KiB.
+    pub body_rate_min: Bytes,
+    /// Time that the reader of a request's body may wait in all before `body_rate_min` counts. Default 5 s.
+    pub body_rate_grace: Time,
     /// Longest time in which a client takes nothing of its response. Default 30 s.
     pub write_idle_timeout: Time,
     /// Most headers of a request. Default 64.
@@ -87,11 +98,16 @@ impl Default for Net {
             control: SocketAddr::from(([127, 0, 0, 1], 3900)),
             connections_max: 4096,
             control_connections_max: 256,
+            connections_per_address: None,
+            requests_max: 10_000,
             header_timeout: Time(Duration::from_secs(10)),
+            keepalive_timeout: Time(Duration::from_secs(30)),
             tls_cert: None,
             tls_key: None,
             handshake_timeout: Time(Duration::from_secs(5)),
             body_idle_timeout: Time(Duration::from_secs(10)),
+            body_rate_min: Bytes(1 << 10),
+            body_rate_grace: Time(Duration::from_secs(5)),
             write_idle_timeout: Time(Duration::from_secs(30)),
             headers_max: 64,
             head_bytes_max: Bytes(32 << 10),

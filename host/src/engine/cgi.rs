@@ -3,6 +3,7 @@
 //! Owns the mapping from a request to variables. Invariant: no header of a client can become a variable that means something
 //! else: all of them begin with `HTTP_`, and `Proxy` is left out (it would become `HTTP_PROXY`, which programs obey).
 
+use http::HeaderName;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http_body::Body as _;
@@ -37,7 +38,11 @@ pub(super) fn environment(base: &Environment, parts: &Parts, prefix_len: usize, 
     if parts.headers.contains_key(CONTENT_TYPE) {
         env.push(("CONTENT_TYPE".into(), header(CONTENT_TYPE).into()));
     }
-    for name in parts.headers.keys().filter(|name| ![CONTENT_TYPE, CONTENT_LENGTH].contains(name) && name.as_str() != "proxy") {
+    // A name with `_` would become the variable of the one with `-`, which somebody on the way may have set and vouch for.
+    let crosses = |name: &&HeaderName| {
+        ![CONTENT_TYPE, CONTENT_LENGTH].contains(*name) && name.as_str() != "proxy" && !name.as_str().contains('_')
+    };
+    for name in parts.headers.keys().filter(crosses) {
         let values: Vec<_> = parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
         env.push((format!("HTTP_{}", name.as_str().to_ascii_uppercase().replace('-', "_")), values.join(", ")));
     }
@@ -68,6 +73,7 @@ mod tests {
             .header("host", "example.com:3000")
             .header("x-a", "1")
             .header("x-a", "2")
+            .header("x_a", "3")
             .header("proxy", "evil")
             .header("content-type", "text/plain");
         let parts = request.body(()).unwrap().into_parts().0;

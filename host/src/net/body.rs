@@ -1,7 +1,7 @@
 //! Bodies of requests as they arrive.
 //!
-//! Owns the time that a client may be silent in the middle of a body. Knows nothing about who reads it. Nothing is buffered
-//! beyond hyper's one read. Invariant: after an error there are no more frames.
+//! Owns the time that a client may be silent in the middle of a body, and how slow it may be. Knows nothing about who reads it.
+//! Nothing is buffered beyond hyper's one read. Invariant: after an error there are no more frames.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,16 +14,18 @@ use hyper::body::Incoming;
 
 use super::idle::Idle;
 use super::phase::Phase;
+use super::serve::Options;
 use crate::invocation::BodyError;
 
 /// The body of a request.
 ///
-/// Errors: [`BodyError::Idle`] when nothing came for `body_idle_timeout` while the reader waited, [`BodyError::Disconnected`] when
+/// Errors: [`BodyError::Idle`] when nothing came for `body_idle_timeout` while the reader waited, or less than `body_rate_min`, [`BodyError::Disconnected`] when
 /// the client went away or broke the framing. Once it is dropped before its end the connection closes after the response.
 #[derive(Debug)]
 pub struct IncomingBody {
     body: Incoming,
     idle: Idle,
+    pace: Pace,
     failed: Option<BodyError>,
     /// The last frame was given. hyper's own `is_end_stream` never says so of a body in chunks.
     ended: bool,
@@ -32,12 +34,40 @@ pub struct IncomingBody {
 }
 
 impl IncomingBody {
-    pub(super) fn new(body: Incoming, phase: &Arc<Phase>, idle_timeout: Duration) -> Self {
+    pub(super) fn new(body: Incoming, phase: &Arc<Phase>, options: &Options) -> Self {
         let phase = (!body.is_end_stream()).then(|| {
             phase.hold_body();
             Arc::clone(phase)
         });
-        Self { body, idle: Idle::new(idle_timeout), failed: None, ended: false, phase }
+        let grace = options.body_rate_grace;
+        let pace = Pace { rate_min: options.body_rate_min, left: grace, most: grace.max(options.body_idle_timeout) };
+        Self { body, idle: Idle::new(options.body_idle_timeout), pace, failed: None, ended: false, phase }
+    }
+}
+
+/// How much longer a client may let its reader wait. Only waiting counts: a reader that takes its time costs the client nothing, and one that
+/// never waits never looks at a clock.
+#[derive(Debug)]
+struct Pace {
+    /// Bytes that earn a second; 0: nothing is counted.
+    rate_min: u64,
+    left: Duration,
+    /// What can be earned: a body that began fast does not end in drops.
+    most: Duration,
+}
+
+impl Pace {
+    /// `len` bytes came after the reader had waited for `waited`.
+    fn progress(&mut self, len: usize, waited: Duration) {
+        if let Some(nanos) = (len as u64).saturating_mul(1_000_000_000).checked_div(self.rate_min) {
+            let earned = Duration::from_nanos(nanos);
+            self.left = self.left.saturating_add(earned).saturating_sub(waited).min(self.most);
+        }
+    }
+
+    /// How long the reader may wait now.
+    fn left(&self) -> Duration {
+        if self.rate_min > 0 { self.left } else { Duration::MAX }
     }
 }
 
@@ -52,7 +82,7 @@ impl Body for IncomingBody {
         }
         let error = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                this.idle.progress();
+                this.pace.progress(frame.data_ref().map_or(0, Bytes::len), this.idle.end());
                 this.ended = frame.is_trailers();
                 return Poll::Ready(Some(Ok(frame)));
             }
@@ -64,7 +94,7 @@ impl Body for IncomingBody {
                 tracing::debug!(%error, "request body broke off");
                 BodyError::Disconnected
             }
-            Poll::Pending => match this.idle.poll_silence(cx) {
+            Poll::Pending => match this.idle.poll_silence_of(this.pace.left(), cx) {
                 Poll::Ready(()) => BodyError::Idle,
                 Poll::Pending => return Poll::Pending,
             },
@@ -87,5 +117,27 @@ impl Drop for IncomingBody {
         if let Some(phase) = &self.phase {
             phase.release_body(self.is_end_stream());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_earn_time_and_waiting_takes_it() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace { rate_min: 1024, left: 5 * second, most: 10 * second };
+        pace.progress(1024, second);
+        assert_eq!(pace.left(), 5 * second);
+        pace.progress(512, 3 * second);
+        assert_eq!(pace.left(), 2 * second + second / 2);
+        pace.progress(1, 9 * second);
+        assert_eq!(pace.left(), Duration::ZERO);
+        pace.progress(1 << 30, Duration::ZERO);
+        assert_eq!(pace.left(), 10 * second, "no more than that");
+        let mut free = Pace { rate_min: 0, left: Duration::ZERO, most: Duration::ZERO };
+        free.progress(1, 100 * second);
+        assert_eq!(free.left(), Duration::MAX);
     }
 }

@@ -1,7 +1,7 @@
 //! One connection, from accept to close.
 //!
 //! Owns its timers and its end; hyper owns the protocol. Knows nothing about what the service does. Invariant: a connection either
-//! waits for a head (at most `header_timeout`), or has a request in hand, or is closing; nothing else keeps it open.
+//! waits for a head (at most `keepalive_timeout` and `header_timeout`), or has a request in hand, or is closing; nothing else keeps it open.
 //!
 //! hyper's own head timer is not used: it allocates and arms a timer for each request, and what hyper says when a head is broken
 //! is a bare status. One lazy timer here costs a clock read for each request, and every answer is a problem document.
@@ -119,7 +119,7 @@ where
         })
     };
     let mut hyper = shared.http.serve_connection(io, service);
-    let mut head_timer = HeadTimer { idle: Idle::new(options.header_timeout), requests: 0 };
+    let mut head_timer = HeadTimer::new(&options);
 
     let mut stopped = pin!(shared.stop.stopped());
     // Polled here once, which leaves this task's waker with it. After that the order is asked for by one atomic load.
@@ -154,23 +154,32 @@ where
     close(parts.io.into_inner().into_inner(), &parts.read_buf, end, &phase, &options).await;
 }
 
-/// The time that a head may take.
+/// The time that a head may take: the first from accept on, a later one from its first byte, which has a time of its own.
 struct HeadTimer {
     idle: Idle,
-    /// [`Phase::requests`] when the wait began.
-    requests: u32,
+    header_timeout: Duration,
+    keepalive_timeout: Duration,
+    /// [`Phase::requests`] and [`Phase::is_head_begun`] when the wait began.
+    wait: (u32, bool),
 }
 
 impl HeadTimer {
+    fn new(options: &Options) -> Self {
+        let (header_timeout, keepalive_timeout) = (options.header_timeout, options.keepalive_timeout);
+        Self { idle: Idle::new(header_timeout.max(keepalive_timeout)), header_timeout, keepalive_timeout, wait: (0, true) }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>, phase: &Phase) -> Poll<End> {
         if !phase.is_waiting() {
             return Poll::Pending;
         }
         let requests = phase.requests();
-        if std::mem::replace(&mut self.requests, requests) != requests {
+        let is_head = requests == 0 || phase.is_head_begun();
+        if std::mem::replace(&mut self.wait, (requests, is_head)) != (requests, is_head) {
             self.idle.progress();
         }
-        self.idle.poll_silence(cx).map(|()| End::HeadTimeout)
+        let timeout = if is_head { self.header_timeout } else { self.keepalive_timeout };
+        self.idle.poll_silence_of(timeout, cx).map(|()| End::HeadTimeout)
     }
 }
 
@@ -186,7 +195,7 @@ where
     B: Body<Data = Bytes>,
 {
     let options = &shared.options;
-    let mut request = request.map(|body| IncomingBody::new(body, &phase, options.body_idle_timeout));
+    let mut request = request.map(|body| IncomingBody::new(body, &phase, options));
     if let Some(refusal) = head::refusal(&request, options) {
         return Ok(Outgoing::own(refusal, phase));
     }
@@ -198,7 +207,7 @@ where
     // own answer to a panic, and the future itself is not used again.
     match AssertUnwindSafe(async { (shared.service)(request).await }).catch_unwind().await {
         Ok(mut response) => {
-            if phase.is_unread() || shared.stop.is_stopped() {
+            if phase.is_unread() || phase.requests() >= options.requests_max || shared.stop.is_stopped() {
                 // hyper will not read on to find the next request, but says so only when it knew before the head was written.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

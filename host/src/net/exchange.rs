@@ -68,7 +68,7 @@ where
 fn broken_body(error: &BodyError) -> Fault {
     match error {
         BodyError::Idle => Fault::new(Code::ClientTimeout, "the rest of the request's body did not come in time")
-            .hint("send the body without pauses, or raise net.body_idle_timeout"),
+            .hint("send the body without pauses, or raise net.body_idle_timeout or lower net.body_rate_min"),
         BodyError::Disconnected => Fault::new(Code::BadRequest, "the request's body ended before its announced length"),
         BodyError::TooLarge { limit } => {
             Fault::new(Code::BodyTooLarge, format!("the request's body is larger than {limit} bytes"))

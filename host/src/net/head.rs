@@ -1,10 +1,11 @@
 //! What the head of a request must be, on either port.
 //!
 //! Owns the checks that hyper's parser does not make. Knows nothing about who answers. Invariant: what passes names one host (or
-//! speaks HTTP/1.0), asks for no tunnel, and is within the limits.
+//! speaks HTTP/1.0), asks for no tunnel, has a body of a known length or in plain chunks, and is within the limits.
 
-use http::header::{CONNECTION, HOST};
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, Request, Response, Version};
+use http_body::Body;
 
 use super::serve::Options;
 use super::status::problem;
@@ -12,13 +13,15 @@ use crate::fault::{Code, Fault};
 use crate::invocation::Payload;
 
 /// The answer to a head that cannot be served; `None` for a good one.
-pub(super) fn refusal<B>(request: &Request<B>, options: &Options) -> Option<Response<Payload>> {
+pub(super) fn refusal<B: Body>(request: &Request<B>, options: &Options) -> Option<Response<Payload>> {
     let (headers, uri) = (request.headers(), request.uri());
     let target_len = uri.path_and_query().map_or(0, |path| path.as_str().len()) + uri.authority().map_or(0, |a| a.as_str().len());
     let fault = if target_len > options.uri_bytes_max {
         uri_too_long(options)
     } else if headers.len() > options.headers_max {
         too_many_headers(options)
+    } else if let Some(fault) = misframed(request) {
+        fault
     } else {
         misdirected(request)?
     };
@@ -40,11 +43,37 @@ pub(super) fn too_many_headers(options: &Options) -> Fault {
         .hint("send fewer or shorter headers, or raise net.head_bytes_max and net.headers_max")
 }
 
+/// What is wrong with how the request's body is told from what follows. hyper takes every list of codings that ends in `chunked`; a coding that
+/// nobody undoes would reach the guest as if it were the body, and who spells the word in odd ways means to be read in two ways. Nothing is
+/// looked up for a request without a body or with a length.
+fn misframed<B: Body>(request: &Request<B>) -> Option<Fault> {
+    if request.body().size_hint().exact().is_some() {
+        return None;
+    }
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => None,
+        _ => Some(
+            Fault::new(
+                Code::BadRequest,
+                "the request has a transfer coding that Hob does not know; expected chunked, once, and nothing else",
+            )
+            .hint("send the body with a content-length, or in chunks"),
+        ),
+    }
+}
+
 /// What is wrong with where the request wants to go.
 fn misdirected<B>(request: &Request<B>) -> Option<Fault> {
     let bad = |detail| Some(Fault::new(Code::BadRequest, detail));
     if request.method() == Method::CONNECT {
         return bad("CONNECT asks for a tunnel, and this is not a proxy");
+    }
+    if request.uri().path() == "*" && request.method() != Method::OPTIONS {
+        return bad("the target is '*', which only OPTIONS may ask for");
+    }
+    if request.uri().authority().is_some() && !matches!(request.uri().scheme_str(), Some("http" | "https")) {
+        return bad("the target is no path and no http address; expected one that begins with '/'");
     }
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {

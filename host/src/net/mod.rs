@@ -15,6 +15,7 @@ mod io;
 pub mod listener;
 mod outgoing;
 mod phase;
+pub mod places;
 mod refuse;
 pub mod serve;
 pub mod status;

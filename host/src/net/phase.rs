@@ -4,7 +4,7 @@
 //! notes here what it knows, and the timers ask. Invariant: a connection waits for a head exactly when no response is under way,
 //! all that hyper wrote has left its buffers, and nobody holds a request's body.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use http::Version;
 
@@ -29,6 +29,8 @@ const OLD: u8 = 1 << 6;
 pub(super) struct Phase {
     bits: AtomicU8,
     requests: AtomicU32,
+    /// Some of the next head has come.
+    head_begun: AtomicBool,
 }
 
 impl Phase {
@@ -41,6 +43,19 @@ impl Phase {
         let old = if version == Version::HTTP_11 { 0 } else { OLD };
         self.bits.fetch_or(ANSWERING | UNFLUSHED | old, Relaxed);
         self.requests.fetch_add(1, Relaxed);
+        self.head_begun.store(false, Relaxed);
+    }
+
+    /// Something was read from the stream. While nobody holds a body it belongs to the next head.
+    pub(super) fn read(&self) {
+        if !self.has(BODY_HELD) {
+            self.head_begun.store(true, Relaxed);
+        }
+    }
+
+    /// Whether some of the next head has come. What hyper read together with the end of a body does not show.
+    pub(super) fn is_head_begun(&self) -> bool {
+        self.head_begun.load(Relaxed)
     }
 
     /// The response's body is with hyper, or given up.

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,21 +15,22 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::body::IncomingBody;
 use super::connection::{self, Shared};
 use super::drain::Stop;
+use super::places::{Full, Places};
 use super::stream::Stream;
 use super::tls::Tls;
 use super::{refuse, status};
 use crate::config::Net;
 use crate::fault::{Code, Fault};
 
-/// Refused connections that are given time to read their answer, for each listener. More than that are just closed.
-const REFUSED_MAX: usize = 64;
+/// Refused connections that are given time to read their answer, for each listener: a sixteenth of the port's places, and within these bounds,
+/// because they hold descriptors too. More than that are just closed.
+const REFUSED: (usize, usize) = (8, 64);
 /// First and longest pause after the system had no descriptor or memory for a connection. Such a connection stays in the
 /// backlog, so accepting again at once would fail at once.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
@@ -38,15 +40,23 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Places for connections.
-    pub connections: Arc<Semaphore>,
+    pub places: Arc<Places>,
+    /// Most requests of one connection.
+    pub requests_max: u32,
     /// What connections begin with; plain HTTP when `None`.
     pub tls: Option<Arc<Tls>>,
     /// From accept to the end of the handshake of TLS.
     pub handshake_timeout: Duration,
-    /// From accept, or the end of the last response, to the end of a head.
+    /// From accept to the end of the first head, and from the first byte of a later one to its end.
     pub header_timeout: Duration,
+    /// From the end of a response to the first byte of the next head.
+    pub keepalive_timeout: Duration,
     /// Longest silence in a request's body.
     pub body_idle_timeout: Duration,
+    /// Fewest bytes of a request's body in each second that its reader waits; 0: no bound.
+    pub body_rate_min: u64,
+    /// Time that it may wait before that counts.
+    pub body_rate_grace: Duration,
     /// Longest time in which a client takes nothing of its response.
     pub write_idle_timeout: Duration,
     /// Most headers of a request.
@@ -65,10 +75,14 @@ impl Options {
     pub fn new(net: &Net, connections_max: usize, tls: Option<Arc<Tls>>) -> Self {
         let size = |bytes: crate::config::Bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX);
         Self {
-            connections: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
+            places: Places::new(connections_max, net.connections_per_address),
+            requests_max: if net.requests_max == 0 { u32::MAX } else { net.requests_max },
             tls,
             handshake_timeout: net.handshake_timeout.0,
             header_timeout: net.header_timeout.0,
+            keepalive_timeout: net.keepalive_timeout.0,
+            body_rate_min: net.body_rate_min.0,
+            body_rate_grace: net.body_rate_grace.0,
             body_idle_timeout: net.body_idle_timeout.0,
             write_idle_timeout: net.write_idle_timeout.0,
             headers_max: net.headers_max,
@@ -115,9 +129,9 @@ where
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, addr)) => {
                     backoff = BACKOFF.0;
-                    door.admit(stream);
+                    door.admit(stream, addr);
                 }
                 Err(error) if concerns_one_connection(&error) => tracing::debug!(%error, "a connection failed before accept"),
                 Err(error) => {
@@ -154,8 +168,9 @@ struct Door<S> {
     shared: Arc<Shared<S>>,
     connections: JoinSet<()>,
     refused: JoinSet<()>,
-    /// What a connection too many is told.
-    full: Bytes,
+    refused_max: usize,
+    /// What a connection too many is told: of the port, of its address.
+    full: [Bytes; 2],
     complaints: Complaints,
 }
 
@@ -167,21 +182,26 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     fn new(options: Options, service: S, stop: Stop) -> Self {
-        let full = Fault::new(Code::Overloaded, "the node has as many connections as it takes")
-            .hint("try again, and reuse connections")
-            .retry_after(Duration::from_secs(1));
+        let full =
+            ["the node has as many connections as it takes", "the node has as many connections of your address as it takes"];
+        let full = full.map(|detail| {
+            let fault = Fault::new(Code::Overloaded, detail).hint("try again, and reuse connections");
+            refuse::raw(status::problem(&fault.retry_after(Duration::from_secs(1)), None))
+        });
         Self {
+            refused_max: (options.places.most() / 16).clamp(REFUSED.0, REFUSED.1),
             shared: Arc::new(Shared { http: connection::builder(&options), options, service, stop }),
             connections: JoinSet::new(),
             refused: JoinSet::new(),
-            full: refuse::raw(status::problem(&full, None)),
+            full,
             complaints: Complaints::default(),
         }
     }
 
-    fn admit(&mut self, stream: TcpStream) {
-        let Ok(place) = Arc::clone(&self.shared.options.connections).try_acquire_owned() else {
-            return self.refuse(stream);
+    fn admit(&mut self, stream: TcpStream, addr: SocketAddr) {
+        let place = match self.shared.options.places.take(addr.ip()) {
+            Ok(place) => place,
+            Err(full) => return self.refuse(stream, addr, full),
         };
         // Without it the last packet of a response may wait for the client's delayed acknowledgement, 40 ms.
         if let Err(error) = stream.set_nodelay(true) {
@@ -194,16 +214,21 @@ where
         });
     }
 
-    fn refuse(&mut self, stream: TcpStream) {
-        self.complaints.say(|more| tracing::warn!(more, "too many connections; refusing (net.connections_max)"));
+    fn refuse(&mut self, stream: TcpStream, addr: SocketAddr, full: Full) {
+        let key = match full {
+            Full::Port => "net.connections_max",
+            Full::Address => "net.connections_per_address",
+        };
+        self.complaints.say(|more| tracing::warn!(more, %addr, key, "too many connections; refusing"));
+        let full = &self.full[usize::from(full == Full::Address)];
         if self.shared.options.tls.is_some() {
             // A word before the handshake is none that its client understands, and a handshake is what there is no room for.
             return;
         }
-        if self.refused.len() < REFUSED_MAX {
-            let full = self.full.clone();
+        if self.refused.len() < self.refused_max {
+            let full = full.clone();
             self.refused.spawn(async move { refuse::answer(Stream::Plain(stream), &full).await });
-        } else if let Err(error) = stream.try_write(&self.full) {
+        } else if let Err(error) = stream.try_write(full) {
             tracing::debug!(%error, "a refused connection missed its answer");
         }
     }
@@ -218,9 +243,9 @@ where
             }
         };
         // Asked directly: the runtime may not have noticed the latest ones. Bounded by the backlog and the connection cap.
-        while let Ok((stream, _)) = listener.accept() {
+        while let Ok((stream, addr)) = listener.accept() {
             match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                Ok(stream) => self.admit(stream),
+                Ok(stream) => self.admit(stream, addr),
                 Err(error) => tracing::debug!(%error, "a connection failed after accept"),
             }
         }

@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) fn quick() -> Net {
     Net {
         header_timeout: Time(Duration::from_secs(1)),
+        keepalive_timeout: Time(Duration::from_secs(1)),
         body_idle_timeout: Time(Duration::from_secs(1)),
         write_idle_timeout: Time(Duration::from_secs(1)),
         drain_timeout: Time(Duration::from_millis(500)),

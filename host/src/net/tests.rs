@@ -38,7 +38,15 @@ async fn echo(request: Request<IncomingBody>) -> Response<Full<Bytes>> {
 /// Nothing but the timeouts that a test is about is short.
 fn slow() -> Net {
     let long = Time(Duration::from_secs(600));
-    Net { header_timeout: long, body_idle_timeout: long, write_idle_timeout: long, drain_timeout: long, ..Net::default() }
+    Net {
+        header_timeout: long,
+        keepalive_timeout: long,
+        body_idle_timeout: long,
+        body_rate_grace: long,
+        write_idle_timeout: long,
+        drain_timeout: long,
+        ..Net::default()
+    }
 }
 
 #[test]
@@ -82,7 +90,7 @@ fn a_silent_connection_is_closed() {
 
 #[test]
 fn an_idle_connection_is_closed() {
-    let server = Server::start(&Net { header_timeout: quick().header_timeout, ..slow() }, echo);
+    let server = Server::start(&Net { keepalive_timeout: quick().keepalive_timeout, ..slow() }, echo);
     let mut client = server.client();
     assert_eq!(client.send(GET).response().status, 200);
     assert!(client.is_closed());
@@ -101,6 +109,77 @@ fn half_a_head_gets_408() {
     assert_eq!(client.send(GET).response().status, 200);
     client.send("GET /").response().check_problem(408, "client-timeout");
     assert!(client.is_closed());
+}
+
+#[test]
+fn a_head_has_its_own_time_on_an_idle_connection() {
+    let server = Server::start(&Net { header_timeout: quick().header_timeout, ..slow() }, echo);
+    let mut client = server.client();
+    assert_eq!(client.send(GET).response().status, 200);
+    // Silent for longer than a head may take, which is nothing while there is none.
+    client.0.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
+    assert!(client.0.read(&mut [0]).is_err(), "it is open");
+    client.0.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    client.send("GET /").response().check_problem(408, "client-timeout");
+}
+
+#[test]
+fn a_connection_has_a_number_of_requests() {
+    let server = Server::start(&Net { requests_max: 3, ..slow() }, echo);
+    let mut client = server.client();
+    client.send(GET.repeat(4));
+    for close in [None, None, Some("close")] {
+        let response = client.response();
+        assert_eq!((response.status, response.header("connection")), (200, close));
+    }
+    assert!(client.is_closed());
+    let server = Server::start(&Net { requests_max: 0, ..slow() }, echo);
+    let mut client = server.client();
+    for _ in 0..10 {
+        assert_eq!(client.send(GET).response().header("connection"), None);
+    }
+}
+
+#[test]
+fn a_body_that_drips_is_given_up() {
+    let grace = Time(Duration::from_millis(500));
+    let server = Server::start(&Net { body_rate_grace: grace, ..slow() }, echo);
+    let mut client = server.client();
+    client.send("POST /x HTTP/1.1\r\nhost: t\r\ncontent-length: 10000000\r\n\r\n");
+    client.0.set_nonblocking(true).unwrap();
+    while client.0.peek(&mut [0]).is_err() {
+        client.send_some("x");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    client.0.set_nonblocking(false).unwrap();
+    assert_eq!(client.response().text(), BodyError::Idle.to_string());
+    // As much in the same time and more, at once: nobody waits for it. And a rate of 0 asks for nothing.
+    let free = Server::start(&Net { body_rate_grace: grace, body_rate_min: Size(0), ..slow() }, echo);
+    for (server, piece) in [(&server, 1 << 16), (&free, 1)] {
+        let mut client = server.client();
+        client.send(format!("POST /x HTTP/1.1\r\nhost: t\r\ncontent-length: {}\r\n\r\n", 40 * piece));
+        for _ in 0..40 {
+            client.send(vec![b'x'; piece]);
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        assert_eq!(client.response().text(), format!("POST /x {}", 40 * piece));
+    }
+}
+
+#[test]
+fn an_address_has_a_number_of_connections() {
+    let server = Server::start(&Net { connections_per_address: Some(1), ..slow() }, echo);
+    let mut first = server.client();
+    assert_eq!(first.send(GET).response().status, 200);
+    let response = server.client().response();
+    response.check_problem(503, "overloaded");
+    assert!(response.text().contains("of your address"), "{response:?}");
+    // Another address has its own.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
+    socket.connect(&server.addr.into()).unwrap();
+    assert_eq!(Client(socket.into()).send(GET).response().status, 200);
+    assert_eq!(first.send(GET).response().status, 200);
 }
 
 #[test]
@@ -230,6 +309,9 @@ fn malformed_heads_get_400_and_a_close() {
         "GET /x HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
         "GET /x HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n",
         "GET http://a/x HTTP/1.1\r\nhost: b\r\n\r\n",
+        "GET * HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET a HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET ftp://a/x HTTP/1.1\r\nhost: a\r\n\r\n",
         "CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n",
         "GET /x HTTP/3.0\r\nhost: a\r\n\r\n",
         "GET /x HTTP/1.1\r\nhost : a\r\n\r\n",
@@ -237,6 +319,8 @@ fn malformed_heads_get_400_and_a_close() {
         "POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
         "POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
         "POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n",
+        "POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST /x HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "\x16\x03\x01\x02\x00\x01\x00\x01\n\n",

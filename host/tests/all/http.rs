@@ -7,7 +7,7 @@ use crate::harness::{Node, eventually, multipart};
 const GIB: u64 = 1 << 30;
 
 /// Timers so short that a client's silence is over soon, and so long that a test on a busy machine is never silent by itself.
-const SHORT: [&str; 2] = ["net.header_timeout=1s", "net.body_idle_timeout=1s"];
+const SHORT: [&str; 3] = ["net.header_timeout=1s", "net.keepalive_timeout=1s", "net.body_idle_timeout=1s"];
 
 fn ports(node: &Node) -> [(&Port, &str); 2] {
     [(&node.data, "/a"), (&node.control, "/livez")]

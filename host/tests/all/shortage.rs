@@ -21,28 +21,48 @@ fn short_of_descriptors(limit: usize, functions: usize, settings: &[&str]) -> No
     node
 }
 
-/// Opens connections until the node has no descriptor left. The first can be used.
-fn take_all_descriptors(node: &Node, limit: usize) -> Vec<Conn> {
-    // It may have inherited some above its limit.
-    let number =
-        |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().to_str().unwrap().parse::<usize>().unwrap();
-    let count = || {
-        let all = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap();
-        all.map(number).filter(|number| *number < limit).count()
+/// Opens a few connections, all of which can be used, and takes what descriptors are left from the node: connections alone cannot, because it
+/// keeps some from them. They come back when the connections close.
+fn take_all_descriptors(node: &Node) -> Vec<Conn> {
+    let number = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().to_str().unwrap().parse::<u64>().unwrap();
+    let lowest_free = || {
+        let taken: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().map(number).collect();
+        (0..).find(|free| !taken.contains(free)).unwrap()
     };
-    let mut conns = vec![node.data.connect()];
-    conns[0].request("GET", "/nothing", &[], b"");
-    conns[0].reply().problem(404, "not-found");
+    let conns: Vec<_> = (0..17)
+        .map(|_| {
+            let mut conn = node.data.connect();
+            conn.request("GET", "/nothing", &[], b"");
+            conn.reply().problem(404, "not-found");
+            conn
+        })
+        .collect();
     // What the deploys left closes late, so it must be none for a while.
     let mut times = 0;
+    let mut limit = 0;
     eventually("none is left", || {
-        times = if count() < limit { 0 } else { times + 1 };
-        if times == 0 {
-            conns.push(node.data.connect());
-        }
+        let free = lowest_free();
+        times = if free == limit { times + 1 } else { 0 };
+        limit = free;
+        bound_descriptors(node, Some(limit));
         times == 20
     });
     conns
+}
+
+/// Closes those connections, and gives the node the descriptors back that were taken from it.
+fn give_back(node: &Node, conns: Vec<Conn>) {
+    drop(conns);
+    bound_descriptors(node, None);
+}
+
+/// Lets a node have as many descriptors; as many as it began with when `None`.
+fn bound_descriptors(node: &Node, current: Option<u64>) {
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let maximum = line.split_whitespace().nth(4).unwrap().parse().ok();
+    let pid = Pid::from_raw(node.pid().try_into().unwrap());
+    prlimit(pid, Resource::Nofile, Rlimit { current: current.or(maximum), maximum }).unwrap();
 }
 
 #[test]
@@ -50,14 +70,14 @@ fn out_of_descriptors_half_of_the_templates_are_given_up() {
     const LIMIT: usize = 100;
     let node = short_of_descriptors(LIMIT, 12, &["engine.templates_max=8"]);
     assert!(node.stderr().contains("templates in memory at most"), "{}", node.stderr());
-    let mut conns = take_all_descriptors(&node, LIMIT);
+    let mut conns = take_all_descriptors(&node);
     conns[0].request("GET", "/0", &[], b"");
     let reply = conns[0].reply().ok();
     assert_eq!((reply.text().as_str(), reply.header("hob-start")), ("0", Some("stored")));
     // Those that were used last stayed.
     conns[0].request("GET", "/11", &[], b"");
     assert_eq!(conns[0].reply().ok().header("hob-start"), Some("resident"));
-    drop(conns);
+    give_back(&node, conns);
     eventually("the control port answers again", || node.control.try_connect().is_ok());
     assert_eq!(node.metric("hob_templates"), 5);
 }
@@ -66,13 +86,13 @@ fn out_of_descriptors_half_of_the_templates_are_given_up() {
 fn out_of_descriptors_with_nothing_to_give_up_is_503() {
     const LIMIT: usize = 100;
     let node = short_of_descriptors(LIMIT, 2, &["engine.templates_max=1"]);
-    let mut conns = take_all_descriptors(&node, LIMIT);
+    let mut conns = take_all_descriptors(&node);
     // Loading takes two descriptors for a moment, and giving up the one template leaves one.
     conns[0].request("GET", "/0", &[], b"");
     let reply = conns[0].reply();
     reply.problem(503, "overloaded");
     assert!(reply.header("retry-after").is_some());
-    drop(conns);
+    give_back(&node, conns);
     assert_eq!(start(&node, "0", "0"), "stored");
     assert_eq!(node.metric("hob_artifacts_corrupt_total"), 0, "nothing was wrong with its artifact");
 }
@@ -194,13 +214,13 @@ fn a_deploy_without_descriptors_is_503_and_leaves_nothing() {
         conn.reply()
     };
     let deploys = ["0", "new"].map(|name| (connect(), name));
-    let conns = take_all_descriptors(&node, LIMIT);
+    let conns = take_all_descriptors(&node);
     for (conn, name) in deploys {
         let reply = deploy(conn, name);
         reply.problem(503, "overloaded");
         assert!(reply.header("retry-after").is_some());
     }
-    drop(conns);
+    give_back(&node, conns);
     eventually("the control port answers again", || node.control.try_connect().is_ok());
     assert_eq!(start(&node, "0", "0"), "resident");
     assert_eq!(node.files("staging").len(), 0);

@@ -117,7 +117,15 @@ pub(crate) fn serve(data_dir: &Path) -> Command {
     // In a debug build every instantiation is slow enough to be worth doing ahead: which rung a request starts on would be chance.
     command.args(["--set", "engine.ready_max=0"]);
     // No test but one about a timer, which sets it, may depend on how soon a busy machine gets round to a client or a build.
-    for long in ["net.header_timeout", "net.body_idle_timeout", "net.write_idle_timeout", "build.wall"] {
+    for long in [
+        "net.header_timeout",
+        "net.keepalive_timeout",
+        "net.handshake_timeout",
+        "net.body_idle_timeout",
+        "net.body_rate_grace",
+        "net.write_idle_timeout",
+        "build.wall",
+    ] {
         command.args(["--set", &format!("{long}=1h")]);
     }
     command
