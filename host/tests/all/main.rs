@@ -21,6 +21,7 @@ mod data;
 mod deploy;
 mod examples;
 mod files;
+mod front;
 mod harness;
 mod http;
 mod interop;

@@ -7,6 +7,8 @@ pub(crate) mod doors;
 pub(crate) mod examples;
 pub(crate) mod failing;
 pub(crate) mod http;
+pub(crate) mod smuggle;
+pub(crate) mod strict;
 pub(crate) mod wat;
 
 use std::io::{BufRead, BufReader, Read, Write};

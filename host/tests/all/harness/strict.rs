@@ -1,0 +1,291 @@
+//! An HTTP/1 parser of a test's own: what of a stream of bytes is a request, by RFC 9112 alone.
+//!
+//! It knows nothing of Hob, hyper or httparse and needs nothing but the standard library, so a fuzz target can include this file as it is.
+//! It reads a whole stream at once, and is slow and plain. Where the standard leaves a choice, the stricter one is taken, but for two:
+//! a bare LF ends a line of a head (2.2), and a message with both framings has the chunks (6.3), after which nothing is believed.
+
+/// A request as far as framing goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// Head and body are there. The length of the body without its framing.
+    Whole(u64),
+    /// The head is good; the body breaks a rule.
+    BadBody,
+    /// The head is good; the stream ends within the body.
+    CutBody,
+}
+
+/// What follows the last request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nothing. The connection can go on.
+    Open,
+    /// Part of a head, or of a body.
+    Cut,
+    /// What is no request, or something after which nothing is believed. The server must close.
+    Close,
+}
+
+/// All requests of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stream {
+    pub(crate) requests: Vec<Request>,
+    pub(crate) end: End,
+}
+
+/// Reads a stream.
+pub(crate) fn parse(mut input: &[u8]) -> Stream {
+    let mut requests = Vec::new();
+    loop {
+        // Empty lines before a request are passed over (2.2).
+        loop {
+            match input {
+                [b'\n', rest @ ..] | [b'\r', b'\n', rest @ ..] => input = rest,
+                _ => break,
+            }
+        }
+        if input.is_empty() {
+            return Stream { requests, end: End::Open };
+        }
+        let (head, rest) = match head(input) {
+            Ok(found) => found,
+            Err(end) => return Stream { requests, end },
+        };
+        let (request, rest) = match head.framing {
+            Framing::Length(len) if len <= rest.len() as u64 => {
+                (Request::Whole(len), rest.split_at(usize::try_from(len).unwrap()).1)
+            }
+            Framing::Length(_) => (Request::CutBody, rest),
+            Framing::Chunks => match chunks(rest) {
+                Ok((len, rest)) => (Request::Whole(len), rest),
+                Err(End::Cut) => (Request::CutBody, rest),
+                Err(_) => (Request::BadBody, rest),
+            },
+        };
+        requests.push(request);
+        match request {
+            Request::Whole(_) if !head.is_last => input = rest,
+            Request::CutBody => return Stream { requests, end: End::Cut },
+            Request::Whole(_) | Request::BadBody => return Stream { requests, end: End::Close },
+        }
+    }
+}
+
+enum Framing {
+    Length(u64),
+    Chunks,
+}
+
+struct Head {
+    framing: Framing,
+    /// Nothing after this request is read.
+    is_last: bool,
+}
+
+/// A line of a head without its end, and what follows. A CR that ends no line is an error.
+fn line(input: &[u8]) -> Result<(&[u8], &[u8]), End> {
+    let Some(len) = input.iter().position(|byte| *byte == b'\n') else {
+        // What is wrong already does not get better.
+        let cr = input.iter().position(|byte| *byte == b'\r');
+        return Err(if cr.is_some_and(|at| at + 1 < input.len()) { End::Close } else { End::Cut });
+    };
+    let line = &input[..len];
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.contains(&b'\r') { Err(End::Close) } else { Ok((line, &input[len + 1..])) }
+}
+
+fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+}
+
+/// Request line and fields (3, 5), what they say of the body (6.3), and what follows.
+fn head(input: &[u8]) -> Result<(Head, &[u8]), End> {
+    let (first, mut input) = line(input)?;
+    let mut parts = first.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Err(End::Close);
+    };
+    let is_new = match version {
+        b"HTTP/1.1" => true,
+        b"HTTP/1.0" => false,
+        _ => return Err(End::Close),
+    };
+    if !is_token(method) || !target.iter().all(u8::is_ascii_graphic) {
+        return Err(End::Close);
+    }
+    let mut fields = Fields::default();
+    loop {
+        let (field, rest) = line(input)?;
+        input = rest;
+        if field.is_empty() {
+            break;
+        }
+        fields.add(field)?;
+    }
+    let authority = authority(method, target)?;
+    let head = fields.frame(is_new, authority)?;
+    Ok((head, input))
+}
+
+/// The four forms of a target (3.2): who is asked, in the absolute form. A tunnel is refused.
+fn authority<'a>(method: &[u8], target: &'a [u8]) -> Result<Option<&'a [u8]>, End> {
+    if method == b"CONNECT" {
+        return Err(End::Close);
+    }
+    if target.starts_with(b"/") || (method == b"OPTIONS" && target == b"*") {
+        return Ok(None);
+    }
+    let rest = target.strip_prefix(b"http://").or_else(|| target.strip_prefix(b"https://")).ok_or(End::Close)?;
+    let authority = rest.split(|byte| b"/?#".contains(byte)).next().unwrap_or_default();
+    if authority.is_empty() { Err(End::Close) } else { Ok(Some(authority)) }
+}
+
+#[derive(Default)]
+struct Fields<'a> {
+    hosts: Vec<&'a [u8]>,
+    lengths: Vec<&'a [u8]>,
+    codings: Vec<&'a [u8]>,
+    connection: Vec<Vec<u8>>,
+}
+
+impl<'a> Fields<'a> {
+    /// One field line (5.1). No white space before the colon, no folding.
+    fn add(&mut self, field: &'a [u8]) -> Result<(), End> {
+        let colon = field.iter().position(|byte| *byte == b':').ok_or(End::Close)?;
+        let (name, value) = (&field[..colon], trim(&field[colon + 1..]));
+        if !is_token(name) || value.iter().any(|byte| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f) {
+            return Err(End::Close);
+        }
+        match name.to_ascii_lowercase().as_slice() {
+            b"host" => self.hosts.push(value),
+            b"content-length" => self.lengths.push(value),
+            b"transfer-encoding" => self.codings.push(value),
+            b"connection" => {
+                self.connection.extend(value.split(|byte| *byte == b',').map(|word| trim(word).to_ascii_lowercase()))
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn frame(&self, is_new: bool, authority: Option<&[u8]>) -> Result<Head, End> {
+        match self.hosts.as_slice() {
+            [] if is_new => return Err(End::Close),
+            [] => {}
+            [host] if authority.is_none_or(|authority| authority.eq_ignore_ascii_case(host)) => {}
+            _ => return Err(End::Close),
+        }
+        let says = |word: &[u8]| self.connection.iter().any(|found| found == word);
+        let is_last = says(b"close") || !(is_new || says(b"keep-alive"));
+        match self.codings.as_slice() {
+            [] => Ok(Head { framing: Framing::Length(self.length()?), is_last }),
+            [coding] if is_new && coding.eq_ignore_ascii_case(b"chunked") => {
+                // Both: an attempt, or a broken proxy on the way.
+                Ok(Head { framing: Framing::Chunks, is_last: is_last || !self.lengths.is_empty() })
+            }
+            _ => Err(End::Close),
+        }
+    }
+
+    fn length(&self) -> Result<u64, End> {
+        let mut len = None;
+        for value in &self.lengths {
+            if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+                return Err(End::Close);
+            }
+            let found: u64 = std::str::from_utf8(value).unwrap().parse().map_err(|_| End::Close)?;
+            if len.is_some_and(|len| len != found) {
+                return Err(End::Close);
+            }
+            len = Some(found);
+        }
+        Ok(len.unwrap_or_default())
+    }
+}
+
+fn trim(text: &[u8]) -> &[u8] {
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let start = text.iter().position(|byte| !is_space(byte)).unwrap_or(text.len());
+    let end = text.iter().rposition(|byte| !is_space(byte)).map_or(start, |at| at + 1);
+    &text[start..end]
+}
+
+/// A body in chunks (7.1): its length, and what follows. Its lines end with CR LF, and nothing else.
+fn chunks(mut input: &[u8]) -> Result<(u64, &[u8]), End> {
+    let mut sum: u64 = 0;
+    loop {
+        let (size, rest) = crlf_line(input)?;
+        let digits = size.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        let len = std::str::from_utf8(&size[..digits])
+            .ok()
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+            .ok_or(End::Close)?;
+        let extension = trim(&size[digits..]);
+        if !(extension.is_empty() || extension.starts_with(b";")) {
+            return Err(End::Close);
+        }
+        input = rest;
+        if len == 0 {
+            break;
+        }
+        if len > input.len() as u64 {
+            return Err(End::Cut);
+        }
+        let (_, rest) = input.split_at(usize::try_from(len).unwrap());
+        input = match rest {
+            [b'\r', b'\n', rest @ ..] => rest,
+            [] | [b'\r'] => return Err(End::Cut),
+            _ => return Err(End::Close),
+        };
+        sum = sum.checked_add(len).ok_or(End::Close)?;
+    }
+    loop {
+        let (trailer, rest) = crlf_line(input)?;
+        input = rest;
+        if trailer.is_empty() {
+            return Ok((sum, input));
+        }
+        Fields::default().add(trailer)?;
+    }
+}
+
+fn crlf_line(input: &[u8]) -> Result<(&[u8], &[u8]), End> {
+    let Some(at) = input.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else { return Err(End::Cut) };
+    match &input[at..] {
+        [b'\r', b'\n', rest @ ..] => Ok((&input[..at], rest)),
+        [b'\r'] => Err(End::Cut),
+        _ => Err(End::Close),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_read_as_the_standard_says() {
+        let host = "Host: a\r\n";
+        for (stream, requests, end) in [
+            (format!("GET / HTTP/1.1\r\n{host}\r\n\r\nGET / HTTP/1.1\n{host}\n"), vec![Request::Whole(0); 2], End::Open),
+            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 3\r\n\r\nabcGET"), vec![Request::Whole(3)], End::Cut),
+            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 3\r\n\r\nab"), vec![Request::CutBody], End::Cut),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n1;a=b\r\nx\r\n0\r\nt: u\r\n\r\n"),
+                vec![Request::Whole(1)],
+                End::Open,
+            ),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET"),
+                vec![Request::Whole(0)],
+                End::Close,
+            ),
+            (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n1\nx"), vec![Request::BadBody], End::Close),
+            (format!("GET / HTTP/1.1\r\n{host}{host}\r\n"), vec![], End::Close),
+            ("GET / HTTP/1.1\r\n\r\n".into(), vec![], End::Close),
+            ("GET / HTTP/1.0\r\n\r\nGET".into(), vec![Request::Whole(0)], End::Close),
+            (format!("GET / HTTP/1.1\r\n{host} folded\r\n\r\n"), vec![], End::Close),
+        ] {
+            assert_eq!(parse(stream.as_bytes()), Stream { requests, end }, "{stream:?}");
+        }
+    }
+}
