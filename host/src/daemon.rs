@@ -380,6 +380,13 @@ fn current_thread() -> std::io::Result<Runtime> {
     RuntimeBuilder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build()
 }
 
+/// The runtime of a thread that may run guests.
+fn guest_thread() -> std::io::Result<Runtime> {
+    let mut builder = RuntimeBuilder::new_current_thread();
+    builder.enable_all().max_blocking_threads(BLOCKING_THREADS_MAX);
+    builder.on_thread_park(Engine::thread_sleeps).on_thread_unpark(Engine::thread_woke).build()
+}
+
 /// Starts a named thread with a runtime of its own, and returns the runtime's handle.
 fn start_thread<F>(name: String, serve: impl FnOnce() -> F + Send + 'static) -> std::io::Result<(JoinHandle<usize>, Handle)>
 where
@@ -387,7 +394,7 @@ where
 {
     let (sender, handle): (SyncSender<std::io::Result<Handle>>, Receiver<_>) = sync_channel(1);
     let body = move || {
-        let runtime = match current_thread() {
+        let runtime = match guest_thread() {
             Ok(runtime) => runtime,
             Err(error) => {
                 // The receiver waits for exactly this.

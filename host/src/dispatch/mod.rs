@@ -175,6 +175,7 @@ impl Dispatcher {
             let load = if start == Start::Resident { Duration::ZERO } else { admitted.elapsed().saturating_sub(verify) };
             let call = Call {
                 id,
+                tenant,
                 revision: function.revision.number,
                 request: http::Request::from_parts(head, body),
                 prefix_len,

@@ -1,14 +1,17 @@
 //! Deadlines: one thread ticks for all engines, and each slice of a guest is measured.
 //!
 //! Owns the tick and the measuring of slices. A guest yields at its third tick and at each one after that: most have ended before
-//! the third, and what runs longer lets its neighbours and the timers have their turn each millisecond. Invariant: the tick never
-//! depends on a runtime's threads being free.
+//! the third, and what runs longer gets in line with its neighbours (`schedule`). Invariant: the tick never depends on a runtime's
+//! threads being free.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use wasmtime::{Store, UpdateDeadline};
 
+use super::clock;
 use crate::capability::handler::InSlice;
 use crate::capability::{Host, Refusal};
 use crate::fault::Code;
@@ -17,7 +20,9 @@ use crate::fault::Code;
 pub(super) const TICK: Duration = Duration::from_millis(1);
 /// Ticks of a guest's first slice: it has two to three milliseconds. Guests that are interrupted are alive side by side, and push each
 /// other out of the caches. Source: docs/decisions/0011-large-guests.md.
-const FIRST_SLICE: u64 = 3;
+pub(super) const FIRST_SLICE: u64 = 3;
+/// A slice that is shorter goes on until the next tick: the one that meets it was under way when it began.
+const SLICE_MIN: Duration = Duration::from_micros(500);
 
 /// Starts the thread that ticks `engines` until all of them are gone.
 ///
@@ -39,8 +44,14 @@ pub(super) fn start_ticker(engines: &[wasmtime::Engine]) -> std::io::Result<()> 
 struct Slice {
     began: Instant,
     used_before: Duration,
-    /// Whether it ended because it was a slice's time, and not because the guest waits for something.
-    yielded: bool,
+    /// What the kernel has given to others since it began.
+    lost: Duration,
+}
+
+impl Slice {
+    fn took(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began).saturating_sub(self.lost)
+    }
 }
 
 /// What a slice came to.
@@ -48,45 +59,89 @@ struct Slice {
 pub(super) struct Sliced<R> {
     pub(super) result: R,
     pub(super) ended: Instant,
-    /// Whether the guest would have gone on computing.
-    pub(super) yielded: bool,
+    /// Its processor time.
+    pub(super) took: Duration,
+    /// If it ended because its time was over, and not because the guest waits for something: who in the guest waits to go on.
+    pub(super) yielded: Vec<Waker>,
 }
 
 thread_local! {
     static SLICE: Cell<Option<Slice>> = const { Cell::new(None) };
+    static YIELDED: RefCell<Vec<Waker>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The slice around another, if any; put back also if a guest panics.
+struct Outer(Option<Slice>);
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        SLICE.set(self.0);
+    }
 }
 
 /// Runs one slice of a guest that used `used` before, and adds what this one took. `began`: now.
-///
-/// Measured by the monotonic clock (20 ns) and not by the thread's CPU clock (a system call): a slice is at most three ticks long,
-/// so the two differ only by what the kernel gave to other threads meanwhile.
 pub(super) fn slice<R>(used: &mut Duration, began: Instant, run: impl FnOnce() -> R) -> Sliced<R> {
-    let outer = SLICE.replace(Some(Slice { began, used_before: *used, yielded: false }));
+    clock::begin(began);
+    let outer = Outer(SLICE.replace(Some(Slice { began, used_before: *used, lost: Duration::ZERO })));
     let in_slice = InSlice::begin();
     let result = run();
     drop(in_slice);
-    let yielded = SLICE.replace(outer).is_some_and(|slice| slice.yielded);
+    let yielded = YIELDED.take();
     let ended = Instant::now();
-    *used += ended - began;
-    Sliced { result, ended, yielded }
+    let mut slice = SLICE.get().unwrap_or(Slice { began, used_before: *used, lost: Duration::ZERO });
+    drop(outer);
+    if ended.saturating_duration_since(began) >= clock::LONG {
+        slice.lost += clock::lost(ended);
+    }
+    let took = slice.took(ended);
+    *used += took;
+    Sliced { result, ended, took, yielded }
 }
 
-/// Arms a store: yield when a slice is over, end when the guest has used `cpu` on its processor.
-pub(super) fn arm(store: &mut Store<Host>, cpu: Duration) {
+/// Ends the slice that runs: whoever runs slices wakes what this left, and then polls the guest.
+pub(super) struct EndOfSlice {
+    met: bool,
+}
+
+impl EndOfSlice {
+    pub(super) fn new() -> Self {
+        Self { met: false }
+    }
+}
+
+impl Future for EndOfSlice {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.met {
+            return Poll::Ready(());
+        }
+        self.met = true;
+        YIELDED.with_borrow_mut(|yielded| yielded.push(cx.waker().clone()));
+        Poll::Pending
+    }
+}
+
+/// Arms a store: yield when a slice is over, end when the guest has used `cpu` on its processor. `ticks`: of its first slice.
+pub(super) fn arm(store: &mut Store<Host>, cpu: Duration, ticks: u64) {
     // Who may have less than a slice is looked at earlier.
     let limit = u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX);
-    store.set_epoch_deadline(limit.clamp(1, FIRST_SLICE));
+    store.set_epoch_deadline(limit.clamp(1, ticks));
     store.epoch_deadline_callback(move |mut store| {
         let Host { mappings, memory, .. } = store.data_mut();
         mappings.check(memory)?;
-        let slice = SLICE.get();
-        let used = slice.map(|slice| slice.used_before + slice.began.elapsed());
-        if used.is_some_and(|used| used >= cpu) {
+        let now = Instant::now();
+        let slice = SLICE.get().map(|slice| Slice { lost: slice.lost + clock::lost(now), ..slice });
+        SLICE.set(slice);
+        let took = slice.map(|slice| slice.took(now)).unwrap_or_default();
+        let used = slice.map(|slice| slice.used_before).unwrap_or_default() + took;
+        if used >= cpu {
             let detail = format!("the function used up its processor time of {cpu:?}");
             return Err(Refusal { code: Code::CpuDeadline, detail }.into());
         }
-        SLICE.set(slice.map(|slice| Slice { yielded: true, ..slice }));
-        // tokio's yield looks at I/O before it runs the guest again; a plain wake-up would not for up to 61 slices.
-        Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+        if took < SLICE_MIN {
+            return Ok(UpdateDeadline::Continue(1));
+        }
+        Ok(UpdateDeadline::YieldCustom(1, Box::pin(EndOfSlice::new())))
     });
 }

@@ -9,6 +9,7 @@ mod body;
 pub mod build;
 mod call;
 mod cgi;
+mod clock;
 mod deadline;
 mod kind;
 mod large;
@@ -16,6 +17,7 @@ mod limiter;
 mod opening;
 mod ready;
 mod run;
+mod schedule;
 mod settings;
 mod store;
 mod template;
@@ -178,6 +180,16 @@ impl Engine {
     /// Prepares the calling thread to run guests, so that its first invocation does not pay for it.
     pub fn prepare_thread() {
         wasmtime::Engine::tls_eager_initialize();
+    }
+
+    /// To be called before a thread that runs guests sleeps, so that their processor time can be told from that of others.
+    pub fn thread_sleeps() {
+        clock::sleeps();
+    }
+
+    /// To be called when it has slept.
+    pub fn thread_woke() {
+        clock::woke();
     }
 
     /// The node's metrics.

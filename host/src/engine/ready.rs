@@ -19,11 +19,11 @@ use super::call::{self, Live};
 use super::store::{self, Blueprint, Streams};
 use super::template::{Resolved, Template};
 use super::trap::is_shortage;
-use super::{Engine, deadline};
+use super::{Engine, deadline, schedule};
 use crate::capability::handler::Exchange;
 use crate::capability::reply::Reply;
 use crate::capability::{Environment, Host};
-use crate::id::{InvocationId, RevisionNumber};
+use crate::id::{InvocationId, RevisionNumber, TenantId};
 use crate::limits::{Limit, Limits};
 use crate::meter::Permit;
 use crate::telemetry::logs::{FunctionLog, LogSink, LogSpace};
@@ -153,6 +153,13 @@ impl Drop for Charge {
     }
 }
 
+/// For whom instances are made, and where.
+struct Maker {
+    limits: Arc<Limits>,
+    tenant: TenantId,
+    thread: usize,
+}
+
 thread_local! {
     static THREAD: Cell<Option<usize>> = const { Cell::new(None) };
 }
@@ -260,8 +267,8 @@ impl Ready {
 
 impl Engine {
     /// Sees to it that instances of `template` wait on this thread, if making one is expensive. Returns at once: they are made by a
-    /// task of this thread, after whatever runs now, under `limits`.
-    pub(super) fn keep_ready(&self, template: &Arc<Template>, limits: &Arc<Limits>) {
+    /// task of this thread, after whatever runs now, under `limits`, and what they take is charged to `tenant`.
+    pub(super) fn keep_ready(&self, template: &Arc<Template>, limits: &Arc<Limits>, tenant: &TenantId) {
         let ready = &template.ready;
         if self.0.ready.each_max == 0 || !ready.is_worth_it() {
             return;
@@ -281,19 +288,21 @@ impl Engine {
         }
         ready.attended.fetch_or(bit, Ordering::Relaxed);
         self.0.ready.enrol(ready);
-        let (engine, ready, template, limits) = (self.clone(), ready.clone(), Arc::downgrade(template), limits.clone());
+        let (engine, ready, template) = (self.clone(), ready.clone(), Arc::downgrade(template));
+        let maker = Maker { limits: limits.clone(), tenant: tenant.clone(), thread };
         tokio::spawn(async move {
-            attend(&engine, &ready, &template, &limits, thread).await;
+            attend(&engine, &ready, &template, &maker).await;
             ready.attended.fetch_and(!bit, Ordering::Relaxed);
             ready.leave(thread);
         });
     }
 
-    /// Fills up what waits on this thread.
-    async fn fill(&self, template: &Arc<Template>, limits: &Limits, thread: usize) {
+    /// Fills up what waits on this thread, unless guests stand in line there: they come before what nobody waits for, and the next
+    /// invocation asks again.
+    async fn fill(&self, template: &Arc<Template>, maker: &Maker) {
         let ready = &template.ready;
-        while ready.count_on(thread) < self.0.ready.each_max && ready.is_wanted() {
-            let Some(waiting) = self.make(template, limits, thread).await else { return };
+        while ready.count_on(maker.thread) < self.0.ready.each_max && ready.is_wanted() && !schedule::has_line() {
+            let Some(waiting) = self.make(template, maker).await else { return };
             ready.put(waiting);
             // Requests that came meanwhile go first.
             tokio::task::yield_now().await;
@@ -308,8 +317,8 @@ impl Engine {
         lane.instances.try_admit().filter(|_| used < lane.instances_max / 2)
     }
 
-    async fn make(&self, template: &Arc<Template>, limits: &Limits, thread: usize) -> Option<Waiting> {
-        let ready = &template.ready;
+    async fn make(&self, template: &Arc<Template>, maker: &Maker) -> Option<Waiting> {
+        let (ready, limits, thread) = (&template.ready, &*maker.limits, maker.thread);
         let (place, code) = self.codes(template).find_map(|code| Some((self.spare(code.place)?, code.clone())))?;
         let mut charge = self.0.ready.charge(ready.bytes.load(Ordering::Relaxed))?;
         // Whose it will be is not known yet: what it says goes nowhere, and makes it useless.
@@ -322,16 +331,12 @@ impl Engine {
             reply: Arc::new(Reply::default()),
             streams: Streams::Served { input: None },
             exchange: Exchange::default(),
+            ticks: 1,
         };
         let (mut store, _output) = store::build(&self.place(code.place).engine, blueprint);
-        deadline::arm(&mut store, MAKING_MAX.min(limits.duration(Limit::Cpu)));
-        let made = {
-            let mut making = std::pin::pin!(call::instantiate(&code.entry, &mut store));
-            let mut used = Duration::ZERO;
-            let making =
-                std::future::poll_fn(|cx| deadline::slice(&mut used, Instant::now(), || making.as_mut().poll(cx)).result);
-            tokio::time::timeout(MAKING_MAX, making).await
-        };
+        deadline::arm(&mut store, MAKING_MAX.min(limits.duration(Limit::Cpu)), 1);
+        let making = schedule::in_turns(maker.tenant.clone(), call::instantiate(&code.entry, &mut store));
+        let made = tokio::time::timeout(MAKING_MAX, making).await;
         let host = store.data();
         let is_pure = !host.has_looked_outside() && !host.holds_handles() && !host.memory.was_refused();
         match made {
@@ -353,12 +358,12 @@ impl Engine {
 }
 
 /// Looks after the waiting instances of one template on one thread until nobody has asked for one in a while, or none may wait.
-async fn attend(engine: &Engine, ready: &Ready, template: &Weak<Template>, limits: &Limits, thread: usize) {
+async fn attend(engine: &Engine, ready: &Ready, template: &Weak<Template>, maker: &Maker) {
     let idle = engine.0.ready.idle;
     while ready.is_wanted() {
         let taken = ready.taken.notified();
         match template.upgrade() {
-            Some(template) => engine.fill(&template, limits, thread).await,
+            Some(template) => engine.fill(&template, maker).await,
             None => return,
         }
         tokio::select! {

@@ -12,16 +12,18 @@ use std::time::{Duration, Instant};
 
 use http::Response;
 use tokio::time::{Sleep, sleep_until};
+use wasmtime::Store;
 
 use super::body;
 use super::call::{self, Ended, Guest, Input};
+use super::schedule::{self, Turn};
 use super::store::{self, Blueprint, Streams};
-use super::{Engine, Kind, deadline};
+use super::{Engine, Kind, clock};
 use crate::capability::handler::Exchange;
 use crate::capability::reply::{self, Reply};
-use crate::capability::{Environment, http as wasi_http};
+use crate::capability::{Environment, Host, http as wasi_http};
 use crate::fault::{Code, Fault};
-use crate::id::{InvocationId, RevisionNumber};
+use crate::id::{InvocationId, RevisionNumber, TenantId};
 use crate::invocation::{BodyError, Payload};
 use crate::limits::{Limit, Limits};
 use crate::meter::{FunctionMeter, Permit, Usage};
@@ -42,6 +44,8 @@ const HEAD_HOLD: Duration = Duration::from_millis(5);
 pub struct Call {
     /// Identifies it.
     pub id: InvocationId,
+    /// Whose function: who is charged with its time.
+    pub tenant: TenantId,
     /// Of which revision.
     pub revision: RevisionNumber,
     /// What is asked.
@@ -95,17 +99,21 @@ impl Engine {
                 Vessel::Fresh(place, code)
             }
         };
-        let limits = call.limits.clone();
-        let began = self.run_in(vessel, template, call).await;
+        let (limits, tenant) = (call.limits.clone(), call.tenant.clone());
+        let mut turn = Turn::new(tenant.clone());
+        if !turn.begin() {
+            its_turn(&mut turn, call.admitted, limits.duration(Limit::Wall)).await?;
+        }
+        let began = self.run_in(vessel, template, call, turn).await;
         // What the guest still has to do comes first.
-        self.keep_ready(template, &limits);
+        self.keep_ready(template, &limits, &tenant);
         began
     }
 
-    async fn run_in(&self, vessel: Vessel, template: &Template, call: Call) -> Result<Began, Fault> {
+    async fn run_in(&self, vessel: Vessel, template: &Template, call: Call, turn: Turn) -> Result<Began, Fault> {
         let ready = matches!(vessel, Vessel::Waiting(_));
         let began = Instant::now();
-        let mut running = Running::start(self, template.shape.kind, call, vessel, began)?;
+        let mut running = Running::start(self, template.shape.kind, call, vessel, turn, began)?;
         let reply = running.reply.clone();
         let Driven { ended, head, put } = running.until_it_begins().await;
         if let Some(instantiated) = reply.instantiated() {
@@ -150,6 +158,18 @@ impl Engine {
     }
 }
 
+/// Until its thread has time for a guest that could not begin at once. It holds its places meanwhile, and no memory.
+///
+/// # Errors
+/// `wall-deadline` when its time was over before; then it was not executed.
+async fn its_turn(turn: &mut Turn, admitted: Instant, wall: Duration) -> Result<(), Fault> {
+    let its_turn = std::future::poll_fn(|cx| turn.poll(cx, Duration::ZERO));
+    tokio::time::timeout_at((admitted + wall).into(), its_turn).await.map_err(|_| {
+        let detail = format!("the function's time of {wall:?} passed before the node had time to begin it");
+        Fault::new(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml, or give the node less to do")
+    })
+}
+
 /// Where an invocation runs.
 enum Vessel {
     /// In an instance to be made of this code, whose place this is.
@@ -164,11 +184,10 @@ struct Running {
     guest: Option<Guest>,
     reply: Arc<Reply>,
     cpu: Duration,
+    turn: Turn,
     began: Instant,
     /// When the last slice ended.
     looked: Instant,
-    /// Whether the guest goes on computing then, and waits for nothing.
-    yielded: bool,
     deadline: tokio::time::Instant,
     wall: Duration,
     /// Armed only when the guest waits for something: most never do.
@@ -182,6 +201,24 @@ struct Running {
 
 /// Places among the node's instances and among the function's `concurrency`.
 type Places = (Permit, Option<Permit>);
+
+/// What is left of a guest that has ended. Its teardown is charged to its function and its tenant.
+struct Remains {
+    /// `Some` until it is dropped.
+    store: Option<Store<Host>>,
+    tenant: TenantId,
+    meter: Arc<FunctionMeter>,
+    /// Given back after the store is gone.
+    _places: (Option<Places>, Option<Arc<Places>>),
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        let took = clock::measure(|| drop(self.store.take()));
+        schedule::charge(&self.tenant, took);
+        self.meter.used_besides(took);
+    }
+}
 
 /// Where what happens to an invocation is written down.
 #[derive(Clone)]
@@ -202,7 +239,7 @@ impl Books {
 }
 
 impl Running {
-    fn start(engine: &Engine, kind: Kind, call: Call, vessel: Vessel, began: Instant) -> Result<Self, Fault> {
+    fn start(engine: &Engine, kind: Kind, call: Call, vessel: Vessel, turn: Turn, began: Instant) -> Result<Self, Fault> {
         let reply = Arc::new(Reply::default());
         let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
@@ -223,6 +260,7 @@ impl Running {
             reply: reply.clone(),
             streams: Streams::Served { input },
             exchange,
+            ticks: turn.first_ticks(),
         };
         let (store, output, live, place, code) = match vessel {
             Vessel::Fresh(place, code) => {
@@ -244,9 +282,9 @@ impl Running {
             guest: Some(guest),
             reply,
             cpu: Duration::ZERO,
+            turn,
             began,
             looked: began,
-            yielded: false,
             deadline: (call.admitted + wall).into(),
             wall,
             timer: None,
@@ -275,7 +313,7 @@ impl Running {
                 match polled {
                     Poll::Ready(ended) => return Poll::Ready(Some(ended)),
                     // It had its slice: now the others of this thread have theirs.
-                    Poll::Pending if self.yielded => {
+                    Poll::Pending if self.turn.computes() => {
                         let is_early = put.is_some_and(|put| self.looked - put < HEAD_HOLD);
                         return if is_early { Poll::Pending } else { Poll::Ready(None) };
                     }
@@ -289,11 +327,16 @@ impl Running {
         Driven { ended, head: head.map(|head| head.and_then(Opening::into_response)), put }
     }
 
-    /// Runs the guest until it waits, yields or ends, and looks at the clock.
+    /// Runs the guest, if it is its turn, until it waits, yields or ends, and looks at the clock.
     fn poll_slice(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Stopped> {
         let Some(guest) = &mut self.guest else { return Poll::Pending };
-        let sliced = deadline::slice(&mut self.cpu, now, || guest.as_mut().poll(cx));
-        (self.looked, self.yielded) = (sliced.ended, sliced.yielded);
+        if now >= self.deadline.into_std() {
+            // Whatever stands in line before it: it would only run to be stopped.
+            self.looked = now;
+            return Poll::Ready(Stopped::Deadline);
+        }
+        let sliced = self.turn.slice(cx, &mut self.cpu, now, |cx| guest.as_mut().poll(cx));
+        self.looked = sliced.ended;
         if let Poll::Ready(ended) = sliced.result {
             self.guest = None;
             return Poll::Ready(Stopped::Ended(Box::new(ended)));
@@ -315,17 +358,29 @@ impl Running {
                 if let Err(fault) = &result {
                     self.reply.cut(fault.code);
                 }
-                afterwards::put_off((store, self.places.take(), kept));
+                afterwards::put_off(Remains {
+                    store: Some(store),
+                    tenant: self.turn.tenant().clone(),
+                    meter: self.books.meter.clone(),
+                    _places: (self.places.take(), kept),
+                });
                 result.err()
             }
             Stopped::Deadline => {
                 let detail = format!("the function used up its time of {:?}", self.wall);
                 self.reply.cut(Code::WallDeadline);
-                self.guest = None;
+                self.give_up();
                 self.account(0);
                 Some(Fault::executed(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml, or do less"))
             }
         }
+    }
+
+    /// Ends a guest that has not ended.
+    fn give_up(&mut self) {
+        let took = clock::measure(|| self.guest = None);
+        schedule::charge(self.turn.tenant(), took);
+        self.cpu += took;
     }
 
     fn account(&self, memory_bytes: u64) {
@@ -388,7 +443,7 @@ impl Drop for Running {
         if self.guest.is_some() {
             // Before its store goes, so that whoever still sends what it wrote does not take the end for a whole answer.
             self.reply.cut(Code::Draining);
-            self.guest = None;
+            self.give_up();
             // Given up by the client, or by a node that stops.
             self.account(0);
         }

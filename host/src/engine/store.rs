@@ -47,33 +47,35 @@ pub(super) struct Blueprint<'a> {
     pub streams: Streams,
     /// Request and response of a handler.
     pub exchange: Exchange,
+    /// Ticks of its first slice.
+    pub ticks: u64,
 }
 
 /// Builds a store, and the output of a command if it is one that answers a request.
 #[must_use]
 pub(super) fn build(engine: &wasmtime::Engine, blueprint: Blueprint<'_>) -> (Store<Host>, Option<Arc<CommandOutput>>) {
-    let limits = blueprint.limits;
+    let (limits, ticks) = (blueprint.limits, blueprint.ticks);
     let (host, output) = host(blueprint);
     let mut store = Store::new(engine, host);
     store.limiter(|host| &mut host.memory);
-    deadline::arm(&mut store, limits.duration(Limit::Cpu));
+    deadline::arm(&mut store, limits.duration(Limit::Cpu), ticks);
     (store, output)
 }
 
 /// Gives a store whose instance waited to one invocation: all that belongs to an invocation is new, deadlines count from now.
 #[must_use]
 pub(super) fn dedicate(store: &mut Store<Host>, blueprint: Blueprint<'_>) -> Option<Arc<CommandOutput>> {
-    let limits = blueprint.limits;
+    let (limits, ticks) = (blueprint.limits, blueprint.ticks);
     let (mut host, output) = host(blueprint);
     // What its start took counts against the limit of whoever got it.
     host.memory.inherit(&store.data().memory);
     *store.data_mut() = host;
-    deadline::arm(store, limits.duration(Limit::Cpu));
+    deadline::arm(store, limits.duration(Limit::Cpu), ticks);
     output
 }
 
 fn host(blueprint: Blueprint<'_>) -> (Host, Option<Arc<CommandOutput>>) {
-    let Blueprint { kind, limits, environment, log, reply, streams, exchange } = blueprint;
+    let Blueprint { kind, limits, environment, log, reply, streams, exchange, .. } = blueprint;
     let (stdio, output) = match streams {
         Streams::Terminal => (Stdio::Inherit, None),
         Streams::Served { input } if kind.is_command() => {

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use super::call::{self, Input};
 use super::store::{self, Blueprint, Streams};
 use super::template::Template;
-use super::{Engine, deadline};
+use super::{Engine, schedule};
 use crate::capability::Environment;
 use crate::capability::handler::Exchange;
 use crate::capability::reply::Reply;
 use crate::fault::{Code, Fault};
-use crate::id::{InvocationId, RevisionNumber};
+use crate::id::{InvocationId, RevisionNumber, TenantId};
 use crate::limits::{Limit, Limits};
 use crate::telemetry::logs::{FunctionLog, LogSink};
 
@@ -42,13 +42,12 @@ impl Engine {
             reply: reply.clone(),
             streams: Streams::Terminal,
             exchange: Exchange::default(),
+            ticks: 1,
         };
         let code = template.code.clone();
         let (store, output) = store::build(&self.place(code.place).engine, blueprint);
-        let mut guest = call::start(code, store, None, Input { request: None, output, reply });
-        let mut used = std::time::Duration::ZERO;
-        let run =
-            std::future::poll_fn(|cx| deadline::slice(&mut used, std::time::Instant::now(), || guest.as_mut().poll(cx)).result);
+        let guest = call::start(code, store, None, Input { request: None, output, reply });
+        let run = schedule::in_turns(TenantId::default(), guest);
         match tokio::time::timeout(limits.duration(Limit::Wall), run).await {
             Ok(ended) => match ended.store.data().exit_code {
                 Some(code) => Ok(code),

@@ -113,7 +113,7 @@ impl MemoryBudget {
 /// What one invocation used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Time on the processor, start and teardown included.
+    /// Time on the processor, start included; the teardown is added when it is over.
     pub cpu: Duration,
     /// From the start of the instance to its end.
     pub wall: Duration,
@@ -186,6 +186,11 @@ impl FunctionMeter {
         self.cpu_ns.fetch_add(nanos(usage.cpu), Ordering::Relaxed);
         self.wall_ns.fetch_add(nanos(usage.wall), Ordering::Relaxed);
         self.memory_bytes_max.fetch_max(usage.memory_bytes, Ordering::Relaxed);
+    }
+
+    /// Adds processor time that was used after an invocation had ended: its teardown.
+    pub fn used_besides(&self, cpu: Duration) {
+        self.cpu_ns.fetch_add(u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Reads all totals; not one moment's when invocations end meanwhile.

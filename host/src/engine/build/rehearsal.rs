@@ -7,7 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body::Body as _;
 use wasmtime::component::Instance as ComponentInstance;
@@ -27,9 +27,9 @@ use crate::engine::body::passed;
 use crate::engine::call::{self, Input, Live};
 use crate::engine::store::{self, Blueprint, Streams};
 use crate::engine::template::Entry;
-use crate::engine::{Engine, Kind, Shape, deadline, settings};
+use crate::engine::{Engine, Kind, Shape, deadline, schedule, settings};
 use crate::fault::{Code as FaultCode, Fault};
-use crate::id::{InvocationId, RevisionNumber};
+use crate::id::{InvocationId, RevisionNumber, TenantId};
 use crate::invocation::Payload;
 use crate::limits::{Limit, Limits};
 use crate::manifest::WarmupRequest;
@@ -123,6 +123,7 @@ impl Rehearsal {
             reply: Arc::new(Reply::default()),
             streams: Streams::Served { input: None },
             exchange: Exchange::default(),
+            ticks: 1,
         };
         let (mut store, _output) = store::build(&lane.engine, blueprint);
         let drawn = Drawn::default();
@@ -250,11 +251,8 @@ async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind, how: Start) -
 /// # Errors
 /// `wall-deadline` when the clock ran out. The processor's deadline comes from inside, as an error of the guest.
 async fn within<T>(times: Times, store: &mut Store<Host>, work: impl AsyncFnOnce(&mut Store<Host>) -> T) -> Result<T, Fault> {
-    deadline::arm(store, times.cpu);
-    let mut used = Duration::ZERO;
-    let mut work = std::pin::pin!(work(store));
-    let sliced = std::future::poll_fn(|cx| deadline::slice(&mut used, Instant::now(), || work.as_mut().poll(cx)).result);
-    tokio::time::timeout(times.wall, sliced)
+    deadline::arm(store, times.cpu, 1);
+    tokio::time::timeout(times.wall, schedule::in_turns(TenantId::default(), work(store)))
         .await
         .map_err(|_| Fault::executed(FaultCode::WallDeadline, format!("it did not end within {:?}", times.wall)))
 }

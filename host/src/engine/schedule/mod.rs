@@ -1,0 +1,301 @@
+//! The schedule: whose turn it is on a thread, when more guests want to run than one.
+//!
+//! A guest runs inside of the task of whoever waits for it, as ever; what is scheduled is when it may go on. While a thread has one guest at
+//! a time, nothing happens here. Once one computes for longer than its first slice, or a round is over, guests stand in [`line`], and the
+//! *driver*, a task that lives as long as anybody does, lets one of them go on after the other. Before each it gives tokio a turn, which
+//! polls I/O and timers: so new requests are seen, and guests in line whose time is over end, between any two slices.
+//!
+//! ```text
+//! begins, or can go on after it waited   nobody in line: at once
+//!                                        else at once while its tenant has credit and the round is not over; else in line
+//! its slice is over                      in line
+//! ```
+//!
+//! Owns the line of each thread, its driver, and the round: guests that begin at once have [`ROUND`] between two looks at I/O. Knows no
+//! wasmtime; tells time by what it is told. Invariants: a guest in line does not run; who leaves the line leaves nothing behind; while
+//! anybody is in line there is a driver. Guests stay on their thread, whose runtime must be one of a single thread.
+
+mod line;
+
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::deadline::{self, FIRST_SLICE, Sliced, TICK};
+use crate::id::TenantId;
+use line::{Age, Line, Place};
+
+/// How long guests may begin at once before I/O is looked at again. The last of them may end its slice.
+const ROUND: Duration = Duration::from_micros(500);
+/// Slices that are shorter end no round while nobody is in line: tokio itself looks at I/O after 61 tasks.
+const SHORT: Duration = Duration::from_micros(50);
+/// Processor time up to which a guest is young: what the first slice may take.
+const YOUNG: Duration = Duration::from_millis(FIRST_SLICE);
+const _: () = assert!(TICK.as_millis() == 1, "slices are counted in ticks");
+/// Rounds after which a guest whose turn it is, and whose task does not run it, no longer keeps the others.
+const PATIENCE: u32 = 4;
+
+/// What happens on a thread.
+#[derive(Default)]
+struct Here {
+    line: RefCell<Line<Waker>>,
+    /// Whether there is a driver.
+    driven: Cell<bool>,
+    /// How long guests ran in this round.
+    used: Cell<Duration>,
+    /// Whose turn it is, until its slice is over.
+    turn: Cell<Option<u64>>,
+}
+
+thread_local! {
+    static HERE: Here = Here::default();
+}
+
+impl Here {
+    fn may_go(&self, tenant: &TenantId) -> bool {
+        if !self.driven.get() {
+            return true;
+        }
+        let line = self.line.borrow();
+        self.used.get() < ROUND && (line.has_credit(tenant) || !line.others_wait(tenant))
+    }
+
+    fn join(&self, tenant: &TenantId, age: Age, waker: Waker) -> Place {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let place = Place { number: NEXT.fetch_add(1, Ordering::Relaxed), age };
+        self.line.borrow_mut().join(tenant, place, waker);
+        self.drive();
+        place
+    }
+
+    fn drive(&self) {
+        if !self.driven.replace(true) {
+            tokio::spawn(drive());
+        }
+    }
+
+    /// A guest has run.
+    fn ran(&self, tenant: &TenantId, age: Age, took: Duration) {
+        if self.driven.get() {
+            self.line.borrow_mut().charge(tenant, age, took);
+        } else if took < SHORT {
+            return;
+        }
+        self.used.set(self.used.get() + took);
+    }
+
+    fn is_over(&self, turn: u64) {
+        if self.turn.get() == Some(turn) {
+            self.turn.set(None);
+        }
+    }
+}
+
+/// Lets those in line go on, one after the other, until nobody is.
+async fn drive() {
+    struct Ends;
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            // Not there any more when the thread ends.
+            let _gone = HERE.try_with(|here| {
+                here.driven.set(false);
+                here.turn.set(None);
+                here.used.set(Duration::ZERO);
+            });
+        }
+    }
+    let _ends = Ends;
+    let mut rounds = 0;
+    loop {
+        HERE.with(|here| here.used.set(Duration::ZERO));
+        // tokio looks at I/O and timers before it wakes who yielded, and what they wake comes before that.
+        tokio::task::yield_now().await;
+        let goes_on = HERE.with(|here| {
+            rounds += 1;
+            if here.turn.get().is_some() && rounds < PATIENCE {
+                return true;
+            }
+            rounds = 0;
+            let next = here.line.borrow_mut().next();
+            here.turn.set(next.as_ref().map(|(number, _)| *number));
+            match next {
+                Some((_, waker)) => waker.wake(),
+                // A guest that computes is in line again before its slice is over, so nobody does.
+                None => here.line.borrow_mut().settle(),
+            }
+            here.turn.get().is_some()
+        });
+        if !goes_on {
+            return;
+        }
+    }
+}
+
+/// Whether guests stand in line on this thread: then it has no time for what nobody waits for.
+pub(super) fn has_line() -> bool {
+    HERE.with(|here| here.line.borrow().len() > 0)
+}
+
+/// Charges a tenant with what was done for one of its guests outside of a slice.
+pub(super) fn charge(tenant: &TenantId, took: Duration) {
+    // What is dropped with its thread is nobody's any more.
+    let _gone = HERE.try_with(|here| here.ran(tenant, Age::Young, took));
+}
+
+/// A guest's turns.
+#[derive(Debug)]
+pub(super) struct Turn {
+    tenant: TenantId,
+    state: State,
+    /// Who in the guest waits for it to go on, when it computes.
+    inner: Vec<Waker>,
+    /// Whether it stands in line because its slice was over, and not because what it waited for has come.
+    computes: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    /// It has not begun, or waits for something of its own.
+    Away,
+    InLine(Place),
+    /// It may run one slice. The number that it had in line, if it was there.
+    Turn(Option<u64>),
+}
+
+impl Turn {
+    /// Of a guest that has not begun.
+    pub(super) fn new(tenant: TenantId) -> Self {
+        Self { tenant, state: State::Away, inner: Vec::new(), computes: false }
+    }
+
+    /// Whose guest it is.
+    pub(super) fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    /// Whether it would go on if it could.
+    pub(super) fn computes(&self) -> bool {
+        self.computes
+    }
+
+    /// Whether it may begin now. If not, ask [`Turn::poll`].
+    pub(super) fn begin(&mut self) -> bool {
+        let may = HERE.with(|here| here.may_go(&self.tenant));
+        if may {
+            self.state = State::Turn(None);
+        }
+        may
+    }
+
+    /// Ready when it may run one slice. `used`: its processor time so far.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, used: Duration) -> Poll<()> {
+        HERE.with(|here| match self.state {
+            State::Turn(_) => Poll::Ready(()),
+            State::Away if here.may_go(&self.tenant) => {
+                self.state = State::Turn(None);
+                Poll::Ready(())
+            }
+            State::Away => {
+                self.state = State::InLine(here.join(&self.tenant, age(used), cx.waker().clone()));
+                Poll::Pending
+            }
+            State::InLine(place) => match here.line.borrow_mut().waker(&self.tenant, place) {
+                Some(waker) => {
+                    waker.clone_from(cx.waker());
+                    Poll::Pending
+                }
+                None => {
+                    self.state = State::Turn(Some(place.number));
+                    Poll::Ready(())
+                }
+            },
+        })
+    }
+
+    /// Ticks of its first slice. One that had to wait for others does not make them wait for longer than any.
+    pub(super) fn first_ticks(&self) -> u64 {
+        match self.state {
+            State::Turn(Some(_)) if HERE.with(|here| here.line.borrow().others_wait(&self.tenant)) => 1,
+            _ => FIRST_SLICE,
+        }
+    }
+
+    /// Runs one slice if it may, else it stands in line. `used`: its processor time, to which that of the slice is added.
+    pub(super) fn slice<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        used: &mut Duration,
+        now: Instant,
+        run: impl FnOnce(&mut Context<'_>) -> Poll<R>,
+    ) -> Sliced<Poll<R>> {
+        if self.poll(cx, *used).is_pending() {
+            return Sliced { result: Poll::Pending, ended: now, took: Duration::ZERO, yielded: Vec::new() };
+        }
+        for inner in self.inner.drain(..) {
+            // The task itself is awake.
+            if !inner.will_wake(cx.waker()) {
+                inner.wake();
+            }
+        }
+        let before = *used;
+        let mut sliced = {
+            let _turn = Over(self);
+            deadline::slice(used, now, || run(cx))
+        };
+        self.inner = std::mem::take(&mut sliced.yielded);
+        self.computes = sliced.result.is_pending() && !self.inner.is_empty();
+        HERE.with(|here| {
+            here.ran(&self.tenant, age(before), sliced.took);
+            if self.computes {
+                self.state = State::InLine(here.join(&self.tenant, age(*used), cx.waker().clone()));
+            } else if here.used.get() >= ROUND {
+                here.drive();
+            }
+        });
+        sliced
+    }
+
+    /// What it was there for is over.
+    fn over(&mut self) {
+        let _gone = HERE.try_with(|here| match std::mem::replace(&mut self.state, State::Away) {
+            State::Away | State::Turn(None) => {}
+            State::InLine(place) => {
+                // The driver may have just called it.
+                if !here.line.borrow_mut().leave(&self.tenant, place) {
+                    here.is_over(place.number);
+                }
+            }
+            State::Turn(Some(number)) => here.is_over(number),
+        });
+    }
+}
+
+/// Ends a turn, also if the guest panics.
+struct Over<'a>(&'a mut Turn);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.over();
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.over();
+    }
+}
+
+fn age(used: Duration) -> Age {
+    if used < YOUNG { Age::Young } else { Age::Old }
+}
+
+/// Runs a guest in its turns until it ends.
+pub(super) async fn in_turns<F: Future>(tenant: TenantId, guest: F) -> F::Output {
+    let mut guest = std::pin::pin!(guest);
+    let (mut turn, mut used) = (Turn::new(tenant), Duration::ZERO);
+    std::future::poll_fn(|cx| turn.slice(cx, &mut used, Instant::now(), |cx| guest.as_mut().poll(cx)).result).await
+}
+
+#[cfg(test)]
+mod tests;
