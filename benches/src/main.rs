@@ -7,6 +7,7 @@ mod bare;
 mod broadcast;
 mod density;
 mod disk;
+mod fairness;
 mod first_instruction;
 mod flat;
 mod fleet;
@@ -77,6 +78,8 @@ enum Scenario {
     Broadcast,
     /// A model that learns from batches of 100 MB, one in each call; beside a native program, Redis and S3.
     Training,
+    /// A neighbour of 64 guests that spin, when they die, and what each tenant gets.
+    Fairness,
     /// Batches of documents for a classifier; beside a native server behind ZeroMQ, and Redis as a queue.
     Serving,
 }
@@ -101,6 +104,7 @@ fn main() -> anyhow::Result<()> {
         Scenario::Handoff => handoff::run(&report, args.quick),
         Scenario::Broadcast => broadcast::run(&report, args.quick),
         Scenario::Training => training::run(&report, args.quick),
+        Scenario::Fairness => fairness::run(&report, args.quick),
         Scenario::Serving => serving::run(&report, args.quick),
     }
 }

@@ -129,6 +129,7 @@ pub struct Node {
     trigger_thread: JoinHandle<usize>,
     deployer: Deployer,
     dispatcher: Dispatcher,
+    data_plane: Arc<DataPlane>,
     control: Handle,
     metrics: Arc<Metrics>,
     used: Used,
@@ -185,7 +186,7 @@ impl Node {
         let service = Control {
             deployer: deployer.clone(),
             dispatcher: dispatcher.clone(),
-            invoke: data_plane,
+            invoke: data_plane.clone(),
             data: data.clone(),
             metrics: metrics.clone(),
             stop: stop.clone(),
@@ -209,6 +210,7 @@ impl Node {
             trigger_thread,
             deployer,
             dispatcher,
+            data_plane,
             control,
             metrics,
             used,
@@ -251,17 +253,36 @@ impl Node {
         &self.dispatcher
     }
 
+    /// What runs invocations on the data threads, each in its turn.
+    #[must_use]
+    pub fn data_plane(&self) -> Arc<dyn Invoke> {
+        self.data_plane.clone()
+    }
+
     /// Deploys a file without the control port. Blocks; not to be called from a runtime.
     ///
     /// # Errors
     /// As [`Deployer::deploy`].
     pub fn deploy_file(&self, name: FunctionName, wasm: &Path, manifest: Manifest) -> Result<FunctionRecord, Fault> {
+        self.deploy_file_of(TenantId::default(), name, wasm, manifest)
+    }
+
+    /// The same for another tenant.
+    ///
+    /// # Errors
+    /// As [`Deployer::deploy`].
+    pub fn deploy_file_of(
+        &self,
+        tenant: TenantId,
+        name: FunctionName,
+        wasm: &Path,
+        manifest: Manifest,
+    ) -> Result<FunctionRecord, Fault> {
         let bytes = std::fs::read(wasm).map_err(Fault::internal)?;
         let mut upload = self.deployer.create_upload()?;
         upload.write(&bytes).map_err(|error| error.fault())?;
         let uploaded = upload.finish().map_err(|error| error.fault())?;
-        let deploy =
-            self.deployer.deploy(TenantId::default(), name, Sent { wasm: uploaded, bundle: None, manifest }, Precondition::Any);
+        let deploy = self.deployer.deploy(tenant, name, Sent { wasm: uploaded, bundle: None, manifest }, Precondition::Any);
         self.control.block_on(deploy).map(|(record, _)| record)
     }
 

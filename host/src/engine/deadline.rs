@@ -21,7 +21,7 @@ pub(super) const TICK: Duration = Duration::from_millis(1);
 /// Ticks of a guest's first slice: it has two to three milliseconds. Guests that are interrupted are alive side by side, and push each
 /// other out of the caches. Source: docs/decisions/0011-large-guests.md.
 pub(super) const FIRST_SLICE: u64 = 3;
-/// A slice that is shorter goes on until the next tick: the one that meets it was under way when it began.
+/// A turn that is shorter goes on until the next tick: the one that meets it was under way when it began.
 const SLICE_MIN: Duration = Duration::from_micros(500);
 
 /// Starts the thread that ticks `engines` until all of them are gone.
@@ -44,6 +44,8 @@ pub(super) fn start_ticker(engines: &[wasmtime::Engine]) -> std::io::Result<()> 
 struct Slice {
     began: Instant,
     used_before: Duration,
+    /// What the turn had before it.
+    had: Duration,
     /// What the kernel has given to others since it began.
     lost: Duration,
 }
@@ -79,16 +81,17 @@ impl Drop for Outer {
     }
 }
 
-/// Runs one slice of a guest that used `used` before, and adds what this one took. `began`: now.
-pub(super) fn slice<R>(used: &mut Duration, began: Instant, run: impl FnOnce() -> R) -> Sliced<R> {
+/// Runs one slice of a guest that used `used` before, `had` of it in this turn, and adds what this one took. `began`: now.
+pub(super) fn slice<R>(used: &mut Duration, had: Duration, began: Instant, run: impl FnOnce() -> R) -> Sliced<R> {
     clock::begin(began);
-    let outer = Outer(SLICE.replace(Some(Slice { began, used_before: *used, lost: Duration::ZERO })));
+    let new = Slice { began, used_before: *used, had, lost: Duration::ZERO };
+    let outer = Outer(SLICE.replace(Some(new)));
     let in_slice = InSlice::begin();
     let result = run();
     drop(in_slice);
     let yielded = YIELDED.take();
     let ended = Instant::now();
-    let mut slice = SLICE.get().unwrap_or(Slice { began, used_before: *used, lost: Duration::ZERO });
+    let mut slice = SLICE.get().unwrap_or(new);
     drop(outer);
     if ended.saturating_duration_since(began) >= clock::LONG {
         slice.lost += clock::lost(ended);
@@ -134,12 +137,12 @@ pub(super) fn arm(store: &mut Store<Host>, cpu: Duration, ticks: u64) {
         let slice = SLICE.get().map(|slice| Slice { lost: slice.lost + clock::lost(now), ..slice });
         SLICE.set(slice);
         let took = slice.map(|slice| slice.took(now)).unwrap_or_default();
-        let used = slice.map(|slice| slice.used_before).unwrap_or_default() + took;
+        let (used, had) = slice.map(|slice| (slice.used_before + took, slice.had + took)).unwrap_or_default();
         if used >= cpu {
             let detail = format!("the function used up its processor time of {cpu:?}");
             return Err(Refusal { code: Code::CpuDeadline, detail }.into());
         }
-        if took < SLICE_MIN {
+        if had < SLICE_MIN {
             return Ok(UpdateDeadline::Continue(1));
         }
         Ok(UpdateDeadline::YieldCustom(1, Box::pin(EndOfSlice::new())))

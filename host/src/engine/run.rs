@@ -162,7 +162,7 @@ impl Engine {
 ///
 /// # Errors
 /// `wall-deadline` when its time was over before; then it was not executed.
-async fn its_turn(turn: &mut Turn, admitted: Instant, wall: Duration) -> Result<(), Fault> {
+pub(super) async fn its_turn(turn: &mut Turn, admitted: Instant, wall: Duration) -> Result<(), Fault> {
     let its_turn = std::future::poll_fn(|cx| turn.poll(cx, Duration::ZERO));
     tokio::time::timeout_at((admitted + wall).into(), its_turn).await.map_err(|_| {
         let detail = format!("the function's time of {wall:?} passed before the node had time to begin it");
@@ -318,7 +318,7 @@ impl Running {
                         return if is_early { Poll::Pending } else { Poll::Ready(None) };
                     }
                     // A guest that waited for its body to be taken goes on, and need not wait for whoever sends it.
-                    Poll::Pending if came => {}
+                    Poll::Pending if came => self.turn.go_on(),
                     Poll::Pending => return Poll::Ready(None),
                 }
             }

@@ -22,6 +22,7 @@ mod deploy;
 mod examples;
 mod files;
 mod front;
+mod fairness;
 mod harness;
 mod http;
 mod interop;

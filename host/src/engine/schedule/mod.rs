@@ -42,7 +42,7 @@ struct Here {
     line: RefCell<Line<Waker>>,
     /// Whether there is a driver.
     driven: Cell<bool>,
-    /// How long guests ran in this round.
+    /// How long guests ran in this round that began at once.
     used: Cell<Duration>,
     /// Whose turn it is, until its slice is over.
     turn: Cell<Option<u64>>,
@@ -75,14 +75,22 @@ impl Here {
         }
     }
 
-    /// A guest has run.
-    fn ran(&self, tenant: &TenantId, age: Age, took: Duration) {
+    /// Something was done for a guest.
+    fn did(&self, tenant: &TenantId, age: Age, took: Duration) {
         if self.driven.get() {
             self.line.borrow_mut().charge(tenant, age, took);
         } else if took < SHORT {
             return;
         }
         self.used.set(self.used.get() + took);
+    }
+
+    /// A guest ran whose turn it was: I/O is looked at next, so it takes nothing from those who begin at once.
+    fn had_its_turn(&self, tenant: &TenantId, age: Age, took: Duration) {
+        // Late for a turn that had passed, it may be the last there is.
+        if self.driven.get() {
+            self.line.borrow_mut().charge(tenant, age, took);
+        }
     }
 
     fn is_over(&self, turn: u64) {
@@ -140,7 +148,7 @@ pub(super) fn has_line() -> bool {
 /// Charges a tenant with what was done for one of its guests outside of a slice.
 pub(super) fn charge(tenant: &TenantId, took: Duration) {
     // What is dropped with its thread is nobody's any more.
-    let _gone = HERE.try_with(|here| here.ran(tenant, Age::Young, took));
+    let _gone = HERE.try_with(|here| here.did(tenant, Age::Young, took));
 }
 
 /// A guest's turns.
@@ -152,6 +160,8 @@ pub(super) struct Turn {
     inner: Vec<Waker>,
     /// Whether it stands in line because its slice was over, and not because what it waited for has come.
     computes: bool,
+    /// What it used in this turn.
+    had: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -159,14 +169,14 @@ enum State {
     /// It has not begun, or waits for something of its own.
     Away,
     InLine(Place),
-    /// It may run one slice. The number that it had in line, if it was there.
+    /// It may run a slice. The number that it had in line, if it was there.
     Turn(Option<u64>),
 }
 
 impl Turn {
     /// Of a guest that has not begun.
     pub(super) fn new(tenant: TenantId) -> Self {
-        Self { tenant, state: State::Away, inner: Vec::new(), computes: false }
+        Self { tenant, state: State::Away, inner: Vec::new(), computes: false, had: Duration::ZERO }
     }
 
     /// Whose guest it is.
@@ -188,12 +198,19 @@ impl Turn {
         may
     }
 
+    /// What it waited for has come at once: it has the rest of its turn.
+    pub(super) fn go_on(&mut self) {
+        if matches!(self.state, State::Away) {
+            self.state = State::Turn(None);
+        }
+    }
+
     /// Ready when it may run one slice. `used`: its processor time so far.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, used: Duration) -> Poll<()> {
         HERE.with(|here| match self.state {
             State::Turn(_) => Poll::Ready(()),
             State::Away if here.may_go(&self.tenant) => {
-                self.state = State::Turn(None);
+                (self.state, self.had) = (State::Turn(None), Duration::ZERO);
                 Poll::Ready(())
             }
             State::Away => {
@@ -206,7 +223,7 @@ impl Turn {
                     Poll::Pending
                 }
                 None => {
-                    self.state = State::Turn(Some(place.number));
+                    (self.state, self.had) = (State::Turn(Some(place.number)), Duration::ZERO);
                     Poll::Ready(())
                 }
             },
@@ -238,18 +255,24 @@ impl Turn {
                 inner.wake();
             }
         }
-        let before = *used;
+        let (before, waited) = (*used, matches!(self.state, State::Turn(Some(_))));
         let mut sliced = {
+            let had = self.had;
             let _turn = Over(self);
-            deadline::slice(used, now, || run(cx))
+            deadline::slice(used, had, now, || run(cx))
         };
+        self.had += sliced.took;
         self.inner = std::mem::take(&mut sliced.yielded);
         self.computes = sliced.result.is_pending() && !self.inner.is_empty();
         HERE.with(|here| {
-            here.ran(&self.tenant, age(before), sliced.took);
+            match waited {
+                true => here.had_its_turn(&self.tenant, age(before), sliced.took),
+                false => here.did(&self.tenant, age(before), sliced.took),
+            }
             if self.computes {
                 self.state = State::InLine(here.join(&self.tenant, age(*used), cx.waker().clone()));
             } else if here.used.get() >= ROUND {
+                // A driver without a line looks at I/O once, and ends.
                 here.drive();
             }
         });

@@ -100,6 +100,33 @@ async fn io_is_looked_at_between_any_two_slices() {
 }
 
 #[tokio::test]
+async fn who_comes_in_anothers_slice_begins_right_after_it() {
+    let (guest, mut neighbour) = tokio::net::UnixStream::pair().unwrap();
+    let guest = guest.into_std().unwrap();
+    let spins = tokio::spawn(in_turns(tenant("a"), async move {
+        loop {
+            std::io::Write::write_all(&mut &guest, b"x").unwrap();
+            let began = Instant::now();
+            while began.elapsed() < ROUND {}
+            deadline::EndOfSlice::new().await;
+        }
+    }));
+    let comes = tokio::spawn(async move {
+        for _ in 0..20 {
+            neighbour.read_exact(&mut [0]).await.unwrap();
+            assert!(Turn::new(tenant("b")).begin(), "its tenant has all of its credit, and the round has just begun");
+        }
+        neighbour
+    });
+    // The guest would end if nobody could read what it writes.
+    let neighbour = comes.await.unwrap();
+    spins.abort();
+    assert!(spins.await.unwrap_err().is_cancelled());
+    drop(neighbour);
+    until_idle().await;
+}
+
+#[tokio::test]
 async fn one_that_leaves_the_line_leaves_nothing() {
     let log = Log::default();
     let (first, second) = (spawn(usize::MAX, "a", &log), spawn(usize::MAX, "b", &log));
@@ -210,6 +237,29 @@ async fn one_that_waited_in_line_beside_others_has_a_short_first_slice() {
         other.abort();
         assert!(other.await.unwrap_err().is_cancelled());
     }
+    until_idle().await;
+}
+
+#[tokio::test]
+async fn one_whose_time_passes_in_line_was_not_executed_and_leaves_it() {
+    let log = Log::default();
+    let other = spawn(usize::MAX, "b", &log);
+    while log.lock().unwrap().len() < 10 {
+        tokio::task::yield_now().await;
+    }
+    // So much in debt that its turn does not come.
+    HERE.with(|here| here.line.borrow_mut().charge(&tenant("a"), Age::Young, Duration::from_secs(1 << 30)));
+    let mut turn = Turn::new(tenant("a"));
+    assert!(!turn.begin());
+    let wall = Duration::from_millis(20);
+    let fault = crate::engine::run::its_turn(&mut turn, Instant::now(), wall).await.unwrap_err();
+    assert_eq!((fault.code, fault.executed), (crate::fault::Code::WallDeadline, crate::fault::Executed::No));
+    assert!(matches!(turn.state, State::InLine(_)));
+    let before = state().0;
+    drop(turn);
+    assert_eq!(state().0, before - 1);
+    other.abort();
+    assert!(other.await.unwrap_err().is_cancelled());
     until_idle().await;
 }
 

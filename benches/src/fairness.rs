@@ -1,0 +1,277 @@
+//! Scenario `fairness`: what guests that never end do to a neighbour, and to themselves.
+//!
+//! A node with two data threads. The victim, of one tenant, answers small requests over HTTP at a steady rate; beside it 64 guests of
+//! another tenant spin, and are started again when they die. How late they die is measured against their own limit, by the processor
+//! time that was metered for each and by the clock. Then guests of both tenants spin, 8 beside 64, and what each tenant got is compared.
+//! The load sleeps between its requests, for it shares the two cores with the node. Targets stand beside the figures.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use hob::daemon::Node;
+use hob::id::{FunctionName, TenantId};
+use hob::invocation::{Invocation, Invoke, Payload, Target};
+use hob::manifest::Manifest;
+
+use crate::guests::Guest;
+use crate::report::{Figure, Report, quantile};
+use crate::servers::setup_with;
+
+const SCENARIO: &str = "fairness";
+const SPINNERS: usize = 64;
+/// Requests of the victim per second, from so many connections.
+const RATE: usize = 200;
+const CONNECTIONS: usize = 8;
+
+/// A handler whose `hob_handle` is `(loop br 0)`.
+const SPIN: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x05\x03\x01\0\x01\
+    \x07\x17\x02\x06memory\x02\0\x0ahob_handle\0\0\x0a\x09\x01\x07\0\x03\x40\x0c\0\x0b\x0b";
+
+pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
+    let time = Duration::from_secs(if quick { 3 } else { 20 });
+    let dir = tempfile::tempdir()?;
+    let node = Node::start(setup_with(dir.path(), &["engine.threads=2".into()])?)?;
+    let hello = Guest::build("hello")?;
+    node.deploy_file("hello".parse()?, &hello.wasm, hello.manifest)?;
+    let spin = dir.path().join("spin.wasm");
+    std::fs::write(&spin, SPIN)?;
+    let attackers = |limits: &str| Spinners::deploy(&node, &spin, "attacker", SPINNERS, limits);
+    let by_cpu = attackers("cpu = '200ms'\nwall = '1h'")?;
+    let by_wall = attackers("cpu = '1h'\nwall = '1s'")?;
+    let victims = Spinners::deploy(&node, &spin, "default", 8, "cpu = '200ms'\nwall = '1h'")?;
+
+    let quiet = victim(node.addr(), time)?;
+    quiet.print(report, "quiet", None)?;
+    let before = Metered::now(&node, &[&by_cpu, &by_wall, &victims])?;
+    let (ticks, during) = (Ticks::start(), beside(&by_cpu, || victim(node.addr(), time))?);
+    ticks.print(report)?;
+    during.measured?.print(report, "beside 64, cpu limit", Some(&quiet))?;
+    late(report, "die at the cpu limit", during.late, 2.0)?;
+    let during = beside(&by_wall, || victim(node.addr(), time))?;
+    during.measured?.print(report, "beside 64, wall limit", Some(&quiet))?;
+    late(report, "die at the wall limit", during.late, 5.0)?;
+    share(report, &by_cpu, &victims, time)?;
+    let after = Metered::now(&node, &[&by_cpu, &by_wall, &victims])?;
+    let metered = (after.metered - before.metered) / (after.kernel - before.kernel);
+    figure(report, "metered of the kernel's", "ratio (0.97-1.03)", metered, "")?;
+    node.stop();
+    Ok(())
+}
+
+fn figure(report: &Report, system: &str, metric: &str, value: f64, unit: &str) -> std::io::Result<()> {
+    report.figure(&Figure { scenario: SCENARIO, system, metric, value, unit, ratio: None })
+}
+
+fn late(report: &Report, system: &str, mut late: Vec<f64>, target: f64) -> anyhow::Result<()> {
+    ensure!(!late.is_empty(), "no guest died");
+    #[expect(clippy::cast_precision_loss, reason = "some thousands")]
+    figure(report, system, "count", late.len() as f64, "")?;
+    figure(report, system, "late p50", quantile(&mut late, 0.5), "ms")?;
+    figure(report, system, &format!("late p99 (<= {target})"), quantile(&mut late, 0.99), "ms")?;
+    Ok(())
+}
+
+/// What the victim saw.
+struct Seen {
+    times: Vec<f64>,
+    errors: usize,
+}
+
+impl Seen {
+    fn print(&self, report: &Report, system: &str, quiet: Option<&Self>) -> anyhow::Result<()> {
+        let mut times = self.times.clone();
+        let p99 = quantile(&mut times, 0.99);
+        figure(report, system, "victim p50", quantile(&mut times, 0.5), "ms")?;
+        figure(report, system, "victim p99", p99, "ms")?;
+        if let Some(quiet) = quiet {
+            figure(report, system, "p99 added (<= 5)", p99 - quantile(&mut quiet.times.clone(), 0.99), "ms")?;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "some thousands")]
+        figure(report, system, "victim errors (0)", self.errors as f64, "")?;
+        Ok(())
+    }
+}
+
+/// Small requests at a steady rate, from connections that take turns.
+fn victim(addr: SocketAddr, time: Duration) -> anyhow::Result<Seen> {
+    let began = Instant::now();
+    let gap = Duration::from_secs(1) * u32::try_from(CONNECTIONS)? / u32::try_from(RATE)?;
+    let one = |number: u32| -> anyhow::Result<Seen> {
+        let mut stream = TcpStream::connect(addr)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut seen = Seen { times: Vec::new(), errors: 0 };
+        let mut due = began + gap * number / u32::try_from(CONNECTIONS)?;
+        while due < began + time {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let sent = Instant::now();
+            stream.write_all(b"GET /hello HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
+            let (mut answer, mut len) = ([0; 2048], 0);
+            while !answer[..len].ends_with(b"Hello, world!\n") && len < answer.len() {
+                let read = stream.read(&mut answer[len..])?;
+                ensure!(read > 0, "the node closed a connection: {}", String::from_utf8_lossy(&answer[..len]));
+                len += read;
+            }
+            seen.times.push(sent.elapsed().as_secs_f64() * 1e3);
+            seen.errors += usize::from(!answer.starts_with(b"HTTP/1.1 200 "));
+            due += gap;
+        }
+        Ok(seen)
+    };
+    let mut all = Seen { times: Vec::new(), errors: 0 };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CONNECTIONS).map(|number| scope.spawn(move || one(u32::try_from(number)?))).collect();
+        for client in clients {
+            let seen = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+            all.times.extend(seen.times);
+            all.errors += seen.errors;
+        }
+        Ok(all)
+    })
+}
+
+/// Functions that spin, each with one invocation at a time, so that what one used is known.
+struct Spinners {
+    plane: Arc<dyn Invoke>,
+    dispatcher: hob::dispatch::Dispatcher,
+    tenant: TenantId,
+    names: Vec<FunctionName>,
+    kind: &'static str,
+}
+
+impl Spinners {
+    fn deploy(node: &Node, wasm: &std::path::Path, tenant: &str, count: usize, limits: &str) -> anyhow::Result<Self> {
+        let tenant: TenantId = tenant.parse()?;
+        let kind = if limits.contains("cpu = '1h'") { "wall" } else { "cpu" };
+        let manifest = Manifest::parse(&format!("[limits]\n{limits}\n"))?;
+        let name = |number| format!("spin-{kind}-{number}").parse::<FunctionName>();
+        let names = (0..count).map(name).collect::<Result<Vec<_>, _>>()?;
+        for name in &names {
+            node.deploy_file_of(tenant.clone(), name.clone(), wasm, manifest.clone())?;
+        }
+        Ok(Self { plane: node.data_plane(), dispatcher: node.dispatcher().clone(), tenant, names, kind })
+    }
+
+    fn cpu(&self, name: &FunctionName) -> f64 {
+        self.dispatcher.usage(&self.tenant, name).0.totals().cpu.as_secs_f64() * 1e3
+    }
+
+    fn cpu_of_all(&self) -> f64 {
+        self.names.iter().map(|name| self.cpu(name)).sum()
+    }
+
+    /// Keeps one of them running until `stop`; by how many milliseconds each invocation passed its limit.
+    async fn keep(&self, name: FunctionName, stop: &AtomicBool, late: &Mutex<Vec<f64>>) -> anyhow::Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            let request = http::Request::get("/").header("host", "localhost").body(Payload::empty())?;
+            let (received, before) = (Instant::now(), self.cpu(&name));
+            let target = Target::Function(name.clone());
+            let invocation = Invocation { tenant: self.tenant.clone(), target, request, received, start: None };
+            let invoked = self.plane.invoke(invocation).await;
+            let by = match self.kind {
+                "cpu" => self.cpu(&name) - before - 200.0,
+                _ => received.elapsed().as_secs_f64() * 1e3 - 1000.0,
+            };
+            let fault = invoked.result.err().context("a guest that spins answered")?;
+            let code = fault.code.to_string();
+            ensure!(code == format!("{}-deadline", self.kind), "expected its deadline, found {code}: {}", fault.detail);
+            late.lock().unwrap_or_else(PoisonError::into_inner).push(by);
+        }
+        Ok(())
+    }
+}
+
+struct During<R> {
+    measured: anyhow::Result<R>,
+    late: Vec<f64>,
+}
+
+/// Does `work` while all of `spinners` run.
+fn beside<R>(spinners: &Spinners, work: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Result<During<R>> {
+    let (stop, late) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let measured = std::thread::scope(|scope| {
+        let all = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let each = spinners.names.iter().map(|name| spinners.keep(name.clone(), &stop, &late));
+            runtime.block_on(futures_util::future::try_join_all(each)).map(drop)
+        });
+        // Until all of them are there.
+        std::thread::sleep(Duration::from_millis(500));
+        let measured = work();
+        stop.store(true, Ordering::Relaxed);
+        all.join().map_err(|_| anyhow::anyhow!("the attack panicked"))??;
+        anyhow::Ok(measured)
+    })?;
+    Ok(During { measured, late: late.into_inner().unwrap_or_else(PoisonError::into_inner) })
+}
+
+/// What a tenant with 8 guests that spin gets beside one with 64, of half.
+fn share(report: &Report, attackers: &Spinners, victims: &Spinners, time: Duration) -> anyhow::Result<()> {
+    let during = beside(attackers, || {
+        beside(victims, || {
+            let before = (attackers.cpu_of_all(), victims.cpu_of_all());
+            std::thread::sleep(time);
+            Ok((attackers.cpu_of_all() - before.0, victims.cpu_of_all() - before.1))
+        })?
+        .measured
+    })?;
+    let (attackers, victims) = during.measured?;
+    figure(report, "8 guests beside 64", "of its share (>= 0.9)", 2.0 * victims / (attackers + victims), "")?;
+    Ok(())
+}
+
+/// Processor time so far, in milliseconds: what was metered, and what the kernel says of the threads that ran it.
+struct Metered {
+    metered: f64,
+    kernel: f64,
+}
+
+impl Metered {
+    fn now(node: &Node, of: &[&Spinners]) -> anyhow::Result<Self> {
+        let hello = node.dispatcher().usage(&TenantId::default(), &"hello".parse()?).0.totals().cpu.as_secs_f64() * 1e3;
+        let mut kernel = 0.0;
+        for task in std::fs::read_dir("/proc/self/task")? {
+            let path = task?.path();
+            if std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("hob-data-")) {
+                let stat = std::fs::read_to_string(path.join("schedstat"))?;
+                kernel += stat.split(' ').next().context("the system says nothing of a thread")?.parse::<f64>()? / 1e6;
+            }
+        }
+        Ok(Self { metered: hello + of.iter().map(|spinners| spinners.cpu_of_all()).sum::<f64>(), kernel })
+    }
+}
+
+/// How late a thread wakes that sleeps for a millisecond at a time, as the one that ticks does.
+struct Ticks {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Vec<f64>>,
+}
+
+impl Ticks {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let (mut gaps, mut last) = (Vec::new(), Instant::now());
+            while !stopped.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+                gaps.push(last.elapsed().as_secs_f64() * 1e3);
+                last = Instant::now();
+            }
+            gaps
+        });
+        Self { stop, thread }
+    }
+
+    fn print(self, report: &Report) -> anyhow::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut gaps = self.thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?;
+        figure(report, "tick of 1 ms", "p99 (<= 20)", quantile(&mut gaps, 0.99), "ms")?;
+        figure(report, "tick of 1 ms", "longest", quantile(&mut gaps, 1.0), "ms")?;
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! What guests that compute do to each other and to the node: they end in time, others go on, and their processor time is theirs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::harness::http::Conn;
+use crate::harness::wat::{SPINS, does, says};
+use crate::harness::{Node, eventually};
+
+/// So many requests to a function, sent at once on a connection each.
+fn send(node: &Node, count: usize, target: &str) -> Vec<Conn> {
+    let send = |_| {
+        let mut conn = node.data.connect();
+        conn.request("GET", target, &[], b"");
+        conn
+    };
+    (0..count).map(send).collect()
+}
+
+/// Sends 64 guests that spin and holds that each dies of `code`, and that a neighbour answers until the last one has.
+#[track_caller]
+fn check_spinners(limits: &str, code: &str) {
+    let node = Node::start(&["engine.threads=2"]);
+    node.deploy_wat("spins", &does(SPINS), limits);
+    node.deploy_wat("good", &says("good"), "");
+    let spinning = send(&node, 64, "/spins");
+    let dead = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (dead, node) = (&dead, &node);
+        let victim = scope.spawn(move || {
+            let mut answered = 0;
+            while !dead.load(Ordering::Relaxed) {
+                assert_eq!(node.data.get("/good").good(), b"good");
+                assert_eq!(node.control.get("/v1/functions/good/invoke").good(), b"good");
+                answered += 1;
+            }
+            answered
+        });
+        for mut conn in spinning {
+            conn.reply().problem(504, code);
+        }
+        dead.store(true, Ordering::Relaxed);
+        assert!(victim.join().unwrap() > 0);
+    });
+    assert_eq!(node.faults(code), 64);
+    eventually("no place is taken", || node.occupancy("spins") == (0, 0));
+    eventually("no instance is left", || node.metric("hob_instances") == 0);
+}
+
+#[test]
+fn sixty_four_spinners_die_at_their_processor_limit() {
+    check_spinners("[limits]\ncpu = '30ms'\nwall = '1h'\n", "cpu-deadline");
+}
+
+#[test]
+fn sixty_four_spinners_die_at_their_wall_deadline() {
+    check_spinners("[limits]\ncpu = '1h'\nwall = '1s'\n", "wall-deadline");
+}
+
+#[test]
+fn guests_in_line_hold_their_places_and_leave_with_their_clients() {
+    let node = Node::start(&["engine.threads=1"]);
+    node.deploy_wat("spins", &does(SPINS), "[limits]\ncpu = '1h'\nwall = '1h'\nconcurrency = 16\nqueue = 0\n");
+    let spinning = send(&node, 16, "/spins");
+    eventually("all of them are there", || node.occupancy("spins") == (16, 0));
+    node.data.get("/spins").problem(429, "concurrency");
+    // One that has not begun has no instance yet.
+    eventually("all of them have begun", || node.metric("hob_instances") == 16);
+    drop(spinning);
+    eventually("they are gone", || node.occupancy("spins") == (0, 0) && node.metric("hob_instances") == 0);
+}
+
+/// Processor time of all threads of a process, in milliseconds, by the kernel.
+fn kernel_ms(node: &Node) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap();
+    let of = |path: std::path::PathBuf| -> Option<f64> {
+        // A thread that waited for blocking work may have ended by now; it had nothing to do with guests.
+        let stat = std::fs::read_to_string(path.join("schedstat")).ok()?;
+        stat.split(' ').next()?.parse().ok()
+    };
+    tasks.filter_map(|task| of(task.unwrap().path())).sum::<f64>() / 1e6
+}
+
+/// Keeps all processors busy beside the node, so that the kernel takes them away from its threads.
+struct Rivals(Arc<AtomicBool>, Vec<std::thread::JoinHandle<()>>);
+
+impl Rivals {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let count = 3 * std::thread::available_parallelism().map_or(1, usize::from);
+        let rival = |_| {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        };
+        let rivals = (0..count).map(rival).collect();
+        Self(stop, rivals)
+    }
+}
+
+impl Drop for Rivals {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        for rival in self.1.drain(..) {
+            rival.join().unwrap();
+        }
+    }
+}
+
+fn used_ms(node: &Node, name: &str) -> f64 {
+    node.inspect(name)["usage"]["cpu_ms"].as_f64().unwrap()
+}
+
+/// A handler that counts to so many millions.
+fn counts(millions: u32) -> String {
+    does(&format!(
+        "(local $n i32)
+         (loop $more
+           (local.set $n (i32.add (local.get $n) (i32.const 1)))
+           (br_if $more (i32.lt_u (local.get $n) (i32.const {millions}000000))))
+         (call $number (local.get $n))"
+    ))
+}
+
+/// The shares are of processor time on both sides, so a busy machine moves neither. A debug build does more besides for each slice and
+/// each request than a release, which the lower bound allows for; `hob-bench fairness` has the figure of a release.
+#[test]
+fn processor_time_is_what_the_kernel_counts() {
+    let node = Node::start(&["engine.threads=2"]);
+    let kinds = [("short", 1), ("middle", 20), ("long", 100)];
+    for (name, millions) in kinds {
+        node.deploy_wat(name, &counts(millions), "[limits]\ncpu = '1h'\nwall = '1h'\n");
+        node.data.get(&format!("/{name}")).good();
+    }
+    let rivals = Rivals::start();
+    let metered = |node: &Node| kinds.iter().map(|(name, _)| used_ms(node, name)).sum::<f64>();
+    let before = (metered(&node), kernel_ms(&node));
+    for mut conn in ["/long", "/middle", "/short"].iter().flat_map(|target| send(&node, 8, target)) {
+        conn.reply().good();
+    }
+    // The last teardown may still be under way, and is some microseconds.
+    let (metered, kernel) = (metered(&node) - before.0, kernel_ms(&node) - before.1);
+    drop(rivals);
+    let ratio = metered / kernel;
+    assert!((0.85..=1.03).contains(&ratio), "metered {metered} ms, the kernel says {kernel} ms: {ratio}");
+}
+
+#[test]
+fn the_limit_does_not_count_what_the_kernel_gave_to_others() {
+    let node = Node::start(&["engine.threads=1"]);
+    node.deploy_wat("spins", &does(SPINS), "[limits]\ncpu = '60ms'\nwall = '1h'\n");
+    let rivals = Rivals::start();
+    let before = kernel_ms(&node);
+    for _ in 0..5 {
+        node.data.get("/spins").problem(504, "cpu-deadline");
+    }
+    let kernel = kernel_ms(&node) - before;
+    drop(rivals);
+    assert!(kernel >= 5.0 * 60.0 * 0.9, "five guests with 60 ms each had {kernel} ms in all");
+}
