@@ -297,11 +297,10 @@ impl Engine {
         });
     }
 
-    /// Fills up what waits on this thread, unless guests stand in line there: they come before what nobody waits for, and the next
-    /// invocation asks again.
+    /// Fills up what waits on this thread. Making one takes turns as a guest of the tenant does.
     async fn fill(&self, template: &Arc<Template>, maker: &Maker) {
         let ready = &template.ready;
-        while ready.count_on(maker.thread) < self.0.ready.each_max && ready.is_wanted() && !schedule::has_line() {
+        while ready.count_on(maker.thread) < self.0.ready.each_max && ready.is_wanted() {
             let Some(waiting) = self.make(template, maker).await else { return };
             ready.put(waiting);
             // Requests that came meanwhile go first.

@@ -97,6 +97,7 @@ impl<W> Default for Line<W> {
 
 impl<W> Line<W> {
     /// How many wait.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.waiting
     }
@@ -120,12 +121,12 @@ impl<W> Line<W> {
         those.get_mut(at).map(|(_, waker)| waker)
     }
 
-    /// Gives up a place. Whether it was still there.
-    pub(super) fn leave(&mut self, tenant: &TenantId, place: Place) -> bool {
-        let found = self.accounts.get_mut(tenant).and_then(|account| account.find(place));
-        let left = found.and_then(|(at, those)| those.remove(at)).is_some();
-        self.waiting -= usize::from(left);
-        left
+    /// Gives up a place, if it is still there.
+    pub(super) fn leave(&mut self, tenant: &TenantId, place: Place) -> Option<W> {
+        let (at, those) = self.accounts.get_mut(tenant)?.find(place)?;
+        let (_, waker) = those.remove(at)?;
+        self.waiting -= 1;
+        Some(waker)
     }
 
     /// Charges a tenant with what one of its guests used.

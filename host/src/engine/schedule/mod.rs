@@ -140,11 +140,6 @@ async fn drive() {
     }
 }
 
-/// Whether guests stand in line on this thread: then it has no time for what nobody waits for.
-pub(super) fn has_line() -> bool {
-    HERE.with(|here| here.line.borrow().len() > 0)
-}
-
 /// Charges a tenant with what was done for one of its guests outside of a slice.
 pub(super) fn charge(tenant: &TenantId, took: Duration) {
     // What is dropped with its thread is nobody's any more.
@@ -217,16 +212,18 @@ impl Turn {
                 self.state = State::InLine(here.join(&self.tenant, age(used), cx.waker().clone()));
                 Poll::Pending
             }
-            State::InLine(place) => match here.line.borrow_mut().waker(&self.tenant, place) {
-                Some(waker) => {
-                    waker.clone_from(cx.waker());
-                    Poll::Pending
-                }
-                None => {
+            State::InLine(place) => {
+                // A waker is dropped when nobody looks at the line: what it holds may be a guest in it.
+                let mut line = here.line.borrow_mut();
+                let Some(waker) = line.waker(&self.tenant, place) else {
                     (self.state, self.had) = (State::Turn(Some(place.number)), Duration::ZERO);
-                    Poll::Ready(())
-                }
-            },
+                    return Poll::Ready(());
+                };
+                let other = (!waker.will_wake(cx.waker())).then(|| std::mem::replace(waker, cx.waker().clone()));
+                drop(line);
+                drop(other);
+                Poll::Pending
+            }
         })
     }
 
@@ -284,8 +281,9 @@ impl Turn {
         let _gone = HERE.try_with(|here| match std::mem::replace(&mut self.state, State::Away) {
             State::Away | State::Turn(None) => {}
             State::InLine(place) => {
-                // The driver may have just called it.
-                if !here.line.borrow_mut().leave(&self.tenant, place) {
+                let left = here.line.borrow_mut().leave(&self.tenant, place);
+                if left.is_none() {
+                    // The driver has called it.
                     here.is_over(place.number);
                 }
             }

@@ -174,13 +174,13 @@ fn who_leaves_leaves_nothing() {
     let (first, second) = (thread.join("a", Age::Young), thread.join("a", Age::Old));
     let third = thread.join("b", Age::Old);
     assert!(thread.line.others_wait(&tenant("a")) && thread.line.others_wait(&tenant("b")));
-    assert!(thread.line.leave(&tenant("b"), third) && !thread.line.leave(&tenant("b"), third));
+    assert_eq!((thread.line.leave(&tenant("b"), third), thread.line.leave(&tenant("b"), third)), (Some("b"), None));
     assert!(!thread.line.others_wait(&tenant("a")) && thread.line.others_wait(&tenant("c")));
     assert!(thread.line.waker(&tenant("a"), second).is_some() && thread.line.waker(&tenant("a"), third).is_none());
-    assert!(!thread.line.leave(&tenant("a"), Place { age: Age::Old, ..first }), "it is of the other age");
-    assert!(thread.line.leave(&tenant("a"), first));
+    assert_eq!(thread.line.leave(&tenant("a"), Place { age: Age::Old, ..first }), None, "it is of the other age");
+    assert!(thread.line.leave(&tenant("a"), first).is_some());
     assert_eq!(thread.line.next(), Some((second.number, "a")));
-    assert!(!thread.line.leave(&tenant("a"), second), "its turn has come");
+    assert!(thread.line.leave(&tenant("a"), second).is_none(), "its turn has come");
     assert_eq!((thread.line.len(), thread.line.next()), (0, None));
     thread.line.settle();
     assert!(thread.line.accounts.is_empty() && thread.line.ring.is_empty());
