@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::harness::examples::guest;
 use crate::harness::http::Conn;
 use crate::harness::wat::{SPINS, does, says};
 use crate::harness::{Node, eventually};
@@ -55,6 +56,30 @@ fn sixty_four_spinners_die_at_their_processor_limit() {
 #[test]
 fn sixty_four_spinners_die_at_their_wall_deadline() {
     check_spinners("[limits]\ncpu = '1h'\nwall = '1s'\n", "wall-deadline");
+}
+
+#[test]
+fn guests_of_03_take_turns_as_all_do() {
+    let node = Node::start(&["engine.threads=1"]);
+    let limits = "[limits]\ncpu = '1h'\nwall = '1h'\n";
+    let command = std::fs::read(guest("cli3")).unwrap();
+    assert_eq!(node.deploy("counts", &command, limits).status(), 201);
+    assert_eq!(node.deploy("dies", &command, "[limits]\ncpu = '50ms'\nwall = '1h'\n").status(), 201);
+    let post = |target: &str, body: &[u8]| {
+        let mut conn = node.data.connect();
+        conn.request("POST", target, &[], body);
+        conn
+    };
+    // Side by side on one thread, each goes on where it was interrupted.
+    let counting: Vec<_> = (0..4).map(|_| post("/counts", b"count")).collect();
+    let spinning: Vec<_> = (0..4).map(|_| post("/dies", b"spin")).collect();
+    for mut conn in spinning {
+        conn.reply().problem(504, "cpu-deadline");
+    }
+    for mut conn in counting {
+        assert!(conn.reply().ok().text().ends_with(" COUNT\n"));
+    }
+    eventually("no instance is left", || node.metric("hob_instances") == 0);
 }
 
 #[test]
