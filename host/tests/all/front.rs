@@ -62,6 +62,8 @@ fn exchange(port: &Port, stream: &[u8], end: End) -> Vec<(u16, String)> {
     if end != End::Close {
         conn.finish();
     }
+    // A server that does not close is a failure of this stream, by name.
+    conn.stream().set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
     let mut bytes = Vec::new();
     let read = conn.stream().read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(stream);

@@ -219,7 +219,7 @@ fn a_handshake_that_does_not_end_is_cut_and_stops_nobody() {
 #[test]
 fn handshakes_count_as_connections() {
     let pair = Pair::new();
-    let node = pair.start(&["net.handshake_timeout=1h", "net.connections_max=2"]);
+    let node = pair.start(&["net.handshake_timeout=1h", "net.connections_max=2", "engine.threads=1"]);
     let held: Vec<_> = (0..2).map(|_| node.data.connect()).collect();
     // A word of HTTP would be none of TLS: it is closed.
     eventually("one too many is closed", || node.data.connect().is_closed());

@@ -287,7 +287,6 @@ impl Corpus {
             "5\r\nhello0\r\n\r\n",
             "5\rhello\r\n0\r\n\r\n",
             "5\r\nhello\r\n0\n\n",
-            "5\r\nhello\r\n0\r\n\n",
             "0x5\r\nhello\r\n0\r\n\r\n",
             "+5\r\nhello\r\n0\r\n\r\n",
             "-5\r\nhello\r\n0\r\n\r\n",
