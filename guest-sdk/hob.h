@@ -139,7 +139,9 @@ enum {
     HOB_DAMAGED = -9, /* not what was written */
     HOB_UNAVAILABLE = -10, /* at present, or here */
     HOB_LIMIT = -11, /* the instance holds as much as it may */
-    HOB_WAITS = -12 /* of hob_kv_write alone: hob_answer_wait has the rest */
+    HOB_WAITS = -12, /* of hob_kv_write alone: hob_answer_wait has the rest */
+    HOB_PROHIBITED = -14, /* the operator does not let functions reach the address */
+    HOB_TIMEOUT = -15 /* another server took too long */
 };
 
 /* Fixed part of an entry. After it: the value. */
@@ -271,6 +273,21 @@ HOB_IMPORT("upload_drop") void hob_upload_drop(int32_t upload);
 /* Deletes an object, if it has this ETag unless `etag_len` is 0; the head of what was there. */
 HOB_IMPORT("object_delete")
 int32_t hob_object_delete(int32_t bucket, const void *key, size_t key_len, const void *etag, size_t etag_len, void *buf, size_t cap);
+
+/*
+ * Requests to other servers that the manifest grants; the numbers are those of data. `record` is a hob_request_head with flags
+ * HOB_REQUEST_BODY_WHOLE and what follows it, with a URL as the target. Waits for the head of the response, and returns its handle.
+ */
+HOB_IMPORT("http_send") int32_t hob_http_send(const void *record, size_t len);
+
+/* The head of a response: a hob_response_head and its headers, with a body_len of 0. Returns its length. */
+HOB_IMPORT("http_head") int32_t hob_http_head(int32_t response, void *buf, size_t cap);
+
+/* Waits for more of a response's body: how many bytes were written, 0 at the end. */
+HOB_IMPORT("http_read") int32_t hob_http_read(int32_t response, void *buf, size_t cap);
+
+/* Lets go of a response. */
+HOB_IMPORT("http_close") void hob_http_close(int32_t response);
 
 /* ---- What the guest defines ---------------------------------------------------------------------------------------------- */
 

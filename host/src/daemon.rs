@@ -31,6 +31,7 @@ use crate::dispatch::files::Files;
 use crate::dispatch::templates::Templates;
 use crate::dispatch::templates::bounds::Bounds;
 use crate::dispatch::used::{self, UseOrder};
+use crate::egress::{Egress, EgressStartError, Walls};
 use crate::engine::Engine;
 use crate::engine::build::Builder;
 use crate::fault::{Code, Fault};
@@ -83,6 +84,9 @@ pub enum StartError {
     /// The engine.
     #[error("the engine cannot start: {0}; lower engine.instances_max if addresses are short")]
     Engine(String),
+    /// Outbound requests.
+    #[error(transparent)]
+    Egress(#[from] EgressStartError),
     /// A thread or a runtime.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -172,7 +176,8 @@ impl Node {
         let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
         let node = getrandom::u64().map_err(StartError::Random)?;
         let hot_max = config.engine.functions_hot_max;
-        let base = base(&config, grants, &data, &artifacts)?;
+        let egress = Some(start_egress(&config.egress, &grants, [addr, control_addr])?);
+        let base = base(&config, grants, &data, &artifacts, egress)?;
         let outside = base.files.clone().map(|files| Outside { data: data.clone(), files });
         let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
@@ -358,10 +363,16 @@ impl Signals {
 }
 
 /// What all functions have in common.
-fn base(config: &Config, grants: Grants, data: &Arc<Data>, artifacts: &Artifacts) -> Result<Base, StartError> {
+fn base(
+    config: &Config,
+    grants: Grants,
+    data: &Arc<Data>,
+    artifacts: &Artifacts,
+    egress: Option<Arc<Egress>>,
+) -> Result<Base, StartError> {
     let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
     let files = Files::new(artifacts.clone(), Arc::new(Folders::open(&config.folder)?));
-    Ok(Base { logs, grants, data: Some(data.clone()), files: Some(files) })
+    Ok(Base { logs, grants, data: Some(data.clone()), files: Some(files), egress })
 }
 
 fn open_data(dir: &DataDir, config: &crate::config::Config) -> Result<Data, DataError> {
@@ -378,6 +389,12 @@ fn open_data(dir: &DataDir, config: &crate::config::Config) -> Result<Data, Data
     };
     let origins = Origins { opened, cache: objects(config.cache_bytes_max), requests_max: config.origin_requests_max };
     Data::open_with(&dir.data_path(), sizes, &origins, Clock::system())
+}
+
+/// Starts what sends requests of functions. `own`: where this node answers.
+fn start_egress(config: &crate::config::Egress, grants: &Grants, own: [SocketAddr; 2]) -> Result<Egress, EgressStartError> {
+    let own_ports = own.map(|addr| addr.port()).into();
+    Egress::start(config, Walls { opened: config.allow.clone(), own_ports, is_down: grants.net })
 }
 
 fn size(bytes: crate::config::Bytes) -> usize {

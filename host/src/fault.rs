@@ -81,11 +81,13 @@ pub enum Code {
     OriginFailed,
     /// The store that a bucket is a cache of took too long.
     OriginTimeout,
+    /// The request came through too many functions.
+    LoopDetected,
 }
 
 impl Code {
     /// All codes, for documentation and tests.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::BadRequest,
         Self::BadManifest,
         Self::Forbidden,
@@ -120,6 +122,7 @@ impl Code {
         Self::StorageFull,
         Self::OriginFailed,
         Self::OriginTimeout,
+        Self::LoopDetected,
     ];
 
     /// The stable text, as in `hob-error`.
@@ -160,6 +163,7 @@ impl Code {
             Self::StorageFull => "storage-full",
             Self::OriginFailed => "origin-failed",
             Self::OriginTimeout => "origin-timeout",
+            Self::LoopDetected => "loop-detected",
         }
     }
 
@@ -201,6 +205,7 @@ impl Code {
             Self::StorageFull => "There is no room to store this",
             Self::OriginFailed => "The bucket's origin failed",
             Self::OriginTimeout => "The bucket's origin took too long",
+            Self::LoopDetected => "The request goes round in circles",
         }
     }
 }

@@ -2,12 +2,16 @@
 //!
 //! Owns the plain values. Knows nothing about who checks them (`capability` does, in one place for each interface).
 
+pub mod http;
+
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::BucketName;
+
+use self::http::HttpGrant;
 
 /// What one guest was granted. The default grants nothing.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +43,9 @@ pub struct ManifestGrants {
     pub files: Vec<FileGrant>,
     /// How exactly it sees the time.
     pub clock: ClockResolution,
+    /// Servers that it may send requests to, each named once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<HttpGrant>,
 }
 
 impl ManifestGrants {

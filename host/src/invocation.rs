@@ -20,6 +20,49 @@ use crate::id::{FunctionName, InvocationId, RevisionNumber, TenantId};
 /// gets its body in one host call. In bytes; the same number is in `guest-sdk/abi.md`.
 pub const INLINE_BODY_BYTES: u64 = 64 << 10;
 
+/// Request header in which requests of functions carry how many functions they came through. A client may set it too, and shortens
+/// only the way of its own request.
+pub static HOB_HOPS: http::HeaderName = http::HeaderName::from_static("hob-hops");
+/// Most functions that a request may have come through, each by a request of its own to the next, before one refuses it.
+pub const HOPS_MAX: u8 = 8;
+
+/// How many functions a request came through. In the extensions of a request that came through any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hops(u8);
+
+impl Hops {
+    /// What the headers of a request say: the largest, and nothing counts that is no number.
+    #[must_use]
+    pub fn of(headers: &http::HeaderMap) -> Self {
+        let counts = headers.get_all(&HOB_HOPS).iter().filter_map(|value| value.to_str().ok()?.parse().ok());
+        Self(counts.max().unwrap_or(0))
+    }
+
+    /// One function more.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    /// Whether it came through none.
+    #[must_use]
+    pub fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether it is too many.
+    #[must_use]
+    pub fn is_loop(self) -> bool {
+        self.0 > HOPS_MAX
+    }
+
+    /// As the header has it.
+    #[must_use]
+    pub fn value(self) -> http::HeaderValue {
+        http::HeaderValue::from(u16::from(self.0))
+    }
+}
+
 /// Why a body ended early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {

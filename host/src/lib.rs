@@ -26,6 +26,7 @@ pub mod data;
 pub mod meter;
 pub mod telemetry;
 pub mod net;
+pub mod egress;
 
 // Capability: what a guest may import.
 pub mod capability;

@@ -30,7 +30,7 @@ const LAYERS: [(&str, Within, &[&str]); 8] = [
         &["id", "limits", "route", "bucket", "grants", "manifest", "config", "fault", "invocation", "histogram", "crash"],
     ),
     ("storage", Within::Nothing, &["storage"]),
-    ("parts", Within::Nothing, &["registry", "artifacts", "data", "meter", "telemetry", "net"]),
+    ("parts", Within::Nothing, &["registry", "artifacts", "data", "meter", "telemetry", "net", "egress"]),
     ("capability", Within::Nothing, &["capability"]),
     ("engine", Within::Nothing, &["engine"]),
     ("use", Within::Above, &["dispatch", "deploy"]),
@@ -61,7 +61,7 @@ const DOORS: [(&str, &[&str]); 3] = [
 ];
 
 /// Crates that only some modules may name.
-const OWNERS: [(&str, &[&str]); 2] = [("wasmtime", &["engine", "capability"]), ("hyper", &["net"])];
+const OWNERS: [(&str, &[&str]); 2] = [("wasmtime", &["engine", "capability"]), ("hyper", &["net", "egress"])];
 
 /// Files that may hold `unsafe`.
 const UNSAFE: [&str; 4] = [

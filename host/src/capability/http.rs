@@ -1,4 +1,4 @@
-//! `wasi:http`, 0.2 and 0.3: requests in, responses out, and outbound requests refused until granted.
+//! `wasi:http`, 0.2 and 0.3: requests in, responses out, and requests out, each by the manifest's grant.
 //!
 //! Owns the conversion between Hob's requests and responses and WASI's. Invariant: what limits a request body also limits it here.
 
@@ -8,16 +8,20 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use wasmtime::Result;
 use wasmtime::component::Linker;
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 
-use super::Host;
+use super::egress::{Outbound, OutboundError};
 use super::handler::target;
 use super::reply::{GuestBody, PIECE_LEN_MAX, Reply};
+use super::{Environment, Host};
+use crate::egress::{self, EgressError, HEAD_BYTES_MAX, Tenant};
 use crate::fault::{Code, Fault};
 use crate::invocation::{BodyError, Payload};
+use crate::telemetry::logs::LogSink;
 
 /// Links `wasi:http` of 0.2, and of 0.3 if `concurrent`.
 ///
@@ -34,21 +38,24 @@ pub fn link(linker: &mut Linker<Host>, concurrent: bool) -> Result<()> {
 impl WasiHttpView for Host {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         self.has_used_http = true;
+        self.hooks.of.get_or_insert_with(|| (self.environment.clone(), self.log.clone()));
         WasiHttpCtxView { hooks: &mut self.hooks, table: &mut self.table, ctx: &mut self.http }
     }
 }
 
 /// What `wasi:http` asks its embedder.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Hooks {
-    net: bool,
+    /// Whose requests they are: known once a component has asked for anything of HTTP.
+    of: Option<(Arc<Environment>, Arc<LogSink>)>,
+    /// The requests that the guest sends.
+    pub(super) outbound: Outbound,
 }
 
 impl Hooks {
-    /// `net`: whether the guest may send requests anywhere.
-    #[must_use]
-    pub fn new(net: bool) -> Self {
-        Self { net }
+    fn admit(&mut self, uri: &http::Uri) -> Result<(Arc<Tenant>, egress::Caller), OutboundError> {
+        let Some((environment, log)) = &self.of else { return Err(OutboundError::Absent) };
+        self.outbound.admit(environment, log, uri)
     }
 }
 
@@ -61,12 +68,17 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _processed: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        if !self.net {
-            return Box::new(std::future::ready(Err(Error::HttpRequestDenied)));
-        }
+        let admitted = self.admit(request.uri());
         Box::new(async move {
-            let (response, io) = wasmtime_wasi_http::default_send_request(request, options).await?;
-            Ok((response.map(http_body_util::BodyExt::boxed_unsync), Box::new(io) as _))
+            let (tenant, caller) = admitted.map_err(|error| wasi_error(&error))?;
+            let options = options.unwrap_or_default();
+            let times = tenant.egress().times();
+            let times = times.at_most(options.connect_timeout, options.first_byte_timeout, options.between_bytes_timeout);
+            let sent = tenant.send(request.map(egress::from_guest), &caller, times).await;
+            let response = sent.map_err(|error| wasi_error(&error.into()))?;
+            let response = response.map(|body| body.map_err(|error| wasi_error(&error.into())).boxed_unsync());
+            // The connection is driven by the client.
+            Ok((response, Box::new(std::future::ready(Ok(()))) as _))
         })
     }
 
@@ -76,6 +88,33 @@ impl WasiHttpHooks for Hooks {
 
     fn p3_outgoing_body_chunk_size(&mut self) -> usize {
         PIECE_LEN_MAX
+    }
+}
+
+/// As the interface says it.
+fn wasi_error(error: &OutboundError) -> Error {
+    let error = match error {
+        OutboundError::Denied(_) | OutboundError::Absent => return Error::HttpRequestDenied,
+        OutboundError::Egress(error) => error,
+    };
+    match error {
+        EgressError::BadTarget => Error::HttpRequestUriInvalid,
+        EgressError::BadMethod => Error::HttpRequestMethodInvalid,
+        EgressError::BadLength | EgressError::RequestBody => Error::HttpRequestBodySize(None),
+        EgressError::Prohibited => Error::DestinationIpProhibited,
+        EgressError::UnknownName => Error::DnsError { rcode: None, info_code: None },
+        EgressError::ConnectTimeout => Error::ConnectionTimeout,
+        EgressError::Refused => Error::ConnectionRefused,
+        EgressError::Unreachable => Error::DestinationUnavailable,
+        EgressError::Certificate => Error::TlsCertificateError,
+        EgressError::Tls => Error::TlsProtocolError,
+        EgressError::HeadTooLarge => Error::HttpResponseHeaderSectionSize(u32::try_from(HEAD_BYTES_MAX).ok()),
+        EgressError::Malformed => Error::HttpProtocolError,
+        EgressError::ResponseTimeout => Error::HttpResponseTimeout,
+        EgressError::Idle => Error::ConnectionReadTimeout,
+        EgressError::BodyTooLarge { limit } => Error::HttpResponseBodySize(Some(*limit)),
+        EgressError::Cut => Error::HttpResponseIncomplete,
+        EgressError::Closed => Error::ConnectionTerminated,
     }
 }
 

@@ -9,6 +9,7 @@ pub mod blocking;
 pub mod config;
 pub mod data;
 pub mod descriptors;
+pub mod egress;
 pub mod explain;
 pub mod files;
 pub mod handler;
@@ -34,9 +35,10 @@ use crate::meter::MemoryBudget;
 use crate::telemetry::logs::LogSink;
 
 use data::DataAccess;
+use egress::EgressAccess;
 use explain::Explained;
 use files::FileAccess;
-use handler::{DataState, Exchange, Mappings};
+use handler::{DataState, Exchange, Mappings, Responses};
 use http::Hooks;
 use reply::Reply;
 use stdio::Stdio;
@@ -82,6 +84,8 @@ pub struct Environment {
     pub clock: ClockResolution,
     /// What the log was told about what it may not reach.
     pub explained: Arc<Explained>,
+    /// What it may reach over HTTP.
+    pub egress: Arc<EgressAccess>,
 }
 
 /// The data of a wasmtime `Store`: all that belongs to one instance and dies with it. Built in one place, `engine/store.rs`.
@@ -94,6 +98,8 @@ pub struct Host {
     pub exchange: Exchange,
     /// What a handler holds of its data.
     pub data: DataState,
+    /// Responses of other servers that a handler has open.
+    responses: Responses,
     /// The memory that a handler exports, once it was looked up by its name. The store has no other handler.
     handler_memory: Option<wasmtime::Memory>,
     /// Objects in a handler's memory. wasmtime drops the data of a store before it resets memories, and that is what puts these back;
@@ -127,7 +133,6 @@ impl Host {
     /// A host for one instance. WASI's own state is made when the guest first asks for it: most handlers never do.
     #[must_use]
     pub fn new(memory: MemoryBudget, reply: Arc<Reply>, log: Arc<LogSink>, environment: Arc<Environment>, stdio: Stdio) -> Self {
-        let hooks = Hooks::new(environment.grants.net);
         // What the host keeps for a guest is not in the guest's memory: both bounds together are 128 MiB.
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
@@ -138,6 +143,7 @@ impl Host {
             reply,
             exchange: Exchange::default(),
             data: DataState::default(),
+            responses: Responses::default(),
             handler_memory: None,
             mappings: Mappings::default(),
             log,
@@ -154,7 +160,7 @@ impl Host {
             cursors: keyvalue::Cursors::default(),
             blobs: blobstore::Blobs::default(),
             mounts: Vec::new(),
-            hooks,
+            hooks: Hooks::default(),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! Invariant: all monotonic clocks count from one epoch, so that a clock that a snapshot remembers is never ahead of a later one.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,9 +16,11 @@ use wasmtime::component::Linker as ComponentLinker;
 use wasmtime::{Linker as ModuleLinker, Result, StoreContextMut};
 use wasmtime_wasi::p0;
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
+use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::data::Mount;
+use super::egress::EgressAccess;
 use super::stdio::Stdio;
 use super::{Environment, Host, reach};
 use crate::grants::ClockResolution;
@@ -83,6 +86,10 @@ fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>, moun
     stdio.attach(&mut builder);
     if environment.grants.net {
         builder.inherit_network().allow_tcp(true).allow_udp(true).allow_ip_name_lookup(true);
+    } else if environment.egress.has_sockets() {
+        let access = environment.egress.clone();
+        builder.allow_tcp(true).allow_udp(true).allow_ip_name_lookup(true);
+        builder.socket_addr_check(move |addr, what| Box::pin(std::future::ready(may_use_socket(&access, addr, what))));
     }
     for dir in &environment.grants.dirs {
         // The folder was opened once, when the command line was checked. If it has gone since, the guest sees no folder.
@@ -102,6 +109,17 @@ fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>, moun
         }
     }
     builder
+}
+
+/// Whether a guest whose tenant may use sockets may use one so: to send to what the filter admits, and to receive what comes back. It
+/// listens nowhere.
+fn may_use_socket(access: &EgressAccess, addr: SocketAddr, what: SocketAddrUse) -> bool {
+    match what {
+        SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => access.admits(addr),
+        // What the system does by itself before it connects.
+        SocketAddrUse::TcpBind | SocketAddrUse::UdpBind => addr.ip().is_unspecified() && addr.port() == 0,
+        SocketAddrUse::TcpListen | SocketAddrUse::TcpAccept => false,
+    }
 }
 
 /// The monotonic clock of every guest: Unix time when this process began, and what has passed since. A guest that was restored from

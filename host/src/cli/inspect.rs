@@ -71,6 +71,9 @@ fn describe(detail: &FunctionDetail) -> String {
     }
     add("files", function.files.as_ref().map(|files| format!("{} with {}", files.files, bytes(files.bytes))).unwrap_or_default());
     add("clock", detail.grants.clock.clone());
+    for server in &detail.grants.http {
+        add("may reach", server.clone());
+    }
     for TriggerInfo { on, bucket, prefix, attempts, dead_letter } in &detail.triggers {
         let below = if prefix.is_empty() { String::new() } else { format!(" below {prefix}") };
         let then = dead_letter.as_ref().map(|bucket| format!(", then to bucket {bucket}")).unwrap_or_default();

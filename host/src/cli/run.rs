@@ -30,6 +30,7 @@ use super::text::clean;
 use super::{Ctx, Failure, logs, output, serve};
 use crate::artifacts::{Artifacts, DataDir};
 use crate::capability::Environment;
+use crate::capability::egress::EgressAccess;
 use crate::config::{self, Config};
 use crate::daemon::{Node, Ports, Setup, Signals};
 use crate::deploy::{Deployer, Sent};
@@ -37,6 +38,7 @@ use crate::dispatch::Dispatcher;
 use crate::dispatch::catalog::Base;
 use crate::dispatch::templates::Templates;
 use crate::dispatch::templates::bounds::Bounds;
+use crate::egress::{Egress, Walls};
 use crate::engine::build::{Builder, check_magic};
 use crate::engine::{Engine, Template};
 use crate::fault::{Code, Fault};
@@ -116,8 +118,8 @@ impl Run {
                 format!("'{}' is a command, which runs on this terminal: --addr is for what is served", path.display());
             return Err(Failure::new(Exit::Usage, sentence).next(format!("hob run {}", path.display())));
         }
-        let environment =
-            Environment { args: self.argv(&path)?, env: self.env.clone(), grants: self.grants(), ..Environment::default() };
+        let (args, env, grants, egress) = (self.argv(&path)?, self.env.clone(), self.grants(), self.egress()?);
+        let environment = Environment { args, env, grants, egress, ..Environment::default() };
         on_terminal(runtime, &engine, &template, environment, &command)
     }
 
@@ -152,6 +154,16 @@ impl Run {
         let route = Route::new("/*", None, None).context("everything is a route")?;
         let env = BTreeMap::from_iter(self.env.iter().cloned());
         Ok(Manifest { name: Some(name), route: vec![route], args: self.args()?, env, limits, ..Manifest::default() })
+    }
+
+    /// What a command reaches over HTTP: with `--net` everything, as by sockets.
+    fn egress(&self) -> Result<Arc<EgressAccess>, Failure> {
+        if !self.net {
+            return Ok(Arc::default());
+        }
+        let walls = Walls { is_down: true, ..Walls::default() };
+        let egress = Egress::start(&config::Egress::default(), walls).context("cannot start what sends requests")?;
+        Ok(Arc::new(EgressAccess::any(&egress)))
     }
 
     fn grants(&self) -> Grants {
@@ -248,7 +260,7 @@ async fn deploy(data: &Path, file: File, manifest: Manifest) -> Result<(Engine, 
         Engine::new(&engine, Arc::new(Metrics::new())).map_err(anyhow::Error::from).context("the engine cannot start")?;
     let builder = Arc::new(Builder::new("/proc/self/exe".into(), config::Build::default()));
     let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), ONE_TEMPLATE);
-    let base = Base { logs: LogSpace::new(0, 0), grants: Grants::default(), data: None, files: None };
+    let base = Base { logs: LogSpace::new(0, 0), grants: Grants::default(), data: None, files: None, egress: None };
     let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, 1, 0)
         .context("cannot read the registry of a temporary folder")?;
     let deployer = Deployer::new(artifacts, registry, None, builder, engine.clone(), dispatcher.clone(), config::Data::default());

@@ -11,7 +11,7 @@ const ORIGINS_MAX: usize = 64;
 /// Most `[[folder]]`.
 const FOLDERS_MAX: usize = 64;
 
-fn range(good: bool, key: &'static str, found: String, expected: &'static str) -> Result<(), ConfigError> {
+pub(super) fn range(good: bool, key: &'static str, found: String, expected: &'static str) -> Result<(), ConfigError> {
     if good { Ok(()) } else { Err(ConfigError::Range { key, found, expected }) }
 }
 
@@ -147,6 +147,7 @@ impl Config {
         self.engine.check()?;
         origins(&self.origin)?;
         folders(&self.folder, self.data.dir.as_deref())?;
+        self.egress.check()?;
         let requests = self.data.origin_requests_max;
         range((1..=1024).contains(&requests), "data.origin_requests_max", requests.to_string(), "1 to 1024")?;
         range(self.data.functions_max > 0, "data.functions_max", "0".into(), "1 or more")?;

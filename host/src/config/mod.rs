@@ -4,9 +4,12 @@
 //! [`Config`] that left this module was checked whole, before any socket or file was opened.
 
 mod check;
+mod egress;
 mod read;
 #[cfg(test)]
 mod tests;
+
+pub use self::egress::{Egress, Opened};
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -44,6 +47,8 @@ pub struct Config {
     pub origin: Vec<Origin>,
     /// Folders of this machine that functions may be granted.
     pub folder: Vec<Folder>,
+    /// What functions may reach over the network.
+    pub egress: Egress,
 }
 
 /// `[net]`: both ports.

@@ -68,13 +68,19 @@ fn apply(table: &mut Table, setting: &str) -> Result<(), ConfigError> {
 }
 
 /// The value of one setting in the type that its key takes: text if it does, quotes or not (a folder may be named `12`), else a
-/// number or a boolean.
+/// number, a boolean or a list.
 fn typed(section: &str, key: &str, value: &str) -> Value {
     let text = Value::String(value.trim_matches('"').into());
     let table = |key: &str, value| Table::from_iter([(key.to_owned(), value)]);
     let alone = table(section, Value::Table(table(key, text.clone())));
     if Config::deserialize(alone).is_ok() {
         return text;
+    }
+    let list = || format!("list = {value}").parse::<Table>().ok()?.remove("list").filter(Value::is_array);
+    if value.starts_with('[')
+        && let Some(list) = list()
+    {
+        return list;
     }
     match value.parse::<i64>() {
         Ok(number) => Value::Integer(number),

@@ -159,7 +159,8 @@ fn grants(grants: &ManifestGrants) -> GrantsInfo {
         guest: grant.guest.clone(),
         access: grant.access.to_string(),
     });
-    GrantsInfo { data: data.collect(), files: files.collect(), clock: grants.clock.as_str().into() }
+    let http = grants.http.iter().map(ToString::to_string).collect();
+    GrantsInfo { data: data.collect(), files: files.collect(), http, clock: grants.clock.as_str().into() }
 }
 
 fn trigger(trigger: &Trigger) -> TriggerInfo {

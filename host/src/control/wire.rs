@@ -115,6 +115,9 @@ pub struct GrantsInfo {
     /// How exactly it sees the time: `coarse` or `fine`.
     #[serde(default)]
     pub clock: String,
+    /// Servers that it may send requests to, as the manifest names them.
+    #[serde(default)]
+    pub http: Vec<String>,
 }
 
 /// A bucket that a function may use.

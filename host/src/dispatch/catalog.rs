@@ -15,7 +15,9 @@ use rpds::HashTrieMapSync;
 use super::files::Files;
 use crate::capability::Environment;
 use crate::capability::data::DataAccess;
+use crate::capability::egress::EgressAccess;
 use crate::data::Data;
+use crate::egress::Egress;
 use crate::engine::{Shape, UnknownKind};
 use crate::fault::{Code, Fault};
 use crate::grants::Grants;
@@ -75,6 +77,8 @@ pub struct Base {
     pub data: Option<Arc<Data>>,
     /// Where folders lie that a manifest grants.
     pub files: Option<Files>,
+    /// The node's client for requests to elsewhere, of which each reaches what its manifest grants.
+    pub egress: Option<Egress>,
 }
 
 impl Function {
@@ -102,6 +106,10 @@ impl Function {
         let data = base.data.clone().map(|data| DataAccess::new(data, tenant.clone(), &manifest.grants.data));
         let files = base.files.as_ref().map(|files| files.of(&tenant, &revision));
         let clock = manifest.grants.clock;
+        let egress = base.egress.as_ref().map(|egress| match base.grants.net {
+            true => EgressAccess::any(egress),
+            false => EgressAccess::new(egress, &tenant, &manifest.grants.http),
+        });
         Ok(Self {
             admission,
             meter: kept.meter.unwrap_or_default(),
@@ -117,6 +125,7 @@ impl Function {
                 files: Arc::new(files.unwrap_or_default()),
                 clock,
                 explained: Arc::default(),
+                egress: Arc::new(egress.unwrap_or_default()),
             }),
             recent: AtomicBool::new(true),
             tenant,
@@ -362,7 +371,7 @@ mod tests {
         };
         let record =
             FunctionRecord { tenant: TenantId::default(), name: name.parse().unwrap(), live, created_ms: 0, updated_ms: 0 };
-        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None, files: None };
+        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None, files: None, egress: None };
         Arc::new(Function::new(record, Kept::default(), &base).unwrap())
     }
 

@@ -58,6 +58,7 @@ pub(super) fn environment(base: &Environment, parts: &Parts, prefix_len: usize, 
         files: base.files.clone(),
         clock: base.clock,
         explained: base.explained.clone(),
+        egress: base.egress.clone(),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::capability::handler::Exchange;
 use crate::capability::reply::Reply;
 use crate::capability::{Environment, Host};
 use crate::id::{InvocationId, RevisionNumber, TenantId};
+use crate::invocation::Hops;
 use crate::limits::{Limit, Limits};
 use crate::meter::Permit;
 use crate::telemetry::logs::{FunctionLog, LogSink, LogSpace};
@@ -331,6 +332,7 @@ impl Engine {
             streams: Streams::Served { input: None },
             exchange: Exchange::default(),
             ticks: 1,
+            hops: Hops::default(),
         };
         let (mut store, _output) = store::build(&self.place(code.place).engine, blueprint);
         deadline::arm(&mut store, MAKING_MAX.min(limits.duration(Limit::Cpu)), 1);

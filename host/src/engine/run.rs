@@ -24,7 +24,7 @@ use crate::capability::reply::{self, Reply};
 use crate::capability::{Environment, Host, http as wasi_http};
 use crate::fault::{Code, Fault};
 use crate::id::{InvocationId, RevisionNumber, TenantId};
-use crate::invocation::{BodyError, Payload};
+use crate::invocation::{BodyError, Hops, Payload};
 use crate::limits::{Limit, Limits};
 use crate::meter::{FunctionMeter, Permit, Usage};
 use crate::net::afterwards;
@@ -244,6 +244,7 @@ impl Running {
         let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
         let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
         let (parts, body) = call.request.into_parts();
+        let hops = parts.extensions.get::<Hops>().copied().unwrap_or_default();
         match kind {
             Kind::Handler => exchange = Exchange::new(parts, call.prefix_len, body, call.limits.get(Limit::ResponseBody)),
             Kind::Http02 | Kind::Http03 => request = Some(wasi_http::request(parts, call.prefix_len, body, reply.clone())?),
@@ -261,6 +262,7 @@ impl Running {
             streams: Streams::Served { input },
             exchange,
             ticks: turn.first_ticks(),
+            hops,
         };
         let (store, output, live, place, code) = match vessel {
             Vessel::Fresh(place, code) => {

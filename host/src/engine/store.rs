@@ -13,7 +13,7 @@ use crate::capability::handler::{Exchange, Mappings};
 use crate::capability::reply::Reply;
 use crate::capability::stdio::{CommandOutput, Stdio};
 use crate::capability::{Environment, Host};
-use crate::invocation::Payload;
+use crate::invocation::{Hops, Payload};
 use crate::limits::{Limit, Limits};
 use crate::meter::MemoryBudget;
 use crate::telemetry::logs::LogSink;
@@ -49,6 +49,8 @@ pub(super) struct Blueprint<'a> {
     pub exchange: Exchange,
     /// Ticks of its first slice.
     pub ticks: u64,
+    /// How many hops its request came by.
+    pub hops: Hops,
 }
 
 /// Builds a store, and the output of a command if it is one that answers a request.
@@ -75,7 +77,7 @@ pub(super) fn dedicate(store: &mut Store<Host>, blueprint: Blueprint<'_>) -> Opt
 }
 
 fn host(blueprint: Blueprint<'_>) -> (Host, Option<Arc<CommandOutput>>) {
-    let Blueprint { kind, limits, environment, log, reply, streams, exchange, .. } = blueprint;
+    let Blueprint { kind, limits, environment, log, reply, streams, exchange, hops, .. } = blueprint;
     let (stdio, output) = match streams {
         Streams::Terminal => (Stdio::Inherit, None),
         Streams::Served { input } if kind.is_command() => {
@@ -86,6 +88,7 @@ fn host(blueprint: Blueprint<'_>) -> (Host, Option<Arc<CommandOutput>>) {
     };
     let mut host = Host::new(MemoryBudget::new(limits.size(Limit::Memory)), reply, log, environment, stdio);
     host.exchange = exchange;
+    host.came_by(hops);
     host.mappings = Mappings::new(limits.get(Limit::Mapped), limits.get(Limit::Mappings));
     (host, output)
 }

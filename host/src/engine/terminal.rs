@@ -14,6 +14,7 @@ use crate::capability::handler::Exchange;
 use crate::capability::reply::Reply;
 use crate::fault::{Code, Fault};
 use crate::id::{InvocationId, RevisionNumber, TenantId};
+use crate::invocation::Hops;
 use crate::limits::{Limit, Limits};
 use crate::telemetry::logs::{FunctionLog, LogSink};
 
@@ -43,6 +44,7 @@ impl Engine {
             streams: Streams::Terminal,
             exchange: Exchange::default(),
             ticks: 1,
+            hops: Hops::default(),
         };
         let code = template.code.clone();
         let (store, output) = store::build(&self.place(code.place).engine, blueprint);

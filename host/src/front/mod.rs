@@ -4,6 +4,7 @@
 //!
 //! | request header | meaning |
 //! |---|---|
+//! | `hob-hops: N` | set by the host in requests of functions: how many functions it came through; past 8 it is refused with 508 |
 //! | `hob-timing: 1` | asks for `server-timing` with the phases of [`Phases`](crate::invocation::Phases) in milliseconds |
 //!
 //! Other `hob-*` headers and the hop-by-hop headers of a request are dropped, as are those of a response. A body whose length is
@@ -21,8 +22,9 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 
+use crate::fault::{Code, Fault};
 use crate::id::TenantId;
-use crate::invocation::{BodyError, Invocation, Invoke, Payload, Target};
+use crate::invocation::{BodyError, HOPS_MAX, Hops, Invocation, Invoke, Payload, Target};
 use crate::net::exchange;
 
 /// The data port's service. One for each thread, so that threads do not share its counts.
@@ -51,6 +53,13 @@ impl Front {
         let received = Instant::now();
         async move {
             let (mut head, body) = request.into_parts();
+            let hops = Hops::of(&head.headers);
+            if hops.is_loop() {
+                return exchange::refuse(&looped(), None);
+            }
+            if !hops.is_none() {
+                head.extensions.insert(hops);
+            }
             let timing = exchange::clean_request(&mut head.headers);
             let payload = match exchange::read(body).await {
                 Ok(payload) => payload,
@@ -62,4 +71,9 @@ impl Front {
             exchange::answer(invoke.invoke(invocation).await, &method, timing)
         }
     }
+}
+
+fn looped() -> Fault {
+    let detail = format!("the request came through more than {HOPS_MAX} functions, each of which sent it on");
+    Fault::new(Code::LoopDetected, detail).hint("look for a function that sends requests to itself, by way of others perhaps")
 }

@@ -160,6 +160,28 @@ fn faults_become_problems_with_the_invocation() {
 }
 
 #[test]
+fn a_request_that_came_by_too_many_hops_reaches_no_guest() {
+    let (seen_tx, seen) = sync_channel::<Option<Hops>>(1);
+    let server = start(&Net::default(), move |invocation| {
+        seen_tx.send(invocation.request.extensions().get().copied()).unwrap();
+        async { Ok(Response::new(Payload::empty())) }
+    });
+    let mut client = server.client();
+    for (header, hops) in [("", None), ("hob-hops: 0\r\n", None), ("hob-hops: words\r\n", None), ("hob-hops: 8\r\n", Some(8_u16))]
+    {
+        client.send(format!("GET /x HTTP/1.1\r\nhost: t\r\n{header}\r\n"));
+        assert_eq!(client.response().status, 200, "{header}");
+        assert_eq!(seen.recv().unwrap().map(|hops| hops.value()), hops.map(http::HeaderValue::from), "{header}");
+    }
+    for header in ["hob-hops: 9", "hob-hops: 255", "hob-hops: 0\r\nhob-hops: 9"] {
+        client.send(format!("GET /x HTTP/1.1\r\nhost: t\r\n{header}\r\n\r\n"));
+        let response = client.response();
+        assert_eq!((response.status, response.header("hob-executed")), (508, Some("0")), "{header}");
+    }
+    assert!(seen.try_recv().is_err());
+}
+
+#[test]
 fn hobs_headers_are_hobs() {
     let (seen_tx, seen) = sync_channel::<HeaderMap>(1);
     let server = start(&Net::default(), move |invocation| {

@@ -7,6 +7,7 @@
 mod data;
 mod files;
 mod grants;
+mod http;
 mod snapshot;
 mod trigger;
 

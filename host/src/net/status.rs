@@ -58,6 +58,7 @@ pub fn status(code: Code) -> StatusCode {
         Code::Overloaded | Code::Draining | Code::Damaged => StatusCode::SERVICE_UNAVAILABLE,
         Code::CpuDeadline | Code::WallDeadline | Code::OriginTimeout => StatusCode::GATEWAY_TIMEOUT,
         Code::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
+        Code::LoopDetected => StatusCode::LOOP_DETECTED,
     }
 }
 

@@ -57,6 +57,10 @@ pub enum Errno {
     Waits = -12,
     /// The bucket is full.
     Quota = -13,
+    /// The operator does not let functions reach this address.
+    Prohibited = -14,
+    /// Another server did not answer in time.
+    Timeout = -15,
 }
 
 impl From<&AccessError> for Errno {

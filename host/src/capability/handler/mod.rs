@@ -1,6 +1,6 @@
 //! The handler ABI, import module `hob1`: the fast path for core modules.
 //!
-//! Owns both records and the five host calls for requests and responses; those for data are in files of their own. `guest-sdk/abi.md`
+//! Owns both records and the five host calls for requests and responses; those for data and for other servers are in files of their own. `guest-sdk/abi.md`
 //! is the same in words for guest authors, and the two change together. Invariant: every pointer and length of a guest is checked against its memory before it is used, and nothing a
 //! guest passes can make the host allocate more than the guest itself owns.
 
@@ -8,9 +8,11 @@ mod data;
 mod kv;
 mod mapping;
 mod objects;
+mod outgoing;
 
 pub use data::{DataState, Errno};
 pub use mapping::{InSlice, Mappings, system_mappings};
+pub use outgoing::Responses;
 
 use std::pin::Pin;
 
@@ -128,6 +130,7 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
     data::link(linker)?;
     kv::link(linker)?;
     objects::link(linker)?;
+    outgoing::link(linker)?;
     mapping::link(linker)
 }
 

@@ -142,7 +142,7 @@ fn no_handle(handle: u32, what: &str, call: &str) -> Refusal {
 }
 
 /// The place that the next handle stands for, `None` if all `max` are taken.
-fn vacancy<T>(slots: &mut Vec<Option<T>>, max: usize) -> Option<u32> {
+pub(super) fn vacancy<T>(slots: &mut Vec<Option<T>>, max: usize) -> Option<u32> {
     let at = slots.iter().position(Option::is_none).unwrap_or(slots.len());
     if at == slots.len() {
         if at == max {

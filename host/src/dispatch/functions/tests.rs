@@ -24,7 +24,7 @@ fn node() -> Node {
 
 impl Node {
     fn start(&self, hot_max: usize) -> Functions {
-        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None, files: None };
+        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None, files: None, egress: None };
         Functions::new(self.registry.clone(), base, hot_max).unwrap()
     }
 

@@ -30,7 +30,7 @@ use crate::engine::template::Entry;
 use crate::engine::{Engine, Kind, Shape, deadline, schedule, settings};
 use crate::fault::{Code as FaultCode, Fault};
 use crate::id::{InvocationId, RevisionNumber, TenantId};
-use crate::invocation::Payload;
+use crate::invocation::{Hops, Payload};
 use crate::limits::{Limit, Limits};
 use crate::manifest::WarmupRequest;
 use crate::telemetry::logs::{FunctionLog, LogSink, LogSpace};
@@ -124,6 +124,7 @@ impl Rehearsal {
             streams: Streams::Served { input: None },
             exchange: Exchange::default(),
             ticks: 1,
+            hops: Hops::default(),
         };
         let (mut store, _output) = store::build(&lane.engine, blueprint);
         let drawn = Drawn::default();

@@ -1,0 +1,167 @@
+//! Connections: from the name of a server to a socket that speaks with it.
+//!
+//! Owns the order of it: a place, one look-up, the filter, a connection to an address that passed it, TLS. Knows nothing about requests.
+//! Invariant: a name is looked up once, and only what the filter admitted is connected to.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::Shared;
+use super::address::canonical;
+use super::error::EgressError;
+use crate::grants::http::{Destination, Host, Scheme};
+
+/// Makes the connections of one tenant.
+#[derive(Clone)]
+pub(super) struct Connector {
+    pub(super) shared: Arc<Shared>,
+    /// Sockets that the tenant may have, in use or kept for later.
+    pub(super) sockets: Arc<Semaphore>,
+    /// Names that the tenant may have looked up at once.
+    pub(super) look_ups: Arc<Semaphore>,
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<Socket>;
+    type Error = EgressError;
+    type Future = BoxFuture<'static, Result<TokioIo<Socket>, EgressError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), EgressError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move {
+            let to = Destination::of(&uri).ok_or(EgressError::BadTarget)?;
+            let connect = this.connect(&to);
+            let socket = timeout(this.shared.connect_timeout, connect).await;
+            socket.unwrap_or(Err(EgressError::ConnectTimeout)).map(TokioIo::new)
+        })
+    }
+}
+
+impl Connector {
+    async fn connect(&self, to: &Destination) -> Result<Socket, EgressError> {
+        let deadline = Instant::now() + self.shared.connect_timeout;
+        let tenant = self.sockets.clone().acquire_owned().await.map_err(|_| EgressError::Closed)?;
+        let node = self.shared.sockets.clone().acquire_owned().await.map_err(|_| EgressError::Closed)?;
+        let mut admitted = self.addresses(to).await?;
+        admitted.retain(|addr| self.shared.walls.admit(*addr));
+        if admitted.is_empty() {
+            return Err(EgressError::Prohibited);
+        }
+        let stream = first(&admitted, deadline).await?;
+        // A request is written whole; waiting for more of it would only delay it.
+        stream.set_nodelay(true).map_err(|error| EgressError::of_connect(&error))?;
+        let stream = match to.scheme {
+            Scheme::Http => Stream::Plain(stream),
+            Scheme::Https => {
+                let name = match &to.host {
+                    Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| EgressError::BadTarget)?,
+                    Host::Ip(ip) => ServerName::from(*ip),
+                };
+                let connector = TlsConnector::from(self.shared.tls.clone());
+                let stream = connector.connect(name, stream).await.map_err(|error| EgressError::of_tls(&error))?;
+                Stream::Tls(Box::new(stream))
+            }
+        };
+        Ok(Socket { stream, _places: [tenant, node] })
+    }
+
+    async fn addresses(&self, to: &Destination) -> Result<Vec<SocketAddr>, EgressError> {
+        let ips: Vec<IpAddr> = match &to.host {
+            Host::Ip(ip) => vec![*ip],
+            Host::Name(name) => {
+                let turn = self.look_ups.clone().acquire_owned().await.map_err(|_| EgressError::Closed)?;
+                let found = self.shared.resolver.addresses(name.clone(), turn).await;
+                found.map_err(|_| EgressError::UnknownName)?
+            }
+        };
+        match ips.is_empty() {
+            true => Err(EgressError::UnknownName),
+            false => Ok(ips.into_iter().map(|ip| canonical(SocketAddr::new(ip, to.port))).collect()),
+        }
+    }
+}
+
+/// Connects to the first address that answers. Each but the last has its share of the time that is left.
+async fn first(addrs: &[SocketAddr], deadline: Instant) -> Result<TcpStream, EgressError> {
+    let mut error = EgressError::Unreachable;
+    for (left, addr) in (1..=u32::try_from(addrs.len()).unwrap_or(1)).rev().zip(addrs) {
+        let share = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)) / left;
+        error = match timeout_at(Instant::now() + share, TcpStream::connect(addr)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => EgressError::of_connect(&error),
+            Err(_) => EgressError::ConnectTimeout,
+        };
+    }
+    Err(error)
+}
+
+/// A connection, with its places among the tenant's and the node's.
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: Stream,
+    _places: [OwnedSemaphorePermit; 2],
+}
+
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection for Socket {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
