@@ -326,6 +326,31 @@ pub(crate) fn upload_write(upload: u32, bytes: &[u8]) -> Result<(), Errno> {
     number(unsafe { hob1::upload_write(upload, bytes.as_ptr(), bytes.len()) }).map(drop)
 }
 
+/// Sends the request of a record to another server; a handle of the response, once its head is there.
+pub(crate) fn http_send(record: &[u8]) -> Result<u32, Errno> {
+    // SAFETY: the host only reads, within the record.
+    let handle = unsafe { hob1::http_send(record.as_ptr(), record.len()) };
+    Ok(u32::try_from(number(handle)?).unwrap_or(u32::MAX))
+}
+
+/// The head of a response.
+pub(crate) fn http_head<T>(response: u32, read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
+    // SAFETY: the host writes within the buffer.
+    record(|buf, cap| unsafe { hob1::http_head(response, buf, cap) }, read)
+}
+
+/// Waits for more of a response's body and puts it into `buf`. Returns 0 at the end, or when `buf` is empty.
+pub(crate) fn http_read(response: u32, buf: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the host writes at most `buf.len()` bytes at `buf`, which is borrowed exclusively.
+    number(unsafe { hob1::http_read(response, buf.as_mut_ptr(), buf.len()) }).map(|count| count.min(buf.len()))
+}
+
+/// Lets go of a response.
+pub(crate) fn http_close(response: u32) {
+    // SAFETY: it passes no memory.
+    unsafe { hob1::http_close(response) }
+}
+
 /// Ends an upload, whatever the answer; the head of the object.
 pub(crate) fn upload_finish<T>(upload: u32, read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
     // SAFETY: the host writes within the buffer.
@@ -395,6 +420,10 @@ mod hob1 {
         pub(super) fn upload_write(upload: u32, ptr: *const u8, len: usize) -> isize;
         pub(super) fn upload_finish(upload: u32, buf: *mut u8, cap: usize) -> isize;
         pub(super) fn upload_drop(upload: u32);
+        pub(super) fn http_send(record: *const u8, len: usize) -> isize;
+        pub(super) fn http_head(response: u32, buf: *mut u8, cap: usize) -> isize;
+        pub(super) fn http_read(response: u32, buf: *mut u8, cap: usize) -> isize;
+        pub(super) fn http_close(response: u32);
         pub(super) fn object_delete(
             bucket: u32,
             key: *const u8,
@@ -515,6 +544,18 @@ mod hob1 {
         panic!("{NO_HOST}")
     }
     pub(super) unsafe fn upload_drop(_upload: u32) {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn http_send(_record: *const u8, _len: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn http_head(_response: u32, _buf: *mut u8, _cap: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn http_read(_response: u32, _buf: *mut u8, _cap: usize) -> isize {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn http_close(_response: u32) {
         panic!("{NO_HOST}")
     }
     pub(super) unsafe fn object_delete(

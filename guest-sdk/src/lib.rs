@@ -33,6 +33,7 @@
 //! - [`info!`] and its kin write to the function's log, as do `println!` and `eprintln!`. Environment, clocks and granted files
 //!   come from `std`.
 //! - [`kv`] and [`objects`] are the buckets that `hob.toml` grants; [`data::Error`] is what goes wrong with them.
+//! - [`http::send`] asks other servers that `hob.toml` grants.
 //! - [`random`] has numbers that differ in every instance, and [`RandomState`] a hasher with keys from there.
 //!
 //! # What a snapshot freezes
@@ -69,6 +70,7 @@
 mod abi;
 pub mod data;
 mod error;
+pub mod http;
 pub mod kv;
 pub mod log;
 mod mapped;
@@ -79,10 +81,9 @@ mod request;
 mod response;
 mod start;
 
+pub use ::http::StatusCode;
 pub use error::Error;
 pub use hob_sdk_macros::{function, init, restored};
-pub use http;
-pub use http::StatusCode;
 pub use log::Level;
 pub use random::RandomState;
 pub use record::Headers;

@@ -190,7 +190,7 @@ pub(crate) fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     Some(head)
 }
 
-fn take_u16(rest: &mut &[u8]) -> Option<u16> {
+pub(crate) fn take_u16(rest: &mut &[u8]) -> Option<u16> {
     let (head, tail) = rest.split_first_chunk()?;
     *rest = tail;
     Some(u16::from_le_bytes(*head))

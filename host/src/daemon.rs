@@ -368,7 +368,7 @@ fn base(
     grants: Grants,
     data: &Arc<Data>,
     artifacts: &Artifacts,
-    egress: Option<Arc<Egress>>,
+    egress: Option<Egress>,
 ) -> Result<Base, StartError> {
     let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
     let files = Files::new(artifacts.clone(), Arc::new(Folders::open(&config.folder)?));

@@ -19,6 +19,7 @@ mod control;
 mod crash;
 mod data;
 mod deploy;
+mod egress;
 mod examples;
 mod files;
 mod front;
