@@ -19,12 +19,13 @@ use tokio::runtime::{Builder as RuntimeBuilder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
+use crate::audit::{Audit, AuditError};
 use crate::capability::files::{FolderError, Folders};
 use crate::config::{Config, ConfigError};
-use crate::control::Control;
+use crate::control::{Control, FirstStart};
 use crate::data::objects::{ObjectLimits, Origins};
 use crate::data::{Clock, Data, DataConfig, DataError};
-use crate::deploy::{Deployer, Outside, Sent};
+use crate::deploy::{Allowed, Deployer, Outside, Sent};
 use crate::dispatch::Dispatcher;
 use crate::dispatch::catalog::Base;
 use crate::dispatch::files::Files;
@@ -38,6 +39,7 @@ use crate::fault::{Code, Fault};
 use crate::front::Front;
 use crate::grants::Grants;
 use crate::id::{FunctionName, TenantId};
+use crate::identity::Identity;
 use crate::invocation::{Invocation, Invoke, Invoked};
 use crate::limits::BLOCKING_THREADS_MAX;
 use crate::manifest::Manifest;
@@ -66,6 +68,19 @@ pub enum StartError {
     /// The buckets in it.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The audit log in it.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// Whoever reaches the control port would be its operator.
+    #[error(
+        "the control port {addr} can be reached from other machines, and there is no token yet, so whoever comes first would own this node; make one with: hob token new --data-dir {}", .dir.display()
+    )]
+    NoToken {
+        /// Where it would be.
+        addr: SocketAddr,
+        /// The data directory.
+        dir: PathBuf,
+    },
     /// Files in it.
     #[error(transparent)]
     Artifacts(#[from] ArtifactError),
@@ -153,18 +168,11 @@ impl Node {
         config.check()?;
         let tls = config.net.tls().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         let mut dir = DataDir::open(config.data.dir.as_deref().ok_or(StartError::NoDataDir)?)?;
-        let threads = match config.engine.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
-        let (addr, listeners) = listener::bind(config.net.addr, threads)?;
-        let (control_addr, control_listeners) = match ports {
-            Ports::Both => listener::bind(config.net.control, 1)?,
-            Ports::DataOnly => (config.net.control, Vec::new()),
-        };
+        let [(addr, listeners), (control_addr, control_listeners)] = bind(&config, ports)?;
         let (data_max, control_max) = places::most(&config.net, raise_descriptor_limit());
         let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format())?);
         dir.mark_current()?;
+        let (identity, first_start, audit) = identify(&registry, &config, ports, control_addr, dir.path())?;
         let data = Arc::new(open_data(&dir, &config)?);
         data.outbox().begin(&registry.triggers()?)?;
         let artifacts = Artifacts::open(&dir, dir.mac_key(key_file.as_deref())?, config.data.bytes_max.0)?;
@@ -177,14 +185,14 @@ impl Node {
         let node = getrandom::u64().map_err(StartError::Random)?;
         let hot_max = config.engine.functions_hot_max;
         let egress = Some(start_egress(&config.egress, &grants, [addr, control_addr])?);
-        let base = base(&config, grants, &data, &artifacts, egress)?;
+        let base = Base { egress, identity: Some(identity.clone()), ..base(&config, grants, &data, &artifacts)? };
         let outside = base.files.clone().map(|files| Outside { data: data.clone(), files });
         let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
         let (drain, stop) = Drain::new();
         let options = Options::new(&config.net, data_max, tls.clone());
         let (release, released) = Drain::new();
-        let (threads, data_plane) = start_data_threads(listeners, &options, &dispatcher, &stop, &released)?;
+        let (threads, data_plane) = start_data_threads(listeners, &options, (&dispatcher, &identity), &stop, &released)?;
         let triggers =
             Triggers { invoke: data_plane.clone(), data: data.clone(), tell: tell(dispatcher.clone()), metrics: metrics.clone() };
         let trigger_thread = start_trigger_thread(triggers, stop.clone(), config.net.drain_timeout.0)?;
@@ -197,7 +205,9 @@ impl Node {
             stop: stop.clone(),
             places: Arc::default(),
             data_addr: addr,
-            tenant: TenantId::default(),
+            identity,
+            first_start,
+            audit,
         };
         let options = Options::new(&config.net, control_max, tls.clone());
         let used = Used(Arc::new(Mutex::new(UseOrder::open(dir.path()))), dispatcher.clone());
@@ -287,7 +297,8 @@ impl Node {
         let mut upload = self.deployer.create_upload()?;
         upload.write(&bytes).map_err(|error| error.fault())?;
         let uploaded = upload.finish().map_err(|error| error.fault())?;
-        let deploy = self.deployer.deploy(tenant, name, Sent { wasm: uploaded, bundle: None, manifest }, Precondition::Any);
+        let sent = Sent { wasm: uploaded, bundle: None, manifest };
+        let deploy = self.deployer.deploy(tenant, name, sent, Precondition::Any, Allowed::LOCAL);
         self.control.block_on(deploy).map(|(record, _)| record)
     }
 
@@ -362,17 +373,40 @@ impl Signals {
     }
 }
 
+/// The addresses and listening sockets of the data port, one socket for each of its threads, and of the control port.
+fn bind(config: &Config, ports: Ports) -> Result<[(SocketAddr, Vec<std::net::TcpListener>); 2], BindError> {
+    let threads = match config.engine.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let control = match ports {
+        Ports::Both => |addr| listener::bind(addr, 1),
+        Ports::DataOnly => |addr| Ok((addr, Vec::new())),
+    };
+    Ok([listener::bind(config.net.addr, threads)?, control(config.net.control)?])
+}
+
 /// What all functions have in common.
-fn base(
-    config: &Config,
-    grants: Grants,
-    data: &Arc<Data>,
-    artifacts: &Artifacts,
-    egress: Option<Egress>,
-) -> Result<Base, StartError> {
+fn base(config: &Config, grants: Grants, data: &Arc<Data>, artifacts: &Artifacts) -> Result<Base, StartError> {
     let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
     let files = Files::new(artifacts.clone(), Arc::new(Folders::open(&config.folder)?));
-    Ok(Base { logs, grants, data: Some(data.clone()), files: Some(files), egress })
+    Ok(Base { logs, grants, data: Some(data.clone()), files: Some(files), egress: None, identity: None })
+}
+
+/// Who is known, who may use the control port as long as nobody is, and where it is written down what they do.
+fn identify(
+    registry: &Arc<Registry>,
+    config: &Config,
+    ports: Ports,
+    control: SocketAddr,
+    dir: &Path,
+) -> Result<(Arc<Identity>, FirstStart, Arc<Audit>), StartError> {
+    let identity = Arc::new(Identity::open(registry.clone(), config.net.base_domain.as_ref())?);
+    let first_start = if control.ip().is_loopback() { FirstStart::Open } else { FirstStart::Closed };
+    if ports == Ports::Both && first_start == FirstStart::Closed && identity.is_open() {
+        return Err(StartError::NoToken { addr: control, dir: dir.to_owned() });
+    }
+    Ok((identity, first_start, Arc::new(Audit::open(dir)?)))
 }
 
 fn open_data(dir: &DataDir, config: &crate::config::Config) -> Result<Data, DataError> {
@@ -463,13 +497,13 @@ type DataThreads = (Vec<JoinHandle<usize>>, Arc<DataPlane>);
 fn start_data_threads(
     listeners: Vec<std::net::TcpListener>,
     options: &Options,
-    dispatcher: &Dispatcher,
+    (dispatcher, identity): (&Dispatcher, &Arc<Identity>),
     stop: &Stop,
     released: &Stop,
 ) -> std::io::Result<DataThreads> {
     let (mut threads, mut handles) = (Vec::new(), Vec::new());
     for (number, listener) in listeners.into_iter().enumerate() {
-        let front = Front::new(Arc::new(dispatcher.clone()));
+        let front = Front::new(Arc::new(dispatcher.clone()), Some(identity.clone()));
         let (options, stop, released) = (options.clone(), stop.clone(), released.clone());
         let serve = move || async move {
             let cut = serve::serve(listener, options, move |request| front.handle(request), stop).await;

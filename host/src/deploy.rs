@@ -29,6 +29,7 @@ use crate::manifest::{Manifest, SnapshotMode};
 use crate::registry::{
     FunctionRecord, NewRevision, Precondition, PublishError, Reference, Registry, RevisionRecord, SnapshotRecord,
 };
+use crate::signing::{Message, PublicKey, Signed};
 use crate::telemetry::logs::{Level, LogSink, Source};
 
 /// What a function's initialisation and warm-up may leave in its log, in bytes.
@@ -135,6 +136,7 @@ impl Deployer {
         name: FunctionName,
         sent: Sent,
         precondition: Precondition,
+        allowed: Allowed,
     ) -> Result<(FunctionRecord, bool), Fault> {
         let Sent { wasm: uploaded, bundle, manifest } = sent;
         if let Some(other) = manifest.name.as_ref().filter(|other| **other != name) {
@@ -181,6 +183,7 @@ impl Deployer {
                 snapshot,
                 bundle: brought,
                 notes,
+                signed_version: allowed.version,
             };
             let change = inner.dispatcher.begin_change(&tenant, &name);
             let (keep, functions_max) = (inner.config.revisions_max, inner.config.functions_max);
@@ -203,6 +206,51 @@ impl Deployer {
         let done = blocking(move || publish().inspect_err(left_behind)).await?;
         crash::point("acknowledged");
         done
+    }
+
+    /// Checks the signature of what is to be deployed, if the tenant has keys. `manifest`: the digest of its text.
+    ///
+    /// # Errors
+    /// `bad-signature` if there is none, or it is of none of the tenant's keys or of something else; `precondition-failed` if its version is
+    /// not higher than that of every deploy before, which is checked again when the revision is made live.
+    pub async fn check_signature(
+        &self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        wasm: Digest,
+        manifest: Digest,
+        signed: Option<Signed>,
+    ) -> Result<Allowed, Fault> {
+        let (inner, tenant, name) = (self.0.clone(), tenant.clone(), name.clone());
+        blocking(move || {
+            let keys = inner.keys(&tenant)?;
+            if keys.is_empty() {
+                return Ok(Allowed { version: None });
+            }
+            let bad = |detail| Err(Fault::new(Code::BadSignature, detail).hint("hob deploy --sign-key FILE --signed-version N"));
+            let Some(Signed { version, signature }) = signed else {
+                return bad("deploys of this tenant must be signed, and this one is not");
+            };
+            let message = Message { tenant: &tenant, function: &name, version, wasm, manifest };
+            if !keys.iter().any(|key| key.verifies(&message, &signature)) {
+                return bad("the signature is of none of the tenant's keys, or of something else than was sent");
+            }
+            let before = inner.registry.signed_version(&tenant, &name).map_err(|error| error.fault())?;
+            if version <= before {
+                return Err(PublishError::OldVersion { found: version, before }.fault());
+            }
+            Ok(Allowed { version: Some(version) })
+        })
+        .await?
+    }
+
+    /// Whether deploys of a tenant must be signed.
+    ///
+    /// # Errors
+    /// `internal` when the registry cannot be read.
+    pub async fn asks_for_signatures(&self, tenant: &TenantId) -> Result<bool, Fault> {
+        let (inner, tenant) = (self.0.clone(), tenant.clone());
+        blocking(move || inner.keys(&tenant).map(|keys| !keys.is_empty())).await?
     }
 
     /// Makes an older revision live again; see [`Registry::rollback`].
@@ -318,6 +366,17 @@ impl Deployer {
     }
 }
 
+/// That something may be deployed, and as which version it was signed.
+#[derive(Debug, Clone, Copy)]
+pub struct Allowed {
+    version: Option<u64>,
+}
+
+impl Allowed {
+    /// What whoever runs the process deploys needs no signature.
+    pub const LOCAL: Self = Self { version: None };
+}
+
 /// Under which names the files of a deploy may come to lie.
 #[derive(Debug, Clone, Copy)]
 struct Keys {
@@ -375,6 +434,12 @@ impl Inner {
             precondition.check(found.map(|found| found.etag())).map_err(|error| error.fault())
         })
         .await?
+    }
+
+    /// The keys that deploys of a tenant are signed with.
+    fn keys(&self, tenant: &TenantId) -> Result<Vec<PublicKey>, Fault> {
+        let found = self.registry.tenant(tenant).map_err(|error| error.fault())?;
+        Ok(found.map(|tenant| tenant.keys.into_values().collect()).unwrap_or_default())
     }
 
     /// What an earlier deploy left that would come out again: another name for the same module need not be built.

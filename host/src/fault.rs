@@ -17,8 +17,14 @@ pub enum Code {
     BadRequest,
     /// The manifest is malformed.
     BadManifest,
-    /// The control port does not answer a web page of somebody else's.
+    /// The token is missing, or none that the node knows.
+    Unauthenticated,
+    /// The token does not allow this, or a web page of somebody else's asks.
     Forbidden,
+    /// Too many unknown tokens came from one address.
+    TooManyFailures,
+    /// A deploy must be signed, and is not, or not with a key of its tenant.
+    BadSignature,
     /// No such function, revision, or route.
     NotFound,
     /// The path exists, but not with this method.
@@ -87,10 +93,13 @@ pub enum Code {
 
 impl Code {
     /// All codes, for documentation and tests.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 38] = [
         Self::BadRequest,
         Self::BadManifest,
+        Self::Unauthenticated,
         Self::Forbidden,
+        Self::TooManyFailures,
+        Self::BadSignature,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::ClientTimeout,
@@ -131,7 +140,10 @@ impl Code {
         match self {
             Self::BadRequest => "bad-request",
             Self::BadManifest => "bad-manifest",
+            Self::Unauthenticated => "unauthenticated",
             Self::Forbidden => "forbidden",
+            Self::TooManyFailures => "too-many-failures",
+            Self::BadSignature => "bad-signature",
             Self::NotFound => "not-found",
             Self::MethodNotAllowed => "method-not-allowed",
             Self::ClientTimeout => "client-timeout",
@@ -173,7 +185,10 @@ impl Code {
         match self {
             Self::BadRequest => "The request is malformed",
             Self::BadManifest => "The manifest cannot be used",
+            Self::Unauthenticated => "The token is missing or unknown",
             Self::Forbidden => "The request may not do this",
+            Self::TooManyFailures => "Too many unknown tokens were tried",
+            Self::BadSignature => "The signature is missing or wrong",
             Self::NotFound => "There is no such thing here",
             Self::MethodNotAllowed => "The method does not apply",
             Self::ClientTimeout => "The client took too long",

@@ -96,11 +96,36 @@ name_type! {
     /// Name of a bucket of data; unique within the tenant.
     BucketName
 }
+name_type! {
+    /// Name of a token; unique within the tenant. It is no secret.
+    TokenName
+}
+name_type! {
+    /// Name of a key that deploys are signed with; unique within the tenant.
+    KeyName
+}
+
+impl TenantId {
+    /// Name of the tenant that is always there. Its admins are the node's operators.
+    pub const DEFAULT: &'static str = "default";
+
+    /// A tenant that does not exist and cannot: the one exception to how names are spelled.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self("-".into())
+    }
+
+    /// Whether it is the tenant whose admins are the node's operators.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.as_str() == Self::DEFAULT
+    }
+}
 
 impl Default for TenantId {
     /// The tenant that everything belongs to until there are others.
     fn default() -> Self {
-        Self("default".into())
+        Self(Self::DEFAULT.into())
     }
 }
 

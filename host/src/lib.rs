@@ -6,6 +6,9 @@
 // Words: plain values, no I/O.
 pub mod id;
 pub mod limits;
+pub mod host;
+pub mod token;
+pub mod signing;
 pub mod route;
 pub mod bucket;
 pub mod grants;
@@ -21,6 +24,7 @@ pub mod storage;
 
 // Parts: each knows the words only, and neither wasmtime nor who calls it.
 pub mod registry;
+pub mod audit;
 pub mod artifacts;
 pub mod data;
 pub mod meter;
@@ -35,6 +39,7 @@ pub mod capability;
 pub mod engine;
 
 // Use: what is done with the engine.
+pub mod identity;
 pub mod dispatch;
 pub mod deploy;
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/lock           locked exclusively by the one daemon that uses the directory; holds its process id as text
-//! DIR/format         the format's number as text, 3; written before anything else
+//! DIR/format         the format's number as text, 4; written before anything else
 //! DIR/mac.key        32 random bytes (0600), unless the key comes from elsewhere
 //! DIR/registry.redb  deployed functions (`registry`)
 //! DIR/staging/       files that are not whole yet; emptied at start
@@ -11,12 +11,14 @@
 //! DIR/snapshots/     initialised modules (`artifacts`)
 //! DIR/bundles/       files that deploys brought (`artifacts`); made when it is missing
 //! DIR/data/          buckets and what is in them (`data`); made when it is missing
+//! DIR/audit/         who changed what (`audit`); made when it is missing
 //! DIR/engine         digest of the engine that the native code is for (`artifacts`)
 //! ```
 //!
 //! `DIR/data` and `DIR/bundles` came within format 3: versions before them ignore the folders, so they need no number of their own.
 //!
-//! Format 1 lacks the registry's table of routes, format 2 its tables of references and tenants. A start goes: [`DataDir::open`] → `Registry::open(dir.registry_path(),
+//! Format 1 lacks the registry's table of routes, format 2 its tables of references and tenants, format 3 those of
+//! tokens: a version that does not know them would take anybody for an admin. A start goes: [`DataDir::open`] → `Registry::open(dir.registry_path(),
 //! dir.format())`, which migrates → [`DataDir::mark_current`] → `Artifacts::open`. A kill between any two of them repeats the
 //! migration at the next start, which changes nothing that was migrated.
 //!
@@ -32,7 +34,7 @@ use super::seal::MacKey;
 use crate::storage::disk::{create_dirs, sync_dir, write_durably};
 
 /// Format that this version writes.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 /// Oldest format that is migrated.
 pub const FORMAT_MIN: u32 = 1;
 

@@ -4,15 +4,18 @@
 //! about what is printed. Speaks plain HTTP only: the control port is on loopback.
 
 pub(super) mod data;
+mod identity;
 
 use std::io::{BufRead, BufReader, Read};
 use std::marker::PhantomData;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use ureq::config::AutoHeaderValue;
+use ureq::middleware::{Middleware, MiddlewareNext};
 use ureq::{Agent, Body, SendBody};
 
 use super::failure::{Exit, Failure};
@@ -20,7 +23,9 @@ use super::trust::{self, Trust};
 use crate::control::wire::{
     FunctionDetail, FunctionInfo, FunctionList, LogEntry, LogList, Problem, RevisionInfo, RevisionList, RollbackRequest,
 };
-use crate::id::FunctionName;
+use crate::id::{FunctionName, TenantId};
+use crate::signing::Signed;
+use crate::token::TokenText;
 
 /// How long it may take to connect. The daemon is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,8 +41,42 @@ const EXPECT_ABOVE: u64 = 1 << 20;
 /// Says where functions answer, on answers of the control port.
 const DATA_ADDR: &str = "hob-data-addr";
 
+/// What goes with every request to one daemon.
+#[derive(Debug, Default)]
+struct Sent {
+    /// Value of `authorization`.
+    bearer: Option<HeaderValue>,
+    tenant: Option<HeaderValue>,
+}
+
+impl Sent {
+    fn new(token: Option<&TokenText>, tenant: Option<&TenantId>) -> Result<Self, Failure> {
+        let bearer = token.map(|token| HeaderValue::try_from(format!("Bearer {}", token.reveal()))).transpose();
+        let mut bearer = bearer.context("a token is legal in a header")?;
+        bearer.iter_mut().for_each(|bearer| bearer.set_sensitive(true));
+        let tenant = tenant.map(|tenant| HeaderValue::try_from(tenant.as_str())).transpose();
+        Ok(Self { bearer, tenant: tenant.context("a name is legal in a header")? })
+    }
+}
+
+impl Middleware for Sent {
+    fn handle(&self, mut request: Request<SendBody<'_>>, next: MiddlewareNext<'_>) -> Result<Response<Body>, ureq::Error> {
+        if let Some(bearer) = &self.bearer {
+            request.headers_mut().insert(AUTHORIZATION, bearer.clone());
+        }
+        if let Some(tenant) = &self.tenant {
+            request.headers_mut().insert("hob-tenant", tenant.clone());
+        }
+        next.handle(request)
+    }
+}
+
 /// An HTTP client with the manners that all of Hob's own requests share.
 pub(super) fn agent(trust: &Trust) -> Agent {
+    agent_with(trust, Sent::default())
+}
+
+fn agent_with(trust: &Trust, sent: Sent) -> Agent {
     Agent::config_builder()
         .tls_config(trust.tls())
         .http_status_as_error(false)
@@ -49,6 +88,7 @@ pub(super) fn agent(trust: &Trust) -> Agent {
         .accept_encoding(AutoHeaderValue::None)
         .user_agent(concat!("hob/", env!("CARGO_PKG_VERSION")))
         .timeout_connect(Some(CONNECT_TIMEOUT))
+        .middleware(sent)
         .build()
         .new_agent()
 }
@@ -71,6 +111,8 @@ pub(super) struct Upload<'a> {
     pub(super) body: &'a mut dyn Read,
     /// Deploy only over the revision with this entity tag.
     pub(super) if_match: Option<String>,
+    /// Its signature.
+    pub(super) signed: Option<Signed>,
 }
 
 /// What a deploy led to.
@@ -94,8 +136,18 @@ pub(super) struct Call {
 }
 
 impl Client {
-    /// A client of the daemon at `server`, an address such as `http://127.0.0.1:3900`.
+    /// A client of a daemon that knows no token yet.
     pub(super) fn new(server: &str, trust: &Trust) -> Result<Self, Failure> {
+        Self::with(server, trust, None, None)
+    }
+
+    /// A client of the daemon at `server`, an address such as `http://127.0.0.1:3900`, that sends a token and the name of a tenant.
+    pub(super) fn with(
+        server: &str,
+        trust: &Trust,
+        token: Option<&TokenText>,
+        tenant: Option<&TenantId>,
+    ) -> Result<Self, Failure> {
         let wrong = |why: &str| {
             let sentence = format!("'{server}' is no address of a control port: {why}");
             Failure::new(Exit::Usage, sentence).next("hob --server http://127.0.0.1:3900 ls")
@@ -103,7 +155,8 @@ impl Client {
         let uri: Uri = server.parse().map_err(|_| wrong("expected http://HOST:PORT or https://HOST:PORT"))?;
         match (uri.scheme_str(), uri.authority()) {
             (Some(scheme @ ("http" | "https")), Some(authority)) if matches!(uri.path(), "" | "/") && uri.query().is_none() => {
-                Ok(Self { agent: agent(trust), base: format!("{scheme}://{authority}") })
+                let agent = agent_with(trust, Sent::new(token, tenant)?);
+                Ok(Self { agent, base: format!("{scheme}://{authority}") })
             }
             _ => Err(wrong("expected http://HOST:PORT or https://HOST:PORT")),
         }
@@ -119,6 +172,9 @@ impl Client {
         }
         if let Some(tag) = upload.if_match {
             request = request.header("if-match", tag);
+        }
+        if let Some(Signed { version, signature }) = upload.signed {
+            request = request.header("hob-signature", signature.to_base64()).header("hob-signed-version", version);
         }
         let response = self.send(request, SendBody::from_reader(upload.body))?;
         let data_addr = response.headers().get(DATA_ADDR).and_then(|value| value.to_str().ok()).map(String::from);

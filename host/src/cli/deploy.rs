@@ -15,11 +15,13 @@ use super::output::{self, Format};
 use super::pack::{Packed, pack};
 use super::project::Project;
 use super::text::{bytes, clean, table};
-use super::{Ctx, Failure, SERVER};
+use super::{Ctx, Failure, SERVER, key};
 use crate::config::Net;
 use crate::engine::build::check_magic;
-use crate::id::FunctionName;
+use crate::id::{Digest, FunctionName, TenantId};
 use crate::manifest::FILE_NAME;
+use crate::signing::{Message, SecretKey, Signed};
+use crate::telemetry::logs::unix_ms;
 
 /// Arguments of `hob deploy`.
 #[derive(Debug, Args)]
@@ -36,6 +38,12 @@ pub(super) struct Deploy {
     /// Deploy only over the revision with this entity tag (hob inspect shows it)
     #[arg(long, value_name = "ETAG")]
     if_match: Option<String>,
+    /// Sign it with the secret key in this file (hob key new makes one)
+    #[arg(long, value_name = "FILE")]
+    sign_key: Option<PathBuf>,
+    /// Sign it as this version, which must be higher than that of every deploy before [default: the time, in milliseconds since 1970]
+    #[arg(long, value_name = "N", requires = "sign_key")]
+    signed_version: Option<u64>,
 }
 
 impl Deploy {
@@ -48,7 +56,11 @@ impl Deploy {
             let wasm = if self.no_build { project.wasm()? } else { project.build()? };
             Package::of_project(&project, wasm.path, self.name)?
         };
-        let deployed = package.deploy(&client, self.if_match.as_deref().map(quoted))?;
+        let signed = match &self.sign_key {
+            Some(file) => Some(package.sign(&key::read(file)?, ctx.tenant.as_ref(), self.signed_version)?),
+            None => None,
+        };
+        let deployed = package.deploy_signed(&client, self.if_match.as_deref().map(quoted), signed)?;
         if ctx.format == Format::Json {
             return Ok(output::json(&deployed.info)?);
         }
@@ -124,8 +136,24 @@ impl Package {
         &self.name
     }
 
+    /// Signs it for a tenant, as a version.
+    fn sign(&self, key: &SecretKey, tenant: Option<&TenantId>, version: Option<u64>) -> Result<Signed, Failure> {
+        let shown = self.wasm.display();
+        let wasm = std::fs::read(&self.wasm).with_context(|| format!("cannot read '{shown}'"))?;
+        let tenant = tenant.cloned().unwrap_or_default();
+        let version = version.unwrap_or_else(unix_ms);
+        let manifest = Digest::of(self.manifest.as_deref().unwrap_or_default().as_bytes());
+        let message = Message { tenant: &tenant, function: &self.name, version, wasm: Digest::of(&wasm), manifest };
+        Ok(Signed { version, signature: key.sign(&message) })
+    }
+
     /// Uploads, with a bar on a terminal, and waits for the build.
     pub(super) fn deploy(&self, client: &Client, if_match: Option<String>) -> Result<Deployed, Failure> {
+        self.deploy_signed(client, if_match, None)
+    }
+
+    /// As [`Package::deploy`], with a signature.
+    fn deploy_signed(&self, client: &Client, if_match: Option<String>, signed: Option<Signed>) -> Result<Deployed, Failure> {
         let shown = self.wasm.display();
         let mut file = File::open(&self.wasm).with_context(|| format!("cannot open '{shown}'"))?;
         let len = file.metadata().with_context(|| format!("cannot look at '{shown}'"))?.len();
@@ -152,7 +180,7 @@ impl Package {
         let body = Cursor::new(framing.head).chain(archive).chain(Cursor::new(framing.middle)).chain(wasm);
         let body = body.chain(Cursor::new(framing.tail));
         let mut body = Shown { body, left: total, bar: &bar, name: &self.name };
-        let upload = Upload { content_type: framing.content_type, len: total, body: &mut body, if_match };
+        let upload = Upload { content_type: framing.content_type, len: total, body: &mut body, if_match, signed };
         let deployed = client.put(&self.name, upload);
         bar.finish_and_clear();
         deployed

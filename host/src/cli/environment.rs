@@ -10,8 +10,17 @@ pub(super) fn var(name: &str) -> Option<String> {
 
 /// Where the daemon keeps its data when nobody says: `$XDG_DATA_HOME/hob`, else `~/.local/share/hob`. `None` without a home.
 pub(super) fn data_dir() -> Option<PathBuf> {
-    // A relative path means nothing here (XDG Base Directory Specification 0.8).
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let share = absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")))?;
     Some(share.join("hob"))
+}
+
+/// Where what the user told this program is kept: `$XDG_CONFIG_HOME/hob`, else `~/.config/hob`. `None` without a home.
+pub(super) fn config_dir() -> Option<PathBuf> {
+    let config = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")))?;
+    Some(config.join("hob"))
+}
+
+/// A path. A relative one means nothing here (XDG Base Directory Specification 0.8).
+fn absolute(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
 }

@@ -75,6 +75,8 @@ impl Failure {
         let of = |command: &str| function.map_or_else(|| "hob ls".into(), |name| format!("hob {command} {name}"));
         let next = match exit {
             Exit::NotFound => "hob ls".into(),
+            Exit::Auth if problem.code == "unauthenticated" => "hob --token-file FILE ls".into(),
+            Exit::Auth => "hob token --help".into(),
             Exit::Guest | Exit::Timeout => of("logs"),
             _ => match problem.code.as_str() {
                 "conflict" | "precondition-failed" | "concurrency" | "body-too-large" => of("inspect"),

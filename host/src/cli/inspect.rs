@@ -60,6 +60,7 @@ fn describe(detail: &FunctionDetail) -> String {
     add("created", time(function.created_ms));
     add("updated", time(function.updated_ms));
     add("tenant", detail.tenant.clone());
+    add("requests need", if detail.auth == "token" { "a token".into() } else { "no token".into() });
     add("args", detail.args.join(" "));
     add("env", pairs(&detail.env));
     for grant in &detail.grants.data {

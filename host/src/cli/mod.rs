@@ -6,11 +6,13 @@
 //! response's body, which is passed as it is.
 
 mod archive;
+mod audit;
 mod bench;
 mod blob;
 mod bucket;
 mod build;
 mod client;
+mod credentials;
 mod demo;
 mod deploy;
 mod doctor;
@@ -19,6 +21,7 @@ mod failure;
 mod inspect;
 mod interrupt;
 mod invoke;
+mod key;
 mod kv;
 mod logs;
 mod ls;
@@ -32,7 +35,9 @@ mod rollback;
 mod run;
 mod scratch;
 mod serve;
+mod tenant;
 mod text;
+mod token;
 mod toolchain;
 mod trust;
 
@@ -45,6 +50,8 @@ pub use output::Format;
 
 use client::Client;
 use trust::Trust;
+
+use crate::id::TenantId;
 
 /// A WebAssembly function runtime: fresh sandboxes in microseconds, next to their data.
 #[derive(Debug, Parser)]
@@ -59,6 +66,12 @@ pub struct Cli {
     /// Certificates (PEM) by which a daemon that speaks TLS is known, in place of the system's [default: $HOB_CA_FILE]
     #[arg(long, global = true, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// File with the token to send [default: $HOB_TOKEN, else what `hob token new --save` kept]
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// For which tenant, if the token is an operator's [default: the token's own]
+    #[arg(long, global = true, value_name = "NAME")]
+    tenant: Option<TenantId>,
     #[command(subcommand)]
     command: Command,
 }
@@ -93,6 +106,14 @@ enum Command {
     Kv(kv::Kv),
     /// Objects of a bucket: bytes of any size under keys
     Blob(blob::Blob),
+    /// Tokens: who may do what on a node
+    Token(token::Token),
+    /// Tenants: whose functions and data are apart
+    Tenant(tenant::Tenant),
+    /// Keys that deploys are signed with
+    Key(key::Key),
+    /// Show who changed what on the node, or check that nobody changed the log
+    Audit(audit::Audit),
     /// Check that this machine has what Hob needs, and say what to do about what is missing
     Doctor(doctor::Doctor),
     /// Measure what a function's starts cost on each rung of the start ladder
@@ -109,11 +130,16 @@ struct Ctx {
     server: String,
     /// Certificates by which its daemon is known; the system's when there is none.
     ca_file: Option<PathBuf>,
+    /// File with the token, if one was named.
+    token_file: Option<PathBuf>,
+    /// For which tenant, if it was said.
+    tenant: Option<TenantId>,
 }
 
 impl Ctx {
     fn client(&self) -> Result<Client, Failure> {
-        Client::new(&self.server, &self.trust()?)
+        let token = credentials::find(&self.server, self.token_file.as_deref())?;
+        Client::with(&self.server, &self.trust()?, token.as_ref(), self.tenant.as_ref())
     }
 
     /// What both ports of the daemon speak.
@@ -137,7 +163,7 @@ impl Cli {
     pub fn run(self) -> Result<u8, Failure> {
         let server = self.server.or_else(|| environment::var("HOB_SERVER")).unwrap_or_else(|| SERVER.into());
         let ca_file = self.ca_file.or_else(|| environment::var("HOB_CA_FILE").map(PathBuf::from));
-        let ctx = Ctx { format: self.output, server, ca_file };
+        let ctx = Ctx { format: self.output, server, ca_file, token_file: self.token_file, tenant: self.tenant };
         // These have their own ways to end.
         if !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Demo(_) | Command::Bench(_)) {
             interrupt::on_signal(|| ())?;
@@ -157,6 +183,10 @@ impl Cli {
             Command::Bucket(bucket) => bucket.run(&ctx),
             Command::Kv(kv) => kv.run(&ctx),
             Command::Blob(blob) => blob.run(&ctx),
+            Command::Token(token) => token.run(&ctx),
+            Command::Tenant(tenant) => tenant.run(&ctx),
+            Command::Key(key) => key.run(&ctx),
+            Command::Audit(audit) => audit.run(&ctx),
             Command::Doctor(doctor) => doctor.run(&ctx),
             Command::Demo(demo) => demo.run(&ctx),
             Command::Bench(bench) => bench.run(&ctx),

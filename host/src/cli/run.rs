@@ -33,7 +33,7 @@ use crate::capability::Environment;
 use crate::capability::egress::EgressAccess;
 use crate::config::{self, Config};
 use crate::daemon::{Node, Ports, Setup, Signals};
-use crate::deploy::{Deployer, Sent};
+use crate::deploy::{Allowed, Deployer, Sent};
 use crate::dispatch::Dispatcher;
 use crate::dispatch::catalog::Base;
 use crate::dispatch::templates::Templates;
@@ -260,7 +260,8 @@ async fn deploy(data: &Path, file: File, manifest: Manifest) -> Result<(Engine, 
         Engine::new(&engine, Arc::new(Metrics::new())).map_err(anyhow::Error::from).context("the engine cannot start")?;
     let builder = Arc::new(Builder::new("/proc/self/exe".into(), config::Build::default()));
     let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), ONE_TEMPLATE);
-    let base = Base { logs: LogSpace::new(0, 0), grants: Grants::default(), data: None, files: None, egress: None };
+    let base =
+        Base { logs: LogSpace::new(0, 0), grants: Grants::default(), data: None, files: None, egress: None, identity: None };
     let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, 1, 0)
         .context("cannot read the registry of a temporary folder")?;
     let deployer = Deployer::new(artifacts, registry, None, builder, engine.clone(), dispatcher.clone(), config::Data::default());
@@ -268,7 +269,7 @@ async fn deploy(data: &Path, file: File, manifest: Manifest) -> Result<(Engine, 
     let uploaded = upload.write(&wasm).and_then(|()| upload.finish()).context("cannot keep a copy in the temporary folder")?;
     let (tenant, name) = (TenantId::default(), manifest.name.clone().context("it was given a name")?);
     let sent = Sent { wasm: uploaded, bundle: None, manifest };
-    deployer.deploy(tenant.clone(), name.clone(), sent, Precondition::Any).await.map_err(refused)?;
+    deployer.deploy(tenant.clone(), name.clone(), sent, Precondition::Any, Allowed::LOCAL).await.map_err(refused)?;
     let function = dispatcher.function(&tenant, &name).map_err(refused)?;
     let loaded = dispatcher.templates().get(&function, None).await.map_err(refused)?;
     Ok((engine, loaded.template))

@@ -15,6 +15,7 @@ use super::{Ctx, Failure, environment};
 use crate::config::Config;
 use crate::daemon::{Node, Ports, Setup, Signals, StartError};
 use crate::grants::Grants;
+use crate::host::HostName;
 
 /// Arguments of `hob serve`. A flag wins over `--set`, that over the file, and the file over the default.
 #[derive(Debug, Args)]
@@ -34,6 +35,9 @@ pub(super) struct Serve {
     /// File with the key of that certificate (PEM)
     #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
+    /// Domain below which each tenant has a host of its own: requests for TENANT.DOMAIN reach its functions
+    #[arg(long, value_name = "DOMAIN")]
+    base_domain: Option<HostName>,
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -72,6 +76,7 @@ impl Serve {
         config.net.control = self.control.unwrap_or(config.net.control);
         config.net.tls_cert = self.tls_cert.or(config.net.tls_cert);
         config.net.tls_key = self.tls_key.or(config.net.tls_key);
+        config.net.base_domain = self.base_domain.or(config.net.base_domain);
         config.data.dir = self.data_dir.or(config.data.dir).or_else(environment::data_dir);
         if config.data.dir.is_none() {
             let failure = Failure::new(Exit::Failure, "there is no home directory to keep data in");

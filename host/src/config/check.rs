@@ -112,10 +112,10 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let net = &self.net;
         range(
-            net.control.ip().is_loopback(),
+            net.control.ip().is_loopback() || net.tls().is_some(),
             "net.control",
             net.control.to_string(),
-            "a loopback address, because the control port asks for no token yet; use 127.0.0.1:3900, and a tunnel from elsewhere",
+            "a loopback address, or a certificate: tokens would cross the network in the clear; add --tls-cert FILE --tls-key FILE, or use --control 127.0.0.1:3900 and a tunnel from elsewhere",
         )?;
         range(net.connections_max > 0, "net.connections_max", "0".into(), "1 or more")?;
         range(net.control_connections_max > 0, "net.control_connections_max", "0".into(), "1 or more")?;

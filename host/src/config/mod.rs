@@ -19,6 +19,7 @@ use serde::Deserialize;
 
 use crate::bucket::OriginUrl;
 use crate::grants::Access;
+use crate::host::HostName;
 use crate::id::TenantId;
 
 /// A number of bytes, written `64MiB` or plain.
@@ -57,8 +58,10 @@ pub struct Config {
 pub struct Net {
     /// Where functions are reached. Default `127.0.0.1:3000`.
     pub addr: SocketAddr,
-    /// Where functions are deployed. Default `127.0.0.1:3900`; loopback only, because it asks for no token yet.
+    /// Where functions are deployed. Default `127.0.0.1:3900`.
     pub control: SocketAddr,
+    /// Domain below which each tenant has a host of its own on the data port, `TENANT.BASE`. Default: none.
+    pub base_domain: Option<HostName>,
     /// Most connections of the data port at once. Default 4,096.
     pub connections_max: usize,
     /// Most connections of the control port at once. Default 256.
@@ -101,6 +104,7 @@ impl Default for Net {
         Self {
             addr: SocketAddr::from(([127, 0, 0, 1], 3000)),
             control: SocketAddr::from(([127, 0, 0, 1], 3900)),
+            base_domain: None,
             connections_max: 4096,
             control_connections_max: 256,
             connections_per_address: None,

@@ -2,14 +2,17 @@
 //!
 //! Owns the way from axum's own rejections to faults, so that no route answers in another form.
 
+use std::str::FromStr;
+
 use axum::extract::{FromRequestParts, Path};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, Method, Uri, header};
 use http_body_util::LengthLimitError;
+use serde::de::DeserializeOwned;
 
 use crate::fault::{Code, Fault};
-use crate::id::FunctionName;
+use crate::id::NameError;
 use crate::invocation::BodyError;
 use crate::net::status::problem;
 use crate::registry::Precondition;
@@ -40,11 +43,11 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The function named in the path.
+/// What is named in the path.
 #[derive(Debug)]
-pub(super) struct Name(pub FunctionName);
+pub(super) struct Named<T>(pub T);
 
-impl<S: Send + Sync> FromRequestParts<S> for Name {
+impl<S: Send + Sync, T: FromStr<Err = NameError>> FromRequestParts<S> for Named<T> {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
@@ -52,8 +55,26 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
         let Path(segments) =
             Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.map_err(|error| bad(error.to_string()))?;
         let name = segments.into_iter().find(|(key, _)| key == "name").map(|(_, name)| name).unwrap_or_default();
-        name.parse().map(Self).map_err(|error: crate::id::NameError| bad(error.to_string()))
+        name.parse().map(Self).map_err(|error: NameError| bad(error.to_string()))
     }
+}
+
+/// Longest definition in a body, in bytes.
+const DEFINITION_LEN_MAX: usize = 32 << 10;
+
+/// A body of JSON; an empty one is an object without members.
+///
+/// # Errors
+/// `bad-request` for another body, `body-too-large` for a longer one.
+pub(super) async fn json_body<T: DeserializeOwned>(body: axum::body::Body) -> Result<T, Fault> {
+    let body = axum::body::to_bytes(body, DEFINITION_LEN_MAX).await.map_err(|error| body_fault(&error))?;
+    let text = if body.is_empty() { &b"{}"[..] } else { &body };
+    let bad = |what: &dyn std::fmt::Display| Fault::new(Code::BadRequest, format!("the body is not as expected: {what}"));
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        // A list would be read as the members in their order.
+        return Err(bad(&"it is no JSON object"));
+    }
+    serde_json::from_slice(text).map_err(|error| bad(&error))
 }
 
 /// `If-Match` and `If-None-Match`.

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::Control;
+use super::access::Caller;
 use super::answer::{Refusal, body_fault};
 use super::keys;
 use super::wire::{BucketInfo, BucketList, BucketRequest, CorruptInfo, Problem, ScrubInfo, SizeInfo, split};
@@ -125,10 +126,11 @@ impl Control {
     /// `not-found`, and those of `work`.
     pub(super) async fn in_bucket<T: Send + 'static>(
         &self,
+        caller: &Caller,
         name: BucketName,
         work: impl FnOnce(&Data, Bucket) -> Result<T, DataError> + Send + 'static,
     ) -> Result<T, Fault> {
-        let (data, tenant) = (self.data.clone(), self.tenant.clone());
+        let (data, tenant) = (self.data.clone(), caller.tenant.clone());
         let first = blocking(move || match data.bucket(&tenant, &name)? {
             Some(bucket) if bucket.origin.is_none() => Ok(Err(work(&data, bucket)?)),
             Some(bucket) => Ok(Ok(move || work(&data, bucket))),
@@ -173,11 +175,12 @@ pub(super) struct Page {
 }
 
 /// Lists buckets by name.
-#[utoipa::path(get, path = "/v1/buckets", operation_id = "bucket_list",
+#[utoipa::path(get, path = "/v1/buckets", operation_id = "bucket_list", security(("token" = ["read"])),
     params(("cursor" = Option<String>, Query, description = "`next` of the page before"), ("limit" = Option<usize>, Query, description = "at most 1000")),
     responses((status = 200, body = BucketList), (status = 400, body = Problem)))]
 pub(super) async fn list(
     State(control): State<Control>,
+    caller: Caller,
     page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<BucketList>, Refusal> {
     let Query(page) = page.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
@@ -185,7 +188,7 @@ pub(super) async fn list(
     let after = after.map_err(|_| Fault::new(Code::BadRequest, "the cursor is none that this host gave out"))?;
     let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE);
     let list = blocking(move || {
-        let mut buckets = control.data.buckets(&control.tenant, after.as_ref(), limit + 1)?;
+        let mut buckets = control.data.buckets(&caller.tenant, after.as_ref(), limit + 1)?;
         let more = buckets.len() > limit;
         buckets.truncate(limit);
         let next = buckets.last().filter(|_| more).map(|bucket| bucket.name.to_string());
@@ -200,12 +203,17 @@ pub(super) async fn list(
 }
 
 /// Makes a bucket, or changes the quotas of one. Its durability and its origin cannot be changed. The body may be empty.
-#[utoipa::path(put, path = "/v1/buckets/{name}", operation_id = "bucket_put",
+#[utoipa::path(put, path = "/v1/buckets/{name}", operation_id = "bucket_put", security(("token" = ["deploy"])),
     params(("name" = String, Path, description = "1 to 63 of a-z, 0-9 and '-'")), request_body = Option<BucketRequest>,
     responses((status = 201, description = "a new bucket", body = BucketInfo), (status = 200, description = "it was there", body = BucketInfo),
         (status = 400, body = Problem), (status = 409, description = "it has the other durability or another origin", body = Problem),
         (status = 413, description = "the definition is too long", body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 507, body = Problem)))]
-pub(super) async fn put(State(control): State<Control>, InBucket(name): InBucket, body: Body) -> Result<Response, Refusal> {
+pub(super) async fn put(
+    State(control): State<Control>,
+    caller: Caller,
+    InBucket(name): InBucket,
+    body: Body,
+) -> Result<Response, Refusal> {
     let body = axum::body::to_bytes(body, DEFINITION_LEN_MAX).await.map_err(|error| body_fault(&error))?;
     let bad = |what: String| Fault::new(Code::BadRequest, format!("the body defines no bucket: {what}"));
     let wanted: BucketRequest = match body.as_ref() {
@@ -219,7 +227,7 @@ pub(super) async fn put(State(control): State<Control>, InBucket(name): InBucket
         Some(_) => return Err(bad("'durability' is 'durable' or 'volatile'".into()).into()),
     };
     let origin = wanted.origin.as_deref().map(str::parse::<OriginUrl>).transpose().map_err(|error| bad(error.to_string()))?;
-    let (data, tenant) = (control.data.clone(), control.tenant.clone());
+    let (data, tenant) = (control.data.clone(), caller.tenant.clone());
     let ack = blocking(move || {
         let found = data.bucket(&tenant, &name)?.map(|bucket| bucket.spec);
         let mut spec = match (found, durability) {
@@ -233,35 +241,47 @@ pub(super) async fn put(State(control): State<Control>, InBucket(name): InBucket
     let ack = ack.await?.map_err(|error: DataError| error.fault())?;
     let (bucket, is_new) = ack.await.map_err(|error| error.fault())?;
     let name = bucket.name.clone();
-    let info = control.in_bucket(name, |data, bucket| info(data, &bucket)).await?;
+    let info = control.in_bucket(&caller, name, |data, bucket| info(data, &bucket)).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(info)).into_response())
 }
 
 /// Shows a bucket: its definition and what is in it.
-#[utoipa::path(get, path = "/v1/buckets/{name}", operation_id = "bucket_get", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v1/buckets/{name}", operation_id = "bucket_get", security(("token" = ["read"])), params(("name" = String, Path)),
     responses((status = 200, body = BucketInfo), (status = 400, body = Problem), (status = 404, body = Problem)))]
-pub(super) async fn get(State(control): State<Control>, InBucket(name): InBucket) -> Result<Json<BucketInfo>, Refusal> {
-    Ok(Json(control.in_bucket(name, |data, bucket| info(data, &bucket)).await?))
+pub(super) async fn get(
+    State(control): State<Control>,
+    caller: Caller,
+    InBucket(name): InBucket,
+) -> Result<Json<BucketInfo>, Refusal> {
+    Ok(Json(control.in_bucket(&caller, name, |data, bucket| info(data, &bucket)).await?))
 }
 
 /// Deletes a bucket with all that is in it.
-#[utoipa::path(delete, path = "/v1/buckets/{name}", operation_id = "bucket_delete", params(("name" = String, Path)),
+#[utoipa::path(delete, path = "/v1/buckets/{name}", operation_id = "bucket_delete", security(("token" = ["deploy"])), params(("name" = String, Path)),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 507, body = Problem)))]
-pub(super) async fn delete(State(control): State<Control>, InBucket(name): InBucket) -> Result<StatusCode, Refusal> {
-    match control.data.delete_bucket(&control.tenant, &name).await.map_err(|error| error.fault())? {
+pub(super) async fn delete(
+    State(control): State<Control>,
+    caller: Caller,
+    InBucket(name): InBucket,
+) -> Result<StatusCode, Refusal> {
+    match control.data.delete_bucket(&caller.tenant, &name).await.map_err(|error| error.fault())? {
         Some(_) => Ok(StatusCode::NO_CONTENT),
         None => Err(DataError::NoSuchBucket { name: name.to_string() }.fault().into()),
     }
 }
 
 /// Reads everything in a durable bucket and holds it against its checksums. Of a volatile one there is nothing to read.
-#[utoipa::path(post, path = "/v1/buckets/{name}/scrub", operation_id = "bucket_scrub", params(("name" = String, Path)),
+#[utoipa::path(post, path = "/v1/buckets/{name}/scrub", operation_id = "bucket_scrub", security(("token" = ["deploy"])), params(("name" = String, Path)),
     responses((status = 200, body = ScrubInfo), (status = 400, body = Problem), (status = 404, body = Problem),
         (status = 503, description = "another scrub is under way", body = Problem)))]
-pub(super) async fn scrub(State(control): State<Control>, InBucket(name): InBucket) -> Result<Json<ScrubInfo>, Refusal> {
+pub(super) async fn scrub(
+    State(control): State<Control>,
+    caller: Caller,
+    InBucket(name): InBucket,
+) -> Result<Json<ScrubInfo>, Refusal> {
     let place = place(&control.places.scrubs, "scrubs")?;
-    Ok(Json(control.in_bucket(name, |data, bucket| holding(place, || scrubbed(data, &bucket))()).await?))
+    Ok(Json(control.in_bucket(&caller, name, |data, bucket| holding(place, || scrubbed(data, &bucket))()).await?))
 }
 
 fn scrubbed(data: &Data, bucket: &Bucket) -> Result<ScrubInfo, DataError> {

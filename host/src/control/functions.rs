@@ -10,7 +10,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 
 use super::Control;
-use super::answer::{Name, Refusal, body_fault, precondition};
+use super::access::Caller;
+use super::answer::{Named, Refusal, body_fault, precondition};
+use super::audited::Detail;
 use super::upload;
 use super::wire::{
     BundleInfo, DataGrantInfo, FileGrantInfo, FunctionDetail, FunctionInfo, FunctionList, GrantsInfo, Problem, RevisionInfo,
@@ -23,6 +25,7 @@ use crate::id::{FunctionName, RevisionNumber};
 use crate::invocation::{Phases, Start};
 use crate::manifest::Trigger;
 use crate::registry::{FunctionRecord, RevisionRecord};
+use crate::signing::{DeploySignature, Signed};
 use crate::telemetry::metrics::millis;
 
 /// Says where the deployed function answers.
@@ -61,6 +64,33 @@ fn info(record: &FunctionRecord) -> FunctionInfo {
     }
 }
 
+/// What the audit log says of what is live now.
+fn detail(record: &FunctionRecord, signed_version: Option<u64>) -> Detail {
+    let (number, digest) = (record.live.number.0, record.live.wasm.to_string());
+    Detail(serde_json::json!({ "revision": number, "digest": digest, "signed_version": signed_version }))
+}
+
+/// The signature of a deploy, from the headers `hob-signature` and `hob-signed-version`.
+fn signed(headers: &HeaderMap) -> Result<Option<Signed>, Fault> {
+    let text = |name: &str| match headers.get_all(name).iter().collect::<Vec<_>>().as_slice() {
+        [] => Ok(None),
+        [one] => one.to_str().map(Some).map_err(|_| ()),
+        _ => Err(()),
+    };
+    let bad = || {
+        let detail = "the signature is malformed: expected 'hob-signature' with 64 bytes in Base64, and 'hob-signed-version' with a number";
+        Fault::new(Code::BadSignature, detail).hint("hob deploy --sign-key FILE --signed-version N")
+    };
+    match (text("hob-signature"), text("hob-signed-version")) {
+        (Ok(None), Ok(None)) => Ok(None),
+        (Ok(Some(signature)), Ok(Some(version))) => {
+            let signature = DeploySignature::from_base64(signature).ok_or_else(bad)?;
+            Ok(Some(Signed { version: version.parse().map_err(|_| bad())?, signature }))
+        }
+        _ => Err(bad()),
+    }
+}
+
 fn tagged(status: StatusCode, record: &FunctionRecord, body: impl IntoResponse) -> Response {
     // An entity tag is digits and quotes.
     let etag = HeaderValue::try_from(record.etag()).unwrap_or(HeaderValue::from_static("\"\""));
@@ -70,24 +100,34 @@ fn tagged(status: StatusCode, record: &FunctionRecord, body: impl IntoResponse) 
 
 /// Deploys a function: raw Wasm as `application/wasm`, or `multipart/form-data` with the parts `manifest` (the text of
 /// `hob.toml`) and `wasm`.
-#[utoipa::path(put, path = "/v1/functions/{name}",
+#[utoipa::path(put, path = "/v1/functions/{name}", security(("token" = ["deploy"])),
     params(("name" = String, Path, description = "1 to 63 of a-z, 0-9 and '-'"),
         ("if-match" = Option<String>, Header, description = "deploy only if this is the live revision's ETag"),
-        ("if-none-match" = Option<String>, Header, description = "`*`: deploy only if there is no such function")),
+        ("if-none-match" = Option<String>, Header, description = "`*`: deploy only if there is no such function"),
+        ("hob-signature" = Option<String>, Header, description = "Ed25519 signature in Base64, needed if the tenant has keys"),
+        ("hob-signed-version" = Option<u64>, Header, description = "version that it was signed as, which rises with each deploy")),
     responses((status = 201, description = "a new function", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String))),
         (status = 200, description = "a new revision", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String))),
         (status = 400, body = Problem), (status = 408, body = Problem), (status = 409, description = "a route is taken", body = Problem), (status = 412, body = Problem),
         (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, description = "not a function", body = Problem),
         (status = 503, description = "too many builds", body = Problem), (status = 507, body = Problem)))]
-pub(super) async fn put(State(control): State<Control>, Name(name): Name, request: Request) -> Result<Response, Refusal> {
+pub(super) async fn put(
+    State(control): State<Control>,
+    caller: Caller,
+    Named(name): Named<FunctionName>,
+    request: Request,
+) -> Result<Response, Refusal> {
     let precondition = precondition(request.headers())?;
-    let sent = upload::receive(&control, request).await?;
-    let (record, is_new) = control.deployer.deploy(control.tenant.clone(), name, sent, precondition).await?;
+    let signed = signed(request.headers())?;
+    let (sent, manifest_digest) = upload::receive(&control, request).await?;
+    let allowed = control.deployer.check_signature(&caller.tenant, &name, sent.wasm.digest(), manifest_digest, signed).await?;
+    let (record, is_new) = control.deployer.deploy(caller.tenant, name, sent, precondition, allowed).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = tagged(status, &record, Json(info(&record)));
     // An address is digits and punctuation.
     let addr = HeaderValue::try_from(control.data_addr.to_string()).unwrap_or(HeaderValue::from_static(""));
     response.headers_mut().insert(DATA_ADDR, addr);
+    response.extensions_mut().insert(detail(&record, signed.map(|signed| signed.version)));
     Ok(response)
 }
 
@@ -98,18 +138,19 @@ pub(super) struct Page {
 }
 
 /// Lists functions by name.
-#[utoipa::path(get, path = "/v1/functions",
+#[utoipa::path(get, path = "/v1/functions", security(("token" = ["read"])),
     params(("cursor" = Option<String>, Query, description = "`next` of the page before"), ("limit" = Option<usize>, Query, description = "at most 1000")),
     responses((status = 200, body = FunctionList), (status = 400, body = Problem)))]
 pub(super) async fn list(
     State(control): State<Control>,
+    caller: Caller,
     page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<FunctionList>, Refusal> {
     let Query(page) = page.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
     let after = page.cursor.map(|cursor| cursor.parse::<FunctionName>()).transpose();
     let after = after.map_err(|_| Fault::new(Code::BadRequest, "the cursor is none that this host gave out"))?;
     let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE);
-    let mut records = control.deployer.list(control.tenant.clone(), after, limit + 1).await?;
+    let mut records = control.deployer.list(caller.tenant.clone(), after, limit + 1).await?;
     let more = records.len() > limit;
     records.truncate(limit);
     let next = records.last().filter(|_| more).map(|record| record.name.to_string());
@@ -117,10 +158,14 @@ pub(super) async fn list(
 }
 
 /// Shows all that is known about a function.
-#[utoipa::path(get, path = "/v1/functions/{name}", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v1/functions/{name}", security(("token" = ["read"])), params(("name" = String, Path)),
     responses((status = 200, body = FunctionDetail, headers(("etag" = String))), (status = 400, body = Problem), (status = 404, body = Problem)))]
-pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Result<Response, Refusal> {
-    let record = control.deployer.get(control.tenant.clone(), name).await?;
+pub(super) async fn get(
+    State(control): State<Control>,
+    caller: Caller,
+    Named(name): Named<FunctionName>,
+) -> Result<Response, Refusal> {
+    let record = control.deployer.get(caller.tenant.clone(), name).await?;
     let (meter, (running, waiting)) = control.dispatcher.usage(&record.tenant, &record.name);
     let (totals, starts) = (meter.totals(), meter.starts());
     let manifest = &record.live.manifest;
@@ -128,6 +173,7 @@ pub(super) async fn get(State(control): State<Control>, Name(name): Name) -> Res
         function: info(&record),
         tenant: record.tenant.to_string(),
         limits: manifest.limits.entries().map(|(name, value)| (name.to_owned(), value)).collect(),
+        auth: manifest.auth.as_str().into(),
         args: manifest.args.clone(),
         env: manifest.env.clone(),
         grants: grants(&manifest.grants),
@@ -185,11 +231,15 @@ fn start_times(starts: &StartTimes) -> BTreeMap<String, StartTimeInfo> {
 }
 
 /// Lists the kept revisions of a function, newest first.
-#[utoipa::path(get, path = "/v1/functions/{name}/revisions", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v1/functions/{name}/revisions", security(("token" = ["read"])), params(("name" = String, Path)),
     responses((status = 200, body = RevisionList), (status = 400, body = Problem), (status = 404, body = Problem)))]
-pub(super) async fn revisions(State(control): State<Control>, Name(name): Name) -> Result<Json<RevisionList>, Refusal> {
-    let live = control.deployer.get(control.tenant.clone(), name.clone()).await?.live.number;
-    let revisions = control.deployer.revisions(control.tenant.clone(), name).await?;
+pub(super) async fn revisions(
+    State(control): State<Control>,
+    caller: Caller,
+    Named(name): Named<FunctionName>,
+) -> Result<Json<RevisionList>, Refusal> {
+    let live = control.deployer.get(caller.tenant.clone(), name.clone()).await?.live.number;
+    let revisions = control.deployer.revisions(caller.tenant.clone(), name).await?;
     let info = |revision: &RevisionRecord| RevisionInfo {
         revision: revision.number.0,
         live: revision.number == live,
@@ -203,12 +253,13 @@ pub(super) async fn revisions(State(control): State<Control>, Name(name): Name) 
 }
 
 /// Makes an older revision live again. The body may be empty.
-#[utoipa::path(post, path = "/v1/functions/{name}/rollback",
+#[utoipa::path(post, path = "/v1/functions/{name}/rollback", security(("token" = ["deploy"])),
     params(("name" = String, Path), ("if-match" = Option<String>, Header)), request_body = Option<RollbackRequest>,
     responses((status = 200, body = FunctionInfo, headers(("etag" = String))), (status = 400, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 412, body = Problem)))]
 pub(super) async fn rollback(
     State(control): State<Control>,
-    Name(name): Name,
+    caller: Caller,
+    Named(name): Named<FunctionName>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
@@ -219,14 +270,28 @@ pub(super) async fn rollback(
         text => serde_json::from_slice(text)
             .map_err(|error| Fault::new(Code::BadRequest, format!("the body is not as expected, {{\"to\": NUMBER}}: {error}")))?,
     };
-    let record = control.deployer.rollback(control.tenant.clone(), name, request.to.map(RevisionNumber), precondition).await?;
-    Ok(tagged(StatusCode::OK, &record, Json(info(&record))))
+    if !caller.is_admin() && control.deployer.asks_for_signatures(&caller.tenant).await? {
+        let fault = Fault::new(
+            Code::Forbidden,
+            "deploys are signed here and their versions rise, so only an admin goes back to an older one",
+        );
+        return Err(fault.hint("deploy it again, signed as a higher version, or use a token with the scope 'admin'").into());
+    }
+    let record = control.deployer.rollback(caller.tenant, name, request.to.map(RevisionNumber), precondition).await?;
+    let mut response = tagged(StatusCode::OK, &record, Json(info(&record)));
+    response.extensions_mut().insert(detail(&record, None));
+    Ok(response)
 }
 
 /// Removes a function with all its revisions. Invocations that run finish.
-#[utoipa::path(delete, path = "/v1/functions/{name}", params(("name" = String, Path), ("if-match" = Option<String>, Header)),
+#[utoipa::path(delete, path = "/v1/functions/{name}", security(("token" = ["deploy"])), params(("name" = String, Path), ("if-match" = Option<String>, Header)),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem)))]
-pub(super) async fn delete(State(control): State<Control>, Name(name): Name, headers: HeaderMap) -> Result<StatusCode, Refusal> {
-    control.deployer.remove(control.tenant.clone(), name, precondition(&headers)?).await?;
+pub(super) async fn delete(
+    State(control): State<Control>,
+    caller: Caller,
+    Named(name): Named<FunctionName>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Refusal> {
+    control.deployer.remove(caller.tenant.clone(), name, precondition(&headers)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }

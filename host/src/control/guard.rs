@@ -2,20 +2,24 @@
 //!
 //! Owns the check of `Host` and `Origin`. A page of any site can send requests to a loopback address, and by giving its own name that
 //! address ("DNS rebinding") it can read the answers too; both are visible in these headers, which a page cannot forge. Needed as
-//! long as the port asks for no token.
+//! long as the port may ask for no token, which is on loopback; elsewhere it has whatever name its operator gave it, and a page has no token.
 
 use std::net::IpAddr;
 
 use http::header::{HOST, ORIGIN};
 use http::{HeaderMap, HeaderValue};
 
+use super::access::FirstStart;
 use crate::fault::{Code, Fault};
 
 /// Refuses a request that a web page of another site sent, or that reached this port under a name that is not this machine's.
 ///
 /// # Errors
 /// `forbidden`.
-pub(super) fn check(headers: &HeaderMap) -> Result<(), Fault> {
+pub(super) fn check(headers: &HeaderMap, first_start: FirstStart) -> Result<(), Fault> {
+    if first_start == FirstStart::Closed {
+        return Ok(());
+    }
     let text = |value: &HeaderValue| value.to_str().ok().map(ToOwned::to_owned);
     if let Some(host) = headers.get(HOST)
         && !text(host).is_some_and(|host| is_local(&host))
@@ -71,7 +75,7 @@ mod tests {
             if let Some(origin) = origin {
                 headers.insert(ORIGIN, HeaderValue::from_static(origin));
             }
-            super::check(&headers).map_err(|fault| fault.code)
+            super::check(&headers, FirstStart::Open).map_err(|fault| fault.code)
         };
         assert_eq!(check("127.0.0.1:3900", None), Ok(()));
         assert_eq!(check("localhost:3900", Some("http://localhost:8000")), Ok(()));

@@ -7,16 +7,18 @@ use http::{HeaderMap, Method, Response, Uri};
 use http_body_util::BodyExt as _;
 
 use super::Control;
-use super::answer::{Name, Refusal, body_fault};
+use super::access::Caller;
+use super::answer::{Named, Refusal, body_fault};
 use super::wire::Problem;
 use crate::fault::{Code, Fault};
+use crate::id::FunctionName;
 use crate::invocation::{BodyError, Invocation, Start, Target, UnknownStart};
 use crate::net::exchange;
 use crate::net::status::HOB_START;
 
 /// Invokes a function. Any method, and any path after `invoke`: the function sees method, rest of the path, query, headers and
 /// body as they are.
-#[utoipa::path(post, path = "/v1/functions/{name}/invoke/{path}",
+#[utoipa::path(post, path = "/v1/functions/{name}/invoke/{path}", security(("token" = ["invoke"])),
     params(("name" = String, Path), ("path" = String, Path, description = "what the function sees as its path"),
         ("hob-timing" = Option<String>, Header, description = "`1` asks for server-timing"),
         ("hob-start" = Option<String>, Header, description = "the rung to begin on, for measuring: `ready`, `resident`, `stored` or `compiled`")),
@@ -26,7 +28,7 @@ use crate::net::status::HOB_START;
 pub(super) fn describe() {}
 
 /// Invokes a function with the path `/`. Any method: the function sees method, query, headers and body as they are.
-#[utoipa::path(post, path = "/v1/functions/{name}/invoke",
+#[utoipa::path(post, path = "/v1/functions/{name}/invoke", security(("token" = ["invoke"])),
     params(("name" = String, Path), ("hob-timing" = Option<String>, Header, description = "`1` asks for server-timing"),
         ("hob-start" = Option<String>, Header, description = "the rung to begin on, for measuring: `ready`, `resident`, `stored` or `compiled`")),
     responses((status = 200, description = "whatever the function answers"), (status = 400, body = Problem), (status = 404, body = Problem),
@@ -39,7 +41,8 @@ const SEGMENTS: usize = 4;
 
 pub(super) async fn invoke(
     State(control): State<Control>,
-    Name(name): Name,
+    caller: Caller,
+    Named(name): Named<FunctionName>,
     request: Request,
 ) -> Result<Response<axum::body::Body>, Refusal> {
     let received = Instant::now();
@@ -55,7 +58,7 @@ pub(super) async fn invoke(
     let payload = exchange::read(body).await?;
     let method = if head.method == Method::HEAD { Method::HEAD } else { Method::GET };
     let request = Request::from_parts(head, payload);
-    let invocation = Invocation { tenant: control.tenant.clone(), target: Target::Function(name), request, received, start };
+    let invocation = Invocation { tenant: caller.tenant.clone(), target: Target::Function(name), request, received, start };
     let invoked = control.invoke.invoke(invocation).await;
     Ok(exchange::answer(invoked, &method, timing).map(axum::body::Body::new))
 }

@@ -17,6 +17,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Control;
+use super::access::Caller;
 use super::answer::{Refusal, body_fault};
 use super::buckets::{InBucket, place};
 use super::conditions::{self, Read};
@@ -75,28 +76,33 @@ fn when(headers: &HeaderMap) -> Result<When, Fault> {
 }
 
 impl Control {
-    async fn write(&self, name: BucketName, ops: Vec<Op>) -> Result<Vec<Done>, Fault> {
-        let ack = self.in_bucket(name, move |data, bucket| Ok(data.kv(&bucket)?.write(ops))).await?;
+    async fn write(&self, caller: &Caller, name: BucketName, ops: Vec<Op>) -> Result<Vec<Done>, Fault> {
+        let ack = self.in_bucket(caller, name, move |data, bucket| Ok(data.kv(&bucket)?.write(ops))).await?;
         ack.await.map_err(|error| error.fault())
     }
 }
 
 /// Lists entries by key. With `watch=true` tells what is changed from now on, as server-sent events, each a ChangeInfo.
-#[utoipa::path(get, path = "/v1/buckets/{name}/kv", operation_id = "kv_list",
+#[utoipa::path(get, path = "/v1/buckets/{name}/kv", operation_id = "kv_list", security(("token" = ["read"])),
     params(("name" = String, Path), ("prefix" = Option<String>, Query, description = "only keys that begin with this; percent-encoded bytes"),
         ("cursor" = Option<String>, Query, description = "`next` of the page before"), ("limit" = Option<usize>, Query, description = "at most 1000"),
         ("values" = Option<bool>, Query, description = "with the values; a page ends with the one that takes it to 4 MiB"),
         ("watch" = Option<bool>, Query, description = "tell changes from now on")),
     responses((status = 200, description = "with `watch=true` events without end", content((EntryList = "application/json"), (String = "text/event-stream"))),
         (status = 400, body = Problem), (status = 404, body = Problem), (status = 503, description = "an entry is damaged", body = Problem)))]
-pub(super) async fn list(State(control): State<Control>, InBucket(name): InBucket, uri: Uri) -> Result<Response, Refusal> {
+pub(super) async fn list(
+    State(control): State<Control>,
+    caller: Caller,
+    InBucket(name): InBucket,
+    uri: Uri,
+) -> Result<Response, Refusal> {
     let wanted = Wanted::read(&uri, &["prefix", "cursor", "limit", "values", "watch"])?;
     if wanted.watch {
-        let feed = control.in_bucket(name, |data, bucket| data.watch(&bucket)).await?;
+        let feed = control.in_bucket(&caller, name, |data, bucket| data.watch(&bucket)).await?;
         let events = stream::unfold(Follow { feed, prefix: wanted.prefix, stop: control.stop }, next);
         return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
     }
-    let list = control.in_bucket(name, move |data, bucket| {
+    let list = control.in_bucket(&caller, name, move |data, bucket| {
         let page = data.kv(&bucket)?.scan(&wanted.prefix, wanted.after.as_deref(), wanted.limit())?;
         let items = page.entries.iter().map(|(key, entry)| info(key, entry, wanted.values)).collect();
         Ok(EntryList { items, next: page.next.map(|key| keys::cursor(&key)) })
@@ -105,7 +111,7 @@ pub(super) async fn list(State(control): State<Control>, InBucket(name): InBucke
 }
 
 /// Reads the value of an entry. HEAD answers the same without it.
-#[utoipa::path(get, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_get",
+#[utoipa::path(get, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_get", security(("token" = ["read"])),
     params(("name" = String, Path), ("key" = String, Path, description = "1 to 512 bytes, percent-encoded"),
         ("if-none-match" = Option<String>, Header), ("if-match" = Option<String>, Header)),
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream", headers(("etag" = String), ("hob-expires-ms" = Option<u64>))),
@@ -113,11 +119,12 @@ pub(super) async fn list(State(control): State<Control>, InBucket(name): InBucke
         (status = 412, body = Problem), (status = 503, description = "it is damaged", body = Problem)))]
 pub(super) async fn get(
     State(control): State<Control>,
+    caller: Caller,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let found = control.in_bucket(name, move |data, bucket| data.kv(&bucket)?.get(&key)).await?;
+    let found = control.in_bucket(&caller, name, move |data, bucket| data.kv(&bucket)?.get(&key)).await?;
     let entry = found.ok_or_else(no_entry)?;
     let mut response = match conditions::of_read(&headers, &entry.version.to_string(), None)? {
         Read::NotModified => StatusCode::NOT_MODIFIED.into_response(),
@@ -137,7 +144,7 @@ pub(super) async fn get(
 }
 
 /// Writes the value of an entry, in place of whatever was there.
-#[utoipa::path(put, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_put",
+#[utoipa::path(put, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_put", security(("token" = ["deploy"])),
     params(("name" = String, Path), ("key" = String, Path, description = "1 to 512 bytes, percent-encoded"),
         ("ttl" = Option<String>, Query, description = "how long it stays, such as `10s`; for ever when absent"),
         ("if-match" = Option<String>, Header, description = "only if the entry has this ETag"),
@@ -147,6 +154,7 @@ pub(super) async fn get(
         (status = 408, body = Problem), (status = 412, body = Problem), (status = 413, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn put(
     State(control): State<Control>,
+    caller: Caller,
     InBucket(name): InBucket,
     Key(key): Key,
     request: Request,
@@ -155,7 +163,7 @@ pub(super) async fn put(
     let when = when(request.headers())?;
     conditions::no_part(request.headers())?;
     let value = axum::body::to_bytes(request.into_body(), VALUE_LEN_MAX).await.map_err(|error| value_fault(&error))?;
-    let done = control.write(name, vec![Op::Set { key: key.into(), value, ttl: wanted.ttl, when }]).await?;
+    let done = control.write(&caller, name, vec![Op::Set { key: key.into(), value, ttl: wanted.ttl, when }]).await?;
     let version = done.first().and_then(|done| done_info(done).version).unwrap_or_default();
     Ok((StatusCode::NO_CONTENT, [(ETAG, etag(version))]).into_response())
 }
@@ -172,17 +180,18 @@ fn value_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
 }
 
 /// Deletes an entry.
-#[utoipa::path(delete, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_delete",
+#[utoipa::path(delete, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_delete", security(("token" = ["deploy"])),
     params(("name" = String, Path), ("key" = String, Path), ("if-match" = Option<String>, Header)),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem),
         (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, description = "the disk cannot be written", body = Problem)))]
 pub(super) async fn delete(
     State(control): State<Control>,
+    caller: Caller,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,
 ) -> Result<StatusCode, Refusal> {
-    let done = control.write(name, vec![Op::Delete { key: key.into(), when: when(&headers)? }]).await?;
+    let done = control.write(&caller, name, vec![Op::Delete { key: key.into(), when: when(&headers)? }]).await?;
     match done.first() {
         Some(Done::Deleted { found: false }) => Err(no_entry().into()),
         _ => Ok(StatusCode::NO_CONTENT),
@@ -190,19 +199,20 @@ pub(super) async fn delete(
 }
 
 /// Adds to the number in an entry: decimal text that an i64 holds. No entry counts as 0; the time to live stays.
-#[utoipa::path(post, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_increment",
+#[utoipa::path(post, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_increment", security(("token" = ["deploy"])),
     params(("name" = String, Path), ("key" = String, Path), ("increment" = i64, Query, description = "what is added")),
     responses((status = 200, body = IncrementInfo, headers(("etag" = String))), (status = 400, description = "the value is no number", body = Problem),
         (status = 404, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn increment(
     State(control): State<Control>,
+    caller: Caller,
     InBucket(name): InBucket,
     Key(key): Key,
     uri: Uri,
 ) -> Result<Response, Refusal> {
     let by = Wanted::read(&uri, &["increment"])?.increment;
     let by = by.ok_or_else(|| Fault::new(Code::BadRequest, "a POST to a key adds to it: expected ?increment=NUMBER"))?;
-    match control.write(name, vec![Op::Increment { key: key.into(), by }]).await?.first() {
+    match control.write(&caller, name, vec![Op::Increment { key: key.into(), by }]).await?.first() {
         Some(Done::Incremented { value, version }) => {
             let info = IncrementInfo { value: *value, version: *version };
             Ok(([(ETAG, etag(*version))], Json(info)).into_response())
@@ -212,12 +222,13 @@ pub(super) async fn increment(
 }
 
 /// Makes several changes, all or none, in order.
-#[utoipa::path(post, path = "/v1/buckets/{name}/kv", operation_id = "kv_batch",
+#[utoipa::path(post, path = "/v1/buckets/{name}/kv", operation_id = "kv_batch", security(("token" = ["deploy"])),
     params(("name" = String, Path)), request_body = BatchRequest,
     responses((status = 200, body = BatchInfo), (status = 400, body = Problem), (status = 404, body = Problem), (status = 408, body = Problem),
         (status = 412, description = "a condition does not hold", body = Problem), (status = 413, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn batch(
     State(control): State<Control>,
+    caller: Caller,
     InBucket(name): InBucket,
     body: Body,
 ) -> Result<Json<BatchInfo>, Refusal> {
@@ -227,7 +238,7 @@ pub(super) async fn batch(
     let read = blocking(move || (read_batch(&body), place));
     let (ops, _place) = read.await?;
     let ops = ops?;
-    let done = control.write(name, ops).await?;
+    let done = control.write(&caller, name, ops).await?;
     Ok(Json(BatchInfo { done: done.iter().map(done_info).collect() }))
 }
 

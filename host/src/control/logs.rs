@@ -13,9 +13,11 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Control;
-use super::answer::{Name, Refusal};
+use super::access::Caller;
+use super::answer::{Named, Refusal};
 use super::wire::{LogEntry, LogList, Problem};
 use crate::fault::{Code, Fault};
+use crate::id::FunctionName;
 use crate::net::drain::Stop;
 use crate::telemetry::logs::Entry;
 
@@ -30,18 +32,19 @@ pub(super) struct Wanted {
 }
 
 /// Reads a function's log: the newest `tail` entries as JSON, or with `follow=true` as server-sent events that go on.
-#[utoipa::path(get, path = "/v1/functions/{name}/logs",
+#[utoipa::path(get, path = "/v1/functions/{name}/logs", security(("token" = ["read"])),
     params(("name" = String, Path), ("tail" = Option<usize>, Query, description = "how many; 100 when absent"),
         ("follow" = Option<bool>, Query, description = "go on with new entries as server-sent events, each a LogEntry")),
     responses((status = 200, description = "with `follow=true` events without end", content((LogList = "application/json"), (String = "text/event-stream"))),
         (status = 400, body = Problem), (status = 404, body = Problem)))]
 pub(super) async fn logs(
     State(control): State<Control>,
-    Name(name): Name,
+    caller: Caller,
+    Named(name): Named<FunctionName>,
     wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(wanted) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
-    let log = control.dispatcher.function(&control.tenant, &name)?.log.clone();
+    let log = control.dispatcher.function(&caller.tenant, &name)?.log.clone();
     let count = wanted.tail.unwrap_or(TAIL);
     if wanted.follow {
         let (entries, feed) = log.follow(count);

@@ -3,8 +3,10 @@
 //! Owns the routes of `/v1`, their JSON (`wire.rs`) and their description (`/openapi.json`). Knows deploys and [`Invoke`], never the
 //! engine. Invariant: every answer that is not 2xx is problem+json with a code of [`crate::fault::Code`], whoever made it.
 
+mod access;
 mod answer;
 mod archive;
+mod audited;
 mod buckets;
 mod conditions;
 mod functions;
@@ -17,6 +19,8 @@ mod node;
 mod objects;
 mod openapi;
 mod receive;
+mod tenants;
+mod tokens;
 mod upload;
 pub mod wire;
 
@@ -25,6 +29,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse as _;
 use axum::routing::MethodRouter;
 use http::{Request, Response};
@@ -33,12 +38,16 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use self::access::FirstStart;
 pub use self::buckets::Places;
 
+use self::access::{Access, Peer};
+use self::audited::Auditor;
+use crate::audit::Audit;
 use crate::data::Data;
 use crate::deploy::Deployer;
 use crate::dispatch::Dispatcher;
-use crate::id::TenantId;
+use crate::identity::Identity;
 use crate::invocation::Invoke;
 use crate::net::body::IncomingBody;
 use crate::net::drain::Stop;
@@ -63,8 +72,12 @@ pub struct Control {
     pub places: Arc<Places>,
     /// Where functions are reached, told to whoever deploys one.
     pub data_addr: SocketAddr,
-    /// Whose functions: one tenant until there are tokens that say which.
-    pub tenant: TenantId,
+    /// Who may do what.
+    pub identity: Arc<Identity>,
+    /// Who may do everything before there is a token.
+    pub first_start: FirstStart,
+    /// Where changes are written down.
+    pub audit: Arc<Audit>,
 }
 
 #[derive(OpenApi)]
@@ -102,11 +115,21 @@ impl Control {
             .routes(routes!(buckets::scrub))
             .routes(routes!(kv::list, kv::batch))
             .routes(routes!(objects::list))
+            .routes(routes!(tokens::list, tokens::post))
+            .routes(routes!(tokens::delete))
+            .routes(routes!(tenants::list))
+            .routes(routes!(tenants::get, tenants::put, tenants::delete))
+            .routes(routes!(tenants::key_list))
+            .routes(routes!(tenants::key_put, tenants::key_delete))
+            .routes(routes!(tenants::audit))
             .routes(routes!(node::livez))
             .routes(routes!(node::readyz))
             .routes(routes!(node::metrics))
             .split_for_parts();
-        let text = openapi::text(&description);
+        let description = openapi::complete(&description);
+        let (identity, auditor) = (self.identity.clone(), Auditor::new(self.audit.clone()));
+        let access = Arc::new(Access::new(&description, identity, self.first_start, auditor));
+        let text = format!("{description:#}");
         router
             .route("/v1/functions/{name}/invoke", axum::routing::any(invoke::invoke))
             .route("/v1/functions/{name}/invoke/", axum::routing::any(invoke::invoke))
@@ -119,18 +142,22 @@ impl Control {
             .route("/docs/errors", axum::routing::get(node::errors))
             .fallback(answer::no_route)
             .method_not_allowed_fallback(answer::no_method)
+            .layer(from_fn_with_state(access, access::check))
             .layer(DefaultBodyLimit::disable())
             .with_state(self)
     }
 
     /// The service of the control port, for [`crate::net::serve::serve`].
     pub fn service(self) -> impl Fn(Request<IncomingBody>) -> BoxResponse + Clone + Send + Sync + 'static {
-        let metrics = self.metrics.clone();
+        let (metrics, first_start) = (self.metrics.clone(), self.first_start);
         let router = self.router();
-        move |request| {
+        move |mut request: Request<IncomingBody>| {
             let (mut router, metrics) = (router.clone(), metrics.clone());
+            if let Some(peer) = request.body().peer() {
+                request.extensions_mut().insert(Peer(peer));
+            }
             Box::pin(async move {
-                let response = match guard::check(request.headers()) {
+                let response = match guard::check(request.headers(), first_start) {
                     Err(fault) => answer::Refusal::from(fault).into_response(),
                     Ok(()) => match router.call(request.map(axum::body::Body::new)).await {
                         Ok(response) => response,

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
 
 use super::Control;
+use super::access::Caller;
 use super::answer::Refusal;
 use super::wire::Problem;
 use crate::data::CacheCounts;
@@ -12,13 +13,13 @@ use crate::fault::{Code, Fault};
 use crate::telemetry::exposition::FunctionStarts;
 
 /// Says that the process answers.
-#[utoipa::path(get, path = "/livez", responses((status = 200, body = String)))]
+#[utoipa::path(get, path = "/livez", security(()), responses((status = 200, body = String)))]
 pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
 /// Says whether requests are taken: from the moment the registry is read until the node stops.
-#[utoipa::path(get, path = "/readyz", responses((status = 200, description = "`ok`, or that data can only be read and why", body = String),
+#[utoipa::path(get, path = "/readyz", security(()), responses((status = 200, description = "`ok`, or that data can only be read and why", body = String),
     (status = 503, body = Problem)))]
 pub(super) async fn readyz(State(control): State<Control>) -> Result<String, Refusal> {
     if control.stop.is_stopped() {
@@ -34,19 +35,21 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<String, Ref
 }
 
 /// All metrics, as OpenMetrics text.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
-pub(super) async fn metrics(State(control): State<Control>) -> Response {
-    let (tenant, templates) = (&control.tenant, control.dispatcher.templates());
+#[utoipa::path(get, path = "/metrics", security(("operator" = ["read"])), responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
+pub(super) async fn metrics(State(control): State<Control>, _caller: Caller) -> Response {
+    let templates = control.dispatcher.templates();
     let CacheCounts { hits, misses, fetched_bytes, evicted, bytes, .. } = control.data.cache_counts();
     control.metrics.origin.set(hits, misses, fetched_bytes, evicted, bytes);
-    let metered = control.dispatcher.metered(tenant);
-    let began = metered.iter().filter(|function| function.meter.starts().total() > 0);
+    let tenants = control.identity.known();
+    let metered: Vec<_> = tenants.iter().map(|tenant| (tenant, control.dispatcher.metered(tenant))).collect();
+    let all = metered.iter().flat_map(|(tenant, functions)| functions.iter().map(|function| (*tenant, function)));
+    let began = all.filter(|(_, function)| function.meter.starts().total() > 0);
     control.metrics.read_only.set(control.data.read_only().is_some().into());
     match control.data.outbox().waiting() {
         Ok(count) => _ = control.metrics.events.set(count),
         Err(error) => tracing::warn!(%error, "the events that wait cannot be counted"),
     }
-    let text = control.metrics.text(began.map(|function| FunctionStarts {
+    let text = control.metrics.text(began.map(|(tenant, function)| FunctionStarts {
         tenant,
         name: &function.name,
         resident: function.artifact.is_some_and(|artifact| templates.is_resident(tenant, artifact)),

@@ -17,6 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use tokio::time::timeout;
 
 use super::Control;
+use super::access::Caller;
 use super::answer::Refusal;
 use super::buckets::{InBucket, OPEN_WAIT, busy, holding};
 use super::conditions::{self, Part, Read};
@@ -108,7 +109,7 @@ fn content(head: &Head) -> HeaderMap {
 }
 
 /// Lists objects by key.
-#[utoipa::path(get, path = "/v1/buckets/{name}/objects", operation_id = "object_list",
+#[utoipa::path(get, path = "/v1/buckets/{name}/objects", operation_id = "object_list", security(("token" = ["read"])),
     params(("name" = String, Path), ("prefix" = Option<String>, Query, description = "only keys that begin with this; percent-encoded bytes"),
         ("cursor" = Option<String>, Query, description = "`next` of the page before"), ("limit" = Option<usize>, Query, description = "at most 1000")),
     responses((status = 200, body = ObjectList), (status = 400, body = Problem), (status = 404, body = Problem),
@@ -116,11 +117,12 @@ fn content(head: &Head) -> HeaderMap {
         (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn list(
     State(control): State<Control>,
+    caller: Caller,
     InBucket(name): InBucket,
     uri: Uri,
 ) -> Result<Json<ObjectList>, Refusal> {
     let wanted = Wanted::read(&uri, &["prefix", "cursor", "limit"])?;
-    let list = control.in_bucket(name, move |data, bucket| {
+    let list = control.in_bucket(&caller, name, move |data, bucket| {
         let objects = data.objects(bucket.spec.durability);
         let page = objects.list(&bucket, &wanted.prefix, wanted.after.as_deref(), wanted.limit())?;
         let items = page.objects.iter().map(|(key, head)| info(key, head)).collect();
@@ -130,7 +132,7 @@ pub(super) async fn list(
 }
 
 /// Says what is known of an object.
-#[utoipa::path(head, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_head",
+#[utoipa::path(head, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_head", security(("token" = ["read"])),
     params(("name" = String, Path), ("key" = String, Path), ("if-none-match" = Option<String>, Header), ("if-match" = Option<String>, Header),
         ("if-modified-since" = Option<String>, Header), ("if-unmodified-since" = Option<String>, Header)),
     responses((status = 200, description = "the headers of a GET", headers(("etag" = String), ("last-modified" = String), ("content-length" = u64),
@@ -141,11 +143,13 @@ pub(super) async fn list(
         (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn head(
     State(control): State<Control>,
+    caller: Caller,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let head = control.in_bucket(name, move |data, bucket| data.objects(bucket.spec.durability).head(&bucket, &key)).await?;
+    let head =
+        control.in_bucket(&caller, name, move |data, bucket| data.objects(bucket.spec.durability).head(&bucket, &key)).await?;
     let head = head.ok_or_else(no_object)?;
     let read = conditions::of_read(&headers, &head.etag.to_string(), Some(head.modified_ms))?;
     let mut response = StatusCode::NOT_MODIFIED.into_response();
@@ -159,7 +163,7 @@ pub(super) async fn head(
 }
 
 /// Reads an object, or one range of it.
-#[utoipa::path(get, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_get",
+#[utoipa::path(get, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_get", security(("token" = ["read"])),
     params(("name" = String, Path), ("key" = String, Path, description = "1 to 512 bytes, percent-encoded"),
         ("range" = Option<String>, Header, description = "one range of bytes"), ("if-range" = Option<String>, Header),
         ("if-none-match" = Option<String>, Header), ("if-match" = Option<String>, Header),
@@ -174,6 +178,7 @@ pub(super) async fn head(
         (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn get(
     State(control): State<Control>,
+    caller: Caller,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,
@@ -183,7 +188,7 @@ pub(super) async fn get(
         let place = place.map_err(|_| busy("openings of objects"))?.map_err(Fault::internal)?;
         let open =
             move |data: &Data, bucket: Bucket| holding(place, || data.objects(bucket.spec.durability).open(&bucket, &key))();
-        control.in_bucket(name, open).await?
+        control.in_bucket(&caller, name, open).await?
     };
     let opened = opened.ok_or_else(no_object)?;
     let head = opened.head().clone();
@@ -243,19 +248,20 @@ async fn next(sending: Sending) -> Result<Option<(Bytes, Sending)>, io::Error> {
 }
 
 /// Deletes an object.
-#[utoipa::path(delete, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_delete",
+#[utoipa::path(delete, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_delete", security(("token" = ["deploy"])),
     params(("name" = String, Path), ("key" = String, Path), ("if-match" = Option<String>, Header)),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem),
         (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, description = "the disk cannot be written", body = Problem),
         (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn delete(
     State(control): State<Control>,
+    caller: Caller,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,
 ) -> Result<StatusCode, Refusal> {
     let when = when(&headers)?;
-    let done = control.in_bucket(name, move |data, bucket| {
+    let done = control.in_bucket(&caller, name, move |data, bucket| {
         let objects = data.objects(bucket.spec.durability);
         // Of a damaged one nothing is known, not even afterwards what it was; but there is something to delete.
         let is_damaged = matches!(objects.head(&bucket, &key), Err(DataError::Corrupt { .. }));

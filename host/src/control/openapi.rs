@@ -17,8 +17,8 @@ const FUNCTION: &str = "/v1/functions/{name}";
 /// Where entries are. One function answers GET and, for axum, HEAD; it is described once.
 const ENTRY: &str = "/v1/buckets/{name}/kv/{key}";
 
-/// The whole description as text.
-pub(super) fn text(described: &OpenApi) -> String {
+/// The whole description.
+pub(super) fn complete(described: &OpenApi) -> Value {
     let mut description = json!(described);
     if let Some(paths) = description["paths"].as_object_mut() {
         for path in INVOKE {
@@ -28,10 +28,15 @@ pub(super) fn text(described: &OpenApi) -> String {
         paths[ENTRY]["head"] = head_of(&paths[ENTRY]["get"]);
         let operations = paths.values_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut);
         for responses in operations.filter_map(|operation| operation["responses"].as_object_mut()) {
-            complete(responses);
+            complete_responses(responses);
         }
     }
-    format!("{description:#}")
+    let scheme = |of: &str| json!({ "type": "http", "scheme": "bearer", "description": of });
+    description["components"]["securitySchemes"] = json!({
+        "token": scheme("A token, for its tenant; the role is the scope that it needs. An admin of the tenant `default` may name another tenant in the header `hob-tenant`."),
+        "operator": scheme("A token of the tenant `default`."),
+    });
+    description
 }
 
 /// What `post` says holds for the other methods too.
@@ -77,7 +82,7 @@ fn upload() -> Value {
     json!({ "required": true, "content": content })
 }
 
-fn complete(responses: &mut Map<String, Value>) {
+fn complete_responses(responses: &mut Map<String, Value>) {
     let problem = || json!({ "application/problem+json": { "schema": { "$ref": PROBLEM } } });
     for (status, response) in responses.iter_mut() {
         if response["content"]["application/json"]["schema"]["$ref"] == PROBLEM {
@@ -87,6 +92,11 @@ fn complete(responses: &mut Map<String, Value>) {
             let reason = StatusCode::from_bytes(status.as_bytes()).ok().and_then(|status| status.canonical_reason());
             response["description"] = reason.unwrap_or("an answer").into();
         }
+    }
+    for (status, what) in
+        [("401", "no token that the node knows"), ("403", "the token does not allow it"), ("429", "too many unknown tokens")]
+    {
+        responses.entry(status).or_insert_with(|| json!({ "description": what, "content": problem() }));
     }
     responses.insert("default".into(), json!({ "description": "any other refusal: `code` says which", "content": problem() }));
 }

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::Control;
+use super::access::Caller;
 use super::answer::{Refusal, body_fault};
 use super::buckets::{InBucket, holding, place};
 use super::conditions;
@@ -33,7 +34,7 @@ const PIECES: usize = 4;
 const TIMEOUT_BYTES: u64 = 1 << 30;
 
 /// Puts an object in place of whatever was there. It is visible once it is whole.
-#[utoipa::path(put, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_put",
+#[utoipa::path(put, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_put", security(("token" = ["deploy"])),
     params(("name" = String, Path), ("key" = String, Path, description = "1 to 512 bytes, percent-encoded"),
         ("ttl" = Option<String>, Query, description = "how long it stays, such as `10s`; for ever when absent"),
         ("content-type" = Option<String>, Header), ("content-digest" = Option<String>, Header, description = "`sha-256=:BASE64:` of the bytes (RFC 9530)"),
@@ -49,6 +50,7 @@ const TIMEOUT_BYTES: u64 = 1 << 30;
         (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn put(
     State(control): State<Control>,
+    caller: Caller,
     InBucket(name): InBucket,
     Key(key): Key,
     request: Request,
@@ -57,7 +59,7 @@ pub(super) async fn put(
     let options = options(&request)?;
     let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let at = key.clone();
-    let begun = control.in_bucket(name, move |data, bucket| {
+    let begun = control.in_bucket(&caller, name, move |data, bucket| {
         check_len(announced.unwrap_or_default(), data.object_bytes_max(), bucket.spec.bytes_max)?;
         let objects = data.objects(bucket.spec.durability);
         // What is damaged is something, too.

@@ -20,6 +20,7 @@ use crate::artifacts::Uploaded;
 use crate::deploy::{Deployer, Sent};
 use crate::engine::build::check_magic;
 use crate::fault::{Code, Fault};
+use crate::id::Digest;
 use crate::manifest::{MANIFEST_LEN_MAX, Manifest};
 
 /// Uploads at once. Each holds a thread while it lasts, and other routes need threads too; `data.upload_timeout` is how long.
@@ -29,11 +30,11 @@ const PIECES: usize = 4;
 /// Room for the framing of a multipart body around a module of the largest size, in bytes.
 const MULTIPART_SLACK: u64 = 128 << 10;
 
-/// Reads a deploy: raw Wasm, or multipart with the parts `manifest`, `wasm` and `files` in any order.
+/// Reads a deploy: raw Wasm, or multipart with the parts `manifest`, `wasm` and `files` in any order. The digest is of the manifest's text.
 ///
 /// # Errors
 /// 400, 408, 413 or 415 about the body; 422 when its first bytes are no Wasm.
-pub(super) async fn receive(control: &Control, request: Request) -> Result<Sent, Fault> {
+pub(super) async fn receive(control: &Control, request: Request) -> Result<(Sent, Digest), Fault> {
     let Ok(_place) = control.places.uploads.try_acquire() else {
         let fault = Fault::new(Code::Overloaded, format!("{UPLOADS_MAX} uploads are under way"));
         return Err(fault.retry_after(Duration::from_secs(1)).hint("try again"));
@@ -47,7 +48,7 @@ pub(super) async fn receive(control: &Control, request: Request) -> Result<Sent,
 }
 
 /// [`receive`], however long it takes.
-async fn whole(control: &Control, request: Request) -> Result<Sent, Fault> {
+async fn whole(control: &Control, request: Request) -> Result<(Sent, Digest), Fault> {
     let headers = request.headers();
     if headers.contains_key(CONTENT_ENCODING) {
         let fault = Fault::new(Code::UnsupportedMedia, "the body has a content coding, and nothing is unpacked here");
@@ -68,7 +69,7 @@ async fn whole(control: &Control, request: Request) -> Result<Sent, Fault> {
     match kind.as_str() {
         "application/wasm" | "application/octet-stream" => {
             let wasm = raw(control, request).await?;
-            Ok(Sent { wasm, bundle: None, manifest: Manifest::default() })
+            Ok((Sent { wasm, bundle: None, manifest: Manifest::default() }, Digest::of(b"")))
         }
         "multipart/form-data" => parts(control, request).await,
         other => {
@@ -91,7 +92,7 @@ async fn raw(control: &Control, request: Request) -> Result<Uploaded, Fault> {
     writer.finish().await
 }
 
-async fn parts(control: &Control, request: Request) -> Result<Sent, Fault> {
+async fn parts(control: &Control, request: Request) -> Result<(Sent, Digest), Fault> {
     let bad = |detail: String| {
         Fault::new(Code::BadRequest, detail)
             .hint("send the parts 'manifest' (hob.toml) and 'wasm', and 'files' if it grants folders")
@@ -110,7 +111,8 @@ async fn parts(control: &Control, request: Request) -> Result<Sent, Fault> {
         }
     }
     let wasm = uploaded.ok_or_else(|| bad("the part 'wasm' is missing".into()))?;
-    Ok(Sent { wasm, bundle, manifest: manifest.unwrap_or_default() })
+    let (manifest, digest) = manifest.unwrap_or_else(|| (Manifest::default(), Digest::of(b"")));
+    Ok((Sent { wasm, bundle, manifest }, digest))
 }
 
 async fn module(control: &Control, mut field: Field<'_>) -> Result<Uploaded, Fault> {
@@ -121,7 +123,8 @@ async fn module(control: &Control, mut field: Field<'_>) -> Result<Uploaded, Fau
     writer.finish().await
 }
 
-async fn manifest(mut field: Field<'_>) -> Result<Manifest, Fault> {
+/// The manifest, and the digest of its text.
+async fn manifest(mut field: Field<'_>) -> Result<(Manifest, Digest), Fault> {
     let mut text = Vec::new();
     while let Some(data) = field.chunk().await.map_err(|error| body_fault(&error))? {
         text.extend_from_slice(&data);
@@ -130,7 +133,8 @@ async fn manifest(mut field: Field<'_>) -> Result<Manifest, Fault> {
         }
     }
     let text = String::from_utf8(text).map_err(|_| Fault::new(Code::BadManifest, "the manifest is not UTF-8 text"))?;
-    Manifest::parse(&text).map_err(|error| Fault::new(Code::BadManifest, error.to_string()))
+    let manifest = Manifest::parse(&text).map_err(|error| Fault::new(Code::BadManifest, error.to_string()))?;
+    Ok((manifest, Digest::of(text.as_bytes())))
 }
 
 fn too_large(max: u64) -> Fault {

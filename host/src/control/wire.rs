@@ -4,6 +4,7 @@
 //! are text with their unit as in `hob.toml`.
 
 mod data;
+mod identity;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,10 @@ use utoipa::ToSchema;
 pub use self::data::{
     BatchInfo, BatchKind, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, CorruptInfo, DoneInfo,
     EntryInfo, EntryList, IncrementInfo, ObjectInfo, ObjectList, ScrubInfo, SizeInfo, join, split,
+};
+pub use self::identity::{
+    AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, TenantInfo, TenantList, TenantRequest, TokenInfo, TokenList,
+    TokenRequest,
 };
 
 /// A deployed function and its live revision.
@@ -81,6 +86,9 @@ pub struct FunctionDetail {
     pub tenant: String,
     /// Ceilings of each invocation, by name.
     pub limits: BTreeMap<String, String>,
+    /// What a request of the data port needs: `open`, nothing; `token`, a token with the scope `invoke`.
+    #[serde(default)]
+    pub auth: String,
     /// Arguments after the name.
     pub args: Vec<String>,
     /// Environment.

@@ -21,7 +21,9 @@ use crate::egress::Egress;
 use crate::engine::{Shape, UnknownKind};
 use crate::fault::{Code, Fault};
 use crate::grants::Grants;
+use crate::host::RequestHost;
 use crate::id::{FunctionName, TenantId};
+use crate::identity::Identity;
 use crate::limits::{Limit, Limits};
 use crate::meter::{Admission, FunctionMeter};
 use crate::registry::{FunctionRecord, RevisionRecord};
@@ -79,6 +81,8 @@ pub struct Base {
     pub files: Option<Files>,
     /// The node's client for requests to elsewhere, of which each reaches what its manifest grants.
     pub egress: Option<Egress>,
+    /// Who may invoke those that ask for a token; none where nobody may.
+    pub identity: Option<Arc<Identity>>,
 }
 
 impl Function {
@@ -323,28 +327,17 @@ impl TenantCatalog {
         if self.routes.is_empty() {
             return None;
         }
-        let host = host(head);
+        let host = RequestHost::of(head);
         let mut base = path;
         loop {
             let at = self.routes.get(base).into_iter().flatten();
-            let matching = at.filter(|(route, _)| route.matches(&host, head.method.as_str(), path));
+            let matching = at.filter(|(route, _)| route.matches(host.as_str(), head.method.as_str(), path));
             if let Some((_, name)) = matching.max_by_key(|(route, _)| route.rank()) {
                 return Some(name);
             }
             base = &base[..base.rfind('/')?];
         }
     }
-}
-
-/// The host that a request names, lower case and without its port.
-fn host(head: &Parts) -> String {
-    let named = head.headers.get(http::header::HOST).and_then(|value| value.to_str().ok());
-    let named = named.or(head.uri.host()).unwrap_or_default();
-    let without_port = match named.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => named,
-    };
-    without_port.to_ascii_lowercase()
 }
 
 #[cfg(test)]
@@ -371,7 +364,14 @@ mod tests {
         };
         let record =
             FunctionRecord { tenant: TenantId::default(), name: name.parse().unwrap(), live, created_ms: 0, updated_ms: 0 };
-        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None, files: None, egress: None };
+        let base = Base {
+            logs: LogSpace::new(1 << 20, 1 << 20),
+            grants: Grants::default(),
+            data: None,
+            files: None,
+            egress: None,
+            identity: None,
+        };
         Arc::new(Function::new(record, Kept::default(), &base).unwrap())
     }
 

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::HeaderName;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName};
 use http_body::Body as _;
 
 use catalog::{Base, Function, Resolved};
@@ -29,9 +30,10 @@ use crate::data::Data;
 use crate::engine::{Call, Engine, UnknownKind};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, InvocationId, TenantId};
+use crate::identity::Identity;
 use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload, Phases, Start, Target, bounded};
 use crate::limits::Limit;
-use crate::manifest::Trigger;
+use crate::manifest::{Auth, Trigger};
 use crate::meter::{AdmissionError, FunctionMeter};
 use crate::registry::{FunctionRecord, Registry, RegistryError};
 use crate::telemetry::logs::unix_ms;
@@ -54,6 +56,8 @@ struct Inner {
     templates: Templates,
     /// Told what functions want to be told.
     data: Option<Arc<Data>>,
+    /// Knows who may invoke functions that ask for a token.
+    identity: Option<Arc<Identity>>,
     ids: Ids,
 }
 
@@ -85,10 +89,10 @@ impl Dispatcher {
         functions_hot_max: usize,
         node: u64,
     ) -> Result<Self, RegistryError> {
-        let data = base.data.clone();
+        let (data, identity) = (base.data.clone(), base.identity.clone());
         let functions = Functions::new(registry.clone(), base, functions_hot_max)?;
         let ids = Ids { node, next: AtomicU64::new(0) };
-        let inner = Inner { functions, registry, changes: Mutex::new(()), engine, templates, data, ids };
+        let inner = Inner { functions, registry, changes: Mutex::new(()), engine, templates, data, identity, ids };
         inner.count();
         Ok(Self(Arc::new(inner)))
     }
@@ -158,6 +162,9 @@ impl Dispatcher {
         let resolved = self.resolve(&tenant, &target, &head);
         let Resolved { function, prefix_len } = resolved.inspect_err(|fault| self.0.engine.metrics().faulted(fault.code))?;
         let outcome = async {
+            if function.revision.manifest.auth == Auth::Token && matches!(target, Target::Request) {
+                self.authorize(&function, &mut head.headers)?;
+            }
             let body = limit_body(body, function.limits.get(Limit::RequestBody))?;
             if prefix_len > 0 {
                 head.headers.insert(PATH_PREFIX, function.prefix.clone());
@@ -210,6 +217,16 @@ impl Dispatcher {
             self.0.engine.metrics().faulted(fault.code);
         }
         outcome
+    }
+
+    /// Lets a request of the data port through to a function that asks for a token. The guest does not see it.
+    fn authorize(&self, function: &Function, headers: &mut HeaderMap) -> Result<(), Fault> {
+        match &self.0.identity {
+            Some(identity) => identity.may_invoke(headers, &function.tenant)?,
+            None => return Err(Fault::new(Code::Unauthenticated, "the function asks for a token, and nobody here knows any")),
+        }
+        headers.remove(AUTHORIZATION);
+        Ok(())
     }
 
     /// Whether any revision of a function is still deployed.

@@ -1,6 +1,6 @@
 //! The HTTP door: a request becomes an [`Invocation`], its outcome a response.
 //!
-//! Owns the data port's service. Knows `net` and [`Invoke`], never the engine.
+//! Owns the data port's service. Knows `net`, whose host is whose, and [`Invoke`], never the engine.
 //!
 //! | request header | meaning |
 //! |---|---|
@@ -24,6 +24,7 @@ use http_body::Body;
 
 use crate::fault::{Code, Fault};
 use crate::id::TenantId;
+use crate::identity::Identity;
 use crate::invocation::{BodyError, HOPS_MAX, Hops, Invocation, Invoke, Payload, Target};
 use crate::net::exchange;
 
@@ -31,14 +32,16 @@ use crate::net::exchange;
 #[derive(Debug, Clone)]
 pub struct Front {
     invoke: Arc<dyn Invoke>,
+    /// Knows whose host is whose; without it all are of `tenant`.
+    identity: Option<Arc<Identity>>,
     tenant: TenantId,
 }
 
 impl Front {
     /// A door to `invoke`.
     #[must_use]
-    pub fn new(invoke: Arc<dyn Invoke>) -> Self {
-        Self { invoke, tenant: TenantId::default() }
+    pub fn new(invoke: Arc<dyn Invoke>, identity: Option<Arc<Identity>>) -> Self {
+        Self { invoke, identity, tenant: TenantId::default() }
     }
 
     /// Answers one request. Every path ends in a response; see the module for what is added and removed.
@@ -49,10 +52,15 @@ impl Front {
     where
         B: Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
     {
-        let Self { invoke, tenant } = self.clone();
+        let invoke = self.invoke.clone();
+        let (head, body) = request.into_parts();
+        let tenant = match &self.identity {
+            Some(identity) => identity.tenant_of(&head, &self.tenant),
+            None => self.tenant.clone(),
+        };
         let received = Instant::now();
         async move {
-            let (mut head, body) = request.into_parts();
+            let mut head = head;
             let hops = Hops::of(&head.headers);
             if hops.is_loop() {
                 return exchange::refuse(&looped(), None);

@@ -49,7 +49,7 @@ fn start<F>(net: &Net, does: impl Fn(Invocation) -> F + Send + Sync + 'static) -
 where
     F: Future<Output = Result<Response<Payload>, Fault>> + Send + 'static,
 {
-    let front = Front::new(Arc::new(Fake(Box::new(move |invocation| does(invocation).boxed()))));
+    let front = Front::new(Arc::new(Fake(Box::new(move |invocation| does(invocation).boxed()))), None);
     Server::start(net, move |request| front.handle(request))
 }
 

@@ -39,7 +39,8 @@ pub const ENV_LEN_MAX: usize = 32 << 10;
 /// Name of the file, beside the source of the function.
 pub const FILE_NAME: &str = "hob.toml";
 
-const KEYS: [&str; 11] = ["name", "wasm", "build", "route", "args", "env", "limits", "snapshot", "grants", "bucket", "trigger"];
+const KEYS: [&str; 12] =
+    ["name", "wasm", "build", "route", "auth", "args", "env", "limits", "snapshot", "grants", "bucket", "trigger"];
 const ROUTE_KEYS: [&str; 3] = ["path", "host", "method"];
 
 /// One function as its author describes it. The default is an empty manifest.
@@ -58,6 +59,9 @@ pub struct Manifest {
     /// Requests that reach the function besides `/NAME/…`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub route: Vec<Route>,
+    /// What a request of the data port needs.
+    #[serde(skip_serializing_if = "Auth::is_open")]
+    pub auth: Auth,
     /// Arguments of a command, after its own name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
@@ -77,6 +81,32 @@ pub struct Manifest {
     /// What invokes the function besides requests.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trigger: Vec<Trigger>,
+}
+
+/// What a request of the data port needs to reach a function.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Auth {
+    /// Nothing.
+    #[default]
+    Open,
+    /// A token of the function's tenant with the scope `invoke`.
+    Token,
+}
+
+impl Auth {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Token => "token",
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        *self == Self::Open
+    }
 }
 
 /// A manifest that cannot be used.
@@ -140,6 +170,7 @@ impl Manifest {
                 "wasm" => manifest.wasm = Some(string(&key, value)?),
                 "build" => manifest.build = Some(string(&key, value)?),
                 "route" => manifest.route = routes(value)?,
+                "auth" => manifest.auth = auth(value)?,
                 "args" => manifest.args = strings(&key, value)?,
                 "env" => manifest.env = env(value)?,
                 "limits" => manifest.limits = limits(value)?,
@@ -206,6 +237,16 @@ fn strings(key: &str, value: Value) -> Result<Vec<String>, ManifestError> {
     match value {
         Value::Array(items) => items.into_iter().map(|item| string(key, item)).collect(),
         other => Err(problem(key, format!("expected a list of texts, found {}", other.type_str()))),
+    }
+}
+
+fn auth(value: Value) -> Result<Auth, ManifestError> {
+    match string("auth", value)?.as_str() {
+        "open" => Ok(Auth::Open),
+        "token" => Ok(Auth::Token),
+        other => {
+            Err(problem("auth", format!("expected 'open' or 'token', found '{}'", other.chars().take(80).collect::<String>())))
+        }
     }
 }
 
@@ -301,6 +342,8 @@ mod tests {
     #[test]
     fn wrong_values_say_what_was_expected() {
         assert!(error("name = 3").contains("expected text"));
+        assert!(error("auth = 'none'").contains("expected 'open' or 'token'") && error("auth = true").contains("expected text"));
+        assert_eq!(Manifest::parse("auth = 'token'").unwrap().auth, Auth::Token);
         assert!(error("name = 'A'").contains("not a valid name"));
         assert!(error("args = 'x'").contains("expected a list"));
         assert!(error("args = [\"a\\u0000b\"]").contains("without NUL"));

@@ -3,6 +3,7 @@
 //! Owns the time that a client may be silent in the middle of a body, and how slow it may be. Knows nothing about who reads it.
 //! Nothing is buffered beyond hyper's one read. Invariant: after an error there are no more frames.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -31,17 +32,25 @@ pub struct IncomingBody {
     ended: bool,
     /// `None` when there was no body to begin with.
     phase: Option<Arc<Phase>>,
+    peer: Option<IpAddr>,
 }
 
 impl IncomingBody {
     pub(super) fn new(body: Incoming, phase: &Arc<Phase>, options: &Options) -> Self {
+        let peer = phase.peer;
         let phase = (!body.is_end_stream()).then(|| {
             phase.hold_body();
             Arc::clone(phase)
         });
         let grace = options.body_rate_grace;
         let pace = Pace { rate_min: options.body_rate_min, left: grace, most: grace.max(options.body_idle_timeout) };
-        Self { body, idle: Idle::new(options.body_idle_timeout), pace, failed: None, ended: false, phase }
+        Self { body, idle: Idle::new(options.body_idle_timeout), pace, failed: None, ended: false, phase, peer }
+    }
+
+    /// The address that the request came from; `None` if the connection was gone before anybody asked.
+    #[must_use]
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
     }
 }
 

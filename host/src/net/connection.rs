@@ -109,7 +109,8 @@ where
     B::Error: Into<BoxError>,
 {
     let options = shared.options.clone();
-    let phase = Arc::new(Phase::default());
+    let peer = stream.tcp().peer_addr().ok().map(|peer| peer.ip());
+    let phase = Arc::new(Phase::of(peer));
     let io = TokioIo::new(Io::new(stream, Arc::clone(&phase), options.write_idle_timeout));
     let service = {
         let (shared, phase) = (Arc::clone(&shared), Arc::clone(&phase));

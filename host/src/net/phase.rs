@@ -4,6 +4,7 @@
 //! notes here what it knows, and the timers ask. Invariant: a connection waits for a head exactly when no response is under way,
 //! all that hyper wrote has left its buffers, and nobody holds a request's body.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use http::Version;
@@ -31,9 +32,16 @@ pub(super) struct Phase {
     requests: AtomicU32,
     /// Some of the next head has come.
     head_begun: AtomicBool,
+    /// Where the connection comes from.
+    pub(super) peer: Option<IpAddr>,
 }
 
 impl Phase {
+    /// Of a connection from this address.
+    pub(super) fn of(peer: Option<IpAddr>) -> Self {
+        Self { peer, ..Self::default() }
+    }
+
     fn has(&self, bits: u8) -> bool {
         self.bits.load(Relaxed) & bits != 0
     }

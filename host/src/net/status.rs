@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::fault::{Code, Fault};
@@ -33,6 +33,7 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 pub fn status(code: Code) -> StatusCode {
     match code {
         Code::BadRequest | Code::BadManifest => StatusCode::BAD_REQUEST,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::Forbidden => StatusCode::FORBIDDEN,
         Code::NotFound => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -44,8 +45,8 @@ pub fn status(code: Code) -> StatusCode {
         Code::UriTooLong => StatusCode::URI_TOO_LONG,
         Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::UnsupportedMedia => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        Code::NotDeployable | Code::ModuleOverCap | Code::BuildOverLimit => StatusCode::UNPROCESSABLE_ENTITY,
-        Code::Concurrency | Code::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
+        Code::NotDeployable | Code::ModuleOverCap | Code::BuildOverLimit | Code::BadSignature => StatusCode::UNPROCESSABLE_ENTITY,
+        Code::Concurrency | Code::QuotaExceeded | Code::TooManyFailures => StatusCode::TOO_MANY_REQUESTS,
         Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         Code::GuestTrap
         | Code::GuestExit
@@ -90,6 +91,9 @@ pub fn problem(fault: &Fault, id: Option<InvocationId>) -> Response<Payload> {
     headers.insert(HOB_EXECUTED.clone(), HeaderValue::from_static(fault.executed.as_str()));
     if let Some(id) = id {
         headers.insert(HOB_INVOCATION_ID.clone(), invocation_id(id));
+    }
+    if fault.code == Code::Unauthenticated {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"hob\""));
     }
     if let Some(time) = fault.retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds(time)));

@@ -12,6 +12,7 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use super::error::{PublishError, RegistryError, storage};
 use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, RevisionRecord, encode};
 use super::references::{Counting, Reference};
+use super::tenants::raise_version;
 use super::{Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, TRIGGERS, now_ms, read_function, read_numbers, read_revision};
 use crate::crash;
 use crate::id::{BucketName, Digest, FunctionName, RevisionNumber, TenantId};
@@ -55,6 +56,7 @@ impl Precondition {
 
 /// The tables, open for writing.
 struct Tables<'t> {
+    txn: &'t WriteTransaction,
     functions: Table<'t, (&'static str, &'static str), &'static [u8]>,
     revisions: Table<'t, (&'static str, &'static str, u64), &'static [u8]>,
     routes: Table<'t, (&'static str, &'static str), &'static str>,
@@ -66,6 +68,7 @@ impl<'t> Tables<'t> {
     fn open(txn: &'t WriteTransaction) -> Result<Self, RegistryError> {
         let doing = "open a table of the registry";
         Ok(Self {
+            txn,
             functions: txn.open_table(FUNCTIONS).map_err(storage(doing))?,
             revisions: txn.open_table(REVISIONS).map_err(storage(doing))?,
             routes: txn.open_table(ROUTES).map_err(storage(doing))?,
@@ -257,7 +260,21 @@ impl Registry {
             let now = now_ms();
             let number = before.as_ref().map_or(RevisionNumber::FIRST, |(row, _)| row.last.next());
             let created_ms = before.as_ref().map_or(now, |(row, _)| row.created_ms);
-            let NewRevision { wasm, wasm_bytes, artifact, artifact_bytes, kind, manifest, snapshot, bundle, notes } = new;
+            let NewRevision {
+                wasm,
+                wasm_bytes,
+                artifact,
+                artifact_bytes,
+                kind,
+                manifest,
+                snapshot,
+                bundle,
+                notes,
+                signed_version,
+            } = new;
+            if let Some(version) = signed_version {
+                raise_version(tables.txn, tenant, name, version)?;
+            }
             let live = RevisionRecord {
                 number,
                 wasm,

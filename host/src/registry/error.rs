@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind};
 
+use super::tenants::TenantError;
 use crate::fault::{Code, Fault};
 use crate::id::{BucketName, FunctionName, RevisionNumber};
 
@@ -133,6 +134,17 @@ pub enum PublishError {
         /// The numbers that are kept, newest first.
         kept: Vec<RevisionNumber>,
     },
+    /// A signed deploy is not newer than the one before.
+    #[error("the deploy is signed as version {found}, and version {before} was deployed already: sign it as a higher version")]
+    OldVersion {
+        /// Its version.
+        found: u64,
+        /// The highest that was deployed.
+        before: u64,
+    },
+    /// It was a change of tenants, tokens or keys.
+    #[error(transparent)]
+    Tenant(#[from] TenantError),
     /// The registry itself failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -159,10 +171,11 @@ impl PublishError {
     #[must_use]
     pub fn fault(&self) -> Fault {
         let code = match self {
-            Self::Precondition { .. } => Code::PreconditionFailed,
+            Self::Precondition { .. } | Self::OldVersion { .. } => Code::PreconditionFailed,
             Self::RouteTaken { .. } | Self::TooManyTriggered { .. } => Code::Conflict,
             Self::TooManyFunctions { .. } => Code::StorageFull,
             Self::NoSuchFunction { .. } | Self::NoSuchRevision { .. } => Code::NotFound,
+            Self::Tenant(error) => return error.fault(),
             Self::Registry(error) => return error.fault(),
         };
         Fault::new(code, self.to_string())

@@ -10,6 +10,7 @@ use redb::{ReadableTable, TableHandle, WriteTransaction};
 use super::error::{PublishError, RegistryError, storage};
 use super::record::{FunctionRow, Place, RevisionRecord, decode};
 use super::references::{Counting, REFERENCES, Reference, TENANTS};
+use super::tenants::{SIGNED, TENANT_RECORDS, TOKENS};
 use super::{Commit, FUNCTIONS, REVISIONS, ROUTES, TRIGGERS, parse_key, with_live};
 use crate::id::TenantId;
 
@@ -25,13 +26,18 @@ pub(super) fn prepare(txn: &WriteTransaction, format: u32) -> Result<((), Commit
     let is_there = |table: &dyn TableHandle| names.iter().any(|name| name == table.name());
     let has_routes = format >= ROUTES_SINCE && is_there(&ROUTES);
     let has_counts = format >= COUNTS_SINCE && is_there(&REFERENCES) && is_there(&TENANTS);
-    if has_routes && has_counts && is_there(&FUNCTIONS) && is_there(&REVISIONS) && is_there(&TRIGGERS) {
+    let has_tenants = is_there(&TENANT_RECORDS) && is_there(&TOKENS) && is_there(&SIGNED);
+    if has_routes && has_counts && has_tenants && is_there(&FUNCTIONS) && is_there(&REVISIONS) && is_there(&TRIGGERS) {
         return Ok(((), Commit::No));
     }
     txn.open_table(FUNCTIONS).map_err(storage(doing))?;
     txn.open_table(REVISIONS).map_err(storage(doing))?;
     // No older format has revisions with triggers.
     txn.open_table(TRIGGERS).map_err(storage(doing))?;
+    // Nor tokens, nor tenants besides `default`.
+    txn.open_table(TENANT_RECORDS).map_err(storage(doing))?;
+    txn.open_table(TOKENS).map_err(storage(doing))?;
+    txn.open_table(SIGNED).map_err(storage(doing))?;
     if !has_routes {
         txn.delete_table(ROUTES).map_err(storage(doing))?;
         build_routes(txn)?;

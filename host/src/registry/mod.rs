@@ -10,6 +10,8 @@
 //! tenants    tenant                     number of its functions                       (`references.rs`)
 //! ```
 //!
+//! Besides: who may do something, in the tables of `tenants.rs`.
+//!
 //! Whatever grows with the number of functions is read a function or a page at a time: nothing but routes and triggers is read whole
 //! at start.
 //!
@@ -25,6 +27,7 @@ mod error;
 mod migrate;
 mod record;
 mod references;
+mod tenants;
 mod verify;
 
 use std::collections::BTreeSet;
@@ -53,6 +56,7 @@ pub use self::change::{Precondition, TRIGGERED_MAX};
 pub use self::error::{PublishError, RegistryError};
 pub use self::record::{BundleRecord, FunctionRecord, NewRevision, RevisionRecord, SnapshotRecord};
 pub use self::references::Reference;
+pub use self::tenants::{HOSTS_MAX, KEYS_MAX, TENANTS_MAX, TOKENS_MAX, TenantError, TenantRecord, TokenRecord};
 
 const FUNCTIONS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("functions");
 const REVISIONS: TableDefinition<'_, (&str, &str, u64), &[u8]> = TableDefinition::new("revisions");

@@ -102,6 +102,8 @@ pub struct NewRevision {
     pub bundle: Option<BundleRecord>,
     /// What the deploy tells its author.
     pub notes: Vec<String>,
+    /// Version that it was signed as; higher than that of every deploy before. `None`: it was not signed.
+    pub signed_version: Option<u64>,
 }
 
 /// A deployed function and its live revision.

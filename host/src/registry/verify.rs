@@ -13,7 +13,7 @@ use std::path::Path;
 use redb::{Database, ReadableDatabase, ReadableTable, TableError};
 
 use super::error::{RegistryError, io_error, storage};
-use super::{FUNCTIONS, PAGE_CACHE_BYTES, REVISIONS, contained};
+use super::{FUNCTIONS, PAGE_CACHE_BYTES, REVISIONS, contained, tenants};
 use crate::storage::overlay::Overlay;
 
 /// What a check found.
@@ -87,5 +87,6 @@ fn fingerprint(db: &Database) -> Result<blake3::Hash, RegistryError> {
         let (key, value) = entry.map_err(storage(doing))?;
         add(key.value().0, key.value().1, key.value().2, value.value());
     }
+    tenants::each(db, add)?;
     Ok(hasher.finalize())
 }

@@ -17,7 +17,7 @@ use crate::harness::{Node, eventually, files};
 pub(crate) fn hob(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hob"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.env_remove("HOB_SERVER").env("NO_COLOR", "1");
+    command.env_remove("HOB_SERVER").env_remove("HOB_TOKEN").env("NO_COLOR", "1");
     command
 }
 

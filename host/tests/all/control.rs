@@ -251,36 +251,46 @@ fn every_refusal_is_counted_once_by_its_code() {
     }
 }
 
+/// In the order of their names.
+const METHODS: [&str; 7] = ["delete", "get", "head", "options", "patch", "post", "put"];
+
+/// Every route of the control port, and its methods in the order of their names.
+const ROUTES: &[(&str, &[&str])] = &[
+    ("/v1/functions", &["get"]),
+    ("/v1/functions/{name}", &["delete", "get", "put"]),
+    ("/v1/functions/{name}/revisions", &["get"]),
+    ("/v1/functions/{name}/rollback", &["post"]),
+    ("/v1/functions/{name}/logs", &["get"]),
+    ("/v1/functions/{name}/invoke", &METHODS),
+    ("/v1/functions/{name}/invoke/{path}", &METHODS),
+    ("/v1/buckets", &["get"]),
+    ("/v1/buckets/{name}", &["delete", "get", "put"]),
+    ("/v1/buckets/{name}/scrub", &["post"]),
+    ("/v1/buckets/{name}/kv", &["get", "post"]),
+    ("/v1/buckets/{name}/kv/{key}", &["delete", "get", "head", "post", "put"]),
+    ("/v1/buckets/{name}/objects", &["get"]),
+    ("/v1/buckets/{name}/objects/{key}", &["delete", "get", "head", "put"]),
+    ("/v1/tokens", &["get", "post"]),
+    ("/v1/tokens/{name}", &["delete"]),
+    ("/v1/tenants", &["get"]),
+    ("/v1/tenants/{name}", &["delete", "get", "put"]),
+    ("/v1/keys", &["get"]),
+    ("/v1/keys/{name}", &["delete", "put"]),
+    ("/v1/audit", &["get"]),
+    ("/livez", &["get"]),
+    ("/readyz", &["get"]),
+    ("/metrics", &["get"]),
+];
+
 #[test]
 fn the_description_lists_every_route() {
-    // In the order of their names.
-    const METHODS: [&str; 7] = ["delete", "get", "head", "options", "patch", "post", "put"];
     let node = Node::start(&[]);
     let reply = node.control.get("/openapi.json").ok();
     assert_eq!(reply.header("content-type"), Some("application/json"));
     let description = reply.json();
     let paths = description["paths"].as_object().unwrap();
-    let expected = [
-        ("/v1/functions", &["get"][..]),
-        ("/v1/functions/{name}", &["delete", "get", "put"]),
-        ("/v1/functions/{name}/revisions", &["get"]),
-        ("/v1/functions/{name}/rollback", &["post"]),
-        ("/v1/functions/{name}/logs", &["get"]),
-        ("/v1/functions/{name}/invoke", &METHODS),
-        ("/v1/functions/{name}/invoke/{path}", &METHODS),
-        ("/v1/buckets", &["get"]),
-        ("/v1/buckets/{name}", &["delete", "get", "put"]),
-        ("/v1/buckets/{name}/scrub", &["post"]),
-        ("/v1/buckets/{name}/kv", &["get", "post"]),
-        ("/v1/buckets/{name}/kv/{key}", &["delete", "get", "head", "post", "put"]),
-        ("/v1/buckets/{name}/objects", &["get"]),
-        ("/v1/buckets/{name}/objects/{key}", &["delete", "get", "head", "put"]),
-        ("/livez", &["get"]),
-        ("/readyz", &["get"]),
-        ("/metrics", &["get"]),
-    ];
     let mut ids = std::collections::BTreeSet::new();
-    for (path, methods) in expected {
+    for &(path, methods) in ROUTES {
         let operations = paths[path].as_object().unwrap();
         assert_eq!(operations.keys().map(String::as_str).collect::<Vec<_>>(), methods, "{path}");
         for (method, operation) in operations {
@@ -302,13 +312,14 @@ fn the_description_lists_every_route() {
     assert!(upload.contains_key("application/wasm") && upload.contains_key("multipart/form-data"), "{upload:?}");
     let logs = paths["/v1/functions/{name}/logs"]["get"]["responses"]["200"]["content"].as_object().unwrap();
     assert_eq!(logs.keys().collect::<Vec<_>>(), ["application/json", "text/event-stream"]);
-    assert_eq!(paths.len(), expected.len(), "{:?}", paths.keys());
+    assert_eq!(paths.len(), ROUTES.len(), "{:?}", paths.keys());
     // What is described is there: no route answers that it does not exist.
     node.deploy_wat("a", &says("a"), "");
+    crate::identity::tenant(&node, "a", &[]);
     for kind in ["kv", "objects"] {
         assert!(crate::buckets::put(&node, &format!("/v1/buckets/a/{kind}/x"), &[], b"x").status() < 300);
     }
-    for (path, _) in expected {
+    for (path, _) in ROUTES {
         let target = path.replace("{name}", "a").replace("{path}", "x").replace("{key}", "x");
         assert!(node.control.get(&target).status() != 404, "{target}");
     }

@@ -152,10 +152,13 @@ fn answers_with(status: u16, headers: &[(&str, &str)], body: &str) -> String {
     ))
 }
 
+/// A name, a status, headers and a body.
+type Hostile<'a> = (&'a str, u16, &'a [(&'a str, &'a str)], &'a str);
+
 #[test]
 fn guests_do_not_frame_their_responses() {
     let node = Node::start(&[]);
-    let hostile: [(&str, u16, &[(&str, &str)], &str); 16] = [
+    let hostile: [Hostile<'_>; 16] = [
         ("s100", 100, &[], ""),
         ("s101", 101, &[("upgrade", "x"), ("connection", "upgrade")], ""),
         ("s103", 103, &[], ""),

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::cast_possible_truncation, reason = "numbers of a test are small")]
 
+mod audit;
 mod bench;
 mod bodies;
 mod buckets;
@@ -24,8 +25,10 @@ mod examples;
 mod files;
 mod front;
 mod fairness;
+mod exposed;
 mod harness;
 mod http;
+mod identity;
 mod interop;
 mod invoke;
 mod isolation;
@@ -38,8 +41,10 @@ mod refused;
 mod registry;
 mod rehearsal;
 mod shortage;
+mod signed;
 mod snapshot;
 mod standard;
 mod templates;
 mod tls;
+mod tenants;
 mod triggers;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hob::artifacts::{Artifacts, DataDir};
 use hob::config;
-use hob::deploy::{Deployer, Sent};
+use hob::deploy::{Allowed, Deployer, Sent};
 use hob::dispatch::Dispatcher;
 use hob::dispatch::catalog::Base;
 use hob::dispatch::templates::Templates;
@@ -246,7 +246,8 @@ fn inside() -> Inside {
     let builder = Arc::new(Builder::new(env!("CARGO_BIN_EXE_hob").into(), config::Build::default()));
     let bounds = Bounds { count: 10, bytes: u64::MAX };
     let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
-    let base = Base { logs: LogSpace::new(0, 0), grants: Grants::default(), data: None, files: None, egress: None };
+    let base =
+        Base { logs: LogSpace::new(0, 0), grants: Grants::default(), data: None, files: None, egress: None, identity: None };
     let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, 10, 0).unwrap();
     let data = config::Data::default();
     let deployer = Deployer::new(artifacts, registry, None, builder, engine.clone(), dispatcher.clone(), data);
@@ -261,7 +262,7 @@ async fn a_rung_can_be_asked_for() {
     upload.write(&wasm(&says("a"))).unwrap();
     let uploaded = upload.finish().unwrap();
     let sent = Sent { wasm: uploaded, bundle: None, manifest: Manifest::default() };
-    inside.deployer.deploy(tenant.clone(), name.clone(), sent, Precondition::Any).await.unwrap();
+    inside.deployer.deploy(tenant.clone(), name.clone(), sent, Precondition::Any, Allowed::LOCAL).await.unwrap();
     let function = inside.dispatcher.function(&tenant, &name).unwrap();
     let builds = || inside.engine.metrics().builds.get();
     assert_eq!(builds(), 1);

@@ -24,7 +24,14 @@ fn node() -> Node {
 
 impl Node {
     fn start(&self, hot_max: usize) -> Functions {
-        let base = Base { logs: LogSpace::new(1 << 20, 1 << 20), grants: Grants::default(), data: None, files: None, egress: None };
+        let base = Base {
+            logs: LogSpace::new(1 << 20, 1 << 20),
+            grants: Grants::default(),
+            data: None,
+            files: None,
+            egress: None,
+            identity: None,
+        };
         Functions::new(self.registry.clone(), base, hot_max).unwrap()
     }
 
@@ -39,6 +46,7 @@ impl Node {
             snapshot: None,
             bundle: None,
             notes: vec![],
+            signed_version: None,
         };
         self.registry.publish(&tenant(), &name.parse().unwrap(), new, &Precondition::Any, 10, 1000).unwrap()
     }
@@ -198,6 +206,7 @@ fn a_record_that_cannot_be_used_is_damaged_and_its_neighbours_answer() {
         snapshot: None,
         bundle: None,
         notes: vec![],
+        signed_version: None,
     };
     registry.publish(&tenant(), &"c".parse().unwrap(), of_the_future, &Precondition::Any, 10, 1000).unwrap();
     drop(registry);

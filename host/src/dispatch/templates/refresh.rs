@@ -194,6 +194,7 @@ mod tests {
                 snapshot: None,
                 bundle: None,
                 notes: vec![],
+                signed_version: None,
             };
             self.registry.publish(&tenant, &name.parse().unwrap(), new, &Precondition::Any, 1, 1000).unwrap();
             self.templates.artifact_key(&tenant, &wasm, None)

@@ -8,7 +8,7 @@ use crate::fault::Code;
 use crate::id::Digest;
 use crate::manifest::Manifest;
 
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 fn open(dir: &tempfile::TempDir) -> Registry {
     Registry::open(&file(dir), FORMAT).unwrap()
@@ -38,6 +38,7 @@ fn new(wasm: &str, routes: &[&str]) -> NewRevision {
         snapshot: None,
         bundle: None,
         notes: vec!["a note".into()],
+        signed_version: None,
     }
 }
 

@@ -34,6 +34,8 @@ impl Seen {
 #[derive(Debug, Clone)]
 pub(crate) struct Port {
     pub(crate) addr: SocketAddr,
+    /// Value of `authorization` in every request.
+    pub(crate) bearer: Option<String>,
     pub(crate) seen: Seen,
 }
 
@@ -46,6 +48,14 @@ impl Port {
     pub(crate) fn connect_narrow(&self) -> Conn {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(64 << 10).unwrap();
+        socket.connect(&self.addr.into()).unwrap();
+        self.conn(socket.into()).unwrap()
+    }
+
+    /// From another address of this machine.
+    pub(crate) fn connect_from(&self, from: std::net::Ipv4Addr) -> Conn {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
         socket.connect(&self.addr.into()).unwrap();
         self.conn(socket.into()).unwrap()
     }
@@ -64,8 +74,18 @@ impl Port {
     /// One request on a connection of its own.
     pub(crate) fn request(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
         let mut conn = self.connect();
-        conn.request(method, target, headers, body);
+        conn.request(method, target, &[headers, &self.sent()].concat(), body);
         conn.reply_to(method)
+    }
+
+    /// What goes with every request.
+    fn sent(&self) -> Vec<(&str, &str)> {
+        self.bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect()
+    }
+
+    /// The same port, for whoever has this token.
+    pub(crate) fn with(&self, token: &str) -> Self {
+        Self { bearer: Some(format!("Bearer {token}")), ..self.clone() }
     }
 
     pub(crate) fn get(&self, target: &str) -> Reply {

@@ -182,7 +182,7 @@ impl Node {
         // Whatever it says later must not fill the pipe.
         std::thread::spawn(move || std::io::copy(&mut stdout.by_ref(), &mut std::io::sink()));
         let seen = Seen::default();
-        let port = |key: &str| Port { addr: ready[key].as_str().unwrap().parse().unwrap(), seen: seen.clone() };
+        let port = |key: &str| Port { addr: ready[key].as_str().unwrap().parse().unwrap(), bearer: None, seen: seen.clone() };
         let (data, control) = (port("addr"), port("control"));
         Ok(Self { child, dir, data, control, seen, stderr, reader: Some(reader), ended: None })
     }
@@ -312,7 +312,8 @@ impl Node {
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(5) {
             let mut conn = self.control.try_connect().ok()?;
-            conn.try_send(http::head("GET", "/metrics", &[("connection", "close")])).ok()?;
+            let bearer = self.control.bearer.as_deref().unwrap_or("none");
+            conn.try_send(http::head("GET", "/metrics", &[("connection", "close"), ("authorization", bearer)])).ok()?;
             let head = conn.try_head()?;
             let mut text = Vec::new();
             conn.body(&head, |piece| text.extend_from_slice(piece));

@@ -10,6 +10,7 @@ pub(crate) fn corpus(target: &str) -> Vec<Vec<u8>> {
     all.lengths();
     all.hosts();
     all.lines();
+    all.ends();
     all.chunks();
     all.others();
     all.streams
@@ -233,6 +234,11 @@ impl Corpus {
         ] {
             self.add(format!("{first}\r\n{host}\r\n"));
         }
+    }
+
+    fn ends(&mut self) {
+        let target = self.target.clone();
+        let host = "Host: localhost\r\n";
         for (before, end) in [
             ("\r\n", "\r\n"),
             ("\n", "\r\n"),

@@ -38,11 +38,8 @@ pub(crate) fn parse(mut input: &[u8]) -> Stream {
     let mut requests = Vec::new();
     loop {
         // Empty lines before a request are passed over (2.2).
-        loop {
-            match input {
-                [b'\n', rest @ ..] | [b'\r', b'\n', rest @ ..] => input = rest,
-                _ => break,
-            }
+        while let [b'\n', rest @ ..] | [b'\r', b'\n', rest @ ..] = input {
+            input = rest;
         }
         if input.is_empty() {
             return Stream { requests, end: End::Open };

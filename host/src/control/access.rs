@@ -1,0 +1,270 @@
+//! Access: who asks, for which tenant, and whether the token goes far enough. One place for all routes.
+//!
+//! Each route says what it needs where it is described, in `security(…)`; nothing else is asked, and a route that says nothing answers as if it
+//! did not take the method. A handler learns the tenant from [`Caller`] and from nowhere else.
+//!
+//! ```text
+//! security(())                         anybody
+//! security(("token" = ["read"]))       a token with this scope, for its tenant
+//! security(("operator" = ["admin"]))   the same, but only a token of the tenant `default`
+//! ```
+//!
+//! Owns these rules and the two lines in the audit log around a change. Knows no route by name. Invariant: a request that is refused here has
+//! changed nothing, and the refusal is the same whether what it named exists or not.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use http::request::Parts;
+use http::{HeaderMap, Method};
+use serde_json::Value;
+
+use super::answer::{self, Refusal};
+use super::audited::{Auditor, Line};
+use crate::fault::{Code, Fault};
+use crate::id::TenantId;
+use crate::identity::{Identity, Presented, Token, missing};
+use crate::token::Scope;
+
+/// Names the tenant that an operator means.
+pub(super) const TENANT: &str = "hob-tenant";
+
+/// Where functions are invoked with any method; described for some.
+const ANY_METHOD: &str = "/v1/functions/{name}/invoke";
+/// Where nothing is described.
+const UNDESCRIBED: [&str; 2] = ["/openapi.json", "/docs/errors"];
+
+/// Who may reach the control port without a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstStart {
+    /// Whoever does, as long as there is no token: the port is on loopback.
+    Open,
+    /// Nobody.
+    Closed,
+}
+
+/// What a route needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Nothing,
+    Token(Scope),
+    Operator(Scope),
+}
+
+/// The rules of all routes, and who is known.
+#[derive(Debug)]
+pub(super) struct Access {
+    rules: HashMap<String, HashMap<String, Need>>,
+    identity: Arc<Identity>,
+    first_start: FirstStart,
+    auditor: Auditor,
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    /// For which tenant.
+    pub(super) tenant: TenantId,
+    /// Whether the token is of the tenant `default`.
+    pub(super) is_operator: bool,
+    /// By which token; none before there is any.
+    pub(super) token: Option<Arc<Token>>,
+}
+
+/// Where a request came from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub IpAddr);
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+        let caller = parts.extensions.get::<Self>().cloned();
+        Ok(caller.ok_or_else(|| Fault::internal("a route that anybody may use wants to know who asks"))?)
+    }
+}
+
+impl Caller {
+    /// Whether the token has all scopes. So has everybody before there is a token.
+    pub(super) fn is_admin(&self) -> bool {
+        self.token.as_ref().is_none_or(|token| token.scopes.has(Scope::Admin))
+    }
+}
+
+/// What the description of an operation says that it needs; `None` if it says nothing that is understood.
+fn need(operation: &Value) -> Option<Need> {
+    let [one] = operation["security"].as_array()?.as_slice() else { return None };
+    let one = one.as_object()?;
+    let Some((scheme, scopes)) = one.iter().next() else { return Some(Need::Nothing) };
+    let [scope] = scopes.as_array()?.as_slice() else { return None };
+    let scope = scope.as_str()?.parse().ok()?;
+    match scheme.as_str() {
+        "token" if one.len() == 1 => Some(Need::Token(scope)),
+        "operator" if one.len() == 1 => Some(Need::Operator(scope)),
+        _ => None,
+    }
+}
+
+impl Access {
+    /// Rules of a description.
+    ///
+    /// # Panics
+    /// If an operation does not say what it needs: our own mistake, and every start would show it.
+    pub(super) fn new(description: &Value, identity: Arc<Identity>, first_start: FirstStart, auditor: Auditor) -> Self {
+        let mut rules = HashMap::<String, HashMap<String, Need>>::new();
+        for (path, operations) in description["paths"].as_object().into_iter().flatten() {
+            for (method, operation) in operations.as_object().into_iter().flatten() {
+                let need = need(operation);
+                assert!(need.is_some(), "{method} {path} does not say what it needs: give it security(…)");
+                rules.entry(path.clone()).or_default().extend(need.map(|need| (method.to_ascii_uppercase(), need)));
+            }
+        }
+        for path in UNDESCRIBED {
+            rules.insert(path.into(), HashMap::from([("GET".into(), Need::Nothing)]));
+        }
+        Self { rules, identity, first_start, auditor }
+    }
+
+    /// What a route needs; `path`: as axum has it.
+    fn need(&self, path: &str, method: &Method) -> Option<Need> {
+        // A rest of a path that is empty is a rest.
+        let rest = |rest: &str| self.rules.keys().find(|key| key.strip_prefix(path).is_some_and(|name| name == rest));
+        let described = match path.strip_suffix('/') {
+            Some(_) => rest("{key}").or_else(|| rest("{path}"))?.clone(),
+            None => path.replace("{*", "{"),
+        };
+        let methods = self.rules.get(&described)?;
+        let found = methods.get(method.as_str()).copied();
+        // axum answers HEAD where it answers GET.
+        let found = found.or_else(|| methods.get("GET").copied().filter(|_| method == Method::HEAD));
+        found.or_else(|| methods.get("POST").copied().filter(|_| described.starts_with(ANY_METHOD)))
+    }
+
+    /// Who asks, if they may.
+    fn caller(&self, headers: &HeaderMap, address: IpAddr, need: Need) -> Result<Option<Caller>, Fault> {
+        let (scope, of_operators) = match need {
+            Need::Nothing => return Ok(None),
+            Need::Token(scope) => (scope, false),
+            Need::Operator(scope) => (scope, true),
+        };
+        let (own, token) = if self.first_start == FirstStart::Open && self.identity.is_open() {
+            (TenantId::default(), None)
+        } else {
+            match self.identity.presented(headers) {
+                Presented::Token(token) => (token.tenant.clone(), Some(token)),
+                Presented::Nothing => return Err(unauthenticated()),
+                Presented::Unknown => {
+                    self.identity.failed(address)?;
+                    return Err(unauthenticated());
+                }
+            }
+        };
+        if token.as_ref().is_some_and(|token| !token.scopes.allow(scope)) {
+            return Err(missing(scope));
+        }
+        let is_operator = own.is_default();
+        if of_operators && !is_operator {
+            return Err(Fault::new(
+                Code::Forbidden,
+                "only tokens of the tenant 'default' are for this, which is about the whole node",
+            ));
+        }
+        let mut caller = Caller { tenant: own, is_operator, token };
+        if let Some(tenant) = self.named(headers, &caller)? {
+            caller.tenant = tenant;
+        }
+        Ok(Some(caller))
+    }
+
+    /// The tenant that an operator names.
+    fn named(&self, headers: &HeaderMap, caller: &Caller) -> Result<Option<TenantId>, Fault> {
+        let mut values = headers.get_all(TENANT).iter();
+        let named = match (values.next(), values.next()) {
+            (None, _) => return Ok(None),
+            (Some(value), None) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            (Some(_), Some(_)) => {
+                return Err(Fault::new(Code::BadRequest, "the header 'hob-tenant' was sent twice, expected one name"));
+            }
+        };
+        if named == caller.tenant.as_str() {
+            return Ok(None);
+        }
+        if !(caller.is_operator && caller.is_admin()) {
+            return Err(Fault::new(Code::Forbidden, "only an admin of the tenant 'default' may name another tenant"));
+        }
+        let tenant: TenantId =
+            named.parse().map_err(|error: crate::id::NameError| Fault::new(Code::BadRequest, error.to_string()))?;
+        if !self.identity.has_tenant(&tenant) {
+            let fault = Fault::new(Code::NotFound, format!("there is no tenant '{tenant}'"));
+            return Err(fault.hint("list them with: hob tenant ls"));
+        }
+        Ok(Some(tenant))
+    }
+}
+
+fn unauthenticated() -> Fault {
+    Fault::new(Code::Unauthenticated, "the request has no token that this node knows").hint(
+        "send 'authorization: Bearer TOKEN'; hob takes it from --token-file, HOB_TOKEN, or what 'hob token new --save' kept",
+    )
+}
+
+/// Lets a request through to its route, if it may pass.
+pub(super) async fn check(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
+    let Some(path) = request.extensions().get::<MatchedPath>().cloned() else {
+        // Nobody may do anything where nothing is.
+        return next.run(request).await;
+    };
+    let Some(need) = access.need(path.as_str(), request.method()) else {
+        return answer::no_method(request.method().clone(), request.uri().clone()).await.into_response();
+    };
+    let address = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
+    let line = Line::of(&request, address);
+    let caller = match access.caller(request.headers(), address, need) {
+        Ok(Some(caller)) => caller,
+        Ok(None) => return next.run(request).await,
+        Err(fault) => {
+            access.auditor.refused(line, fault.code);
+            return Refusal::from(fault).into_response();
+        }
+    };
+    let is_change = Auditor::is_change(path.as_str(), request.method());
+    if caller.token.is_some() && path.as_str().starts_with(ANY_METHOD) {
+        // It was for Hob, and is nothing for a guest to see.
+        request.headers_mut().remove(http::header::AUTHORIZATION);
+    }
+    let line = line.by(&caller);
+    request.extensions_mut().insert(caller);
+    match is_change {
+        true => access.auditor.around(line, next.run(request)).await,
+        false => next.run(request).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_description_needs() {
+        let of = |security: Value| need(&serde_json::json!({ "security": security }));
+        assert_eq!(of(serde_json::json!([{}])), Some(Need::Nothing));
+        assert_eq!(of(serde_json::json!([{ "token": ["deploy"] }])), Some(Need::Token(Scope::Deploy)));
+        assert_eq!(of(serde_json::json!([{ "operator": ["admin"] }])), Some(Need::Operator(Scope::Admin)));
+        for wrong in [
+            Value::Null,
+            serde_json::json!([]),
+            serde_json::json!([{ "token": [] }]),
+            serde_json::json!([{ "token": ["root"] }]),
+            serde_json::json!([{ "token": ["read", "deploy"] }]),
+            serde_json::json!([{ "other": ["read"] }]),
+            serde_json::json!([{ "token": ["read"] }, {}]),
+            serde_json::json!([{ "token": ["read"], "operator": ["read"] }]),
+        ] {
+            assert_eq!(of(wrong.clone()), None, "{wrong}");
+        }
+    }
+}
