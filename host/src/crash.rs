@@ -1,4 +1,5 @@
-//! Crash points: named places in a deploy, a put or a delivery where a test can kill the process as `kill -9` would.
+//! Crash points: named places in a deploy, a put or a delivery where a test can kill the process as `kill -9` would; and panic points, where one
+//! can plant a bug.
 //!
 //! Owns the names. Compiled to nothing where debug assertions are off, so a released binary has no way to reach them.
 //! Invariant: a process reads its point once, from `HOB_CRASH_AT`, and dies at the first arrival there.
@@ -66,3 +67,33 @@ pub fn point(point: &'static str) {
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn point(_point: &'static str) {}
+
+/// Every panic point: where a host function, or the drop of what an invocation held, is to have a bug.
+pub const PANIC_POINTS: [&str; 2] = ["hob1-log", "host-dropped"];
+
+/// Panics here if `HOB_PANIC_AT` names `point`.
+#[cfg(debug_assertions)]
+pub fn panic_point(point: &'static str) {
+    use std::sync::OnceLock;
+    static AT: OnceLock<Option<String>> = OnceLock::new();
+    debug_assert!(PANIC_POINTS.contains(&point), "panic point '{point}' is not listed");
+    #[expect(clippy::disallowed_methods, reason = "a test tells the real binary where to have a bug; no release build reads it")]
+    let at = AT.get_or_init(|| std::env::var("HOB_PANIC_AT").ok());
+    assert!(at.as_deref() != Some(point), "planted at {point}");
+}
+
+/// Nothing: panic points exist in debug builds only.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn panic_point(_point: &'static str) {}
+
+/// Something whose drop panics if `HOB_PANIC_AT` names its point: see [`panic_point`].
+#[derive(Debug)]
+pub struct PanicAtDrop(pub &'static str);
+
+#[cfg(debug_assertions)]
+impl Drop for PanicAtDrop {
+    fn drop(&mut self) {
+        panic_point(self.0);
+    }
+}

@@ -4,6 +4,10 @@
 //! while every data thread is busy. The only module that sees everything. Invariant: when [`Node::start`] returns, both ports take
 //! requests and every acknowledged deploy answers.
 
+mod enclose;
+
+pub use enclose::Process;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,6 +52,7 @@ use crate::net::listener::{self, BindError};
 use crate::net::places;
 use crate::net::serve::{self, Options};
 use crate::net::tls::{Tls, TlsError};
+use crate::process::WallError;
 use crate::registry::{FunctionRecord, Precondition, Registry, RegistryError};
 use crate::telemetry::logs::{Level, LogSink, LogSpace};
 use crate::telemetry::metrics::Metrics;
@@ -105,6 +110,15 @@ pub enum StartError {
     /// A thread or a runtime.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
+    /// The process that starts builds.
+    #[error("the process that starts builds cannot be started: {0}")]
+    Helper(std::io::Error),
+    /// A wall around the process.
+    #[error(transparent)]
+    Wall(#[from] WallError),
+    /// Core files cannot be forbidden.
+    #[error("core files cannot be forbidden: {0}")]
+    Dumps(std::io::Error),
     /// The system gives no random numbers.
     #[error("the system gives no random numbers: {0}")]
     Random(getrandom::Error),
@@ -121,6 +135,8 @@ pub struct Setup {
     pub grants: Grants,
     /// Which ports open.
     pub ports: Ports,
+    /// Whose the process is.
+    pub process: Process,
 }
 
 /// Which ports a node opens.
@@ -152,6 +168,7 @@ pub struct Node {
     control: Handle,
     metrics: Arc<Metrics>,
     used: Used,
+    sandbox: String,
     /// Keeps the lock on the directory. Last, because fields are dropped in their order: the deployer and the dispatcher have the data too.
     dir: DataDir,
 }
@@ -164,11 +181,12 @@ impl Node {
     /// # Cost
     /// Some 30 ms, and 2 us for each deployed function: the check of the registry.
     pub fn start(setup: Setup) -> Result<Self, StartError> {
-        let Setup { config, key_file, grants, ports } = setup;
+        let Setup { config, key_file, grants, ports, process } = setup;
         config.check()?;
         let tls = config.net.tls().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         let mut dir = DataDir::open(config.data.dir.as_deref().ok_or(StartError::NoDataDir)?)?;
         let [(addr, listeners), (control_addr, control_listeners)] = bind(&config, ports)?;
+        let (helper, mut walls) = enclose::enclose(&config, dir.path(), key_file.as_deref(), process)?;
         let (data_max, control_max) = places::most(&config.net, raise_descriptor_limit());
         let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format())?);
         dir.mark_current()?;
@@ -179,19 +197,20 @@ impl Node {
         let metrics = Arc::new(Metrics::new());
         metrics.data_bytes.set(artifacts.used_bytes());
         let engine = Engine::new(&config.engine, metrics.clone()).map_err(|error| StartError::Engine(format!("{error:#}")))?;
-        let builder = Arc::new(Builder::new("/proc/self/exe".into(), config.build.clone()));
+        let builder = Arc::new(Builder::new(helper, config.build.clone())?);
         let bounds = Bounds::find(&config);
         let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
         let node = getrandom::u64().map_err(StartError::Random)?;
-        let hot_max = config.engine.functions_hot_max;
         let egress = Some(start_egress(&config.egress, &grants, [addr, control_addr])?);
         let base = Base { egress, identity: Some(identity.clone()), ..base(&config, grants, &data, &artifacts)? };
+        let hot_max = config.engine.functions_hot_max;
         let outside = base.files.clone().map(|files| Outside { data: data.clone(), files });
         let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
         let (drain, stop) = Drain::new();
         let options = Options::new(&config.net, data_max, tls.clone());
         let (release, released) = Drain::new();
+        enclose::close(&mut walls, &metrics)?;
         let (threads, data_plane) = start_data_threads(listeners, &options, (&dispatcher, &identity), &stop, &released)?;
         let triggers =
             Triggers { invoke: data_plane.clone(), data: data.clone(), tell: tell(dispatcher.clone()), metrics: metrics.clone() };
@@ -204,6 +223,7 @@ impl Node {
             metrics: metrics.clone(),
             stop: stop.clone(),
             places: Arc::default(),
+            sandbox: walls.to_string().into(),
             data_addr: addr,
             identity,
             first_start,
@@ -229,7 +249,14 @@ impl Node {
             control,
             metrics,
             used,
+            sandbox: walls.to_string(),
         })
+    }
+
+    /// Which walls stand around the process, in words for an operator.
+    #[must_use]
+    pub fn sandbox(&self) -> &str {
+        &self.sandbox
     }
 
     /// Where functions are reached.

@@ -98,6 +98,12 @@ impl Deployer {
         Self(Arc::new(Inner { artifacts, registry, data, files, builder, engine, dispatcher, config, collect, candidates }))
     }
 
+    /// Whether builds can be made: see [`Builder::is_able`].
+    #[must_use]
+    pub fn can_build(&self) -> bool {
+        self.0.builder.is_able()
+    }
+
     /// Largest upload, in bytes.
     #[must_use]
     pub fn upload_bytes_max(&self) -> u64 {

@@ -31,6 +31,7 @@ pub mod meter;
 pub mod telemetry;
 pub mod net;
 pub mod egress;
+pub mod process;
 
 // Capability: what a guest may import.
 pub mod capability;

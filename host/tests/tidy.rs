@@ -45,7 +45,7 @@ const LAYERS: [(&str, Within, &[&str]); 8] = [
         ],
     ),
     ("storage", Within::Nothing, &["storage"]),
-    ("parts", Within::Nothing, &["registry", "audit", "artifacts", "data", "meter", "telemetry", "net", "egress"]),
+    ("parts", Within::Nothing, &["registry", "audit", "artifacts", "data", "meter", "telemetry", "net", "egress", "process"]),
     ("capability", Within::Nothing, &["capability"]),
     ("engine", Within::Nothing, &["engine"]),
     ("use", Within::Above, &["identity", "dispatch", "deploy"]),
@@ -73,6 +73,7 @@ const DOORS: [(&str, &[&str]); 3] = [
             "artifacts::Uploaded",
             "engine::build::check_magic",
             "engine::build::Refused",
+            "process::probe",
         ],
     ),
 ];
@@ -81,8 +82,9 @@ const DOORS: [(&str, &[&str]); 3] = [
 const OWNERS: [(&str, &[&str]); 2] = [("wasmtime", &["engine", "capability"]), ("hyper", &["net", "egress"])];
 
 /// Files that may hold `unsafe`.
-const UNSAFE: [&str; 4] = [
+const UNSAFE: [&str; 5] = [
     "host/src/engine/artifact.rs",
+    "host/src/process/missed.rs",
     "host/src/capability/handler/mapping/pages.rs",
     "host/src/storage/huge.rs",
     "guest-sdk/src/abi.rs",

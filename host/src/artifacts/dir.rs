@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_refused_and_untouched() {
         let dir = tempfile::tempdir().unwrap();
-        for newer in ["4", "4\n", "18446744073709551615"] {
+        for newer in ["5", "5\n", "18446744073709551615"] {
             fs::write(dir.path().join("format"), newer).unwrap();
             let before = fs::metadata(dir.path()).unwrap().modified().unwrap();
             assert!(matches!(DataDir::open(dir.path()), Err(DataDirError::Newer { .. })));

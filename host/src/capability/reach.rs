@@ -151,7 +151,7 @@ impl Host {
     /// Whether the guest may have no socket. Its log says then what it may have.
     fn is_denied_sockets(&mut self) -> bool {
         self.has_asked = true;
-        let is_denied = !self.environment.grants.net;
+        let is_denied = !self.environment.grants.net && !self.environment.egress.has_sockets();
         if is_denied {
             self.explain(&Denied {
                 what: "sockets, which no function of this node has; over HTTP one reaches what it is granted".into(),

@@ -18,6 +18,7 @@ use super::output::{self, Colour, Format, paint};
 use super::trust::Trust;
 use super::{Ctx, Failure, client, environment, toolchain};
 use crate::config::{self, Config};
+use crate::process;
 
 /// Arguments of `hob doctor`.
 #[derive(Debug, Args)]
@@ -116,7 +117,8 @@ impl Doctor {
         checks.push(data_port(config.net.addr, ctx.scheme(), trust));
         checks.push(mappings(&config.engine));
         checks.push(open_files(&config.net));
-        checks.extend(data::writable(ctx.server.trim_end_matches('/'), trust));
+        checks.push(sandbox());
+        checks.extend(data::of_the_daemon(ctx.server.trim_end_matches('/'), trust));
         if !self.no_scrub {
             let client = ctx.client().ok().filter(|_| client::is_live(ctx.server.trim_end_matches('/'), trust));
             checks.extend(client.iter().flat_map(data::online));
@@ -244,6 +246,19 @@ fn mappings(engine: &config::Engine) -> Check {
     match found >= needed {
         true => Check::good(name, format!("{found}, {needed} needed for {} instances", engine.instances_max)),
         false => Check::bad(name, format!("{found}, {needed} needed"), format!("sudo sysctl vm.max_map_count={needed}")),
+    }
+}
+
+/// Whether the kernel has the walls that stand around a daemon.
+fn sandbox() -> Check {
+    let name = "sandbox";
+    match process::missing().as_slice() {
+        [] => Check::good(name, "this kernel has landlock and seccomp"),
+        missing => Check::absent(
+            name,
+            format!("missing: {}", missing.join("; ")),
+            "a daemon runs with fewer walls; a newer kernel has them",
+        ),
     }
 }
 

@@ -70,6 +70,7 @@ const SDK: &[Source] = sdk!(
     "src/abi.rs",
     "src/data.rs",
     "src/error.rs",
+    "src/http.rs",
     "src/kv.rs",
     "src/lib.rs",
     "src/log.rs",

@@ -31,7 +31,7 @@ use super::{Ctx, Failure, logs, output, serve};
 use crate::artifacts::{Artifacts, DataDir};
 use crate::capability::Environment;
 use crate::capability::egress::EgressAccess;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Sandbox};
 use crate::daemon::{Node, Ports, Setup, Signals};
 use crate::deploy::{Allowed, Deployer, Sent};
 use crate::dispatch::Dispatcher;
@@ -39,13 +39,14 @@ use crate::dispatch::catalog::Base;
 use crate::dispatch::templates::Templates;
 use crate::dispatch::templates::bounds::Bounds;
 use crate::egress::{Egress, Walls};
-use crate::engine::build::{Builder, check_magic};
+use crate::engine::build::{Builder, Helper, check_magic};
 use crate::engine::{Engine, Template};
 use crate::fault::{Code, Fault};
 use crate::grants::{DirGrant, Grants};
 use crate::id::{FunctionName, TenantId};
 use crate::limits::{Limit, Limits};
 use crate::manifest::Manifest;
+use crate::process::Reach;
 use crate::registry::{Precondition, Registry};
 use crate::route::Route;
 use crate::telemetry::logs::{Entry, FunctionLog, LogSpace};
@@ -134,8 +135,9 @@ impl Run {
         let file = self.file_and_args[0].display().to_string();
         // First: the signals that the build listened to end nothing any more.
         let signals = Signals::catch().context("cannot wait for signals")?;
-        let node = Node::start(Setup { config, key_file: None, grants: self.grants(), ports: Ports::DataOnly })
-            .map_err(|error| serve::start_failure(error, &format!("hob run --addr 127.0.0.1:0 {file}")))?;
+        let node =
+            Node::start(Setup { config, key_file: None, grants: self.grants(), ports: Ports::DataOnly, ..Setup::default() })
+                .map_err(|error| serve::start_failure(error, &format!("hob run --addr 127.0.0.1:0 {file}")))?;
         output::note(format!("serving http://{}", node.addr()));
         let shown = show_log(&node, manifest)?;
         if format == Format::Json {
@@ -258,7 +260,11 @@ async fn deploy(data: &Path, file: File, manifest: Manifest) -> Result<(Engine, 
     let engine = config::Engine { instances_max: COMMAND_INSTANCES, ..config::Engine::default() };
     let engine =
         Engine::new(&engine, Arc::new(Metrics::new())).map_err(anyhow::Error::from).context("the engine cannot start")?;
-    let builder = Arc::new(Builder::new("/proc/self/exe".into(), config::Build::default()));
+    let mut reach = Reach::of_system();
+    reach.write(dir.path());
+    let helper = Helper::start(Path::new(Helper::SELF), Sandbox::Auto, &reach)
+        .context("the process that starts builds cannot be started")?;
+    let builder = Arc::new(Builder::new(helper, config::Build::default()).context("cannot start a thread")?);
     let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), ONE_TEMPLATE);
     let base =
         Base { logs: LogSpace::new(0, 0), grants: Grants::default(), data: None, files: None, egress: None, identity: None };

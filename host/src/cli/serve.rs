@@ -12,8 +12,8 @@ use tracing_subscriber::EnvFilter;
 use super::failure::{Exit, next};
 use super::output::{self, Format};
 use super::{Ctx, Failure, environment};
-use crate::config::Config;
-use crate::daemon::{Node, Ports, Setup, Signals, StartError};
+use crate::config::{Config, Sandbox};
+use crate::daemon::{Node, Ports, Process, Setup, Signals, StartError};
 use crate::grants::Grants;
 use crate::host::HostName;
 
@@ -47,6 +47,13 @@ pub(super) struct Serve {
     /// File with the 32 bytes of the key that seals artifacts [default: made in the data directory]
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    /// Whether walls stand around the process: on (or it does not start), off, auto (as many as the kernel has) [default: auto]
+    #[arg(long, value_name = "WORD", value_parser = sandbox)]
+    sandbox: Option<Sandbox>,
+}
+
+fn sandbox(word: &str) -> Result<Sandbox, String> {
+    Sandbox::parse(word).ok_or_else(|| "expected on, off or auto".into())
 }
 
 impl Serve {
@@ -57,8 +64,12 @@ impl Serve {
         if config.is_open() && config.net.tls().is_none() {
             tracing::warn!(addr = %config.net.addr, "functions are reached by plain HTTP from other machines");
         }
-        let node = Node::start(Setup { config, key_file, grants: Grants::default(), ports: Ports::Both })
-            .map_err(|error| start_failure(error, "hob serve --addr 127.0.0.1:0 --control 127.0.0.1:0"))?;
+        let setup = Setup { config, key_file, grants: Grants::default(), ports: Ports::Both, process: Process::Own };
+        let node =
+            Node::start(setup).map_err(|error| start_failure(error, "hob serve --addr 127.0.0.1:0 --control 127.0.0.1:0"))?;
+        if node.sandbox().contains("missing") {
+            tracing::warn!(sandbox = node.sandbox(), "this kernel has not all walls that stand around a node");
+        }
         // Before anybody knows the address: whoever does may send a signal.
         let signals = Signals::catch().context("cannot wait for signals")?;
         announce(ctx.format, &node);
@@ -77,6 +88,7 @@ impl Serve {
         config.net.tls_cert = self.tls_cert.or(config.net.tls_cert);
         config.net.tls_key = self.tls_key.or(config.net.tls_key);
         config.net.base_domain = self.base_domain.or(config.net.base_domain);
+        config.process.sandbox = self.sandbox.unwrap_or(config.process.sandbox);
         config.data.dir = self.data_dir.or(config.data.dir).or_else(environment::data_dir);
         if config.data.dir.is_none() {
             let failure = Failure::new(Exit::Failure, "there is no home directory to keep data in");
@@ -104,6 +116,7 @@ fn announce(format: Format, node: &Node) {
                 "control": control.to_string(),
                 "scheme": scheme,
                 "data_dir": node.data_dir().to_string_lossy(),
+                "sandbox": node.sandbox(),
                 "version": env!("CARGO_PKG_VERSION"),
             }));
         }
@@ -111,6 +124,7 @@ fn announce(format: Format, node: &Node) {
             output::note(format!("functions  {scheme}://{addr}/NAME"));
             output::note(format!("control    {scheme}://{control}"));
             output::note(format!("data       {}", node.data_dir().display()));
+            output::note(format!("sandbox    {}", node.sandbox()));
         }
     }
 }

@@ -50,6 +50,8 @@ pub struct Config {
     pub folder: Vec<Folder>,
     /// What functions may reach over the network.
     pub egress: Egress,
+    /// What the process itself may reach and call.
+    pub process: Process,
 }
 
 /// `[net]`: both ports.
@@ -353,6 +355,51 @@ pub struct Logs {
 impl Default for Logs {
     fn default() -> Self {
         Self { function_bytes: Bytes(256 << 10), total_bytes: Bytes(64 << 20) }
+    }
+}
+
+/// `[process]`: what the process itself may reach and call.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Process {
+    /// Whether walls stand around the process. Default `auto`.
+    pub sandbox: Sandbox,
+    /// Whether it may leave a core file, and a debugger of its user may look into it. Default false: both show secrets.
+    pub core_dumps: bool,
+    /// Files and folders that it may read besides what follows from other keys. Default none.
+    pub read: Vec<PathBuf>,
+    /// Folders that it may write to besides the data directory: where links in that lead to. Default none.
+    pub write: Vec<PathBuf>,
+}
+
+/// Whether walls stand around a process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// All of them, or it does not start.
+    On,
+    /// None.
+    Off,
+    /// As many as the kernel has.
+    #[default]
+    Auto,
+}
+
+impl Sandbox {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+            Self::Auto => "auto",
+        }
+    }
+
+    /// The inverse of [`Sandbox::as_str`].
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::On, Self::Off, Self::Auto].into_iter().find(|sandbox| sandbox.as_str() == word)
     }
 }
 

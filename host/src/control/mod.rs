@@ -25,6 +25,7 @@ mod upload;
 pub mod wire;
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use axum::Router;
@@ -32,6 +33,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse as _;
 use axum::routing::MethodRouter;
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use tower_service::Service as _;
 use utoipa::OpenApi;
@@ -47,10 +49,12 @@ use crate::audit::Audit;
 use crate::data::Data;
 use crate::deploy::Deployer;
 use crate::dispatch::Dispatcher;
+use crate::fault::Fault;
 use crate::identity::Identity;
 use crate::invocation::Invoke;
 use crate::net::body::IncomingBody;
 use crate::net::drain::Stop;
+use crate::net::panic_text;
 use crate::telemetry::metrics::Metrics;
 
 /// What the routes need.
@@ -72,6 +76,8 @@ pub struct Control {
     pub places: Arc<Places>,
     /// Where functions are reached, told to whoever deploys one.
     pub data_addr: SocketAddr,
+    /// Which walls stand around the process, in words for an operator.
+    pub sandbox: Arc<str>,
     /// Who may do what.
     pub identity: Arc<Identity>,
     /// Who may do everything before there is a token.
@@ -130,6 +136,8 @@ impl Control {
         let (identity, auditor) = (self.identity.clone(), Auditor::new(self.audit.clone()));
         let access = Arc::new(Access::new(&description, identity, self.first_start, auditor));
         let text = format!("{description:#}");
+        #[cfg(debug_assertions)]
+        let router = router.route("/debug/probe/{word}", axum::routing::get(node::probe));
         router
             .route("/v1/functions/{name}/invoke", axum::routing::any(invoke::invoke))
             .route("/v1/functions/{name}/invoke/", axum::routing::any(invoke::invoke))
@@ -159,9 +167,16 @@ impl Control {
             Box::pin(async move {
                 let response = match guard::check(request.headers(), first_start) {
                     Err(fault) => answer::Refusal::from(fault).into_response(),
-                    Ok(()) => match router.call(request.map(axum::body::Body::new)).await {
-                        Ok(response) => response,
-                        Err(never) => match never {},
+                    // Unwind safety: the future is not used again, and what it shares with others is behind locks and atomics that have their own
+                    // answer to a panic.
+                    Ok(()) => match AssertUnwindSafe(router.call(request.map(axum::body::Body::new))).catch_unwind().await {
+                        Ok(Ok(response)) => response,
+                        Ok(Err(never)) => match never {},
+                        Err(panic) => {
+                            metrics.panics.inc();
+                            let fault = Fault::internal(format!("panic in a route: {}", panic_text(&*panic)));
+                            answer::Refusal::from(fault).into_response()
+                        }
                     },
                 };
                 // Faults of invocations carry no mark: they were counted where they happened.

@@ -19,19 +19,25 @@ pub(super) async fn livez() -> &'static str {
 }
 
 /// Says whether requests are taken: from the moment the registry is read until the node stops.
-#[utoipa::path(get, path = "/readyz", security(()), responses((status = 200, description = "`ok`, or that data can only be read and why", body = String),
+#[utoipa::path(get, path = "/readyz", security(()), responses((status = 200, body = String,
+    description = "`ok`, or that data can only be read and why; then whether builds can be made, and which walls stand around the process"),
     (status = 503, body = Problem)))]
 pub(super) async fn readyz(State(control): State<Control>) -> Result<String, Refusal> {
     if control.stop.is_stopped() {
         return Err(Fault::new(Code::Draining, "the node is shutting down").into());
     }
     // Functions and reads go on, so it takes requests all the same.
-    Ok(match control.data.read_only() {
-        None => "ok\n".into(),
+    let data = match control.data.read_only() {
+        None => String::new(),
         Some(why) => {
-            format!("ok, but data can only be read since the disk failed ({why}): look at the disk, then start hob again\n")
+            format!(", but data can only be read since the disk failed ({why}): look at the disk, then start hob again")
         }
-    })
+    };
+    let builds = match control.deployer.can_build() {
+        true => "ok",
+        false => "impossible, because the process that starts them has ended: start hob again",
+    };
+    Ok(format!("ok{data}\nbuilds: {builds}\nsandbox: {}\n", control.sandbox))
 }
 
 /// All metrics, as OpenMetrics text.
@@ -56,6 +62,16 @@ pub(super) async fn metrics(State(control): State<Control>, _caller: Caller) -> 
         starts: function.meter.starts(),
     }));
     ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
+}
+
+/// What a test has the node try; the target is the query.
+#[cfg(debug_assertions)]
+pub(super) async fn probe(
+    axum::extract::Path(word): axum::extract::Path<String>,
+    axum::extract::RawQuery(target): axum::extract::RawQuery,
+) -> String {
+    assert!(word != "panic", "planted");
+    crate::process::probe::run(&word, &target.unwrap_or_default())
 }
 
 pub(super) async fn openapi(text: String) -> Response {

@@ -10,6 +10,7 @@ mod functions;
 pub mod templates;
 pub mod used;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload
 use crate::limits::Limit;
 use crate::manifest::{Auth, Trigger};
 use crate::meter::{AdmissionError, FunctionMeter};
+use crate::net::panic_text;
 use crate::registry::{FunctionRecord, Registry, RegistryError};
 use crate::telemetry::logs::unix_ms;
 use crate::telemetry::metrics::Delivery;
@@ -153,7 +155,19 @@ impl Dispatcher {
     /// [`Invoke::invoke`] under an identifier that was given out before, so that it is known even if the invocation is lost.
     pub fn invoke_as(&self, id: InvocationId, invocation: Invocation) -> BoxFuture<'static, Invoked> {
         let this = self.clone();
-        async move { Invoked { id, result: this.run(id, invocation).await } }.boxed()
+        async move {
+            // Unwind safety: the future is not used again, and what it shares with others is behind locks and atomics that have their own answer to
+            // a panic.
+            let run = AssertUnwindSafe(this.run(id, invocation)).catch_unwind().await;
+            let result = run.unwrap_or_else(|panic| {
+                let metrics = this.0.engine.metrics();
+                metrics.panics.inc();
+                metrics.faulted(Code::Internal);
+                Err(Fault::internal(format!("panic around an invocation: {}", panic_text(&*panic))))
+            });
+            Invoked { id, result }
+        }
+        .boxed()
     }
 
     async fn run(&self, id: InvocationId, invocation: Invocation) -> Result<Outcome, Fault> {

@@ -5,6 +5,7 @@
 //! was sent gets a task of its own. Invariant: the places an invocation takes are given back only after its instance is gone, and
 //! after a large response that was whole has left.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,12 +23,13 @@ use super::{Engine, Kind, clock};
 use crate::capability::handler::Exchange;
 use crate::capability::reply::{self, Reply};
 use crate::capability::{Environment, Host, http as wasi_http};
-use crate::fault::{Code, Fault};
+use crate::crash::PanicAtDrop;
+use crate::fault::{Code, Executed, Fault};
 use crate::id::{InvocationId, RevisionNumber, TenantId};
 use crate::invocation::{BodyError, Hops, Payload};
 use crate::limits::{Limit, Limits};
 use crate::meter::{FunctionMeter, Permit, Usage};
-use crate::net::afterwards;
+use crate::net::{afterwards, panic_text};
 use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
 
@@ -210,6 +212,8 @@ struct Remains {
     meter: Arc<FunctionMeter>,
     /// Given back after the store is gone.
     _places: (Option<Places>, Option<Arc<Places>>),
+    /// Where a test plants a panic.
+    _planted: PanicAtDrop,
 }
 
 impl Drop for Remains {
@@ -337,11 +341,20 @@ impl Running {
             self.looked = now;
             return Poll::Ready(Stopped::Deadline);
         }
-        let sliced = self.turn.slice(cx, &mut self.cpu, now, |cx| guest.as_mut().poll(cx));
+        // Unwind safety: what panicked is not polled again, and what it shares with others is behind locks and atomics that have their own answer
+        // to a panic.
+        let sliced = self.turn.slice(cx, &mut self.cpu, now, |cx| {
+            let polled = catch_unwind(AssertUnwindSafe(|| guest.as_mut().poll(cx)));
+            polled.map_or_else(|panic| Poll::Ready(Err(panic_text(&*panic).to_owned())), |polled| polled.map(Ok))
+        });
         self.looked = sliced.ended;
-        if let Poll::Ready(ended) = sliced.result {
-            self.guest = None;
-            return Poll::Ready(Stopped::Ended(Box::new(ended)));
+        match sliced.result {
+            Poll::Ready(Ok(ended)) => {
+                self.guest = None;
+                return Poll::Ready(Stopped::Ended(Box::new(ended)));
+            }
+            Poll::Ready(Err(text)) => return Poll::Ready(Stopped::Panicked(text)),
+            Poll::Pending => {}
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.deadline)));
         if timer.as_mut().poll(cx).is_ready() {
@@ -365,8 +378,17 @@ impl Running {
                     tenant: self.turn.tenant().clone(),
                     meter: self.books.meter.clone(),
                     _places: (self.places.take(), kept),
+                    _planted: PanicAtDrop("host-dropped"),
                 });
                 result.err()
+            }
+            Stopped::Panicked(text) => {
+                self.reply.cut(Code::Internal);
+                self.books.metrics.panics.inc();
+                let fault = Fault { executed: Executed::Yes, ..Fault::internal(format!("panic in a host function: {text}")) };
+                self.let_go();
+                self.account(0);
+                Some(fault)
             }
             Stopped::Deadline => {
                 let detail = format!("the function used up its time of {:?}", self.wall);
@@ -383,6 +405,15 @@ impl Running {
         let took = clock::measure(|| self.guest = None);
         schedule::charge(self.turn.tenant(), took);
         self.cpu += took;
+    }
+
+    /// Drops a guest whose host functions had a bug: its store may have another.
+    fn let_go(&mut self) {
+        let guest = self.guest.take();
+        // Unwind safety: nobody uses it again.
+        if catch_unwind(AssertUnwindSafe(|| drop(guest))).is_err() {
+            tracing::error!("an instance whose host function panicked could not be dropped in order");
+        }
     }
 
     fn account(&self, memory_bytes: u64) {
@@ -437,6 +468,8 @@ struct Driven {
 enum Stopped {
     Ended(Box<Ended>),
     Deadline,
+    /// A host function panicked, with these words: a bug of ours.
+    Panicked(String),
 }
 
 impl Drop for Running {

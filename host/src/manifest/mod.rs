@@ -336,7 +336,7 @@ mod tests {
         assert!(error("rout = '/'").contains("did you mean 'route'?"));
         assert!(error("route = { pth = '/' }").contains("did you mean 'path'?"));
         assert!(error("[limits]\nmemroy = '1MiB'").contains("did you mean 'memory'?"));
-        assert!(error("[grants]\nhttp = []").contains("unknown key 'http' in [grants]"));
+        assert!(error("[grants]\nhttps = []").contains("unknown key 'https' in [grants]"));
     }
 
     #[test]

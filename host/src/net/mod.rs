@@ -22,6 +22,8 @@ pub mod status;
 mod stream;
 pub mod tls;
 
+pub use connection::panic_text;
+
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

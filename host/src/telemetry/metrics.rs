@@ -72,6 +72,10 @@ pub struct Metrics {
     pub events: Gauge<u64, AtomicU64>,
     /// 1 once the disk failed and data can only be read, else 0.
     pub read_only: Gauge<u64, AtomicU64>,
+    /// 1 if all walls stand around the process, else 0.
+    pub sandboxed: Gauge<u64, AtomicU64>,
+    /// Panics that ended an invocation, a request or a connection, and nothing else.
+    pub panics: Counter,
     /// By rung and phase.
     phases: [[Histogram; Phases::NAMES.len()]; Start::ALL.len()],
     /// Invocations whose guest is alive.
@@ -154,6 +158,8 @@ impl Metrics {
             deliveries: Delivery::ALL.map(|delivery| of(&deliveries, delivery.as_str())),
             events: Gauge::default(),
             read_only: Gauge::default(),
+            sandboxed: Gauge::default(),
+            panics: Counter::default(),
             phases: Default::default(),
             registry,
             instances: Gauge::default(),
@@ -175,6 +181,8 @@ impl Metrics {
         registry.register("large_invocations", "Invocations in the pool for large guests", metrics.large.clone());
         registry.register("events", "Events of buckets that wait for a function", metrics.events.clone());
         registry.register("data_read_only", "1 once the disk failed and data can only be read", metrics.read_only.clone());
+        registry.register("sandboxed", "1 if all walls stand around the process", metrics.sandboxed.clone());
+        registry.register("panics", "Bugs that ended one invocation or request", metrics.panics.clone());
         registry.register("functions", "Functions deployed", metrics.functions.clone());
         registry.register("templates", "Templates in memory", metrics.templates.clone());
         registry.register_with_unit("data", "Modules and artifacts on disk", Unit::Bytes, metrics.data_bytes.clone());
@@ -272,6 +280,8 @@ mod tests {
             "hob_origin_copies_bytes 5",
             "hob_events 0",
             "hob_data_read_only 0",
+            "hob_sandboxed 0",
+            "hob_panics_total 0",
             "hob_deliveries_total{kind=\"buried\"} 0",
             "# TYPE hob_phase_seconds histogram",
             "hob_phase_seconds_bucket{start=\"stored\",phase=\"load\",le=\"3.2e-5\"} 0",

@@ -320,7 +320,7 @@ fn without_a_daemon_the_exit_code_is_5() {
     let free = held.local_addr().unwrap().as_socket().unwrap();
     let (_, stderr) = check(&hob(&["ls", "--server", &format!("http://{free}")]).output().unwrap(), 5);
     assert!(stderr.contains("next: hob serve"), "{stderr}");
-    check(&hob(&["ls", "--server", "https://127.0.0.1:1"]).output().unwrap(), 2);
+    check(&hob(&["ls", "--server", "ftp://127.0.0.1:1"]).output().unwrap(), 2);
 }
 
 #[test]

@@ -36,6 +36,7 @@ mod large;
 mod limits;
 mod mapping;
 mod origin;
+mod process;
 mod ready;
 mod refused;
 mod registry;

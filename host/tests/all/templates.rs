@@ -12,12 +12,13 @@ use hob::dispatch::catalog::Base;
 use hob::dispatch::templates::Templates;
 use hob::dispatch::templates::bounds::Bounds;
 use hob::engine::Engine;
-use hob::engine::build::Builder;
+use hob::engine::build::{Builder, Helper};
 use hob::fault::Code;
 use hob::grants::Grants;
 use hob::id::{FunctionName, TenantId};
 use hob::invocation::Start;
 use hob::manifest::Manifest;
+use hob::process::Reach;
 use hob::registry::{Precondition, Registry};
 use hob::telemetry::logs::LogSpace;
 use hob::telemetry::metrics::Metrics;
@@ -27,6 +28,7 @@ use crate::harness::PATIENCE;
 use crate::harness::http::Conn;
 use crate::harness::wat::{SPINS, handler, handler_with, says, waits, wasm};
 use crate::harness::{Node, Setup, data_dir, eventually, patiently, serve};
+use crate::process::children;
 
 /// The rung on which a request of a function began, which must answer with `text`.
 #[track_caller]
@@ -192,9 +194,7 @@ fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on(
     let spins = handler(&format!("(func (export \"hob_init\") {SPINS}) (func (export \"hob_handle\"))"));
     let mut deploys = node.control.connect();
     deploys.request("PUT", "/v1/functions/spins", &[("content-type", "application/wasm")], &wasm(&spins));
-    let tasks = format!("/proc/{}/task", node.pid());
-    let has_children = |task: &Path| std::fs::read_to_string(task.join("children")).is_ok_and(|children| !children.is_empty());
-    let is_building = || std::fs::read_dir(&tasks).unwrap().flatten().any(|task| has_children(&task.path()));
+    let is_building = || children(node.pid()).into_iter().any(|helper| !children(helper).is_empty());
     eventually("it is being built", is_building);
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -243,7 +243,10 @@ fn inside() -> Inside {
     let artifacts = Artifacts::open(&dir, dir.mac_key(None).unwrap(), u64::MAX).unwrap();
     let settings = config::Engine { instances_max: 1, ..config::Engine::default() };
     let engine = Engine::new(&settings, Arc::new(Metrics::new())).unwrap();
-    let builder = Arc::new(Builder::new(env!("CARGO_BIN_EXE_hob").into(), config::Build::default()));
+    let mut reach = Reach::of_system();
+    reach.write(dir.path());
+    let helper = Helper::start(Path::new(env!("CARGO_BIN_EXE_hob")), config::Sandbox::Auto, &reach).unwrap();
+    let builder = Arc::new(Builder::new(helper, config::Build::default()).unwrap());
     let bounds = Bounds { count: 10, bytes: u64::MAX };
     let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
     let base =

@@ -11,7 +11,7 @@ mod objects;
 mod outgoing;
 
 pub use data::{DataState, Errno};
-pub use mapping::{InSlice, Mappings, system_mappings};
+pub use mapping::{InSlice, Mappings, prepare_process, system_mappings};
 pub use outgoing::Responses;
 
 use std::pin::Pin;
@@ -26,6 +26,7 @@ use wasmtime::{Caller, Extern, Linker, Memory, Result};
 
 use super::reply::PIECE_LEN_MAX;
 use super::{Host, Refusal, reply};
+use crate::crash;
 use crate::fault::Code;
 use crate::invocation::{BodyError, Payload, StreamBody};
 use crate::telemetry::logs::{Level, Source};
@@ -396,6 +397,7 @@ async fn body_write(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<
 }
 
 fn log(mut caller: Caller<'_, Host>, level: u32, ptr: u32, len: u32) -> Result<()> {
+    crash::panic_point("hob1-log");
     let (text, host) = span(&mut caller, ptr, len)?;
     if !host.mappings.is_any() {
         host.log.guest(Source::Log, Level::from_abi(level), text);

@@ -19,15 +19,30 @@ use crate::data::{Audited, Data};
 const NAMED_MAX: usize = 5;
 const MEND: &str = "write them anew or delete them, or restore the data directory from a backup";
 
-/// Whether the daemon that answers writes data; `None` if none does.
-pub(super) fn writable(base: &str, trust: &Trust) -> Option<Check> {
-    let said = client::readiness(base, trust)?;
-    let name = "data of the daemon";
-    Some(match said.trim() {
-        "ok" => Check::good(name, "is read and written"),
-        said => Check::bad(name, clean(said.trim_start_matches("ok, but ")), "look at the disk, then start hob again"),
-    })
+/// What the daemon that answers says of itself: whether it writes data, makes builds, and has its walls. Nothing if none does.
+pub(super) fn of_the_daemon(base: &str, trust: &Trust) -> Vec<Check> {
+    let Some(said) = client::readiness(base, trust) else { return Vec::new() };
+    let mut lines = said.lines();
+    let data = match lines.next().unwrap_or_default() {
+        "ok" => Check::good(DATA, "is read and written"),
+        said => Check::bad(DATA, clean(said.trim_start_matches("ok, but ")), "look at the disk, then start hob again"),
+    };
+    let others = lines.filter_map(|line| {
+        let (name, found) = line.split_once(": ")?;
+        let (name, found) = (format!("{} of the daemon", clean(name)), clean(found));
+        Some(match name.as_str() {
+            "builds of the daemon" if found != "ok" => Check::bad(name, found, "start hob again"),
+            "sandbox of the daemon" if found == "off" => Check::absent(name, found, "start it without process.sandbox = \"off\""),
+            "sandbox of the daemon" if found.contains("missing") => {
+                Check::absent(name, found, "a newer kernel has what is missing")
+            }
+            _ => Check::good(name, found),
+        })
+    });
+    std::iter::once(data).chain(others).collect()
 }
+
+const DATA: &str = "data of the daemon";
 
 /// The buckets of the daemon that answers.
 pub(super) fn online(client: &Client) -> Vec<Check> {

@@ -155,7 +155,7 @@ mod tests {
     use crate::artifacts::{Artifacts, Contents, DataDir};
     use crate::config;
     use crate::engine::Engine;
-    use crate::engine::build::Builder;
+    use crate::engine::build::{Builder, Helper};
     use crate::manifest::Manifest;
     use crate::registry::{NewRevision, Precondition, Registry};
     use crate::telemetry::metrics::Metrics;
@@ -174,7 +174,7 @@ mod tests {
         let artifacts = Artifacts::open(&dir, dir.mac_key(None).unwrap(), u64::MAX).unwrap();
         let config = config::Engine { instances_max: 1, ..config::Engine::default() };
         let engine = Engine::new(&config, Arc::new(Metrics::new())).unwrap();
-        let builder = Arc::new(Builder::new("/nowhere/hob".into(), config::Build::default()));
+        let builder = Arc::new(Builder::new(Helper::on_thread("/nowhere/hob".into()), config::Build::default()).unwrap());
         let bounds = Bounds { count: 1, bytes: u64::MAX };
         let templates = Templates::new(engine, artifacts.clone(), registry.clone(), builder, bounds);
         Parts { templates, registry, artifacts, _dir: (dir, temp) }

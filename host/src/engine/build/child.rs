@@ -2,14 +2,17 @@
 //!
 //! Owns what happens to a tenant's bytes: caps, kind, wrapping into a component, initialisation and snapshot, validation, linking, compilation, and the trial
 //! of what came out. Invariant: the walls stand before the first byte is read, and nothing is reported as built that was not
-//! started. It has no network, no data and no environment: bytes to read, two files to write, one line to say.
+//! started. It has no network, no data and no environment: bytes to read, two files to write, one line to say. Two walls see to that, which stand
+//! before the first byte of a module is read: it opens nothing (Landlock) and calls little (seccomp).
 
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{CodeBuilder, Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
@@ -19,9 +22,10 @@ use super::detect::{Found, Surface};
 use super::job::Job;
 use super::rehearsal::{Rehearsal, Stage, Start, Times};
 use super::snapshot::{self, Snapshot, Taken, Unfit};
-use super::{Built, CHILD_COMMAND, Kept, Outputs, Refused, Report, Said, Tried, native, sentence, signature};
+use super::{Built, CHILD_COMMAND, Kept, Refused, Report, Said, Tried, helper, native, sentence, signature};
 use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
 use crate::capability::{self, Host, INTERFACES};
+use crate::config::Sandbox;
 use crate::engine::Kind;
 use crate::engine::artifact::Code;
 use crate::engine::template::Entry as CodeEntry;
@@ -29,13 +33,14 @@ use crate::engine::trap;
 use crate::fault::{Code as FaultCode, Fault};
 use crate::limits::Limit;
 use crate::manifest::SnapshotMode;
+use crate::process::{self, Calls, Reach};
 use crate::telemetry::logs::Entry;
 
 /// Lines of the log of initialisation and warm-up that are kept.
 const LOG_ENTRIES_MAX: usize = 200;
 
 /// Resource limits that the child sets on itself.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Walls {
     /// Writable private memory in bytes (`RLIMIT_DATA`; `RLIMIT_AS` would break wasmtime's 4 GiB reservations).
     pub memory_bytes: u64,
@@ -55,23 +60,15 @@ impl Walls {
         [self.memory_bytes.to_string(), self.cpu_seconds.to_string()]
     }
 
-    fn from_args(args: &[String]) -> Option<(Self, Outputs)> {
-        let [memory, cpu, native, snapshot] = args else { return None };
-        let outputs = Outputs { native: native.into(), snapshot: snapshot.into() };
-        Some((Self { memory_bytes: memory.parse().ok()?, cpu_seconds: cpu.parse().ok()? }, outputs))
-    }
-
     /// Stands the walls up around this process.
     fn stand(self) -> std::io::Result<()> {
         // What the system allows this process less of stays as it is: that is a wall too, and only an administrator can move it.
         let least = |resource, wall: u64| getrlimit(resource).maximum.map_or(wall, |given| given.min(wall));
+        process::forbid_dumps()?;
         let set = |resource, soft, hard| setrlimit(resource, Rlimit { current: Some(soft), maximum: Some(hard) });
-        for (resource, wall) in [
-            (Resource::Data, self.memory_bytes),
-            (Resource::Fsize, OUTPUT_BYTES_MAX),
-            (Resource::Nofile, FILES_MAX),
-            (Resource::Core, 0),
-        ] {
+        for (resource, wall) in
+            [(Resource::Data, self.memory_bytes), (Resource::Fsize, OUTPUT_BYTES_MAX), (Resource::Nofile, FILES_MAX)]
+        {
             let wall = least(resource, wall);
             set(resource, wall, wall)?;
         }
@@ -82,20 +79,78 @@ impl Walls {
     }
 }
 
-/// Becomes the child if the process was started as one, and never returns then. The first thing in `main`.
-pub fn run_if_child() {
-    let mut args = std::env::args().skip(1);
-    if args.next().as_deref() == Some(CHILD_COMMAND) {
-        std::process::exit(run(&args.collect::<Vec<_>>()));
+/// What a child is started with.
+struct Args {
+    walls: Walls,
+    native: PathBuf,
+    snapshot: PathBuf,
+    sandbox: Sandbox,
+    parent: i32,
+}
+
+impl Args {
+    fn parse(args: &[OsString]) -> Option<Self> {
+        let [memory, cpu, native, snapshot, sandbox, parent] = args else { return None };
+        let number = |text: &OsString| text.to_str()?.parse().ok();
+        Some(Self {
+            walls: Walls { memory_bytes: number(memory)?, cpu_seconds: number(cpu)? },
+            native: native.into(),
+            snapshot: snapshot.into(),
+            sandbox: Sandbox::parse(sandbox.to_str()?)?,
+            parent: parent.to_str()?.parse().ok()?,
+        })
     }
 }
 
-fn run(args: &[String]) -> i32 {
-    let Some((walls, outputs)) = Walls::from_args(args) else {
-        let _ = writeln!(std::io::stderr(), "{CHILD_COMMAND} is started by hob itself: expected memory, seconds and two files");
+/// Where a build writes: what comes out is in these files only.
+struct Outputs {
+    /// Native code. Its path is where it can be opened again.
+    native: (File, PathBuf),
+    /// The module that a snapshot became, compressed; only if one was taken.
+    snapshot: File,
+}
+
+impl Outputs {
+    fn open(native: &Path, snapshot: &Path) -> std::io::Result<Self> {
+        let open = |path| File::options().read(true).write(true).open(path);
+        Ok(Self { native: (open(native)?, native.to_owned()), snapshot: open(snapshot)? })
+    }
+}
+
+/// Becomes the child of a build, or the helper that starts them, if the process was started as one, and never returns then. The first thing in
+/// `main`.
+pub fn run_if_child() {
+    let mut args = std::env::args_os().skip(1);
+    match args.next().as_deref().and_then(|command| command.to_str()) {
+        Some(CHILD_COMMAND) => std::process::exit(run(&args.collect::<Vec<_>>())),
+        Some(helper::HELPER_COMMAND) => {
+            let served = helper::run(&args.collect::<Vec<_>>());
+            if let Err(error) = &served {
+                let _ = writeln!(std::io::stderr(), "{}: {error}", helper::HELPER_COMMAND);
+            }
+            std::process::exit(i32::from(served.is_err()));
+        }
+        _ => {}
+    }
+}
+
+fn run(args: &[OsString]) -> i32 {
+    let Some(args) = Args::parse(args) else {
+        let _ = writeln!(std::io::stderr(), "{CHILD_COMMAND} is started by hob itself");
         return 2;
     };
-    let made = walls.stand().map_err(Failure::Io).and_then(|()| work(&mut std::io::stdin().lock(), &outputs));
+    let made = prepare(&args).map_err(Failure::Io).and_then(|outputs| {
+        work(&mut std::io::stdin().lock(), &outputs, |job| {
+            let mut walls = process::Walls::new(args.sandbox);
+            let mut reach = Reach::default();
+            // A component is loaded by its path.
+            reach.read(&args.native);
+            job.folders.iter().for_each(|folder| reach.read(folder.root.join(&folder.below)));
+            // What is missing of a wall the node tells of its own.
+            let both = walls.stand_before_files(&reach).and_then(|()| walls.stand_before_calls(Calls::Build));
+            both.map_err(std::io::Error::other)
+        })
+    });
     let report = match made {
         Ok(built) => Report::Built(built),
         Err(Failure::Refused(refused)) => Report::Refused(refused),
@@ -110,9 +165,29 @@ fn run(args: &[String]) -> i32 {
     }
 }
 
-/// Reads job and module, and writes native code and snapshot.
-fn work(input: &mut impl Read, outputs: &Outputs) -> Result<Built, Failure> {
-    let (job, mut wasm) = Job::read(input)?;
+/// What needs more than the child has later.
+fn prepare(args: &Args) -> std::io::Result<Outputs> {
+    args.walls.stand()?;
+    // Whoever started this is one thread for its whole life.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid().is_none_or(|parent| parent.as_raw_nonzero().get() != args.parent) {
+        return Err(std::io::Error::other("whoever started this build is gone"));
+    }
+    Outputs::open(&args.native, &args.snapshot)
+}
+
+/// Reads job and module, and writes native code and snapshot. `lock`: stands up the walls that let nothing be opened any more, once the job is
+/// known and before anything of the module is.
+fn work(input: &mut impl Read, outputs: &Outputs, lock: impl FnOnce(&Job) -> std::io::Result<()>) -> Result<Built, Failure> {
+    let job = Job::read(input)?;
+    lock(&job)?;
+    #[cfg(debug_assertions)]
+    if let Some(word) = job.args.first().and_then(|name| name.strip_prefix("hob-probe-")) {
+        let target = if word == "connect" { "127.0.0.1:1" } else { "/bin/true" };
+        return Err(Refused::unfit(process::probe::run(word, target), "a test asked for it").into());
+    }
+    let mut wasm = Vec::new();
+    input.read_to_end(&mut wasm)?;
     if job.restored {
         wasm = native::decompress(wasm)?;
     }
@@ -177,9 +252,9 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
     }
     let native = compile(&stage, &found, &wasm)?;
     drop(wasm);
-    let image = native::write(&outputs.native, &native)?;
+    let image = native::write(&outputs.native.0, &native)?;
     drop(native);
-    let code = load(&stage, &outputs.native)?;
+    let code = load(&stage, outputs)?;
     check_code(&stage, &found, &code)?;
     let tried = match job.only_compiles() {
         true => Tried::No,
@@ -200,12 +275,14 @@ async fn keep(stage: &Stage<'_>, found: &Found, snapshot: Snapshot, outputs: &Ou
             )));
         }
     };
-    let image = native::write(&outputs.native, &native)?;
+    let image = native::write(&outputs.native.0, &native)?;
     drop(native);
-    let code = load(stage, &outputs.native)?;
+    let code = load(stage, outputs)?;
     check_code(stage, found, &code)?;
     if let Err(fault) = verify(stage, &code, &statuses).await {
-        std::fs::remove_file(&outputs.native)?;
+        // Other code is going to be written there, so nothing may have this mapped.
+        drop(code);
+        outputs.native.0.set_len(0)?;
         return Ok(Err(Unfit::new(
             format!("an instance made of the snapshot failed: {}", fault.detail),
             "the function keeps something that does not survive: a handle, a time, a number that must be new",
@@ -269,8 +346,8 @@ fn runner(stage: &Stage<'_>) -> Result<crate::engine::Engine, Fault> {
 }
 
 /// Maps the native code that was written.
-fn load(stage: &Stage<'_>, native: &Path) -> std::io::Result<Code> {
-    let code = Code::load_own(&stage.engine, stage.shape.kind, &std::fs::File::open(native)?);
+fn load(stage: &Stage<'_>, outputs: &Outputs) -> std::io::Result<Code> {
+    let code = Code::load_own(&stage.engine, stage.shape.kind, &File::open(&outputs.native.1)?);
     code.map_err(|error| match trap::errno(&error) {
         Some(errno) => std::io::Error::from_raw_os_error(errno),
         None => std::io::Error::other(format!("{error:#}")),
@@ -367,19 +444,25 @@ mod tests {
     #[test]
     fn what_is_not_the_module_s_fault_is_told_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let outputs = |name: &str| Outputs { native: dir.path().join(name), snapshot: dir.path().join("snapshot") };
-        let work = |input: &[u8], name: &str| work(&mut &input[..], &outputs(name));
+        let outputs = || {
+            std::fs::write(dir.path().join("snapshot"), "").unwrap();
+            std::fs::write(dir.path().join("native"), "").unwrap();
+            Outputs::open(&dir.path().join("native"), &dir.path().join("snapshot")).unwrap()
+        };
+        let work = |input: &[u8]| work(&mut &input[..], &outputs(), |_| Ok(()));
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default()).to_bytes().unwrap();
         let wasm = wat::parse_str("(module (memory (export \"memory\") 1) (func (export \"_start\")))").unwrap();
         let input = [&job[..], &wasm].concat();
-        assert!(work(&input, "native").is_ok());
+        assert!(work(&input).is_ok());
         let errno = |result| match result {
             Err(Failure::Io(error)) => error.raw_os_error(),
             _ => panic!("a failure of the node"),
         };
-        assert_eq!(errno(work(&input, "native")), Some(rustix::io::Errno::EXIST.raw_os_error()));
-        assert_eq!(errno(work(&input, "no/folder")), Some(rustix::io::Errno::NOENT.raw_os_error()));
-        assert_eq!(errno(work(&job[..job.len() - 1], "other")), None, "a job that breaks off");
-        assert!(matches!(work(&input[..input.len() - 1], "other"), Err(Failure::Refused(_))), "a module that does");
+        assert_eq!(errno(work(&job[..job.len() - 1])), None, "a job that breaks off");
+        assert!(matches!(work(&input[..input.len() - 1]), Err(Failure::Refused(_))), "a module that does");
+        let locked = super::work(&mut &input[..], &outputs(), |_| Err(rustix::io::Errno::PERM.into()));
+        assert_eq!(errno(locked), Some(rustix::io::Errno::PERM.raw_os_error()), "no module is read without walls");
+        std::fs::remove_file(dir.path().join("native")).unwrap();
+        assert!(Outputs::open(&dir.path().join("native"), &dir.path().join("snapshot")).is_err());
     }
 }

@@ -105,18 +105,17 @@ impl Job {
         Ok([&(json.len() as u64).to_le_bytes(), &json[..]].concat())
     }
 
-    /// Reads a job and the module behind it.
-    pub(super) fn read(input: &mut impl Read) -> io::Result<(Self, Vec<u8>)> {
+    /// Reads a job, and leaves the module behind it.
+    pub(super) fn read(input: &mut impl Read) -> io::Result<Self> {
         let mut len = [0; 8];
         input.read_exact(&mut len)?;
         let len = u64::from_le_bytes(len);
         if len > JOB_LEN_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a job of {len} bytes")));
         }
-        let job = serde_json::from_reader(input.by_ref().take(len))?;
-        let mut wasm = Vec::new();
-        input.read_to_end(&mut wasm)?;
-        Ok((job, wasm))
+        let mut json = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        input.read_exact(&mut json)?;
+        Ok(serde_json::from_slice(&json)?)
     }
 }
 
@@ -129,11 +128,9 @@ mod tests {
         let manifest = Manifest::parse("args = ['-v']\n[env]\nA = '1'\n[snapshot]\nwarmup = ['GET /']").unwrap();
         let job = Job::deploy(&"a".parse().unwrap(), &manifest);
         let bytes = [&job.to_bytes().unwrap()[..], b"\0asm"].concat();
-        let (read, wasm) = Job::read(&mut &bytes[..]).unwrap();
-        assert_eq!(
-            (read.args, read.env, &wasm[..]),
-            (vec!["a".into(), "-v".into()], vec![("A".into(), "1".into())], &b"\0asm"[..])
-        );
+        let mut rest = &bytes[..];
+        let read = Job::read(&mut rest).unwrap();
+        assert_eq!((read.args, read.env, rest), (vec!["a".into(), "-v".into()], vec![("A".into(), "1".into())], &b"\0asm"[..]));
         assert_eq!(read.snapshot, manifest.snapshot);
         for len in 0..bytes.len() - 4 {
             assert!(Job::read(&mut &bytes[..len]).is_err(), "{len}");

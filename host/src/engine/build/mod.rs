@@ -3,10 +3,12 @@
 //! Owns the child's life: its walls, its time, and what its end means. The node that serves never compiles or parses deep
 //! structure of tenant bytes itself. Invariant: whatever the child does, this side gets a report or a fault in bounded time.
 
+mod builds;
 mod caps;
 pub mod child;
 mod componentize;
 mod detect;
+mod helper;
 mod job;
 mod machine;
 mod native;
@@ -14,6 +16,7 @@ mod rehearsal;
 mod snapshot;
 mod signature;
 
+pub use builds::Helper;
 pub use caps::{CAPS, Cap};
 pub use detect::check_magic;
 pub use job::Job;
@@ -21,15 +24,17 @@ pub use job::Job;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+
+use builds::{Build, Builds};
 
 use crate::artifacts::is_full;
 use crate::config;
@@ -183,20 +188,28 @@ const REPORT_LEN_MAX: u64 = 1 << 20;
 /// Starts builds, as many at once as are allowed.
 #[derive(Debug)]
 pub struct Builder {
-    program: PathBuf,
+    builds: Builds,
     config: config::Build,
     admission: Admission,
 }
 
 impl Builder {
-    /// `program`: a binary whose `main` calls [`child::run_if_child`] first; usually this very process, `/proc/self/exe`.
-    #[must_use]
-    pub fn new(program: PathBuf, config: config::Build) -> Self {
+    /// Builds by `helper`, whose program's `main` calls [`child::run_if_child`] first.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn new(helper: Helper, config: config::Build) -> std::io::Result<Self> {
         let at_once = if config.concurrency == 0 { cores() } else { config.concurrency };
         // A build that waits is bounded by those before it, each by its own wall: the queue's length is the real bound.
         let wait = config.wall.0.saturating_mul(u32::try_from(config.queue + 1).unwrap_or(u32::MAX));
         let admission = Admission::new(at_once, config.queue, wait);
-        Self { program, config, admission }
+        Ok(Self { builds: Builds::new(helper)?, config, admission })
+    }
+
+    /// Whether builds can be made: not once the helper is gone, until the node is started again.
+    #[must_use]
+    pub fn is_able(&self) -> bool {
+        self.builds.are_possible()
     }
 
     /// Makes of `wasm` what `job` says, into `outputs`.
@@ -212,15 +225,11 @@ impl Builder {
             fault.hint("try again, or raise build.queue")
         })?;
         let job = Job { init: self.config.init.0, snapshot_bytes_max: self.config.snapshot_bytes_max.0, ..job };
-        match self.run(&wasm, &job, outputs).await {
+        let built = match self.run(&wasm, &job, outputs).await {
             // What ended the process may have been the guest's initialisation, which can be left to each start, or its snapshot.
             Err(Failed::Ended(fault)) if job.snapshot.mode == SnapshotMode::Auto && !job.restored => {
                 for output in [&outputs.native, &outputs.snapshot] {
-                    if let Err(error) = std::fs::remove_file(output)
-                        && error.kind() != std::io::ErrorKind::NotFound
-                    {
-                        return Err(Fault::internal(error));
-                    }
+                    remove(output)?;
                 }
                 wasm.seek(SeekFrom::Start(0)).map_err(Fault::internal)?;
                 let mut plain = job;
@@ -229,10 +238,14 @@ impl Builder {
                 let mut built = self.run(&wasm, &plain, outputs).await.map_err(|_| fault.clone())?;
                 let why = if fault.code == Code::BuildOverLimit { &fault.detail } else { UNEXPECTED };
                 built.notes.push(format!("no snapshot: {why}"));
-                Ok(built)
+                built
             }
-            done => done.map_err(|(Failed::Told(fault) | Failed::Ended(fault))| fault),
+            done => done.map_err(|(Failed::Told(fault) | Failed::Ended(fault))| fault)?,
+        };
+        if built.snapshot.is_none() {
+            remove(&outputs.snapshot)?;
         }
+        Ok(built)
     }
 
     /// Data memory of a build: what the compiler needs, and five times what the function may have, for a snapshot exists in up to
@@ -248,19 +261,15 @@ impl Builder {
     async fn run(&self, wasm: &File, job: &Job, outputs: &Outputs) -> Result<Built, Failed> {
         let memory = self.memory_bytes(job);
         let walls = child::Walls { memory_bytes: memory.granted, cpu_seconds: self.config.cpu.0.as_secs() };
-        let mut command = Command::new(&self.program);
-        command.arg(CHILD_COMMAND).args(walls.to_args()).arg(&outputs.native).arg(&outputs.snapshot).env_clear().current_dir("/");
-        // An arena is reserved in larger pieces than the walls may allow, and never given back: what is freed would still count.
-        command.env("MIMALLOC_DISALLOW_ARENA_ALLOC", "1");
-        command.env("RAYON_NUM_THREADS", threads(cores()).to_string());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().map_err(|error| Fault::system(&error))?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let native = create(&outputs.native).map_err(|error| failed_by(&error, memory))?;
+        let snapshot = create(&outputs.snapshot).map_err(|error| failed_by(&error, memory))?;
+        let build = self.builds.start(walls, &native, &snapshot).map_err(|error| Fault::system(&error))?;
+        drop((native, snapshot));
+        let Build { stdin, mut stdout, mut stderr, mut ending } = build.ok_or_else(helper_is_gone)?;
         let (head, module) = (job.to_bytes().map_err(Fault::internal)?, wasm.try_clone().map_err(|error| Fault::system(&error))?);
         let talk = async {
             let write = async {
-                let Some(mut pipe) = stdin else { return Ok(()) };
-                let mut module = tokio::fs::File::from_std(module);
+                let (mut pipe, mut module) = (stdin, tokio::fs::File::from_std(module));
                 let written = async {
                     pipe.write_all(&head).await?;
                     tokio::io::copy(&mut module, &mut pipe).await?;
@@ -272,29 +281,27 @@ impl Builder {
                     written => written,
                 }
             };
-            let read = async |pipe: Option<&mut (dyn tokio::io::AsyncRead + Unpin + Send)>| {
+            let read = async |pipe: &mut tokio::net::unix::pipe::Receiver| {
                 let mut text = Vec::new();
-                if let Some(pipe) = pipe {
-                    (&mut *pipe).take(REPORT_LEN_MAX).read_to_end(&mut text).await?;
-                    // A child that says more must not wait for somebody to listen.
-                    tokio::io::copy(pipe, &mut tokio::io::sink()).await?;
-                }
+                (&mut *pipe).take(REPORT_LEN_MAX).read_to_end(&mut text).await?;
+                // A child that says more must not wait for somebody to listen.
+                tokio::io::copy(pipe, &mut tokio::io::sink()).await?;
                 std::io::Result::Ok(text)
             };
-            let (mut stdout, mut stderr) = (stdout, stderr);
-            let ((), report, errors) = tokio::try_join!(
-                write,
-                read(stdout.as_mut().map(|pipe| pipe as _)),
-                read(stderr.as_mut().map(|pipe| pipe as _))
-            )?;
-            std::io::Result::Ok((report, errors, child.wait().await?))
+            let ((), report, errors) = tokio::try_join!(write, read(&mut stdout), read(&mut stderr))?;
+            std::io::Result::Ok((report, errors, ending.wait().await?))
         };
         match tokio::time::timeout(self.config.wall.0, talk).await {
-            Ok(Ok((report, errors, status))) => self.conclude(&report, &errors, status, memory),
+            Ok(Ok((report, errors, Some((status, cpu))))) => {
+                tracing::debug!(%status, ?cpu, "a build ended");
+                self.conclude(&report, &errors, status, memory)
+            }
+            Ok(Ok((.., None))) => Err(helper_is_gone().into()),
             Ok(Err(error)) => Err(Fault::system(&error).into()),
             Err(_) => {
                 // Whoever builds next, with the same files it may be, is not to meet it.
-                child.kill().await.map_err(Fault::internal)?;
+                ending.kill();
+                ending.wait().await.map_err(Fault::internal)?;
                 Err(Failed::Ended(over_limit(format!("it took longer than {:?}", self.config.wall.0))))
             }
         }
@@ -369,6 +376,30 @@ fn failed(errno: Option<i32>, error: &str, memory: Memory) -> Failed {
     }
     tracing::warn!(%error, "a build failed");
     Fault::system(&error).into()
+}
+
+/// The same of an output that this process makes for a child.
+fn failed_by(error: &std::io::Error, memory: Memory) -> Failed {
+    failed(error.raw_os_error(), &error.to_string(), memory)
+}
+
+/// Makes a file for a child to write.
+fn create(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<(), Fault> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Fault::internal(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The helper ended, which nothing but a signal from outside or a bug of ours brings about.
+fn helper_is_gone() -> Fault {
+    let fault = Fault::new(Code::Overloaded, "the node can make no builds: the process that starts them has ended");
+    fault.retry_after(Duration::from_secs(60)).hint("the operator has to start hob again; what is deployed goes on")
 }
 
 /// With what a process of Rust exits that panicked.

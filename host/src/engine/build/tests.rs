@@ -9,7 +9,7 @@ use crate::manifest::Manifest;
 const CHILD: &str = r#"#!/bin/sh
 case "$(tr -d '\0')" in
   *'"mode":"off"'*) echo '{"built":{"shape":"handler","memory_bytes_min":0,"image":{"start":0,"end":0},"snapshot":null,"notes":[],"tried":"no","limits":LIMITS}}' ;;
-  *) : >"$4"; kill -SEGV $$ ;;
+  *) echo left >"$4"; kill -SEGV $$ ;;
 esac
 "#;
 
@@ -19,18 +19,20 @@ async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
     let program = dir.path().join("child");
     let limits = serde_json::to_string(&Manifest::default().limits).unwrap();
     write_program(&program, &CHILD.replace("LIMITS", &limits));
-    let builder = Builder::new(program, config::Build::default());
+    let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
     let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
     let build = async |mode: &str| {
         let wasm = dir.path().join("wasm");
         std::fs::write(&wasm, "a module").unwrap();
         let manifest = Manifest::parse(&format!("snapshot = '{mode}'")).unwrap();
         let job = Job::deploy(&"a".parse().unwrap(), &manifest);
+        remove(&outputs.native).unwrap();
         builder.build(File::open(wasm).unwrap(), job, &outputs).await
     };
     let built = build("auto").await.unwrap();
     assert_eq!(built.notes, [format!("no snapshot: {UNEXPECTED}")]);
-    assert!(!outputs.native.exists(), "what the first one left is in nobody's way");
+    assert_eq!(std::fs::read(&outputs.native).unwrap(), b"", "what the first one left is in nobody's way");
+    assert!(!outputs.snapshot.exists(), "none was taken");
     assert_eq!(build("off").await.unwrap().notes, [""; 0]);
     assert_eq!(build("required").await.unwrap_err().code, Code::NotDeployable);
 }
@@ -38,18 +40,19 @@ async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
 #[tokio::test]
 async fn who_killed_a_child_is_told() {
     let dir = tempfile::tempdir().unwrap();
-    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
     for (signal, word, code) in [
         ("XCPU", "60s of processor time", Code::BuildOverLimit),
         ("KILL", "out of memory", Code::Overloaded),
         ("SEGV", "unexpectedly", Code::NotDeployable),
     ] {
         let (program, wasm) = (dir.path().join(signal), dir.path().join("wasm"));
+        let output = |name: &str| dir.path().join(format!("{signal}-{name}"));
+        let outputs = Outputs { native: output("native"), snapshot: output("snapshot") };
         // A core file of a shell is nobody's.
         let script = format!("#!/bin/sh\nulimit -c 0\ncat >/dev/null\nkill -{signal} $$\n");
         write_program(&program, &script);
         std::fs::write(&wasm, "a module").unwrap();
-        let builder = Builder::new(program, config::Build::default());
+        let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
         let manifest = Manifest::parse("snapshot = 'required'").unwrap();
         let job = Job::deploy(&"a".parse().unwrap(), &manifest);
         let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
@@ -68,7 +71,7 @@ async fn the_compiler_has_few_threads_on_any_machine() {
     write_program(&program, &format!("#!/bin/sh\ncat >/dev/null\necho '{refused}'\n"));
     std::fs::write(&wasm, "a module").unwrap();
     let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
-    let builder = Builder::new(program, config::Build::default());
+    let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
     let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
     assert_eq!(fault.detail, threads(cores()).to_string());
 }
@@ -80,7 +83,7 @@ async fn a_failure_of_the_node_is_not_the_module_s() {
     // What it is to say is its module.
     let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
     write_program(&program, "#!/bin/sh\neval \"$(tr -d '\\0' | tail -n 1)\"\n");
-    let builder = Builder::new(program, config::Build::default());
+    let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
     let failed = |errno: i32| format!("echo '{{\"failed\":{{\"errno\":{errno},\"error\":\"secret\"}}}}'");
     for (end, code) in [
         (failed(Errno::MFILE.raw_os_error()), Code::Overloaded),
@@ -93,11 +96,55 @@ async fn a_failure_of_the_node_is_not_the_module_s() {
         ("echo secret >&2; exit 101".into(), Code::NotDeployable),
     ] {
         std::fs::write(&wasm, format!("\n{end}\n")).unwrap();
+        [&outputs.native, &outputs.snapshot].into_iter().for_each(|output| remove(output).unwrap());
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
         let fault = builder.build(File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err();
         assert_eq!(fault.code, code, "{end}");
         assert!(!fault.detail.contains("secret"), "{end}: {}", fault.detail);
     }
+}
+
+#[tokio::test]
+async fn outputs_that_cannot_be_made_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
+    write_program(&program, "#!/bin/sh\ncat >/dev/null\n");
+    std::fs::write(&wasm, "a module").unwrap();
+    let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
+    let build = async |native: PathBuf| {
+        let outputs = Outputs { native, snapshot: dir.path().join("snapshot") };
+        let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
+        builder.build(File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err().code
+    };
+    assert_eq!(build(wasm.clone()).await, Code::Internal, "nothing is written over");
+    assert_eq!(build(dir.path().join("no/folder")).await, Code::Internal);
+}
+
+#[tokio::test]
+async fn without_a_helper_builds_are_503_and_the_node_knows() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
+    write_program(&program, "#!/bin/sh\ncat >/dev/null\nexec sleep 1000\n");
+    std::fs::write(&wasm, "a module").unwrap();
+    let (helper, stop) = Helper::that_can_be_stopped(program);
+    let builder = Builder::new(helper, config::Build::default()).unwrap();
+    assert!(builder.is_able());
+    let build = async |name: &str| {
+        let outputs = Outputs { native: dir.path().join(name), snapshot: dir.path().join("snapshot") };
+        let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
+        builder.build(File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err()
+    };
+    let stopped = async {
+        tokio::task::yield_now().await;
+        stop();
+    };
+    // One that runs, and one that comes too late.
+    let (fault, ()) = tokio::join!(build("first"), stopped);
+    assert!(fault.code == Code::Overloaded && fault.detail.contains("no builds"), "{fault:?}");
+    std::fs::remove_file(dir.path().join("snapshot")).unwrap();
+    let fault = build("second").await;
+    assert!(fault.code == Code::Overloaded && fault.hint.unwrap().contains("start hob again"));
+    assert!(!builder.is_able());
 }
 
 fn write_program(path: &std::path::Path, text: &str) {

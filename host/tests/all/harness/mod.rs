@@ -105,6 +105,8 @@ pub(crate) struct Node {
     stderr: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
     ended: Option<ExitStatus>,
+    /// Whether it was told to have bugs, so that its 500s are none.
+    planted: bool,
 }
 
 /// The folder that a node keeps its data in, inside of its temporary folder.
@@ -129,6 +131,10 @@ pub(crate) fn serve(data_dir: &Path) -> Command {
         "build.wall",
     ] {
         command.args(["--set", &format!("{long}=1h")]);
+    }
+    // Tests look into the daemon by `/proc`, which for a process that cannot be dumped is root's.
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--set", "process.core_dumps=true"]);
     }
     command
 }
@@ -184,7 +190,18 @@ impl Node {
         let seen = Seen::default();
         let port = |key: &str| Port { addr: ready[key].as_str().unwrap().parse().unwrap(), bearer: None, seen: seen.clone() };
         let (data, control) = (port("addr"), port("control"));
-        Ok(Self { child, dir, data, control, seen, stderr, reader: Some(reader), ended: None })
+        Ok(Self { child, dir, data, control, seen, stderr, reader: Some(reader), ended: None, planted: false })
+    }
+
+    /// A node that has a bug at `point`: its answers of 500 and its panics are what the test wants.
+    #[track_caller]
+    pub(crate) fn with_bug(point: &str) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let mut command = serve(&data_dir(&dir));
+        command.env("HOB_PANIC_AT", point);
+        let mut node = Self::run(command, dir).unwrap();
+        node.planted = true;
+        node
     }
 
     /// The temporary folder, for a node that comes after this one.
@@ -369,6 +386,9 @@ impl Drop for Node {
             self.kill();
         }
         let stderr = self.stderr();
+        if self.planted && !std::thread::panicking() {
+            return;
+        }
         if std::thread::panicking() {
             eprintln!("standard error of the node:\n{stderr}");
             return;

@@ -256,6 +256,12 @@ impl Mappings {
     }
 }
 
+/// Opens what counting pages needs, which only root could open once the process is not dumpable any more.
+pub fn prepare_process() {
+    // Where it cannot be opened nothing is mapped, and who asks is told.
+    let _can = pages::can_count();
+}
+
 /// Most bytes that become a guest's own by one page fault: a page, or a huge one where the system gives those unasked.
 fn bytes_of_a_fault() -> usize {
     static BYTES: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
