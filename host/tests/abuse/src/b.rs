@@ -1,0 +1,3 @@
+//! b
+use crate::case::Kind;
+pub(crate) const CASES: &[Kind] = &[];

@@ -1,0 +1,3 @@
+//! c
+use crate::case::Kind;
+pub(crate) const CASES: &[Kind] = &[];

@@ -1,0 +1,3 @@
+//! d
+use crate::case::Kind;
+pub(crate) const CASES: &[Kind] = &[];

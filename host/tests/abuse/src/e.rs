@@ -1,0 +1,3 @@
+//! e
+use crate::case::Kind;
+pub(crate) const CASES: &[Kind] = &[];

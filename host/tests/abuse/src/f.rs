@@ -1,0 +1,3 @@
+//! f
+use crate::case::Kind;
+pub(crate) const CASES: &[Kind] = &[];

@@ -1,0 +1,3 @@
+//! g
+use crate::case::Kind;
+pub(crate) const CASES: &[Kind] = &[];

@@ -1,0 +1,3 @@
+//! h
+use crate::case::Kind;
+pub(crate) const CASES: &[Kind] = &[];
