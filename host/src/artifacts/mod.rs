@@ -1,7 +1,7 @@
 //! Files of deployed functions, addressed by content: the Wasm as it came, and what was made of it.
 //!
 //! ```text
-//! DIR/staging/KIND-N                    being written; emptied at start
+//! DIR/staging/KIND-N                    being written; each N once; emptied at start
 //! DIR/wasm/TENANT/SHA256.wasm           an upload, byte for byte
 //! DIR/artifacts/TENANT/KEY.cwasm        native code with its memory image, and a trailer (layout in `seal.rs`)
 //! DIR/snapshots/TENANT/KEY.wasm.zst     a module after its initialisation, compressed, and a trailer

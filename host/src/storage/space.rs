@@ -14,7 +14,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::fs::{self, Metadata};
-use std::hash::Hash;
+use std::hash::{BuildHasher as _, Hash, Hasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +33,7 @@ struct State<Id> {
     released: Option<HashSet<Id>>,
     /// Files in staging that somebody owns.
     staged: HashSet<PathBuf>,
+    /// The number of the next one. The first is drawn at random, so that no two processes ever give the same name.
     next: u64,
 }
 
@@ -58,7 +59,9 @@ impl<Id: Placed> Space<Id> {
     /// `used`: bytes of the files that are there. `bytes_max`: ceiling for those and all that comes.
     #[must_use]
     pub fn new(used: u64, bytes_max: u64) -> Arc<Self> {
-        let state = State { used, pins: HashMap::new(), released: None, staged: HashSet::new(), next: 0 };
+        // A build that outlives a node that was killed goes on writing to staging, under the names that it was given.
+        let next = RandomState::new().build_hasher().finish();
+        let state = State { used, pins: HashMap::new(), released: None, staged: HashSet::new(), next };
         Arc::new(Self { bytes_max, state: Mutex::new(state) })
     }
 
@@ -214,9 +217,8 @@ impl<Id: Placed> Space<Id> {
 
     fn stage_as(self: &Arc<Self>, dir: &Path, kind: &str, is_folder: bool) -> StagedPath<Id> {
         let mut state = self.lock();
-        // Numbers suffice: the directory is locked by this process, and staging was emptied when it was opened.
-        let path = dir.join(format!("{kind}-{}", state.next));
-        state.next += 1;
+        let path = dir.join(format!("{kind}-{:016x}", state.next));
+        state.next = state.next.wrapping_add(1);
         state.staged.insert(path.clone());
         StagedPath { path, is_folder, space: Arc::clone(self) }
     }
@@ -362,6 +364,32 @@ impl<Id: Placed> Drop for StagedPath<Id> {
         // Gone from the set means renamed into place; what is left behind here, the next collection takes.
         if state.staged.remove(&self.path) {
             let _gone = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+    struct NoFile;
+
+    impl Placed for NoFile {
+        fn disk_bytes(&self, meta: &Metadata) -> u64 {
+            meta.len()
+        }
+    }
+
+    #[test]
+    fn no_two_processes_give_a_name_in_staging_twice() {
+        let mut names = HashSet::new();
+        for _ in 0..100 {
+            let space = Space::<NoFile>::new(0, 0);
+            for _ in 0..100 {
+                let staged = space.stage(Path::new("staging"), "native");
+                assert!(names.insert(staged.path().to_owned()), "{staged:?}");
+            }
         }
     }
 }

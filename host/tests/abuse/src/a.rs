@@ -23,7 +23,7 @@ pub(crate) const CASES: &[Kind] = &[
     ),
     Kind::Beside(case("A6", "recursion without end", &["502 guest-trap"], recursion_setup, recursion_attack).burns()),
     Kind::Beside(
-        case("A7", "a neighbour with 64 spinners", &["504 cpu-deadline"], |s| spinners(s, "cpu = \"500ms\"\nwall = \"1m\""), spin).burns(),
+        case("A7", "a neighbour with 64 spinners", &["504 cpu-deadline"], |s| spinners(s, "cpu = \"100ms\"\nwall = \"1m\""), spin).burns(),
     ),
     Kind::Missing { row: "A8", name: "a function that calls itself", why: "no outbound HTTP yet" },
 ];

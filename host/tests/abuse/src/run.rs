@@ -165,7 +165,8 @@ fn judge_victim(case: &Case, tally: &Tally, seen: &mut Seen) {
         Processor::Spared => P99_MAX.min(quiet * 2),
         Processor::Burnt => P99_MAX,
     };
-    if attack > bound {
+    // Where the victim's requests wait for their place or are refused, their times are the node's settings.
+    if attack > bound && case.refusals == Refusals::Never {
         seen.slow.push(format!("N4: the victim's p99 was {attack:?}, at most {bound:?} is allowed"));
     }
 }
