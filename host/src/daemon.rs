@@ -475,8 +475,12 @@ fn raise_descriptor_limit() -> u64 {
 /// How long a thread that stops waits for work that blocks; what goes on then ends with the process.
 const BLOCKED_MAX: Duration = Duration::from_secs(5);
 
+/// How long a thread that may block waits for more work before it goes: after a rush they are all gone within five seconds.
+const BLOCKING_IDLE: Duration = Duration::from_secs(2);
+
 fn current_thread() -> std::io::Result<Runtime> {
-    RuntimeBuilder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build()
+    let mut builder = RuntimeBuilder::new_current_thread();
+    builder.enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).thread_keep_alive(BLOCKING_IDLE).build()
 }
 
 /// The runtime of a thread that may run guests.

@@ -1,6 +1,6 @@
 //! A small HTTP/1.1 client over a plain socket, from any address of the loopback network: it can be as rude as an attack needs.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -85,13 +85,24 @@ impl Conn {
         let _refused_midway = self.send([head(method, target, headers, body.len()).as_bytes(), body].concat());
     }
 
+    /// No byte is waited for longer than this.
+    pub(crate) fn wait_at_most(&self, time: Duration) -> std::io::Result<()> {
+        self.input.get_ref().set_read_timeout(Some(time))
+    }
+
+    /// Another hand on the same connection, to send while this one reads.
+    pub(crate) fn writer(&self) -> std::io::Result<TcpStream> {
+        self.input.get_ref().try_clone()
+    }
+
     /// The next response to a request that was not `HEAD`; `None` when the connection ended instead.
     pub(crate) fn reply(&mut self) -> Option<Reply> {
         let mut reply = self.head()?;
         if reply.status == 100 {
             reply = self.head()?;
         }
-        reply.whole = self.body(&mut reply);
+        // These have no body, whatever their headers say (RFC 9112, 6.3).
+        reply.whole = matches!(reply.status, 204 | 304) || self.body(&mut reply);
         Some(reply)
     }
 
@@ -134,15 +145,6 @@ impl Conn {
         match self.input.read_until(b'\n', &mut line) {
             Ok(count) if count > 0 => Some(String::from_utf8_lossy(&line).trim_end().to_owned()),
             Ok(_) | Err(_) => None,
-        }
-    }
-
-    /// Whether the node closes without another byte.
-    pub(crate) fn is_closed(&mut self) -> bool {
-        let mut byte = [0];
-        match self.input.read(&mut byte) {
-            Ok(count) => count == 0,
-            Err(error) => error.kind() == ErrorKind::ConnectionReset,
         }
     }
 }

@@ -67,6 +67,20 @@ impl Report {
         Ok(())
     }
 
+    /// A line for people alone.
+    pub(crate) fn text(&self, text: &str) -> anyhow::Result<()> {
+        Ok(writeln!(std::io::stdout(), "{text}")?)
+    }
+
+    /// A figure that is no case: the object is the line.
+    pub(crate) fn figure(&mut self, figure: &serde_json::Value) -> anyhow::Result<()> {
+        self.text(&figure.to_string())?;
+        if let Some(file) = &mut self.json {
+            writeln!(file, "{figure}")?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn add(&mut self, finding: &Finding) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{}", line(finding))?;

@@ -11,7 +11,7 @@ use crate::case::Seen;
 use crate::http;
 
 /// What each connection does.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Plan<'a> {
     pub(crate) to: SocketAddr,
     pub(crate) count: usize,
@@ -24,6 +24,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) reads: Reads,
     /// When those that are still open are given up.
     pub(crate) until: Duration,
+    /// Ends it before that, once all are connected: a client that never reads is not told that the node has closed.
+    pub(crate) done: Option<&'a (dyn Fn() -> bool + Sync)>,
 }
 
 /// What a connection does with what it gets.
@@ -93,7 +95,9 @@ pub(crate) fn run(plan: &Plan<'_>, seen: &mut Seen) -> anyhow::Result<Ended> {
             clients.iter_mut().for_each(|client| client.drip(bytes));
         }
         let over = clients.len() == plan.count && clients.iter().all(|client| client.stream.is_none());
-        if over || began.elapsed() > plan.until {
+        let all_connected = clients.len() == plan.count && clients.iter().all(|client| client.opened.is_some());
+        let done = all_connected && began.elapsed() > Duration::from_secs(1) && plan.done.is_some_and(|done| done());
+        if over || done || began.elapsed() > plan.until {
             break;
         }
     }
