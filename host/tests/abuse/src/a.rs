@@ -7,15 +7,31 @@ use crate::guests::{self, SPINS, does, handler, handler_with};
 use crate::victim::quantile;
 
 pub(crate) const CASES: &[Kind] = &[
-    Kind::Beside(case("A1", "64 spinners, cpu 50 ms", &["504 cpu-deadline"], |s| spinners(s, "cpu = \"50ms\"\nwall = \"1m\""), spin).burns()),
     Kind::Beside(
-        case("A1", "64 spinners, wall 200 ms", &["504 wall-deadline"], |s| spinners(s, "cpu = \"1h\"\nwall = \"200ms\""), spin).burns(),
+        case("A1", "64 spinners, cpu 50 ms", &["504 cpu-deadline"], |s| spinners(s, "cpu = \"50ms\"\nwall = \"1m\""), spin)
+            .burns(),
+    ),
+    Kind::Beside(
+        case("A1", "64 spinners, wall 200 ms", &["504 wall-deadline"], |s| spinners(s, "cpu = \"1h\"\nwall = \"200ms\""), spin)
+            .burns(),
     ),
     Kind::Beside(case("A2", "loop in start and init", &["504 cpu-deadline"], start_setup, start_attack).burns()),
     Kind::Beside(case("A2", "loop at deploy", &["422 *"], nothing, start_at_deploy).burns().settings(&["build.init=300ms"])),
-    Kind::Beside(case("A3", "processors busy outside too", &["504 cpu-deadline"], |s| spinners(s, "cpu = \"20ms\"\nwall = \"1m\""), busy_host).burns()),
+    Kind::Beside(
+        case(
+            "A3",
+            "processors busy outside too",
+            &["504 cpu-deadline"],
+            |s| spinners(s, "cpu = \"20ms\"\nwall = \"1m\""),
+            busy_host,
+        )
+        .burns(),
+    ),
     Kind::Beside(case("A4", "bulk operations", &["504 cpu-deadline"], bulk_setup, bulk_attack).burns()),
-    Kind::Beside(case("A5", "sleepers to their deadline", &["504 wall-deadline"], sleepers, sleep).settings(&["engine.instances_max=2000"])),
+    Kind::Beside(
+        case("A5", "sleepers to their deadline", &["504 wall-deadline"], sleepers, sleep)
+            .settings(&["engine.instances_max=2000"]),
+    ),
     Kind::Beside(
         case("A5", "sleepers cancelled at random", &["cancelled"], sleepers, cancel)
             .settings(&["engine.instances_max=2000"])
@@ -23,7 +39,14 @@ pub(crate) const CASES: &[Kind] = &[
     ),
     Kind::Beside(case("A6", "recursion without end", &["502 guest-trap"], recursion_setup, recursion_attack).burns()),
     Kind::Beside(
-        case("A7", "a neighbour with 64 spinners", &["504 cpu-deadline"], |s| spinners(s, "cpu = \"100ms\"\nwall = \"1m\""), spin).burns(),
+        case(
+            "A7",
+            "a neighbour with 64 spinners",
+            &["504 cpu-deadline"],
+            |s| spinners(s, "cpu = \"100ms\"\nwall = \"1m\""),
+            spin,
+        )
+        .burns(),
     ),
     Kind::Missing { row: "A8", name: "a function that calls itself", why: "no outbound HTTP yet" },
 ];
@@ -154,12 +177,32 @@ const CALLS: [(&str, &str, &str); 9] = [
     ("none", "", ""),
     ("request-read", "", "(drop (call $request_read (i32.const 0) (i32.const 0)))"),
     ("log", "", "(call $log (i32.const 4) (i32.const 0) (i32.const 0))"),
-    ("random", "(import \"wasi_snapshot_preview1\" \"random_get\" (func $f (param i32 i32) (result i32)))", "(drop (call $f (i32.const 0) (i32.const 8)))"),
-    ("clock", "(import \"wasi_snapshot_preview1\" \"clock_time_get\" (func $f (param i32 i64 i32) (result i32)))", "(drop (call $f (i32.const 0) (i64.const 0) (i32.const 0)))"),
-    ("write", "(import \"wasi_snapshot_preview1\" \"fd_write\" (func $f (param i32 i32 i32 i32) (result i32)))", "(drop (call $f (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))"),
-    ("environment", "(import \"wasi_snapshot_preview1\" \"environ_sizes_get\" (func $f (param i32 i32) (result i32)))", "(drop (call $f (i32.const 0) (i32.const 4)))"),
+    (
+        "random",
+        "(import \"wasi_snapshot_preview1\" \"random_get\" (func $f (param i32 i32) (result i32)))",
+        "(drop (call $f (i32.const 0) (i32.const 8)))",
+    ),
+    (
+        "clock",
+        "(import \"wasi_snapshot_preview1\" \"clock_time_get\" (func $f (param i32 i64 i32) (result i32)))",
+        "(drop (call $f (i32.const 0) (i64.const 0) (i32.const 0)))",
+    ),
+    (
+        "write",
+        "(import \"wasi_snapshot_preview1\" \"fd_write\" (func $f (param i32 i32 i32 i32) (result i32)))",
+        "(drop (call $f (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16)))",
+    ),
+    (
+        "environment",
+        "(import \"wasi_snapshot_preview1\" \"environ_sizes_get\" (func $f (param i32 i32) (result i32)))",
+        "(drop (call $f (i32.const 0) (i32.const 4)))",
+    ),
     ("yield", "(import \"wasi_snapshot_preview1\" \"sched_yield\" (func $f (result i32)))", "(drop (call $f))"),
-    ("bucket", "(import \"hob1\" \"bucket_open\" (func $f (param i32 i32) (result i32)))", "(drop (call $f (i32.const 0) (i32.const 6)))"),
+    (
+        "bucket",
+        "(import \"hob1\" \"bucket_open\" (func $f (param i32 i32) (result i32)))",
+        "(drop (call $f (i32.const 0) (i32.const 6)))",
+    ),
 ];
 
 fn recursion_setup(stage: &Stage<'_>) -> anyhow::Result<Ready> {

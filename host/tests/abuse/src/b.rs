@@ -15,19 +15,28 @@ pub(crate) const CASES: &[Kind] = &[
     Kind::Beside(case("B3", "globals and exports", &["422 module-over-cap"], nothing, bloat).burns()),
     Kind::Beside(case("B4", "huge arguments of host calls", &["200", "502 *", "504 cpu-deadline"], huge_setup, huge).burns()),
     Kind::Beside(
-        case("B5", "bad pointers into every import", &["502 guest-bad-call", "200", "502 *", "504 *", "200 cut", "500"], pointers_setup, pointers)
-            .burns(),
+        case(
+            "B5",
+            "bad pointers into every import",
+            &["502 guest-bad-call", "200", "502 *", "504 *", "200 cut", "500"],
+            pointers_setup,
+            pointers,
+        )
+        .burns(),
     ),
     Kind::Beside(case("B6", "what another instance left", &["200", "502 guest-trap"], spies, spy).burns()),
     Kind::Beside(
-        case("B7", "all places of a function", &["429 concurrency", "200"], holders, hold_function).settings(&["engine.instances_max=400"]),
+        case("B7", "all places of a function", &["429 concurrency", "200"], holders, hold_function)
+            .settings(&["engine.instances_max=400"]),
     ),
     Kind::Beside(
         case("B7", "all instances of the node", &["503 overloaded", "200"], holders, hold_node)
             .settings(&["engine.instances_max=64", "engine.instance_wait=100ms"])
             .victim_may_be_refused(),
     ),
-    Kind::Beside(case("B8", "traps, deadlines and answers", &["200", "502 guest-trap", "504 cpu-deadline"], soak_setup, soak).burns()),
+    Kind::Beside(
+        case("B8", "traps, deadlines and answers", &["200", "502 guest-trap", "504 cpu-deadline"], soak_setup, soak).burns(),
+    ),
 ];
 
 const NO_SNAPSHOT: &str = "snapshot = \"off\"\n";
@@ -105,7 +114,9 @@ fn table_bomb(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
 }
 
 fn tables_too_large(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
-    for (name, table) in [("huge", "(table 4000000000 funcref)"), ("over", "(table 100001 funcref)"), ("wide", "(table i64 1 funcref)")] {
+    for (name, table) in
+        [("huge", "(table 4000000000 funcref)"), ("over", "(table 100001 funcref)"), ("wide", "(table i64 1 funcref)")]
+    {
         let wasm = guests::wasm(&handler(&format!("{table} (func (export \"hob_handle\"))")))?;
         stage.deploy(0, name, &wasm, "", seen)?;
     }
@@ -114,7 +125,8 @@ fn tables_too_large(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
 
 fn bloat(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     let globals = "(global i32 (i32.const 0))".repeat(100_000);
-    let exports: String = (0..stage.times(100_000, 1_000_000)).map(|number| format!("(export \"e{number}\" (func $entry))")).collect();
+    let exports: String =
+        (0..stage.times(100_000, 1_000_000)).map(|number| format!("(export \"e{number}\" (func $entry))")).collect();
     for (name, fields) in [("globals", globals), ("exports", exports)] {
         let wasm = guests::wasm(&handler(&format!("{fields} (func $entry (export \"hob_handle\"))")))?;
         stage.deploy(0, name, &wasm, "", seen)?;
@@ -125,12 +137,32 @@ fn bloat(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
 /// Calls with as much as a memory holds: some 125 MiB.
 const HUGE: [(&str, &str, &str); 7] = [
     ("log", "", "(call $log (i32.const 1) (i32.const 0) (i32.const 131000000))"),
-    ("respond", "", "(i32.store (i32.const 0) (i32.const 0)) (i32.store16 (i32.const 4) (i32.const 200)) (i32.store (i32.const 8) (i32.const 130999988)) (call $respond (i32.const 0) (i32.const 131000000)) (return)"),
-    ("headers", "", "(i32.store16 (i32.const 4) (i32.const 200)) (i32.store16 (i32.const 6) (i32.const 65535)) (call $respond (i32.const 0) (i32.const 131000000)) (return)"),
+    (
+        "respond",
+        "",
+        "(i32.store (i32.const 0) (i32.const 0)) (i32.store16 (i32.const 4) (i32.const 200)) (i32.store (i32.const 8) (i32.const 130999988)) (call $respond (i32.const 0) (i32.const 131000000)) (return)",
+    ),
+    (
+        "headers",
+        "",
+        "(i32.store16 (i32.const 4) (i32.const 200)) (i32.store16 (i32.const 6) (i32.const 65535)) (call $respond (i32.const 0) (i32.const 131000000)) (return)",
+    ),
     ("body", "", "(call $stream) (drop (call $body_write (i32.const 0) (i32.const 131000000))) (return)"),
-    ("random", "(import \"wasi_snapshot_preview1\" \"random_get\" (func $f (param i32 i32) (result i32)))", "(loop $more (br_if $more (i32.eqz (call $f (i32.const 0) (i32.const 131000000)))))"),
-    ("vectors", "(import \"wasi_snapshot_preview1\" \"fd_write\" (func $f (param i32 i32 i32 i32) (result i32)))", "(loop $more (br_if $more (i32.eqz (call $f (i32.const 1) (i32.const 0) (i32.const 16000000) (i32.const 131000000)))))"),
-    ("path", "(import \"wasi_snapshot_preview1\" \"path_open\" (func $f (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))", "(drop (call $f (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 131000000) (i32.const 0) (i64.const 0) (i64.const 0) (i32.const 0) (i32.const 131000000)))"),
+    (
+        "random",
+        "(import \"wasi_snapshot_preview1\" \"random_get\" (func $f (param i32 i32) (result i32)))",
+        "(loop $more (br_if $more (i32.eqz (call $f (i32.const 0) (i32.const 131000000)))))",
+    ),
+    (
+        "vectors",
+        "(import \"wasi_snapshot_preview1\" \"fd_write\" (func $f (param i32 i32 i32 i32) (result i32)))",
+        "(loop $more (br_if $more (i32.eqz (call $f (i32.const 1) (i32.const 0) (i32.const 16000000) (i32.const 131000000)))))",
+    ),
+    (
+        "path",
+        "(import \"wasi_snapshot_preview1\" \"path_open\" (func $f (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))",
+        "(drop (call $f (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 131000000) (i32.const 0) (i64.const 0) (i64.const 0) (i32.const 0) (i32.const 131000000)))",
+    ),
 ];
 
 fn huge_setup(stage: &Stage<'_>) -> anyhow::Result<Ready> {

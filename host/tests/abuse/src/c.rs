@@ -15,7 +15,9 @@ use crate::node::{HOME, Node, Setup};
 use crate::run::panics;
 
 pub(crate) const CASES: &[Kind] = &[
-    Kind::Beside(case("C1", "huge modules", &["413 body-too-large"], nothing, huge).at_control().settings(&["data.upload_bytes_max=4MiB"])),
+    Kind::Beside(
+        case("C1", "huge modules", &["413 body-too-large"], nothing, huge).at_control().settings(&["data.upload_bytes_max=4MiB"]),
+    ),
     Kind::Beside(case("C2", "one past each cap", &["422 module-over-cap"], nothing, over_caps).burns()),
     Kind::Beside(
         case("C3", "bombs for the compiler", &["?422 build-over-limit", "201", "200"], nothing, compiler_bombs)
@@ -23,7 +25,9 @@ pub(crate) const CASES: &[Kind] = &[
             .settings(&["build.cpu=2s", "build.wall=4s"]),
     ),
     Kind::Beside(case("C4", "a million nested blocks", &["422 module-over-cap", "422 *"], nothing, nested).burns()),
-    Kind::Beside(case("C5", "flipped bits and cut ends", &["422 not-deployable", "422 *", "200", "201"], nothing, malformed).burns()),
+    Kind::Beside(
+        case("C5", "flipped bits and cut ends", &["422 not-deployable", "422 *", "200", "201"], nothing, malformed).burns(),
+    ),
     Kind::Beside(case("C6", "text, ELF and native code", &["422 not-deployable"], nothing, no_modules)),
     Kind::Beside(case("C7", "proposals that are off", &["422 not-deployable", "422 *"], nothing, proposals)),
     Kind::Beside(case("C8", "compressed bytes", &["415 *", "422 not-deployable"], nothing, compressed).at_control()),
@@ -72,7 +76,14 @@ fn over_caps(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
         ("functions", handler(&format!("{entry}{}", "(func)".repeat(100_001)))),
         // A type of its own for each number: its digits in base 2.
         ("types", handler(&format!("{}{entry}", many(10_001, &|n| format!("(type (func (param {})))", digits(n)))))),
-        ("imports", crate::guests::handler_with(&"(import \"hob1\" \"log\" (func (param i32 i32 i32)))".repeat(2000), "(memory (export \"memory\") 1)", entry)),
+        (
+            "imports",
+            crate::guests::handler_with(
+                &"(import \"hob1\" \"log\" (func (param i32 i32 i32)))".repeat(2000),
+                "(memory (export \"memory\") 1)",
+                entry,
+            ),
+        ),
         ("exports", handler(&format!("(func $e){entry}{}", many(10_001, &|n| format!("(export \"e{n}\" (func $e))"))))),
         ("segments", handler(&format!("{}{entry}", "(data (i32.const 0) \"\")".repeat(20_001)))),
         ("globals", handler(&format!("{}{entry}", "(global i32 (i32.const 0))".repeat(50_001)))),
@@ -87,7 +98,9 @@ fn over_caps(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     stage.crowd(3, seen, |index, seen| {
         for (name, wasm) in modules.iter().skip(index).step_by(3) {
             match stage.deploy(index, name, wasm, "", seen) {
-                Ok(reply) => seen.check(reply.text().contains("cap") || reply.status == 422, || format!("{name}: {}", reply.text())),
+                Ok(reply) => {
+                    seen.check(reply.text().contains("cap") || reply.status == 422, || format!("{name}: {}", reply.text()))
+                }
                 Err(error) => seen.complain(format!("{name}: {error:#}")),
             }
         }
@@ -110,7 +123,10 @@ fn compiler_bombs(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     };
     let sets: String = (0..locals).map(live).collect();
     let round = format!("(global i32 (i32.const {}))", stage.round);
-    let lives = handler(&format!("{round} {entry} (func (local {}) (loop {sets} (br_if 0 (i64.eqz (local.get 1)))))", "i64 ".repeat(locals)));
+    let lives = handler(&format!(
+        "{round} {entry} (func (local {}) (loop {sets} (br_if 0 (i64.eqz (local.get 1)))))",
+        "i64 ".repeat(locals)
+    ));
     let arms = "(block ".repeat(900);
     let table = format!("(br_table {} (local.get 0))", (0..9000).map(|n| format!("{} ", n % 900)).collect::<String>());
     let ends = ") (local.set 0 (i32.add (local.get 0) (i32.const 1)))".repeat(900);
@@ -136,7 +152,12 @@ fn nested(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     for (turn, cut) in [0, levels / 2].into_iter().enumerate() {
         let body = &body[..body.len() - cut];
         let code = [&[1][..], &leb(body.len()), body].concat();
-        let wasm = [&b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x0e\x01\x0ahob_handle\0\0\x0a"[..], &leb(code.len()), &code].concat();
+        let wasm = [
+            &b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x0e\x01\x0ahob_handle\0\0\x0a"[..],
+            &leb(code.len()),
+            &code,
+        ]
+        .concat();
         stage.deploy(turn, "nested", &wasm, "", seen)?;
     }
     Ok(())
@@ -178,7 +199,13 @@ fn no_modules(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     let elf = std::fs::read("/proc/self/exe")?;
     let text = says("text").into_bytes();
     let component = b"\0asm\x0d\0\x01\0\xff\xff\xff\xff".to_vec();
-    for (name, bytes) in [("text", text), ("elf", elf[..elf.len().min(1 << 20)].to_vec()), ("native", native), ("component", component), ("nothing", Vec::new())] {
+    for (name, bytes) in [
+        ("text", text),
+        ("elf", elf[..elf.len().min(1 << 20)].to_vec()),
+        ("native", native),
+        ("component", component),
+        ("nothing", Vec::new()),
+    ] {
         stage.deploy(0, name, &bytes, "", seen)?;
     }
     Ok(())
@@ -193,7 +220,12 @@ fn proposals(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
         ("references", handler(&format!("(type $t (func)) (func (param (ref $t))) {entry}"))),
         ("exceptions", handler(&format!("(tag) (func (throw 0)) {entry}"))),
         ("pages", format!("(module (memory (export \"memory\") 1 (pagesize 1)) {entry})")),
-        ("wide", handler(&format!("(func (param i64 i64 i64 i64) (result i64 i64) (i64.add128 (local.get 0) (local.get 1) (local.get 2) (local.get 3))) {entry}"))),
+        (
+            "wide",
+            handler(&format!(
+                "(func (param i64 i64 i64 i64) (result i64 i64) (i64.add128 (local.get 0) (local.get 1) (local.get 2) (local.get 3))) {entry}"
+            )),
+        ),
         ("switching", handler(&format!("(type $f (func)) (type $c (cont $f)) {entry}"))),
     ];
     for (name, text) in modules {
@@ -224,7 +256,11 @@ fn imports(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
         ("preview0", "(import \"wasi_snapshot_preview1\" \"proc_exec\" (func (param i32) (result i32)))"),
         ("memory", "(import \"env\" \"memory\" (memory 1))"),
     ] {
-        let wasm = guests::wasm(&crate::guests::handler_with(import, "(memory (export \"memory\") 1)", "(func (export \"hob_handle\"))"))?;
+        let wasm = guests::wasm(&crate::guests::handler_with(
+            import,
+            "(memory (export \"memory\") 1)",
+            "(func (export \"hob_handle\"))",
+        ))?;
         let reply = stage.deploy(0, name, &wasm, "", seen)?;
         let named = import.split('"').nth(1).unwrap_or("");
         seen.check(reply.text().contains(named), || format!("{name}: the answer does not say '{named}': {}", reply.text()));
@@ -447,13 +483,21 @@ fn manifests(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
         let (kind, body) = http::multipart(&[("manifest", manifest), ("wasm", &wasm)]);
         let reply = stage.ask(number, "PUT", "/v1/functions/manifest", &[("content-type", &kind)], &body, seen);
         if let Some(reply) = reply {
-            seen.check((400..500).contains(&reply.status), || format!("manifest {number}: {} {:.200}", reply.key(), reply.text()));
+            seen.check((400..500).contains(&reply.status), || {
+                format!("manifest {number}: {} {:.200}", reply.key(), reply.text())
+            });
         }
     }
     // Forms that are none.
     for body in ["", "--x\r\n", "--x\r\ncontent-disposition: form-data; name=\"wasm\"\r\n\r\n", &"--x\r\n\r\n".repeat(5000)] {
-        stage.ask(0, "PUT", "/v1/functions/manifest", &[("content-type", "multipart/form-data; boundary=x")], body.as_bytes(), seen);
+        stage.ask(
+            0,
+            "PUT",
+            "/v1/functions/manifest",
+            &[("content-type", "multipart/form-data; boundary=x")],
+            body.as_bytes(),
+            seen,
+        );
     }
     Ok(())
 }
-

@@ -23,6 +23,18 @@ pub(crate) enum Processor {
     Burnt,
 }
 
+/// Whether the node bounds the connections of each address, and how many addresses attackers come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AddressCap {
+    /// It does not, so far as it can be told not to; from a hundred.
+    Off,
+    /// It does; from one.
+    On,
+}
+
+/// The setting of that bound.
+pub(crate) const ADDRESS_CAP: &str = "net.connections_per_address";
+
 /// How much of an attack is run, and whether times are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
@@ -49,6 +61,7 @@ pub(crate) struct Case {
     pub(crate) door: Door,
     pub(crate) settings: &'static [&'static str],
     pub(crate) files_max: Option<u64>,
+    pub(crate) address_cap: AddressCap,
     pub(crate) processor: Processor,
     pub(crate) clients: Clients,
     pub(crate) refusals: Refusals,
@@ -74,7 +87,11 @@ pub(crate) enum Kind {
     Beside(Case),
     Alone(Alone),
     /// A row that is not run yet, and why.
-    Missing { row: &'static str, name: &'static str, why: &'static str },
+    Missing {
+        row: &'static str,
+        name: &'static str,
+        why: &'static str,
+    },
 }
 
 impl Kind {
@@ -119,6 +136,7 @@ pub(crate) const fn case(
         door: Door::Data,
         settings: &[],
         files_max: None,
+        address_cap: AddressCap::Off,
         processor: Processor::Spared,
         clients: Clients::Renew,
         refusals: Refusals::Never,
@@ -148,6 +166,10 @@ impl Case {
 
     pub(crate) const fn files_max(self, files: u64) -> Self {
         Self { files_max: Some(files), ..self }
+    }
+
+    pub(crate) const fn one_address(self, name: &'static str, expects: &'static [&'static str]) -> Self {
+        Self { name, expects, address_cap: AddressCap::On, ..self }
     }
 
     pub(crate) const fn victim_keeps_its_connections(self) -> Self {
@@ -248,6 +270,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) node: &'a Node,
     pub(crate) binary: &'a Path,
     pub(crate) door: Door,
+    pub(crate) address_cap: AddressCap,
     pub(crate) scale: Scale,
     /// 0, 1, 2: the same attack again.
     pub(crate) round: usize,
@@ -281,12 +304,28 @@ impl Stage<'_> {
         }
     }
 
+    /// Where connections come from.
+    pub(crate) fn from(&self) -> Vec<Ipv4Addr> {
+        match self.address_cap {
+            AddressCap::Off => (0..usize::from(ATTACKERS)).map(attacker).collect(),
+            AddressCap::On => vec![attacker(0)],
+        }
+    }
+
     pub(crate) fn connect(&self, index: usize) -> std::io::Result<Conn> {
         Conn::open(self.addr(), attacker(index))
     }
 
     /// One request by an attacker, counted.
-    pub(crate) fn ask(&self, index: usize, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8], seen: &mut Seen) -> Option<Reply> {
+    pub(crate) fn ask(
+        &self,
+        index: usize,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        seen: &mut Seen,
+    ) -> Option<Reply> {
         match self.connect(index) {
             Ok(mut conn) => {
                 conn.request(method, target, headers, body);
@@ -341,11 +380,6 @@ impl Stage<'_> {
 pub(crate) fn attacker(index: usize) -> Ipv4Addr {
     let last = u8::try_from(index % usize::from(ATTACKERS)).unwrap_or(0);
     Ipv4Addr::new(127, 0, 0, 2 + last)
-}
-
-/// All of them.
-pub(crate) fn attackers() -> Vec<Ipv4Addr> {
-    (0..usize::from(ATTACKERS)).map(attacker).collect()
 }
 
 /// A setup that deploys one function.

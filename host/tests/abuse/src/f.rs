@@ -5,48 +5,89 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use crate::b::Dice;
-use crate::case::{Books, Case, Door, Kind, Ready, Seen, Stage, attackers, case, deployed, nothing};
+use crate::case::{Books, Case, Door, Kind, Ready, Seen, Stage, case, deployed};
 use crate::guests::{self, does, says};
 use crate::http::{self, Reply};
-use crate::node::HOME;
+use crate::node::{HOME, Node};
 use crate::swarm::{self, Ended, Plan, Reads};
 
 /// Timers so short that a short run has time for three attacks; a long run has the defaults, or what is set there.
-const TIMERS: &[&str] = &["net.connections_max=12000", "net.header_timeout=2s", "net.body_idle_timeout=2s", "net.write_idle_timeout=2s"];
+const TIMERS: &[&str] =
+    &["net.connections_max=12000", "net.header_timeout=2s", "net.body_idle_timeout=2s", "net.write_idle_timeout=2s"];
 /// What the timers may take beyond their time, on a machine with ten thousand connections.
 const LATE: Duration = Duration::from_secs(2);
 const TIMER: Duration = Duration::from_secs(2);
+/// One that waits for its place begins later.
+const QUEUE: Duration = Duration::from_secs(5);
+/// A body may be slower than the least rate for five seconds.
+const RATE_TIMER: Duration = Duration::from_secs(6);
 
-const fn rude(row: &'static str, name: &'static str, expects: &'static [&'static str], attack: fn(&Stage<'_>, &mut Seen) -> anyhow::Result<()>) -> Case {
+const fn rude(
+    row: &'static str,
+    name: &'static str,
+    expects: &'static [&'static str],
+    attack: fn(&Stage<'_>, &mut Seen) -> anyhow::Result<()>,
+) -> Case {
     case(row, name, expects, functions, attack).settings(TIMERS).books(Books::Closed).burns()
 }
 
 pub(crate) const CASES: &[Kind] = &[
     Kind::Beside(rude("F1", "silent connections", &["closed"], |s, seen| heads(s, seen, b"", None))),
-    Kind::Beside(rude("F1", "silent, control port", &["closed", "503 overloaded"], |s, seen| heads(s, seen, b"", None)).at_control()),
+    Kind::Beside(
+        rude("F1", "silent, control port", &["closed", "503 overloaded"], |s, seen| heads(s, seen, b"", None)).at_control(),
+    ),
     Kind::Beside(rude("F1", "dripping heads", &["408 client-timeout", "closed"], |s, seen| heads(s, seen, HEAD, Some(b"x")))),
     Kind::Beside(
-        rude("F1", "dripping, control port", &["408 client-timeout", "503 overloaded", "closed"], |s, seen| heads(s, seen, HEAD, Some(b"x")))
-            .at_control(),
+        rude("F1", "dripping, control port", &["408 client-timeout", "503 overloaded", "closed"], |s, seen| {
+            heads(s, seen, HEAD, Some(b"x"))
+        })
+        .at_control(),
     ),
-    Kind::Beside(rude("F2", "half bodies", &["408 client-timeout", "closed"], |s, seen| bodies(s, seen, 100, None))),
-    Kind::Beside(rude("F2", "half bodies, control port", &["408 client-timeout", "503 overloaded", "closed"], |s, seen| bodies(s, seen, 100, None)).at_control()),
-    Kind::Beside(rude("F2", "half large bodies", &["408 client-timeout", "429 concurrency", "503 overloaded", "closed"], |s, seen| bodies(s, seen, 1 << 20, None))),
+    Kind::Beside(rude("F2", "half bodies", &["408 client-timeout", "closed"], |s, seen| bodies(s, seen, 100, TIMER))),
+    Kind::Beside(
+        rude("F2", "half bodies, control port", &["408 client-timeout", "503 overloaded", "closed"], |s, seen| {
+            bodies(s, seen, 100, TIMER)
+        })
+        .at_control(),
+    ),
+    Kind::Beside(rude(
+        "F2",
+        "half large bodies",
+        &["408 client-timeout", "429 concurrency", "503 overloaded", "closed"],
+        |s, seen| bodies(s, seen, 1 << 20, TIMER + QUEUE),
+    )),
+    Kind::Beside(Case {
+        setup: dripping,
+        ..rude("F2", "dripping bodies", &["408 client-timeout", "closed"], |s, seen| bodies(s, seen, 60_000, RATE_TIMER))
+    }),
     Kind::Beside(rude("F3", "readers that never read", &["never read"], slow_readers)),
     Kind::Beside(rude("F3", "never read, control port", &["never read"], slow_readers).at_control()),
     Kind::Beside(rude("F4", "giant bodies", &["413 body-too-large"], giants)),
     Kind::Beside(rude("F4", "giant bodies, control port", &["413 body-too-large"], giants).at_control()),
-    Kind::Beside(rude("F5", "floods of headers", &["431 headers-too-large", "414 uri-too-long", "200", "400 bad-request", "404 not-found"], headers)),
+    Kind::Beside(rude(
+        "F5",
+        "floods of headers",
+        &["431 headers-too-large", "414 uri-too-long", "200", "400 bad-request", "404 not-found"],
+        headers,
+    )),
     Kind::Beside(
-        rude("F5", "headers, control port", &["431 headers-too-large", "414 uri-too-long", "200", "400 bad-request", "404 not-found"], headers).at_control(),
+        rude(
+            "F5",
+            "headers, control port",
+            &["431 headers-too-large", "414 uri-too-long", "200", "400 bad-request", "404 not-found"],
+            headers,
+        )
+        .at_control(),
     ),
     Kind::Beside(rude("F6", "smuggled requests", &["400 bad-request", "200", "501 *", "505 *", "4*", "closed"], smuggle)),
-    Kind::Beside(rude("F6", "smuggled, control port", &["400 bad-request", "200", "501 *", "505 *", "4*", "closed"], smuggle).at_control()),
+    Kind::Beside(
+        rude("F6", "smuggled, control port", &["400 bad-request", "200", "501 *", "505 *", "4*", "closed"], smuggle).at_control(),
+    ),
     Kind::Beside(rude("F7", "pipelines", &["200"], pipelines)),
     Kind::Beside(rude("F7", "pipelines, control port", &["200"], pipelines).at_control()),
     Kind::Beside(rude("F7", "a connection for each request", &["200"], churn)),
     Kind::Beside(
-        case("F8", "more than there are descriptors", &["?closed", "503 overloaded", "200"], nothing, exhaust)
+        case("F8", "more than there are descriptors", &["?closed", "503 overloaded", "200"], functions, exhaust)
             .files_max(512)
             .settings(&["net.connections_max=100000", "net.header_timeout=2s"])
             .books(Books::Closed)
@@ -54,14 +95,32 @@ pub(crate) const CASES: &[Kind] = &[
             .victim_keeps_its_connections(),
     ),
     Kind::Beside(
-        case("F8", "more than connections_max", &["503 overloaded", "closed"], nothing, exhaust)
+        case("F8", "more than connections_max", &["503 overloaded", "closed"], functions, exhaust)
             .settings(&["net.connections_max=256", "net.header_timeout=2s"])
             .books(Books::Closed)
             .burns()
             .victim_keeps_its_connections(),
     ),
-    Kind::Missing { row: "F8", name: "one address takes all", why: "no cap for each address yet" },
-    Kind::Beside(case("F12", "responses of guests", &["200", "2*", "3*", "4*", "5*"], forgers, responses).books(Books::AtLeast).burns()),
+    Kind::Beside(
+        rude("F8", "", &[], exhaust)
+            .settings(&["net.connections_max=256", "net.header_timeout=2s"])
+            .one_address("one address takes all", &["503 overloaded", "closed"]),
+    ),
+    Kind::Beside(
+        rude("F1", "", &[], |s, seen| heads(s, seen, b"", None))
+            .one_address("silent, one address", &["503 overloaded", "closed"]),
+    ),
+    Kind::Beside(
+        rude("F1", "", &[], |s, seen| heads(s, seen, HEAD, Some(b"x")))
+            .one_address("dripping, one address", &["503 overloaded", "408 client-timeout", "closed"]),
+    ),
+    Kind::Beside(
+        rude("F2", "", &[], |s, seen| bodies(s, seen, 100, TIMER))
+            .one_address("half bodies, one address", &["503 overloaded", "408 client-timeout", "closed"]),
+    ),
+    Kind::Beside(
+        case("F12", "responses of guests", &["200", "2*", "3*", "4*", "5*"], forgers, responses).books(Books::AtLeast).burns(),
+    ),
     Kind::Missing { row: "F13", name: "hosts that are not there", why: "no tenants yet" },
 ];
 
@@ -96,7 +155,7 @@ fn all_end(stage: &Stage<'_>, seen: &mut Seen, plan: &Plan<'_>, timer: Duration)
 }
 
 fn heads(stage: &Stage<'_>, seen: &mut Seen, first: &[u8], drip: Option<&[u8]>) -> anyhow::Result<()> {
-    let from = attackers();
+    let from = stage.from();
     let plan = Plan {
         to: stage.addr(),
         count: many(stage),
@@ -107,29 +166,43 @@ fn heads(stage: &Stage<'_>, seen: &mut Seen, first: &[u8], drip: Option<&[u8]>) 
         until: Duration::from_secs(20),
         done: None,
     };
-    all_end(stage, seen, &plan, TIMER).map(drop)
+    // In a long run they come again and again, for a minute.
+    let (began, lasts) = (Instant::now(), stage.times(Duration::ZERO, Duration::from_secs(60)));
+    loop {
+        all_end(stage, seen, &plan, TIMER)?;
+        if began.elapsed() >= lasts {
+            return Ok(());
+        }
+    }
 }
 
-fn bodies(stage: &Stage<'_>, seen: &mut Seen, len: usize, drip: Option<&[u8]>) -> anyhow::Result<()> {
-    let from = attackers();
+/// `timer`: after how long the node must have ended them. Beyond its own, they drip.
+fn bodies(stage: &Stage<'_>, seen: &mut Seen, len: usize, timer: Duration) -> anyhow::Result<()> {
+    let from = stage.from();
     let first = format!("POST {} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len}\r\n\r\nhello", stage.target("waits"));
     let plan = Plan {
         to: stage.addr(),
         count: many(stage).min(2000),
         from: &from,
         first: first.as_bytes(),
-        drip: drip.map(|bytes| (Duration::from_millis(500), bytes)),
+        drip: (timer == RATE_TIMER).then_some((Duration::from_millis(500), &b"x"[..])),
         reads: Reads::All,
         until: Duration::from_secs(30),
         done: None,
     };
-    // One that waits for its place begins later.
-    let queue = if len > 64 << 10 { Duration::from_secs(5) } else { Duration::ZERO };
-    all_end(stage, seen, &plan, TIMER + queue).map(drop)
+    all_end(stage, seen, &plan, timer).map(drop)
+}
+
+/// A body that comes a byte at a time is never silent: only a least rate ends it.
+fn dripping(stage: &Stage<'_>) -> anyhow::Result<Ready> {
+    if !Node::knows(stage.binary, "net.body_rate_min")? {
+        return Ok(Ready::Skipped("the node has no setting net.body_rate_min".into()));
+    }
+    functions(stage)
 }
 
 fn slow_readers(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
-    let from = attackers();
+    let from = stage.from();
     let first = http::head("GET", &stage.target("streams"), &[], 0);
     let count = match stage.door {
         Door::Data => stage.times(500, 900),
@@ -211,13 +284,21 @@ fn headers(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
                 Some(reply) => {
                     seen.answered(Some(&reply));
                     let long = request.len() > 1 << 20 && reply.status >= 400;
-                    seen.check(reply.key() == *expected || long, || format!("{} instead of {expected}: {request:.80}", reply.key()));
+                    seen.check(reply.key() == *expected || long, || {
+                        format!("{} instead of {expected}: {request:.80}", reply.key())
+                    });
                 }
-                None => seen.check(!whole || request.len() > 64 << 10, || format!("no answer, expected {expected}: {request:.80}")),
+                None => {
+                    seen.check(!whole || request.len() > 64 << 10, || format!("no answer, expected {expected}: {request:.80}"))
+                }
             }
         }
         // Trailers and the extensions of chunks are bounded too.
-        for flood in [format!("0\r\n{}\r\n", many(10_000)), format!("1;{}\r\nx\r\n0\r\n\r\n", "a".repeat(1 << 20)), "1;a=b\r\nx\r\n".repeat(100_000)] {
+        for flood in [
+            format!("0\r\n{}\r\n", many(10_000)),
+            format!("1;{}\r\nx\r\n0\r\n\r\n", "a".repeat(1 << 20)),
+            "1;a=b\r\nx\r\n".repeat(100_000),
+        ] {
             let Ok(mut conn) = stage.connect(index) else { return seen.complain("no connection") };
             let head = http::head("POST", &stage.target("waits"), &[("transfer-encoding", "chunked")], 0);
             let _refused_midway = conn.send(head + &flood);
@@ -282,8 +363,12 @@ fn corpus(target: &str) -> Vec<(String, usize)> {
     ];
     // Each hides the framing behind another character that some readers pass over.
     for hidden in ["\x0b", "\x0c", "\u{a0}", "\x01", "\x7f", "_", "\"", "(", ",", ";", "=", "@", "[", "\\", "/"] {
-        all.push((post(&format!("transfer-encoding{hidden}: chunked\r\ncontent-length: 0\r\n"), &smuggled), if hidden == "_" { 2 } else { 0 }));
-        all.push((post(&format!("transfer-encoding: {hidden}chunked\r\n"), &chunked), 0));
+        all.push((
+            post(&format!("transfer-encoding{hidden}: chunked\r\ncontent-length: 0\r\n"), &smuggled),
+            if hidden == "_" { 2 } else { 0 },
+        ));
+        // An empty element of a list is none (RFC 9110, 5.6.1).
+        all.push((post(&format!("transfer-encoding: {hidden}chunked\r\n"), &chunked), if hidden == "," { 2 } else { 0 }));
         all.push((post(&format!("transfer-encoding: chunked{hidden}\r\n"), &chunked), 0));
         all.push((post(&format!("content-length: 0{hidden}\r\n"), &smuggled), 0));
     }
@@ -297,18 +382,26 @@ fn smuggle(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
         let before = started(stage)?;
         let Ok(mut conn) = stage.connect(0) else { return seen_none(seen) };
         let _refused_midway = conn.send(&bytes);
-        conn.finish();
+        // Who has said that nothing more comes is owed no second answer: so that is said once the answers are there.
         let mut answers = 0;
+        while answers < requests.max(1) {
+            let Some(reply) = conn.reply() else { break };
+            seen.answered(Some(&reply));
+            answers += 1;
+            if reply.header("hob-error").is_some() {
+                break;
+            }
+        }
+        conn.finish();
         while let Some(reply) = conn.reply() {
             seen.answered(Some(&reply));
-            answers += usize::from(reply.header("hob-error").is_none());
         }
         let ran = usize::try_from(started(stage)? - before)?;
-        // Among those that are refused by their chunks the function may have begun: it reads an error.
-        let allowed = if requests == 0 && bytes.contains("transfer-encoding: chunked\r\n\r\n") { 1 } else { requests };
-        seen.check(ran <= allowed, || format!("{ran} requests ran, {requests} were sent: {bytes:?}"));
-        seen.check(answers >= requests.min(1), || format!("{answers} were answered, {requests} were sent: {bytes:?}"));
-        seen.check(requests < 2 || answers == requests, || format!("{answers} were answered, {requests} were sent: {bytes:?}"));
+        // Where chunks are what is wrong, the function has begun: it reads an error.
+        let begun = usize::from(requests == 0 && bytes.contains("transfer-encoding: chunked\r\n\r\n"));
+        seen.check(ran <= requests + begun, || format!("{ran} requests ran, {requests} were sent: {bytes:?}"));
+        seen.check(answers > 0, || format!("no answer: {bytes:?}"));
+        seen.check(requests < 2 || ran == requests, || format!("{ran} requests ran, {requests} were sent: {bytes:?}"));
     }
     Ok(())
 }
@@ -369,7 +462,7 @@ fn churn(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
 /// Takes every connection there is, and holds them: who looks after the node is answered, and so are the connections that are there.
 fn exhaust(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     let node = stage.node;
-    let from = attackers();
+    let from = stage.from();
     let over = std::sync::atomic::AtomicBool::new(false);
     let used = crate::observe::processor_time(node.pid())?;
     let began = Instant::now();
@@ -399,7 +492,12 @@ fn exhaust(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
         let ended = swarm::run(&plan, seen);
         over.store(true, std::sync::atomic::Ordering::SeqCst);
         match asking.join() {
-            Ok(Ok((asked, longest))) => seen.note(format!("the control port answered {asked} times, after at most {longest:.1?}")),
+            Ok(Ok((asked, longest))) => {
+                seen.note(format!("the control port answered {asked} times, after at most {longest:.1?}"));
+                if longest > Duration::from_secs(1) {
+                    seen.slow.push(format!("the control port took {longest:.1?}"));
+                }
+            }
             Ok(Err(error)) => seen.complain(format!("the control port, while connections ran out: {error:#}")),
             Err(_) => seen.complain("the thread that asks panicked"),
         }
@@ -409,7 +507,7 @@ fn exhaust(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     seen.check(share < 1.0, || format!("the node took {share:.1} processors while connections waited"));
     let freed = Instant::now();
     let again = crate::case::eventually(Duration::from_secs(1), || {
-        let reply = http::request(node.data, HOME, "POST", "/victim", &[("connection", "close")], b"x");
+        let reply = http::request(node.data, HOME, "GET", "/good", &[("connection", "close")], b"");
         Ok(reply.is_ok_and(|reply| reply.status == 200))
     })?;
     seen.check(again, || "a second after the connections ended, the data port does not answer".into());
@@ -458,7 +556,8 @@ const NAMES: [&[u8]; 14] = [
     b"",
     b"x y",
 ];
-const VALUES: [&[u8]; 8] = [b"0", b"999999", b"chunked", b"close", b"a\r\nhob-error: internal", b"a\r\n\r\nHTTP/1.1 200 OK", b"\0", b"gzip, chunked"];
+const VALUES: [&[u8]; 8] =
+    [b"0", b"999999", b"chunked", b"close", b"a\r\nhob-error: internal", b"a\r\n\r\nHTTP/1.1 200 OK", b"\0", b"gzip, chunked"];
 const BODY: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
 /// Whatever a guest answers, the client sees one response, framed by the host, and the next one after it.
@@ -468,7 +567,8 @@ fn responses(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
         let Ok(mut conn) = stage.connect(index) else { return seen.complain("no connection") };
         for turn in 0..stage.times(500, 100_000) {
             let count = dice.below(4);
-            let headers: Vec<(&[u8], &[u8])> = (0..count).map(|_| (NAMES[dice.below(NAMES.len())], VALUES[dice.below(VALUES.len())])).collect();
+            let headers: Vec<(&[u8], &[u8])> =
+                (0..count).map(|_| (NAMES[dice.below(NAMES.len())], VALUES[dice.below(VALUES.len())])).collect();
             let status = [200, 201, 204, 304, 404, 599, 100, 101, 103, 199, 600, 0, 65_535, 999][dice.below(14)];
             let mut bytes = record(status, &headers, BODY);
             if dice.below(5) == 0 {
@@ -502,5 +602,8 @@ fn is_framed(reply: &Reply, record: &[u8]) -> bool {
         && reply.header("hob-error") != Some("internal")
         && (200..600).contains(&reply.status)
         && (!is_hobs || reply.status == 502)
-        && (is_hobs || matches!(reply.status, 204 | 304 | 500) || record.ends_with(&reply.body) || record.windows(reply.body.len().max(1)).any(|part| part == reply.body))
+        && (is_hobs
+            || matches!(reply.status, 204 | 304 | 500)
+            || record.ends_with(&reply.body)
+            || record.windows(reply.body.len().max(1)).any(|part| part == reply.body))
 }

@@ -7,7 +7,11 @@ pub(crate) const CASES: &[Kind] = &[
     Kind::Missing { row: "G1", name: "guessed tokens", why: "no tokens yet" },
     Kind::Missing { row: "G2", name: "every route with every token", why: "no tokens yet" },
     Kind::Missing { row: "G3", name: "control ports for everybody", why: "no tokens yet" },
-    Kind::Beside(case("G4", "names that are none", &["400 bad-request", "404 not-found", "405 *"], nothing, names).at_control().books(Books::Closed)),
+    Kind::Beside(
+        case("G4", "names that are none", &["400 bad-request", "404 not-found", "405 *"], nothing, names)
+            .at_control()
+            .books(Books::Closed),
+    ),
     Kind::Missing { row: "G5", name: "retries with a key", why: "no idempotency keys yet" },
 ];
 
@@ -17,8 +21,38 @@ fn names(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     let long = "a".repeat(64);
     let longer = "a".repeat(8000);
     let names = [
-        "..", "%2e%2e", "..%2f..%2fetc", "a%2fb", "%2f", "a%00b", "%00", "A", "a_b", "-a", "a-", "a.b", "a b", "a%20b", "%D0%B0bc", "%EF%BC%A1",
-        "a%0d%0ahost:x", "%C3%28", "%ff", "%zz", "%", ";", "a;b", "a?b=c%", "~", "%2e", "a%2e", "con.", "*", "a%25b", &long, &longer,
+        "..",
+        "%2e%2e",
+        "..%2f..%2fetc",
+        "a%2fb",
+        "%2f",
+        "a%00b",
+        "%00",
+        "A",
+        "a_b",
+        "-a",
+        "a-",
+        "a.b",
+        "a b",
+        "a%20b",
+        "%D0%B0bc",
+        "%EF%BC%A1",
+        "a%0d%0ahost:x",
+        "%C3%28",
+        "%ff",
+        "%zz",
+        "%",
+        ";",
+        "a;b",
+        "a?b=c%",
+        "~",
+        "%2e",
+        "a%2e",
+        "con.",
+        "*",
+        "a%25b",
+        &long,
+        &longer,
     ];
     for (index, name) in names.iter().enumerate() {
         for (method, target) in [

@@ -93,7 +93,8 @@ pub(crate) fn victim() -> String {
 
 /// What [`victim`] answers to `nonce`.
 pub(crate) fn victims_answer(nonce: &[u8]) -> Vec<u8> {
-    let hash = nonce.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash =
+        nonce.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     [nonce, &hash.to_le_bytes()].concat()
 }
 

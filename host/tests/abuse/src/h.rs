@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rustix::process::Signal;
 
-use crate::case::{Alone, Ground, Kind, Ready, Seen, Stage, attacker, case, deployed};
+use crate::case::{AddressCap, Alone, Door, Ground, Kind, Ready, Seen, Stage, attacker, case, deployed};
 use crate::guests::{self, SPINS, does, handler_with};
 use crate::http::Conn;
 use crate::node::{Node, Setup};
@@ -18,7 +18,12 @@ use crate::run::panics;
 pub(crate) const CASES: &[Kind] = &[
     Kind::Missing { row: "H1", name: "a panic in a call of the host", why: "no place to plant one in a release build" },
     Kind::Beside(case("H4", "calls that wait for the disk", &["200", "504 *"], writers, hammer).burns()),
-    Kind::Alone(Alone { row: "H5", name: "2 GiB, and guests that want more", expects: &["200", "502 *", "503 *", "504 *", "429 *", "closed"], run: crowded }),
+    Kind::Alone(Alone {
+        row: "H5",
+        name: "2 GiB, and guests that want more",
+        expects: &["200", "502 *", "503 *", "504 *", "429 *", "closed"],
+        run: crowded,
+    }),
     Kind::Alone(Alone { row: "H7", name: "restarts under load", expects: &["200", "503 draining"], run: restarts }),
 ];
 
@@ -134,7 +139,14 @@ fn crowded(ground: &Ground<'_>, seen: &mut Seen) -> anyhow::Result<Ready> {
     node.deploy_wat("spins", &does(SPINS), "snapshot = \"off\"\n[limits]\ncpu = \"50ms\"\n")?;
     node.deploy_wat("good", &guests::says("good"), "")?;
     let pid = node.pid();
-    let stage = Stage { node: &node, binary: ground.binary, door: crate::case::Door::Data, scale: ground.scale, round: 0 };
+    let stage = Stage {
+        node: &node,
+        binary: ground.binary,
+        door: Door::Data,
+        address_cap: AddressCap::Off,
+        scale: ground.scale,
+        round: 0,
+    };
     stage.crowd(40, seen, |index, seen| {
         let Ok(mut conn) = stage.connect(index) else { return seen.saw("closed") };
         let begun = conn.send("POST /holds HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n");

@@ -85,6 +85,15 @@ impl Node {
         Ok(Self { child, data, control, dir: dir.to_owned(), stderr, reader: Some(reader) })
     }
 
+    /// Whether a program has a setting of the form `net.addr`: it lists those of a table to who asks for one that is not there.
+    pub(crate) fn knows(binary: &Path, setting: &str) -> anyhow::Result<bool> {
+        let (table, key) = setting.split_once('.').context("a setting without a table")?;
+        let output = Command::new(binary).args(["serve", "--set", &format!("{table}.none=1")]).stdin(Stdio::null()).output()?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(text.contains("none"), "the program does not say which settings it has: {text}");
+        Ok(text.contains(&format!("`{key}`")))
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -55,7 +55,12 @@ impl Shot {
             }
         };
         // The victim renews its connections, and whoever asks has one.
-        judge("descriptors", self.descriptors.saturating_sub(self.templates), before.descriptors.saturating_sub(before.templates), 4);
+        judge(
+            "descriptors",
+            self.descriptors.saturating_sub(self.templates),
+            before.descriptors.saturating_sub(before.templates),
+            4,
+        );
         judge("threads", self.threads, before.threads, 1);
         // The victim's own may run just now.
         judge("instances", self.instances, 0, 2);
@@ -84,7 +89,8 @@ fn files(folder: &Path) -> u64 {
 pub(crate) fn processor_time(pid: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, fields) = stat.rsplit_once(')').context("the system says nothing of a process")?;
-    let field = |number: usize| anyhow::Ok(fields.split_whitespace().nth(number - 3).context("a field is missing")?.parse::<u64>()?);
+    let field =
+        |number: usize| anyhow::Ok(fields.split_whitespace().nth(number - 3).context("a field is missing")?.parse::<u64>()?);
     // The system counts in hundredths of a second, whatever its own ticks are.
     Ok(Duration::from_millis(10 * (field(14)? + field(15)?)))
 }

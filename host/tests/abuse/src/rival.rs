@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::case::{Scale, Seen, attackers};
+use crate::case::{Scale, Seen, attacker};
 use crate::guests::{self, says};
 use crate::http;
 use crate::node::{HOME, Node, Setup};
@@ -45,15 +45,19 @@ pub(crate) fn run(rival: &str, binary: &Path, scale: Scale, report: &mut Report)
     ensure!(name == "wasmtime", "the only rival is wasmtime, as `wasmtime serve`; found '{name}'");
     let hold = if scale == Scale::Long { Duration::from_secs(60) } else { Duration::from_secs(15) };
     let count = if scale == Scale::Long { 10_000 } else { 3000 };
-    report.text(&format!("{count} connections for {hold:?}, and a client that asks 50 times per second on connections of its own"))?;
-    for (attack, first, drip) in [("silent", &b""[..], None), ("dripping", &b"GET / HTTP/1.1\r\nhost: localhost\r\nx-drip: "[..], Some(&b"x"[..]))] {
+    report.text(&format!(
+        "{count} connections for {hold:?}, and a client that asks 50 times per second on connections of its own"
+    ))?;
+    for (attack, first, drip) in
+        [("silent", &b""[..], None), ("dripping", &b"GET / HTTP/1.1\r\nhost: localhost\r\nx-drip: "[..], Some(&b"x"[..]))]
+    {
         for server in [hob, wasmtime] {
             let dir = tempfile::tempdir()?;
             let server = server(Path::new(if path.is_empty() { "wasmtime" } else { path }), binary, dir.path())?;
             let plan = Plan {
                 to: server.addr,
                 count,
-                from: &attackers(),
+                from: &from,
                 first,
                 drip: drip.map(|bytes| (Duration::from_secs(1), bytes)),
                 reads: Reads::All,
@@ -131,7 +135,12 @@ fn wasmtime(path: &Path, _: &Path, dir: &Path) -> anyhow::Result<Server> {
     });
     // Whatever it says later must not fill the pipe.
     std::thread::spawn(move || lines.for_each(drop));
-    let server = Server { name: "wasmtime serve".into(), addr: found.unwrap_or(SocketAddr::from((HOME, 0))), _node: None, child: Some(child) };
+    let server = Server {
+        name: "wasmtime serve".into(),
+        addr: found.unwrap_or(SocketAddr::from((HOME, 0))),
+        _node: None,
+        child: Some(child),
+    };
     ensure!(found.is_some(), "wasmtime serve did not say where it listens: {said}");
     let answers = crate::case::eventually(Duration::from_secs(5), || Ok(one(server.addr, HOME).is_ok()))?;
     ensure!(answers, "wasmtime serve does not answer at all");

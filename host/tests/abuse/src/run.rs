@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use crate::case::{Alone, Books, Case, Ground, Kind, Processor, Ready, Scale, Seen, Stage};
+use crate::case::{ADDRESS_CAP, AddressCap, Alone, Books, Case, Ground, Kind, Processor, Ready, Scale, Seen, Stage};
 use crate::node::{self, Node, Setup};
 use crate::observe::{self, Shot};
 use crate::report::Finding;
@@ -53,11 +53,20 @@ fn alone(case: &Alone, binary: &Path, scale: Scale, finding: &mut Finding) -> an
 
 fn beside(case: &Case, binary: &Path, scale: Scale, finding: &mut Finding) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    let settings = case.settings.iter().map(ToString::to_string).collect();
+    let mut settings: Vec<_> = case.settings.iter().map(ToString::to_string).collect();
+    match (case.address_cap, Node::knows(binary, ADDRESS_CAP)?) {
+        (AddressCap::On, false) => {
+            finding.skipped = Some(format!("the node has no setting {ADDRESS_CAP}"));
+            return Ok(());
+        }
+        (AddressCap::On, true) => settings.push(format!("{ADDRESS_CAP}=50")),
+        (AddressCap::Off, true) => settings.push(format!("{ADDRESS_CAP}=0")),
+        (AddressCap::Off, false) => {}
+    }
     let setup = Setup { settings, files_max: case.files_max, ..Setup::default() };
     let mut node = Node::start(binary, &dir.path().join("data"), &setup)?;
     let victim = Victim::start(&node, case.clients, case.refusals)?;
-    let stage = |round| Stage { node: &node, binary, door: case.door, scale, round };
+    let stage = |round| Stage { node: &node, binary, door: case.door, address_cap: case.address_cap, scale, round };
     if let Ready::Skipped(why) = (case.setup)(&stage(0)).context("before the attack")? {
         finding.skipped = Some(why);
         return Ok(());

@@ -67,7 +67,8 @@ pub(crate) fn run(plan: &Plan<'_>, seen: &mut Seen) -> anyhow::Result<Ended> {
     let began = Instant::now();
     let mut next_drip = began;
     loop {
-        let pending = clients.iter().rev().take(BATCH).filter(|client| client.stream.is_some() && client.opened.is_none()).count();
+        let pending =
+            clients.iter().rev().take(BATCH).filter(|client| client.stream.is_some() && client.opened.is_none()).count();
         for _ in pending..BATCH.min(plan.count - clients.len() + pending) {
             let from = plan.from[clients.len() % plan.from.len()];
             let stream = connect(plan, from)?;
