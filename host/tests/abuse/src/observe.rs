@@ -69,12 +69,14 @@ impl Shot {
     }
 }
 
-/// Looks until everything is as before, for at most five seconds: what it saw last, and how long it took.
-pub(crate) fn settle(node: &Node, before: &Shot) -> anyhow::Result<(Shot, Duration)> {
+/// Looks until everything is as before, and memory no more than `memory_bytes`, for at most five seconds: what it saw last, and how long
+/// it took. An allocator gives back what it holds a little later than it is let go of.
+pub(crate) fn settle(node: &Node, before: &Shot, memory_bytes: u64) -> anyhow::Result<(Shot, Duration)> {
     let began = Instant::now();
     loop {
         let shot = Shot::of(node)?;
-        if shot.beyond(before).is_empty() || began.elapsed() > SETTLES {
+        let settled = shot.beyond(before).is_empty() && shot.memory_bytes <= memory_bytes;
+        if settled || began.elapsed() > SETTLES {
             return Ok((shot, began.elapsed()));
         }
         std::thread::sleep(Duration::from_millis(50));

@@ -14,7 +14,7 @@ use crate::victim::{Phase, Refusals, Tally, Victim, quantile};
 /// The same attack again and again; the last two tell whether memory grows.
 const ROUNDS: usize = 3;
 /// Memory that may come and go by itself.
-const MEMORY_SPARE_BYTES: i64 = 4 << 20;
+const MEMORY_SPARE_BYTES: u64 = 4 << 20;
 /// The longest p99 of a victim, however many processors an attack burns.
 const P99_MAX: Duration = Duration::from_millis(50);
 
@@ -77,24 +77,26 @@ fn beside(case: &Case, binary: &Path, scale: Scale, finding: &mut Finding) -> an
     victim.enter(Phase::Before);
     finding.before = Shot::of(&node)?;
     let (tag, books) = (node.inspect("victim")?["etag"].clone(), node.metrics()?);
-    let (mut seen, mut memory) = (Seen::default(), Vec::new());
+    let (mut seen, mut memory) = (Seen::default(), Vec::<u64>::new());
     for round in 0..ROUNDS {
         victim.enter(Phase::Attack);
         let attacked = (case.attack)(&stage(round), &mut seen);
         victim.enter(Phase::After);
         attacked.with_context(|| format!("attack {round}"))?;
-        let (shot, took) = observe::settle(&node, &finding.before)?;
+        // Memory that the allocator gives back in these five seconds is none that grew.
+        let most = memory.last().map_or(u64::MAX, |last| last + memory_spare(*last));
+        let (shot, took) = observe::settle(&node, &finding.before, most)?;
         finding.settled = finding.settled.max(took);
         for what in shot.beyond(&finding.before) {
             seen.complain(what);
         }
         finding.after = shot;
-        memory.push(i64::try_from(shot.memory_bytes)?);
+        memory.push(shot.memory_bytes);
     }
     let [.., second, third] = memory[..] else { anyhow::bail!("too few rounds") };
-    finding.grown_bytes = third - second;
-    seen.check(third - second <= (second / 20).max(MEMORY_SPARE_BYTES), || {
-        format!("memory grew by {} KiB from the second attack to the third", (third - second) >> 10)
+    finding.grown_bytes = i64::try_from(third)? - i64::try_from(second)?;
+    seen.check(third <= second + memory_spare(second), || {
+        format!("memory grew by {} KiB from the second attack to the third", finding.grown_bytes >> 10)
     });
     let (tally, ledger) = victim.stop(&node)?;
     finding.ledger = (ledger.acknowledged(), ledger.refused);
@@ -107,6 +109,10 @@ fn beside(case: &Case, binary: &Path, scale: Scale, finding: &mut Finding) -> an
     take(case.expects, seen, finding);
     finding.victim = Some(tally);
     Ok(())
+}
+
+fn memory_spare(bytes: u64) -> u64 {
+    (bytes / 20).max(MEMORY_SPARE_BYTES)
 }
 
 /// What was seen, held against what is expected.
