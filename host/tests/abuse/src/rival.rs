@@ -45,6 +45,7 @@ pub(crate) fn run(rival: &str, binary: &Path, scale: Scale, report: &mut Report)
     ensure!(name == "wasmtime", "the only rival is wasmtime, as `wasmtime serve`; found '{name}'");
     let hold = if scale == Scale::Long { Duration::from_secs(60) } else { Duration::from_secs(15) };
     let count = if scale == Scale::Long { 10_000 } else { 3000 };
+    let from: Vec<_> = (0..100).map(attacker).collect();
     report.text(&format!(
         "{count} connections for {hold:?}, and a client that asks 50 times per second on connections of its own"
     ))?;
