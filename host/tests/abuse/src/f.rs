@@ -501,7 +501,8 @@ fn exhaust(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
             Ok(Err(error)) => seen.complain(format!("the control port, while connections ran out: {error:#}")),
             Err(_) => seen.complain("the thread that asks panicked"),
         }
-        anyhow::Ok(drop(ended?))
+        ended?;
+        anyhow::Ok(())
     })?;
     let share = (crate::observe::processor_time(node.pid())? - used).as_secs_f64() / began.elapsed().as_secs_f64();
     seen.check(share < 1.0, || format!("the node took {share:.1} processors while connections waited"));
