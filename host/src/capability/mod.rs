@@ -166,6 +166,15 @@ impl Host {
 }
 
 impl Host {
+    /// A host of which nothing is ever asked: for looking at what may be imported.
+    #[must_use]
+    pub fn for_nobody() -> Self {
+        let log = crate::telemetry::logs::FunctionLog::new(crate::telemetry::logs::LogSpace::new(0, 0));
+        let (id, revision) = (crate::id::InvocationId::new(0, 0), crate::id::RevisionNumber::FIRST);
+        let log = Arc::new(LogSink::new(Arc::new(log), id, revision, 0));
+        Self::new(MemoryBudget::new(0), Arc::default(), log.clone(), Arc::default(), Stdio::Log(log))
+    }
+
     /// Whether the guest holds a handle to a resource of the host. Such a guest cannot be snapshotted: a handle that it remembers is
     /// dead in an instance made of the snapshot, or names another resource.
     #[must_use]

@@ -138,6 +138,9 @@ pub struct Engine {
     pub instances_max: u32,
     /// How long an invocation waits for an instance when all are taken. Default 1 s.
     pub instance_wait: Time,
+    /// Most guest memory that all live instances may have been charged together; from nine tenths of it on no invocation begins. Default:
+    /// three quarters of the machine's memory, or of the least that a control group allows the node.
+    pub memory_max: Option<Bytes>,
     /// Most templates in memory; the system's limits of descriptors and mappings may allow fewer. Default 1,000.
     pub templates_max: usize,
     /// Most instances at once in the pool for guests with a large memory, such as interpreters; each keeps up to 16 MiB. More run among
@@ -164,6 +167,7 @@ impl Default for Engine {
             threads: 0,
             instances_max: 1000,
             instance_wait: Time(Duration::from_secs(1)),
+            memory_max: None,
             templates_max: 1000,
             large_instances_max: 64,
             ready_max: 4,

@@ -42,7 +42,7 @@ use crate::artifacts::VerifiedArtifact;
 use crate::capability::{self, Host};
 use crate::config;
 use crate::fault::{Code, Fault};
-use crate::meter::{Admission, Permit};
+use crate::meter::{Admission, Permit, crowd};
 use crate::telemetry::metrics::Metrics;
 
 use large::Large;
@@ -110,6 +110,7 @@ impl Engine {
     /// About 10 ms for 1,000 instances: a guard page for each stack.
     pub fn new(config: &config::Engine, metrics: Arc<Metrics>) -> Result<Self> {
         let (instances, wait) = (config.instances_max, config.instance_wait.0);
+        crowd::set_most(config.memory_max.map_or_else(|| build::memory_bytes() / 4 * 3, |most| most.0));
         let mut lanes = Vec::new();
         for lane in [Lane::Plain, Lane::Concurrent] {
             let engine = settings::serving(lane, instances, settings::KEEP_RESIDENT)?;
@@ -211,6 +212,14 @@ impl Engine {
     /// What to make an instance of, and its place: in the best pool that has one free, else in the usual one, as soon as it has. One that
     /// waits there for a request gives way to one that has it.
     async fn admit(&self, template: &Arc<Template>) -> Result<(Permit, Arc<Resolved>), Fault> {
+        if crowd::is_crowded() {
+            // Those that only wait for a request have memory too.
+            drop(self.0.ready.give_up(template.code.place));
+            if crowd::is_crowded() {
+                let fault = Fault::new(Code::Overloaded, "the guests of this node have most of the memory that they may have");
+                return Err(fault.hint("try again, or raise engine.memory_max").retry_after(Duration::from_secs(1)));
+            }
+        }
         let free = |code: &Arc<Resolved>| Some((self.place(code.place).instances.try_admit()?, code.clone()));
         if let Some(admitted) = self.codes(template).find_map(free) {
             return Ok(admitted);

@@ -70,7 +70,7 @@ pub(super) fn dedicate(store: &mut Store<Host>, blueprint: Blueprint<'_>) -> Opt
     let (limits, ticks) = (blueprint.limits, blueprint.ticks);
     let (mut host, output) = host(blueprint);
     // What its start took counts against the limit of whoever got it.
-    host.memory.inherit(&store.data().memory);
+    host.memory.inherit(&mut store.data_mut().memory);
     *store.data_mut() = host;
     deadline::arm(store, limits.duration(Limit::Cpu), ticks);
     output

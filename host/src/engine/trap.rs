@@ -43,6 +43,9 @@ pub(super) fn classify(error: &Error, memory: &MemoryBudget) -> Exit {
     let Some(trap) = error.downcast_ref::<Trap>() else {
         return Exit::Fault(other(error, memory));
     };
+    if memory.was_crowded() && !matches!(trap, Trap::StackOverflow) {
+        return Exit::Fault(crowded());
+    }
     if memory.was_refused() && !matches!(trap, Trap::StackOverflow) {
         return Exit::Fault(out_of_memory(memory));
     }
@@ -81,6 +84,12 @@ impl LoadError {
     }
 }
 
+fn crowded() -> Fault {
+    Fault::executed(Code::Overloaded, "the node had no memory left for the function")
+        .hint("try again, or raise engine.memory_max")
+        .retry_after(std::time::Duration::from_secs(1))
+}
+
 fn out_of_memory(memory: &MemoryBudget) -> Fault {
     let detail = format!("the function was refused memory past its limit of {} bytes, and gave up", memory.limit());
     Fault::executed(Code::GuestMemory, detail).hint("raise 'memory' in [limits] of hob.toml")
@@ -88,6 +97,9 @@ fn out_of_memory(memory: &MemoryBudget) -> Fault {
 
 /// Errors that are neither traps nor ours: an instantiation that does not fit, or a component that breaks the canonical ABI.
 fn other(error: &Error, memory: &MemoryBudget) -> Fault {
+    if memory.was_crowded() {
+        return crowded();
+    }
     if memory.was_refused() {
         return out_of_memory(memory);
     }

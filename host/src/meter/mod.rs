@@ -4,6 +4,7 @@
 //! Invariant: charged memory never passes its limit; totals only grow.
 
 mod admission;
+pub mod crowd;
 
 pub use admission::{Admission, AdmissionError, Permit};
 
@@ -26,6 +27,8 @@ pub struct MemoryBudget {
     peak: usize,
     limit: usize,
     refused: bool,
+    /// Whether a growth was refused for want of room in the node, and not by the limit.
+    crowded: bool,
     exempt: bool,
 }
 
@@ -33,7 +36,7 @@ impl MemoryBudget {
     /// A budget of `limit` bytes, nothing used.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { used: 0, written: 0, peak: 0, limit, refused: false, exempt: false }
+        Self { used: 0, written: 0, peak: 0, limit, refused: false, crowded: false, exempt: false }
     }
 
     /// Charges the growth of one memory or table from `current` to `desired` bytes. `false`, and nothing charged, when the sum
@@ -42,6 +45,10 @@ impl MemoryBudget {
         let wanted = self.used.saturating_add(desired.saturating_sub(current));
         if wanted.saturating_add(self.written) > self.limit {
             self.refused = true;
+            return false;
+        }
+        if wanted > self.used && !crowd::charge(wanted - self.used) {
+            self.crowded = true;
             return false;
         }
         self.used = wanted;
@@ -62,7 +69,9 @@ impl MemoryBudget {
 
     /// Charges what the instance has written so far to where objects are mapped. `false` when that passes the limit.
     pub fn write(&mut self, bytes: usize) -> bool {
-        self.written = bytes;
+        // It is written already.
+        crowd::note(bytes);
+        crowd::release(std::mem::replace(&mut self.written, bytes));
         let sum = self.used.saturating_add(bytes);
         self.peak = self.peak.max(sum);
         self.refused |= sum > self.limit;
@@ -83,12 +92,21 @@ impl MemoryBudget {
 
     /// Gives back the last charge, when the growth it paid for failed.
     pub fn undo(&mut self, bytes: usize) {
-        self.used = self.used.saturating_sub(bytes);
+        let given_back = bytes.min(self.used);
+        crowd::release(given_back);
+        self.used -= given_back;
     }
 
     /// Takes over what `earlier` has used, when an instance passes from one budget to another.
-    pub fn inherit(&mut self, earlier: &Self) {
-        (self.used, self.peak) = (earlier.used, earlier.peak);
+    pub fn inherit(&mut self, earlier: &mut Self) {
+        crowd::release(self.used);
+        (self.used, self.peak) = (std::mem::take(&mut earlier.used), earlier.peak);
+    }
+
+    /// Whether a growth was refused because the node had no room: a trap after that is the node's doing.
+    #[must_use]
+    pub fn was_crowded(&self) -> bool {
+        self.crowded
     }
 
     /// Whether any growth was refused: a trap after that is "out of memory" to its author.
@@ -107,6 +125,12 @@ impl MemoryBudget {
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit
+    }
+}
+
+impl Drop for MemoryBudget {
+    fn drop(&mut self) {
+        crowd::release(self.used + self.written);
     }
 }
 

@@ -361,3 +361,42 @@ fn log_bytes() {
     let notice = logs.iter().find(|(source, _, _)| source == "host").unwrap();
     assert!(notice.2.contains("4000"), "it says how much was dropped: {notice:?}");
 }
+
+#[test]
+fn guests_together_have_only_so_much_memory() {
+    let node = Node::start(&["engine.memory_max=64MiB"]);
+    // Takes pages, and holds them until its request ends.
+    let holds = |pages: u32| {
+        does(&format!(
+            "(if (i32.lt_s (memory.grow (i32.const {pages})) (i32.const 0)) (then unreachable))
+             (call $number (call $drain))"
+        ))
+    };
+    let off = "[snapshot]\nmode = 'off'";
+    node.deploy_wat("half", &holds(512), off);
+    node.deploy_wat("most", &holds(992), off);
+    node.deploy_wat("small", &says("small"), off);
+    let hold = |name: &str| {
+        let mut conn = node.data.connect();
+        conn.send(format!("POST /{name} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"));
+        eventually("it holds its memory", || node.metric("hob_instances") == 1);
+        conn
+    };
+    // Half of it is held: a small one runs, and one that wants the other half and a page more is told whose fault it is.
+    let held = hold("half");
+    assert_eq!(node.data.get("/small").good(), b"small");
+    let refused = node.data.request("POST", "/half", &[], b"");
+    refused.problem(503, "overloaded");
+    assert_eq!((refused.header("hob-executed"), refused.header("retry-after")), (Some("1"), Some("1")));
+    drop(held);
+    eventually("it is gone", || node.metric("hob_instances") == 0);
+    assert_eq!(node.data.request("POST", "/half", &[], b"").status(), 200);
+    // From nine tenths on nobody begins.
+    let held = hold("most");
+    eventually("nobody begins", || node.data.get("/small").status() == 503);
+    let refused = node.data.get("/small");
+    refused.problem(503, "overloaded");
+    assert_eq!(refused.header("hob-executed"), Some("0"));
+    drop(held);
+    eventually("there is room again", || node.data.get("/small").status() == 200);
+}

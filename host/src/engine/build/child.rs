@@ -199,6 +199,30 @@ fn work(input: &mut impl Read, outputs: &Outputs, lock: impl FnOnce(&Job) -> std
     })
 }
 
+/// What a build comes to, however it was started.
+#[derive(Debug)]
+pub enum Made {
+    /// Both files are written.
+    Built(Box<Built>),
+    /// It is no function that runs here.
+    Refused(Refused),
+}
+
+/// Does in this process, and without its walls, what the child does with a module: for those who try it on many. `native` and `snapshot`
+/// must not exist.
+///
+/// # Errors
+/// Those of the system.
+pub fn make_here(job: &Job, wasm: Vec<u8>, native: &Path, snapshot: &Path) -> std::io::Result<Made> {
+    let outputs = Outputs::open(native, snapshot)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(make(job, wasm, &outputs)) {
+        Ok(built) => Ok(Made::Built(Box::new(built))),
+        Err(Failure::Refused(refused)) => Ok(Made::Refused(refused)),
+        Err(Failure::Io(error)) => Err(error),
+    }
+}
+
 /// Why nothing was built.
 enum Failure {
     /// It is no function that runs here.

@@ -12,7 +12,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 ///
 /// # Cost
 /// Some small files are read, one for each level of the group.
-pub(super) fn memory_bytes() -> u64 {
+pub(in crate::engine) fn memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();
     let machine = info.totalram.saturating_mul(u64::from(info.mem_unit));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();

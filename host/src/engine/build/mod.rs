@@ -20,6 +20,7 @@ pub use builds::Helper;
 pub use caps::{CAPS, Cap};
 pub use detect::check_magic;
 pub use job::Job;
+pub(super) use machine::memory_bytes;
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};

@@ -1,0 +1,16 @@
+(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (memory (export "memory") 2)
+  (data (i32.const 0) "\08\00\00\00\03\00\00\00hi\n")
+  (func $count (param i32) (result i32)
+    (local i64 f32 f64)
+    (block (loop
+      (br_if 1 (i32.eqz (local.get 0)))
+      (local.set 0 (i32.sub (local.get 0) (i32.const 1)))
+      (br_table 0 0 0 (local.get 0))))
+    (local.get 0))
+  (func (export "_start")
+    (drop (call $count (i32.const 100)))
+    (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 64)))
+    (call $proc_exit (i32.const 0))))

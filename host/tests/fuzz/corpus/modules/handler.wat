@@ -1,0 +1,12 @@
+(module
+  (import "hob1" "respond" (func $respond (param i32 i32)))
+  (memory (export "memory") 1)
+  (global $ready (mut i32) (i32.const 0))
+  (table 4 funcref)
+  (elem (i32.const 0) $respond $init)
+  (data (i32.const 4) "\c8\00\00\00\02")
+  (data (i32.const 12) "ok")
+  (func $init (export "hob_init") (global.set $ready (i32.const 1)))
+  (func (export "hob_handle")
+    (if (i32.eqz (global.get $ready)) (then unreachable))
+    (call $respond (i32.const 0) (i32.const 14))))

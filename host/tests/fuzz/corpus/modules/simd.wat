@@ -1,0 +1,10 @@
+(module
+  (memory (export "memory") 1)
+  (memory $second 1)
+  (func $f (param v128) (result v128) (i32x4.add (local.get 0) (v128.const i32x4 1 2 3 4)))
+  (func (export "_start")
+    (v128.store (i32.const 0) (call $f (v128.load (i32.const 16))))
+    (memory.copy (i32.const 0) (i32.const 64) (i32.const 64))
+    (memory.fill (i32.const 0) (i32.const 1) (i32.const 64))
+    (return_call $g))
+  (func $g))
