@@ -46,8 +46,6 @@ fn common(lane: Lane) -> Result<Config> {
         .wasm_memory64(false)
         .wasm_custom_page_sizes(false)
         .wasm_wide_arithmetic(false)
-        // Its setter is compiled in with GC alone, and it is on without.
-        .wasm_features(wasmtime::WasmFeatures::FUNCTION_REFERENCES, false)
         .wasm_multi_memory(true)
         .wasm_simd(true)
         .wasm_relaxed_simd(true)

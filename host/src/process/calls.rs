@@ -48,6 +48,10 @@ const COMMON: &[i64] = &[
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_openat,
+    // Folders that a guest may read: each path is looked up beneath its folder.
+    libc::SYS_openat2,
+    libc::SYS_getdents64,
+    libc::SYS_readlinkat,
     libc::SYS_ftruncate,
     // Memory images of modules.
     libc::SYS_memfd_create,
@@ -104,11 +108,8 @@ const COMMON_OLD: &[i64] = &[];
 /// What a node makes besides.
 const NODE: &[i64] = &[
     // Files and folders.
-    libc::SYS_openat2,
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
-    libc::SYS_readlinkat,
-    libc::SYS_getdents64,
     libc::SYS_mkdirat,
     libc::SYS_unlinkat,
     libc::SYS_renameat,

@@ -241,7 +241,6 @@ fn modules_that_are_no_function_are_told_what_to_do() {
         (format!("(module (import {preview1} \"fork\" (func)) {start})"), &["'fork'", "'wasi_snapshot_preview1'"]),
         (format!("(module (memory i64 1) {memory} {entry})"), &["not valid here"]),
         (format!("(module (memory 1 1 shared) {memory} {entry})"), &["not valid here"]),
-        (format!("(module (type $t (func)) (func (param (ref $t))) {memory} {entry})"), &["not valid here"]),
     ] {
         let problem = node.deploy("bad", &wasm(&text), "").problem(422, "not-deployable");
         for word in words {

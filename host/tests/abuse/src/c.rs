@@ -217,7 +217,6 @@ fn proposals(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
         ("memory64", format!("(module (memory (export \"memory\") i64 1) {entry})")),
         ("threads", format!("(module (memory (export \"memory\") 1 2 shared) {entry})")),
         ("gc", format!("(module (type (struct (field i32))) (memory (export \"memory\") 1) {entry})")),
-        ("references", handler(&format!("(type $t (func)) (func (param (ref $t))) {entry}"))),
         ("exceptions", handler(&format!("(tag) (func (throw 0)) {entry}"))),
         ("pages", format!("(module (memory (export \"memory\") 1 (pagesize 1)) {entry})")),
         (
