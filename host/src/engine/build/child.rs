@@ -209,7 +209,7 @@ pub enum Made {
 }
 
 /// Does in this process, and without its walls, what the child does with a module: for those who try it on many. `native` and `snapshot`
-/// must not exist.
+/// are empty files.
 ///
 /// # Errors
 /// Those of the system.

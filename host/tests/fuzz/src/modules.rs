@@ -30,13 +30,10 @@ pub(crate) fn in_process(report: &mut Report, runs: u64, seed: u64) -> anyhow::R
                     let input = corpus.input(&mut Dice::new(seed, number), number, LEN_MAX);
                     let end = corpus.check(&input, |input| {
                         let (native, snapshot) = (dir.path().join("native"), dir.path().join("snapshot"));
-                        let made = make_here(job, input.to_vec(), &native, &snapshot)?;
                         for path in [&native, &snapshot] {
-                            match std::fs::remove_file(path) {
-                                Err(error) if error.kind() != std::io::ErrorKind::NotFound => bail!(error),
-                                _ => {}
-                            }
+                            drop(std::fs::File::create(path)?);
                         }
+                        let made = make_here(job, input.to_vec(), &native, &snapshot)?;
                         Ok(match made {
                             Made::Built(built) if built.snapshot.is_some() => "built with a snapshot",
                             Made::Built(_) => "built",
