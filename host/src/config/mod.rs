@@ -60,7 +60,7 @@ pub struct Config {
 pub struct Net {
     /// Where functions are reached. Default `127.0.0.1:3000`.
     pub addr: SocketAddr,
-    /// Where functions are deployed. Default `127.0.0.1:3900`.
+    /// Where functions are deployed. Default `127.0.0.1:3900`; another address than loopback needs a certificate, and a token.
     pub control: SocketAddr,
     /// Domain below which each tenant has a host of its own on the data port, `TENANT.BASE`. Default: none.
     pub base_domain: Option<HostName>,
