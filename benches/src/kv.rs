@@ -7,7 +7,7 @@
 //! round nobody has read anything. Times of Hob and native are means over batches of 100, by the clock of whoever makes the calls; of Redis
 //! they are those of each call.
 //!
-//! What an answer to a write means: `volatile` and `redis` keep it in memory (no fsync at all). `durable` has it on disk, by two fsyncs
+//! What an answer to a write means: `volatile` and `redis` keep it in memory (no fsync at all). `durable` has it on disk, by one fsync of a log
 //! for each commit, which all writers that wait share. `redis always` has it on disk by one fsync (`appendfsync always`), which all
 //! clients share whose commands came in one turn of its loop.
 

@@ -3,21 +3,24 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use redb::backends::FileBackend;
-use redb::{Database, StorageBackend};
+use redb::{Database, DatabaseError, StorageBackend};
 use rustix::io::Errno;
 
 use super::clock::testing::Hands;
 use super::events::testing::{trigger, waiting};
+use super::file::{Opened, log_path};
 use super::kv::{Op, When};
 use super::objects::PutOptions;
 use super::*;
 use crate::fault::Code;
 use crate::manifest::On;
+use crate::storage::log::Logged;
+use crate::storage::power::Power;
 
 const LIMITS: ObjectLimits = ObjectLimits { object_bytes_max: 1 << 20, bytes_max: 1 << 20 };
 const CONFIG: DataConfig = DataConfig {
@@ -31,6 +34,10 @@ const CONFIG: DataConfig = DataConfig {
 
 fn file(dir: &tempfile::TempDir) -> PathBuf {
     dir.path().join(FILE)
+}
+
+fn log(dir: &tempfile::TempDir) -> PathBuf {
+    log_path(&file(dir))
 }
 
 fn open(dir: &tempfile::TempDir) -> Result<Data, DataError> {
@@ -132,11 +139,21 @@ impl StorageBackend for Failing {
     }
 }
 
+/// Small enough that both halves are used, and that some commits find no room in one.
+const HALF: u64 = 256 << 10;
+
+fn over_log<D: StorageBackend>(file: D, log: D) -> Result<Opened, DatabaseError> {
+    Opened::over(Logged::open(file, log, HALF)?, &mut Database::builder())
+}
+
 fn failing(health: &Arc<Health>) -> super::file::Open {
     let health = Arc::clone(health);
     Box::new(move |path| {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Database::builder().create_with_backend(Failing(FileBackend::new(file)?, Arc::clone(&health)))
+        let disk = |path: &Path| {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+            Ok::<_, DatabaseError>(Failing(FileBackend::new(file)?, Arc::clone(&health)))
+        };
+        over_log(disk(path)?, disk(&log_path(path))?)
     })
 }
 
@@ -144,6 +161,7 @@ fn failing(health: &Arc<Health>) -> super::file::Open {
 fn as_killed(dir: &tempfile::TempDir) -> i64 {
     let copy = tempfile::tempdir().unwrap();
     fs::copy(file(dir), file(&copy)).unwrap();
+    fs::copy(log(dir), log(&copy)).unwrap();
     number(&open(&copy).unwrap())
 }
 
@@ -218,93 +236,6 @@ fn after_an_error_of_the_disk_data_can_only_be_read_until_the_restart() {
     assert!(failures > 3, "{failures}");
 }
 
-/// A disk with a cache of its own: what was not synced may be there or not after the power went, sector by sector.
-#[derive(Debug, Default)]
-struct Power {
-    /// What the machine sees.
-    seen: Vec<u8>,
-    /// What is safe.
-    kept: Vec<u8>,
-    unsynced: Vec<(usize, Vec<u8>)>,
-    /// Operations until the power goes.
-    left: u64,
-}
-
-const SECTOR: usize = 512;
-
-impl Power {
-    fn step(&mut self) -> io::Result<()> {
-        self.left = self.left.saturating_sub(1);
-        if self.left == 0 { Err(Errno::IO.into()) } else { Ok(()) }
-    }
-
-    /// The disk as it is found afterwards: of what was written since the last sync any sectors, in any order.
-    fn after(&self, mut dice: impl FnMut(usize) -> usize) -> Vec<u8> {
-        let mut bytes = self.kept.clone();
-        bytes.resize(self.seen.len().max(bytes.len()), 0);
-        let mut sectors: Vec<(usize, &[u8])> = Vec::new();
-        for (offset, data) in &self.unsynced {
-            let mut at = 0;
-            while at < data.len() {
-                let len = (SECTOR - (offset + at) % SECTOR).min(data.len() - at);
-                sectors.push((offset + at, &data[at..at + len]));
-                at += len;
-            }
-        }
-        let mode = dice(4);
-        while !sectors.is_empty() {
-            let (offset, data) = sectors.swap_remove(dice(sectors.len()));
-            let kept = match mode {
-                0 => false,
-                1 => true,
-                _ => dice(2) == 0,
-            };
-            if kept {
-                bytes[offset..offset + data.len()].copy_from_slice(data);
-            }
-        }
-        bytes
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Outlet(Arc<Mutex<Power>>);
-
-impl StorageBackend for Outlet {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().seen.len() as u64)
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let at = usize::try_from(offset).unwrap();
-        let power = self.0.lock().unwrap();
-        out.copy_from_slice(power.seen.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut power = self.0.lock().unwrap();
-        power.step()?;
-        power.seen.resize(usize::try_from(len).unwrap(), 0);
-        Ok(())
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        let mut power = self.0.lock().unwrap();
-        power.step()?;
-        power.kept = power.seen.clone();
-        power.unsynced.clear();
-        Ok(())
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut power = self.0.lock().unwrap();
-        power.step()?;
-        let at = usize::try_from(offset).unwrap();
-        let end = (at + data.len()).max(power.seen.len());
-        power.seen.resize(end, 0);
-        power.seen[at..at + data.len()].copy_from_slice(data);
-        power.unsynced.push((at, data.to_vec()));
-        Ok(())
-    }
-}
-
 #[test]
 fn what_was_acknowledged_survives_power_loss_with_torn_and_reordered_sectors() {
     let mut failures = 0;
@@ -318,13 +249,12 @@ fn what_was_acknowledged_survives_power_loss_with_torn_and_reordered_sectors() {
         };
         let dir = tempfile::tempdir().unwrap();
         bucket(&open(&dir).unwrap());
-        let bytes = fs::read(file(&dir)).unwrap();
         // Events of the keys that tell of each write.
         let wanting = [(tenant(), "f".parse().unwrap(), vec![trigger(On::KeyChange, "b", "n")])];
-        let power = Power { seen: bytes.clone(), kept: bytes, unsynced: vec![], left: 60 + dice(300) as u64 };
-        let power = Arc::new(Mutex::new(power));
-        let outlet = Outlet(Arc::clone(&power));
-        let data = over(&dir, Box::new(move |_| Database::builder().create_with_backend(outlet.clone())));
+        let disks = [fs::read(file(&dir)).unwrap(), fs::read(log(&dir)).unwrap()];
+        let power = Power::new(disks, 60 + dice(400) as u64);
+        let outlets = power.outlets();
+        let data = over(&dir, Box::new(move |_| over_log(outlets[0].clone(), outlets[1].clone())));
         data.outbox().begin(&wanting).unwrap();
         let mut acknowledged = -1;
         let tried = (0..1000).find(|n| match put(&data, *n) {
@@ -336,9 +266,10 @@ fn what_was_acknowledged_survives_power_loss_with_torn_and_reordered_sectors() {
         });
         let tried = tried.unwrap();
         failures += usize::from(acknowledged >= 0);
-        let found = power.lock().unwrap().after(&mut dice);
+        let [found, found_log] = power.after(&mut dice);
         drop(data);
         fs::write(file(&dir), found).unwrap();
+        fs::write(log(&dir), found_log).unwrap();
         let data = open(&dir).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         let now = number(&data);
         assert!(now == acknowledged || now == tried, "seed {seed}: {now} of {acknowledged} and {tried}");

@@ -1,24 +1,55 @@
-//! The store's file: opened, opened again after errors, and for reading alone once it cannot be written.
+//! The store's file and the log before it: opened, opened again after errors, and for reading alone once they cannot be written.
 //!
 //! Owns the handle of redb. Knows nothing about jobs. Invariant: after an error of the disk other than a full one nothing is written
 //! to it again.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
+use redb::backends::FileBackend;
+use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageBackend, WriteTransaction};
 
 use super::error::{DataError, io_error, storage};
 use super::store::Commit;
 use crate::storage::caught;
 use crate::storage::disk::sync_dir;
+use crate::storage::log::{self, Commits, Logged};
 use crate::storage::overlay::Overlay;
 
 /// How the file is opened; tests put a failing disk in between.
-pub(super) type Open = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
+pub(super) type Open = Box<dyn Fn(&Path) -> Result<Opened, DatabaseError> + Send + Sync>;
+
+/// An open file.
+pub(super) struct Opened {
+    pub(super) db: Database,
+    /// Who is told of commits; `None` if nothing becomes durable.
+    commits: Option<Arc<dyn Commits>>,
+}
+
+impl Opened {
+    /// The file at `path`, which is there, and its log, which is made if it is missing.
+    pub(super) fn at(path: &Path, builder: &mut Builder) -> Result<Self, DatabaseError> {
+        let disk = |path: &Path| {
+            let mut options = OpenOptions::new();
+            FileBackend::new(options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?)
+        };
+        Self::over(Logged::open(disk(path)?, disk(&log_path(path))?, log::HALF)?, builder)
+    }
+
+    pub(super) fn over<D: StorageBackend>(logged: Logged<D>, builder: &mut Builder) -> Result<Self, DatabaseError> {
+        let commits = Some(logged.commits());
+        Ok(Self { db: builder.create_with_backend(logged)?, commits })
+    }
+}
+
+/// Where the log of the file at `path` is.
+pub(super) fn log_path(path: &Path) -> PathBuf {
+    path.with_extension("log")
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
@@ -31,7 +62,7 @@ pub(super) struct Shared {
     pub(super) path: PathBuf,
     open: Open,
     /// `None` after an opening that failed.
-    db: RwLock<Option<Database>>,
+    db: RwLock<Option<Opened>>,
     /// Whether `db` must be opened again before its next use.
     stale: AtomicBool,
     /// Whether `db` writes nothing to the disk, so that a write must open it again.
@@ -52,7 +83,7 @@ impl Shared {
     }
 
     /// Runs `op` on the open file, which is opened again first if need be.
-    pub(super) fn with_db<T>(&self, how: Use, op: impl FnOnce(&Database) -> Result<T, DataError>) -> Result<T, DataError> {
+    pub(super) fn with_db<T>(&self, how: Use, op: impl FnOnce(&Opened) -> Result<T, DataError>) -> Result<T, DataError> {
         if how == Use::Write
             && let Some(why) = self.lost.get()
         {
@@ -140,16 +171,23 @@ impl Drop for Shared {
 
 /// One transaction.
 pub(super) fn transact<T>(
-    db: &Database,
+    opened: &Opened,
     op: impl FnOnce(&WriteTransaction) -> Result<(T, Commit), DataError>,
 ) -> Result<T, DataError> {
-    let mut txn = db.begin_write().map_err(storage("begin to write"))?;
+    let mut txn = opened.db.begin_write().map_err(storage("begin to write"))?;
     // Two phases are part of it.
     txn.set_quick_repair(true);
     // An error drops the transaction, which undoes it.
     let (value, commit) = op(&txn)?;
     match commit {
-        Commit::Yes => txn.commit().map_err(storage("write to the disk"))?,
+        Commit::Yes => {
+            let doing = "write to the disk";
+            let Some(commits) = &opened.commits else { return Err(storage(doing)(redb::Error::DatabaseClosed)) };
+            commits.begin();
+            let committed = txn.commit().map_err(storage(doing));
+            commits.end(committed.is_ok()).map_err(io_error(doing))?;
+            committed?;
+        }
         Commit::No => txn.abort().map_err(storage("end a transaction"))?,
     }
     Ok(value)
@@ -167,18 +205,28 @@ fn contained<T>(op: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataErro
 /// Memory for pages while nothing is written.
 const SHADOW_CACHE_BYTES: usize = 8 << 20;
 
-fn open_shadow(path: &Path) -> Result<Database, DataError> {
+fn open_shadow(path: &Path) -> Result<Opened, DataError> {
     let doing = "open the data for reading";
     let file = File::open(path).map_err(io_error(doing))?;
     let len = file.metadata().map_err(io_error(doing))?.len();
+    let overlay = Overlay::new(file, len);
+    match File::open(log_path(path)) {
+        Ok(log) => {
+            let len = log.metadata().map_err(io_error(doing))?.len();
+            log::replay(&Overlay::new(log, len), &overlay).map_err(io_error(doing))?;
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(io_error(doing)(error)),
+    }
     let builder = &mut Database::builder();
-    builder.set_cache_size(SHADOW_CACHE_BYTES).create_with_backend(Overlay::new(file, len)).map_err(storage(doing))
+    let db = builder.set_cache_size(SHADOW_CACHE_BYTES).create_with_backend(overlay).map_err(storage(doing))?;
+    Ok(Opened { db, commits: None })
 }
 
 /// Checks every page of the file at `path`, without changing a byte.
 pub(super) fn verify(path: &Path) -> Result<(), DataError> {
     contained(|| {
-        let whole = open_shadow(path)?.check_integrity().map_err(storage("check the data"))?;
+        let whole = open_shadow(path)?.db.check_integrity().map_err(storage("check the data"))?;
         let damaged = || DataError::Damaged { what: "a page is not what was written".into() };
         if whole { Ok(()) } else { Err(damaged()) }
     })
@@ -186,12 +234,17 @@ pub(super) fn verify(path: &Path) -> Result<(), DataError> {
 
 /// Reads the file at `path` without changing a byte.
 pub(super) fn look<T>(path: &Path, op: impl FnOnce(&ReadTransaction) -> Result<T, DataError>) -> Result<T, DataError> {
-    contained(|| op(&open_shadow(path)?.begin_read().map_err(storage("begin to read"))?))
+    contained(|| op(&open_shadow(path)?.db.begin_read().map_err(storage("begin to read"))?))
 }
 
 /// Makes an empty file under another name and renames it: a start that is killed in between leaves no half of a store.
 fn create_file(path: &Path) -> Result<(), DataError> {
     let doing = "create the data's file";
+    // A log that is left belongs to a file that was here before.
+    match fs::remove_file(log_path(path)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error(doing)(error)),
+        _ => {}
+    }
     let new = path.with_extension("redb.new");
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true).mode(0o600);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DATA_DIR/data/data.redb   buckets, entries, and what is known of objects (`store.rs`, `bucket.rs`)
+//! DATA_DIR/data/data.log    commits that the file before does not have for good yet (`storage/log.rs`)
 //! DATA_DIR/data/objects/    bytes of durable objects (`objects/files.rs`)
 //! DATA_DIR/data/mounts/     links to those, for buckets that are mounted as folders; made anew after a start (`objects/mounts.rs`)
 //! DATA_DIR/data/staging/    objects that are not whole yet; emptied at start

@@ -163,9 +163,12 @@ fn a_put_reaches_the_disk_in_an_order_that_a_loss_of_power_cannot_turn() {
     let file = of_put("sync", "/staging/");
     let named = of_put("rename", "/objects/");
     let folder = of_put("sync", "/objects/");
-    let (rows, commit) = (of_put("write", "/data.redb"), of_put("sync", "/data.redb"));
+    let (pages, record, commit) = (of_put("write", "/data.redb"), of_put("write", "/data.log"), of_put("sync", "/data.log"));
     assert!(writes.len() >= 2 && file.len() == 1 && named.len() == 1, "{trace}");
     assert!(writes.last() < file.first() && file < named, "the whole file before its name: {trace}");
-    assert!(folder.last() > named.last() && folder.last() < rows.first(), "the name before the row: {trace}");
-    assert!(commit.last() > rows.last(), "the row before the answer: {trace}");
+    assert!(folder.last() > named.last() && folder.last() < pages.first(), "the name before the row: {trace}");
+    assert!(
+        !record.is_empty() && pages.first() < record.first() && commit.last() > record.last(),
+        "the row before the answer: {trace}"
+    );
 }

@@ -1,0 +1,544 @@
+//! A log before a file: redb's commits become durable by one flush of bytes that lie side by side, in place of two of pages that lie apart.
+//!
+//! ```text
+//! write  ──> the file (only the system's cache), and a copy in memory; the file's first page only in memory
+//! flush  ──> the copies as one record, behind the last one in the log; fdatasync of the log; then the first page goes to the file
+//! half of the log is full ──> records go to the other half, and a thread makes the file durable meanwhile
+//! open   ──> records are written into the file again, in their order; then the log begins anew, with another key
+//! ```
+//!
+//! redb never writes over what its last commit needs, but for its first page, which says where that is. So pages may reach the disk at any
+//! time, and the first one must not before its record has. A commit of redb in two phases flushes twice; the first of the two only keeps
+//! an order, which a record keeps too, so [`Commits`] says when that one need not wait for the disk.
+//!
+//! A record is known by a hash with the log's key, which nobody outside knows: what lies behind the last record are bytes of earlier ones,
+//! and tenants chose those. A record that is not whole is the end of the log, as its flush never ended.
+//!
+//! Owns both files while they are open. Knows nothing of what pages hold. Invariants: what a flush acknowledged is in the log or durable in
+//! the file; whoever reads the file without the log while nobody has it open may see something else, and uses [`replay`].
+
+use std::io;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use redb::{BackendError, StorageBackend};
+
+use super::disk::is_full;
+
+/// Bytes of each half. The larger, the more often a page is overwritten before it must be durable itself; what a start after a crash reads.
+pub(crate) const HALF: u64 = 64 << 20;
+/// Records begin at multiples of this: no sector belongs to two of them, so a torn one damages no other.
+const BLOCK: usize = 4096;
+/// The log grows by as much at once, so that its length, which is a flush of its own, seldom changes.
+const STEP: u64 = 1 << 20;
+/// The part of the file that is written after the log only: where redb keeps its header.
+const FIRST: u64 = 4096;
+/// Memory for a body that is kept from one record to the next.
+const BODY_KEPT: usize = 1 << 20;
+const MAGIC: [u8; 16] = *b"hob data log 1\n\0";
+const HASH: usize = blake3::OUT_LEN;
+const _: () = assert!(HASH + 24 <= BLOCK, "a head is its hash, its number, and the lengths of the file and of its body");
+/// Marks the place of a piece that is what was there before, and not what is to be written.
+const BEFORE: u64 = 1 << 63;
+
+/// How redb's commits tell the log what they are about to do.
+pub(crate) trait Commits: Send + Sync {
+    /// A commit in two phases begins: the first flush that follows need not be durable, if another one follows.
+    fn begin(&self);
+    /// It has ended, and went well or not.
+    ///
+    /// # Errors
+    /// What the disk says, if something of one that went well was still to be made durable.
+    fn end(&self, went_well: bool) -> io::Result<()>;
+}
+
+/// What the first block of a log says.
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    /// By which its records are known.
+    key: [u8; 32],
+    /// Bytes of each half.
+    half: u64,
+}
+
+/// A file and the log before it.
+#[derive(Debug)]
+pub(crate) struct Logged<D>(Arc<Inner<D>>);
+
+#[derive(Debug)]
+struct Inner<D> {
+    file: Arc<D>,
+    log: D,
+    /// Bytes of each half of the log, a multiple of [`BLOCK`].
+    half: u64,
+    /// Whether the next flush is the first of two.
+    first_of_two: AtomicBool,
+    /// Whether `first` holds something.
+    hides_first: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    key: [u8; 32],
+    /// Where the next record goes, and in which half that is.
+    at: u64,
+    half: u64,
+    /// Of the next record.
+    number: u64,
+    /// Bytes of the log that were written at least once.
+    len: u64,
+    /// A record's body: what was written since the last one. The first [`BLOCK`] bytes are its head.
+    body: Vec<u8>,
+    /// More was written than a record holds: the file itself must be made durable.
+    too_large: bool,
+    /// What was written to the first page since then.
+    first: Vec<(u64, Vec<u8>)>,
+    /// The first page and the length of the file at the last flush.
+    page: Vec<u8>,
+    file_len: u64,
+    /// Makes the file durable, with all records of the other half.
+    syncing: Option<JoinHandle<io::Result<()>>>,
+    /// Something failed: nothing more is written, and the log stays for the next start.
+    failed: bool,
+}
+
+impl<D: StorageBackend> Logged<D> {
+    /// Over `file`, whatever state it is in, and its `log`, which may be empty. `half`: bytes of each half of the log from now on.
+    ///
+    /// # Errors
+    /// What the disk says. `InvalidData` if records are missing in the middle.
+    ///
+    /// # Cost
+    /// Reads the log, which has at most two halves, and writes what it holds into the file. Blocks.
+    pub(crate) fn open(file: D, log: D, half: u64) -> io::Result<Self> {
+        if replay(&log, &file)? > 0 {
+            file.sync_data()?;
+        }
+        let (page, file_len, len) = (first_page(&file)?, file.len()?, log.len()?);
+        let state = State {
+            key: [0; 32],
+            at: 0,
+            half: 0,
+            number: 0,
+            len,
+            body: vec![0; BLOCK],
+            too_large: false,
+            first: Vec::new(),
+            page,
+            file_len,
+            syncing: None,
+            failed: false,
+        };
+        let (first_of_two, hides_first) = (AtomicBool::new(false), AtomicBool::new(false));
+        let inner = Inner { file: Arc::new(file), log, half, first_of_two, hides_first, state: Mutex::new(state) };
+        inner.begin_anew(&mut inner.lock())?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Who tells it of commits.
+    pub(crate) fn commits(&self) -> Arc<dyn Commits> {
+        Arc::<Inner<D>>::clone(&self.0)
+    }
+}
+
+/// Writes all whole records of `log` into `file`, in their order. Answers how many there were. A log of another file is left alone: of one
+/// that was here before this one was restored from a backup.
+///
+/// # Errors
+/// What the disk says. `InvalidData` if records are missing in the middle.
+pub(crate) fn replay(log: &impl StorageBackend, file: &impl StorageBackend) -> io::Result<u64> {
+    let Some(header) = Header::read(log)? else { return Ok(0) };
+    let mut halves = [Records::of(log, header, 0)?, Records::of(log, header, 1)?];
+    halves.sort_by_key(|records| records.first);
+    let page = first_page(file)?;
+    let (mut last, mut is_its_own) = (None::<u64>, false);
+    for record in halves.clone().into_iter().flatten() {
+        let record = record?;
+        if last.is_some_and(|last| last + 1 != record.number) {
+            let text = "the log of the data has a gap: a record in its middle is not what was written";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        last = Some(record.number);
+        is_its_own |= record.is_around(&page);
+    }
+    let Some(last) = last else { return Ok(0) };
+    if !is_its_own {
+        tracing::warn!("the log of the data is of another file, and is not used: was the file restored from a backup?");
+        return Ok(0);
+    }
+    for record in halves.into_iter().flatten() {
+        let record = record?;
+        for (offset, bytes) in pieces(&record.body).filter(|(offset, _)| offset & BEFORE == 0) {
+            file.write(offset, bytes)?;
+        }
+        if file.len()? != record.file_len {
+            file.set_len(record.file_len)?;
+        }
+    }
+    Ok(last + 1)
+}
+
+/// The first page of a file, with zeros behind its end.
+fn first_page(file: &impl StorageBackend) -> io::Result<Vec<u8>> {
+    let mut page = vec![0; usize::try_from(FIRST).unwrap_or_default()];
+    let len = usize::try_from(file.len()?).unwrap_or(usize::MAX).min(page.len());
+    file.read(0, &mut page[..len])?;
+    Ok(page)
+}
+
+impl Header {
+    /// Magic, key, half, and a hash of those.
+    const LEN: usize = MAGIC.len() + 40;
+
+    /// Of a log; `None` if it has none. It is written while the log is not needed, so one that is torn is none.
+    fn read(log: &impl StorageBackend) -> io::Result<Option<Self>> {
+        if log.len()? < BLOCK as u64 {
+            return Ok(None);
+        }
+        let mut block = [0; Self::LEN + HASH];
+        log.read(0, &mut block)?;
+        let (head, sum) = block.split_at(Self::LEN);
+        if blake3::hash(head).as_bytes() != sum {
+            return Ok(None);
+        }
+        let numbers = head.strip_prefix(&MAGIC).and_then(|numbers| numbers.split_first_chunk());
+        Ok(numbers.and_then(|(key, half)| Some(Self { key: *key, half: u64::from_le_bytes(*half.first_chunk()?) })))
+    }
+
+    fn write(&self, log: &impl StorageBackend) -> io::Result<()> {
+        let mut block = [MAGIC.as_slice(), &self.key, &self.half.to_le_bytes()].concat();
+        let sum = blake3::hash(&block);
+        block.extend(sum.as_bytes());
+        block.resize(BLOCK, 0);
+        log.write(0, &block)?;
+        log.sync_data()
+    }
+}
+
+/// One whole record.
+struct Record {
+    number: u64,
+    file_len: u64,
+    body: Vec<u8>,
+}
+
+impl Record {
+    /// Whether a first page is as before this record, as after it, or something between the two, which a write leaves that was cut short.
+    fn is_around(&self, page: &[u8]) -> bool {
+        let (before, after): (Vec<_>, Vec<_>) =
+            pieces(&self.body).filter(|(offset, _)| offset & !BEFORE < FIRST).partition(|(offset, _)| offset & BEFORE != 0);
+        let is_one = |((offset, before), (_, after)): (&Piece<'_>, &Piece<'_>)| {
+            let place = usize::try_from(offset & !BEFORE).ok().and_then(|offset| page.get(offset..));
+            let bytes = place.unwrap_or_default().iter().zip(before.iter().zip(*after));
+            bytes.into_iter().all(|(found, (before, after))| found == before || found == after)
+        };
+        !before.is_empty() && before.iter().zip(&after).all(is_one)
+    }
+}
+
+/// The records of one half, from its beginning to the first that is not whole.
+struct Records<'a, D> {
+    log: &'a D,
+    key: [u8; 32],
+    at: u64,
+    end: u64,
+    /// Number of the first one; `None` if there is none.
+    first: Option<u64>,
+    next: Option<u64>,
+}
+
+impl<D> Clone for Records<'_, D> {
+    fn clone(&self) -> Self {
+        Self { ..*self }
+    }
+}
+
+impl<'a, D: StorageBackend> Records<'a, D> {
+    fn of(log: &'a D, Header { key, half }: Header, which: u64) -> io::Result<Self> {
+        let len = log.len()?;
+        let begin = |which: u64| half.saturating_mul(which).saturating_add(BLOCK as u64).min(len);
+        let (at, end) = (begin(which), begin(which + 1));
+        let mut records = Self { log, key, at, end, first: None, next: None };
+        records.first = records.clone().read()?.map(|record| record.number);
+        records.next = records.first;
+        Ok(records)
+    }
+
+    fn read(&mut self) -> io::Result<Option<Record>> {
+        if self.at + BLOCK as u64 > self.end {
+            return Ok(None);
+        }
+        let mut record = vec![0; BLOCK];
+        self.log.read(self.at, &mut record)?;
+        let number_at = |at: usize| record[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        let (number, file_len, body_len) = (number_at(HASH), number_at(HASH + 8), number_at(HASH + 16));
+        if self.next.is_some_and(|next| next != number) || body_len > self.end - self.at - BLOCK as u64 {
+            return Ok(None);
+        }
+        let len = BLOCK as u64 + body_len;
+        record.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+        self.log.read(self.at + BLOCK as u64, &mut record[BLOCK..])?;
+        if blake3::keyed_hash(&self.key, &record[HASH..]).as_bytes() != &record[..HASH] {
+            return Ok(None);
+        }
+        self.at += len.next_multiple_of(BLOCK as u64);
+        self.next = Some(number + 1);
+        record.drain(..BLOCK);
+        Ok(Some(Record { number, file_len, body: record }))
+    }
+}
+
+impl<D: StorageBackend> Iterator for Records<'_, D> {
+    type Item = io::Result<Record>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.read().transpose()
+    }
+}
+
+/// A place in the file, and the bytes there.
+type Piece<'a> = (u64, &'a [u8]);
+
+/// What a body holds.
+fn pieces(mut body: &[u8]) -> impl Iterator<Item = Piece<'_>> {
+    std::iter::from_fn(move || {
+        let (offset, rest) = body.split_first_chunk()?;
+        let (len, rest) = rest.split_first_chunk()?;
+        let (bytes, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
+        body = rest;
+        Some((u64::from_le_bytes(*offset), bytes))
+    })
+}
+
+fn put(body: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
+    body.extend(offset.to_le_bytes());
+    body.extend((bytes.len() as u64).to_le_bytes());
+    body.extend(bytes);
+}
+
+impl<D: StorageBackend> Inner<D> {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets all records. The file is durable as it is.
+    fn begin_anew(&self, state: &mut State) -> io::Result<()> {
+        getrandom::fill(&mut state.key).map_err(io::Error::other)?;
+        Header { key: state.key, half: self.half }.write(&self.log)?;
+        (state.at, state.half, state.number) = (BLOCK as u64, 0, 0);
+        state.len = state.len.max(BLOCK as u64);
+        Ok(())
+    }
+
+    /// Makes durable what was written since the last time.
+    ///
+    /// # Errors
+    /// What the disk says. Nothing is written after that: the log stays as it is for the next start.
+    fn flush(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        if state.failed {
+            return Err(io::Error::other("the log of the data failed before"));
+        }
+        self.try_flush(&mut state).inspect_err(|_| state.failed = true)
+    }
+
+    fn try_flush(&self, state: &mut State) -> io::Result<()> {
+        // Found out soon, though it is not needed before the half is.
+        if state.syncing.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.wait(state)?;
+        }
+        let file_len = self.file.len()?;
+        if state.body.len() == BLOCK && state.first.is_empty() && !state.too_large && file_len == state.file_len {
+            return Ok(());
+        }
+        state.file_len = file_len;
+        for (offset, bytes) in &state.first {
+            let before = usize::try_from(*offset).ok().and_then(|at| state.page.get(at..at + bytes.len()));
+            put(&mut state.body, offset | BEFORE, before.unwrap_or_default());
+            put(&mut state.body, *offset, bytes);
+        }
+        let logged = !state.too_large && state.body.len() as u64 <= self.half && self.append(state)?;
+        if !logged {
+            self.flush_file(state)?;
+        }
+        for (offset, bytes) in &state.first {
+            self.file.write(*offset, bytes)?;
+            if let Some(place) = usize::try_from(*offset).ok().and_then(|at| state.page.get_mut(at..at + bytes.len())) {
+                place.copy_from_slice(bytes);
+            }
+        }
+        if !logged {
+            self.file.sync_data()?;
+        }
+        self.hides_first.store(false, Ordering::Release);
+        state.first.clear();
+        state.body.truncate(BLOCK);
+        state.body.shrink_to(BODY_KEPT);
+        state.too_large = false;
+        Ok(())
+    }
+
+    /// Writes a record and makes it durable. False if it finds no room on the disk.
+    fn append(&self, state: &mut State) -> io::Result<bool> {
+        let body_len = (state.body.len() - BLOCK) as u64;
+        let len = (state.body.len() as u64).next_multiple_of(BLOCK as u64);
+        let end = |half: u64| BLOCK as u64 + (half + 1) * self.half;
+        if state.at + len > end(state.half) {
+            self.turn(state)?;
+        }
+        for (place, number) in [state.number, state.file_len, body_len].into_iter().enumerate() {
+            state.body[HASH + 8 * place..][..8].copy_from_slice(&number.to_le_bytes());
+        }
+        let hash = blake3::keyed_hash(&state.key, &state.body[HASH..]);
+        state.body[..HASH].copy_from_slice(hash.as_bytes());
+        let mut until = state.at + len;
+        if until > state.len {
+            until = until.next_multiple_of(STEP).min(end(state.half));
+        }
+        state.body.resize(usize::try_from(until - state.at).unwrap_or(usize::MAX), 0);
+        match self.log.write(state.at, &state.body) {
+            Err(error) if is_full(&error) => return Ok(false),
+            written => written?,
+        }
+        self.log.sync_data()?;
+        (state.at, state.number, state.len) = (state.at + len, state.number + 1, state.len.max(until));
+        Ok(true)
+    }
+
+    /// Goes on at the beginning of the other half, once the file has all that is there. What is in this one it gets meanwhile.
+    fn turn(&self, state: &mut State) -> io::Result<()> {
+        self.wait(state)?;
+        let file = Arc::clone(&self.file);
+        match std::thread::Builder::new().name("hob-store-sync".into()).spawn(move || file.sync_data()) {
+            Ok(syncing) => state.syncing = Some(syncing),
+            // No thread for it: then the writer waits.
+            Err(_) => self.file.sync_data()?,
+        }
+        state.half = 1 - state.half;
+        state.at = BLOCK as u64 + state.half * self.half;
+        Ok(())
+    }
+
+    fn wait(&self, state: &mut State) -> io::Result<()> {
+        let synced = state.syncing.take().map(JoinHandle::join);
+        synced.unwrap_or(Ok(Ok(()))).unwrap_or_else(|_| Err(io::Error::other("the thread that makes the data durable panicked")))
+    }
+
+    /// Makes the file durable, all but its first page, and forgets the log.
+    fn flush_file(&self, state: &mut State) -> io::Result<()> {
+        self.wait(state)?;
+        self.file.sync_data()?;
+        self.begin_anew(state)
+    }
+}
+
+impl<D: StorageBackend> Commits for Inner<D> {
+    fn begin(&self) {
+        self.first_of_two.store(true, Ordering::Release);
+    }
+
+    fn end(&self, went_well: bool) -> io::Result<()> {
+        self.first_of_two.store(false, Ordering::Release);
+        // One that flushed once or not at all: the format of redb has changed.
+        if went_well { self.flush() } else { Ok(()) }
+    }
+}
+
+impl<D: StorageBackend> StorageBackend for Logged<D> {
+    fn len(&self) -> io::Result<u64> {
+        self.0.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.file.read(offset, out)?;
+        if offset >= FIRST || !self.0.hides_first.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        for (at, bytes) in &self.0.lock().first {
+            let (from, until) = (offset.max(*at), (offset + out.len() as u64).min(at + bytes.len() as u64));
+            if from < until {
+                let [in_out, in_bytes] = [from - offset, from - at].map(|place| usize::try_from(place).unwrap_or_default());
+                let len = usize::try_from(until - from).unwrap_or_default();
+                out[in_out..in_out + len].copy_from_slice(&bytes[in_bytes..in_bytes + len]);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        if self.0.first_of_two.swap(false, Ordering::AcqRel) { Ok(()) } else { self.0.flush() }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let within = usize::try_from(FIRST.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+        let (first, rest) = data.split_at(within);
+        let rest_offset = offset + within as u64;
+        if !rest.is_empty() {
+            self.0.file.write(rest_offset, rest)?;
+        }
+        let mut state = self.0.lock();
+        if !first.is_empty() {
+            match state.first.last_mut() {
+                Some((at, bytes)) if *at == offset && bytes.len() == within => bytes.copy_from_slice(first),
+                _ => state.first.push((offset, first.to_vec())),
+            }
+            self.0.hides_first.store(true, Ordering::Release);
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        // What no half can hold is not copied any further.
+        if (state.body.len() + rest.len()) as u64 > self.0.half {
+            state.too_large = true;
+            state.body.truncate(BLOCK);
+        } else if !state.too_large {
+            put(&mut state.body, rest_offset, rest);
+        }
+        Ok(())
+    }
+
+    fn close(&self) -> io::Result<()> {
+        let mut state = self.0.lock();
+        let mut closed = Ok(());
+        if !state.failed {
+            // Of what was not flushed the file has pages that nothing refers to.
+            closed = self.0.flush_file(&mut state);
+            state.failed = true;
+        }
+        closed.and(self.0.file.close()).and(self.0.log.close())
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.file.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.file.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.file.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.file.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.file.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.file.query_lock_range(start, end)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! A small store with redb's habits over a log: fresh pages for each commit, then the first page, which says where they are.
+
+use std::sync::atomic::AtomicI64;
+
+use redb::backends::InMemoryBackend;
+use rustix::io::Errno;
+
+use super::*;
+use crate::storage::power::Power;
+
+const SMALL: u64 = 64 << 10;
+const PAGE: u64 = 4096;
+
+/// Commits number `number`: `pages` of it, at places that the one before does not use, then the first page.
+fn commit(disk: &impl StorageBackend, commits: &dyn Commits, number: u64, pages: u64) -> io::Result<()> {
+    let begin = 1 + (number % 2) * 64;
+    commits.begin();
+    for page in begin..begin + pages {
+        disk.write(page * PAGE, &number.to_le_bytes().repeat(512))?;
+    }
+    let head = [number.to_le_bytes(), pages.to_le_bytes()].concat();
+    disk.write(0, &[head.as_slice(), &[0; 8]].concat())?;
+    disk.sync_data()?;
+    disk.write(0, &[head.as_slice(), &[1; 8]].concat())?;
+    disk.sync_data()?;
+    commits.end(true)
+}
+
+/// Which commit is there; all of it must be.
+fn look(disk: &impl StorageBackend) -> u64 {
+    let mut head = [0; 24];
+    disk.read(0, &mut head).unwrap();
+    let [number, pages] = [0, 8].map(|at| u64::from_le_bytes(head[at..at + 8].try_into().unwrap()));
+    for page in 1 + (number % 2) * 64..1 + (number % 2) * 64 + pages {
+        let mut bytes = vec![0; 4096];
+        disk.read(page * PAGE, &mut bytes).unwrap();
+        assert!(bytes == number.to_le_bytes().repeat(512), "page {page} is not of commit {number}");
+    }
+    number
+}
+
+fn memory(bytes: &[u8]) -> Full {
+    let disk = Full(InMemoryBackend::new(), AtomicI64::new(i64::MAX));
+    disk.write(0, bytes).unwrap();
+    disk
+}
+
+fn bytes(disk: &impl StorageBackend) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(disk.len().unwrap()).unwrap()];
+    disk.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// A file of zeros and a log with commits 1 to `last`, as they are when the process is killed.
+fn killed(last: u64) -> [Vec<u8>; 2] {
+    let power = Power::new([vec![0; 1 << 20], vec![]], u64::MAX);
+    let [file, log] = power.outlets();
+    let logged = Logged::open(file, log, SMALL).unwrap();
+    for number in 1..=last {
+        commit(&logged, &*logged.commits(), number, 3).unwrap();
+    }
+    power.outlets().map(|disk| bytes(&disk))
+}
+
+#[test]
+fn what_was_flushed_survives_any_loss_of_power() {
+    let (mut acknowledged_ones, mut replayed) = (0, 0);
+    for seed in 0..400_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut dice = |sides: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state >> 33).unwrap() % sides
+        };
+        let power = Power::new([vec![0; 1 << 20], vec![]], 4 + dice(400) as u64);
+        let [file, log] = power.outlets();
+        let mut acknowledged = 0;
+        let mut tried = 0;
+        if let Ok(logged) = Logged::open(file, log, SMALL) {
+            while tried == acknowledged {
+                // Up to more than half of the log, which no record holds.
+                let most = if dice(8) == 0 { 20 } else { 4 };
+                let pages = 1 + dice(most) as u64;
+                tried += 1;
+                if commit(&logged, &*logged.commits(), tried, pages).is_ok() {
+                    acknowledged = tried;
+                    assert_eq!(look(&logged), acknowledged);
+                }
+            }
+        }
+        let [file, log] = power.after(&mut dice).map(|bytes| memory(&bytes));
+        replayed += replay(&log, &file).unwrap();
+        let found = look(&file);
+        assert!(found == acknowledged || found == tried, "seed {seed}: {found} of {acknowledged} and {tried}");
+        acknowledged_ones += acknowledged;
+        // And on with it, twice: a start may be killed too.
+        let logged = Logged::open(file, log, SMALL).unwrap();
+        commit(&logged, &*logged.commits(), 1000, 2).unwrap();
+        assert_eq!(look(&logged), 1000);
+    }
+    assert!(acknowledged_ones > 10_000 && replayed > 1_000, "{acknowledged_ones}, {replayed}");
+}
+
+#[test]
+fn a_record_that_is_not_whole_ends_the_log() {
+    let [file, log] = killed(2);
+    assert_eq!(replay(&memory(&log), &memory(&file)).unwrap(), 2);
+    // Behind the header and the first record, which has a head, three pages, and the first one.
+    let second = BLOCK + 5 * BLOCK;
+    for at in [second, second + HASH, second + HASH + 16, second + BLOCK, second + 2 * BLOCK] {
+        let (log, file) = (memory(&log), memory(&vec![0; file.len()]));
+        let mut byte = [0];
+        log.read(at as u64, &mut byte).unwrap();
+        log.write(at as u64, &[byte[0] ^ 1]).unwrap();
+        assert_eq!(replay(&log, &file).unwrap(), 1, "a flipped bit at {at}");
+        assert_eq!(look(&file), 1);
+    }
+}
+
+#[test]
+fn what_an_earlier_log_left_is_no_record() {
+    let [file, log] = killed(2);
+    let (file, log) = (memory(&file), memory(&log));
+    // As a start leaves it: the same records, and another key.
+    let renewed = memory(&bytes(&log));
+    Header { key: [7; 32], half: SMALL }.write(&renewed).unwrap();
+    assert_eq!(replay(&renewed, &file).unwrap(), 0);
+}
+
+#[test]
+fn a_log_of_another_file_is_left_alone() {
+    // Whatever of the records the file had already, the log is its own.
+    let [_, log] = killed(3);
+    for last in 0..=3 {
+        let [file, _] = killed(last);
+        assert_eq!(replay(&memory(&log), &memory(&file)).unwrap(), 3);
+    }
+    // Restored from a backup that is older than the log.
+    let [old, _] = killed(9);
+    let old = memory(&old);
+    assert_eq!(replay(&memory(&log), &old).unwrap(), 0);
+    assert_eq!(look(&old), 9);
+    let logged = Logged::open(old, memory(&log), SMALL).unwrap();
+    assert_eq!(look(&logged), 9);
+}
+
+#[test]
+fn a_gap_between_the_halves_is_an_error() {
+    // Some records in each half: sixteen blocks have three of them.
+    let [file, mut log] = killed(5);
+    let whole = replay(&memory(&log), &memory(&file)).unwrap();
+    assert_eq!(whole, 5);
+    log[BLOCK + 8 * BLOCK] ^= 1;
+    let error = replay(&memory(&log), &memory(&file)).unwrap_err();
+    assert!(error.kind() == io::ErrorKind::InvalidData && error.to_string().contains("gap"), "{error}");
+}
+
+#[test]
+fn a_header_that_is_torn_is_an_empty_log() {
+    let [file, mut log] = killed(2);
+    log[MAGIC.len() + 40] ^= 1;
+    let logged = Logged::open(memory(&file), memory(&log), SMALL).unwrap();
+    commit(&logged, &*logged.commits(), 9, 1).unwrap();
+    assert_eq!(look(&logged), 9);
+}
+
+#[test]
+fn closing_leaves_everything_in_the_file() {
+    let power = Power::new([vec![0; 1 << 20], vec![]], u64::MAX);
+    let [file, log] = power.outlets();
+    let logged = Logged::open(file, log, SMALL).unwrap();
+    commit(&logged, &*logged.commits(), 1, 3).unwrap();
+    logged.close().unwrap();
+    let [file, log] = power.after(|_| 0).map(|bytes| memory(&bytes));
+    assert_eq!((look(&file), replay(&log, &file).unwrap()), (1, 0));
+}
+
+#[test]
+fn a_commit_that_flushes_once_is_durable_too() {
+    let power = Power::new([vec![0; 1 << 20], vec![]], u64::MAX);
+    let [file, log] = power.outlets();
+    let logged = Logged::open(file, log, SMALL).unwrap();
+    let commits = logged.commits();
+    commits.begin();
+    logged.write(0, &[[7; 8], [0; 8], [0; 8]].concat()).unwrap();
+    logged.sync_data().unwrap();
+    commits.end(true).unwrap();
+    let [file, log] = power.after(|_| 0).map(|bytes| memory(&bytes));
+    assert_eq!(replay(&log, &file).unwrap(), 1);
+    assert_eq!(look(&file), u64::from_le_bytes([7; 8]));
+}
+
+/// A disk on which so many more bytes find room.
+#[derive(Debug)]
+struct Full(InMemoryBackend, AtomicI64);
+
+impl StorageBackend for Full {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let grows = (offset + data.len() as u64).saturating_sub(self.0.len()?);
+        let grows = i64::try_from(grows).unwrap();
+        if self.1.load(Ordering::SeqCst) < grows {
+            return Err(Errno::NOSPC.into());
+        }
+        self.1.fetch_sub(grows, Ordering::SeqCst);
+        if grows > 0 {
+            self.0.set_len(offset + data.len() as u64)?;
+        }
+        self.0.write(offset, data)
+    }
+}
+
+#[test]
+fn a_log_that_finds_no_room_is_done_without() {
+    for room in [4096, 5000, 40_000, 80_000, 100_000] {
+        let log = Full(InMemoryBackend::new(), AtomicI64::new(room));
+        let logged = Logged::open(memory(&[0; 1 << 20]), log, SMALL).unwrap();
+        for number in 1..20 {
+            commit(&logged, &*logged.commits(), number, 3).unwrap();
+            assert_eq!(look(&logged), number, "with room for {room} bytes");
+        }
+        logged.close().unwrap();
+        assert_eq!(look(&*logged.0.file), 19);
+    }
+}
