@@ -16,6 +16,8 @@ use crate::strict::{self, End, Request};
 
 /// Longer than the head that a node takes, so that its bound is met.
 const LEN_MAX: usize = 80 << 10;
+/// How a response begins.
+const VERSIONS: [&str; 2] = ["HTTP/1.1 ", "HTTP/1.0 "];
 /// A server that has not closed by then will not.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -101,11 +103,15 @@ fn statuses(mut bytes: &[u8]) -> anyhow::Result<Vec<u16>> {
         };
         let head = std::str::from_utf8(&bytes[..len])?.to_ascii_lowercase();
         bytes = &bytes[len + 4..];
-        let status = head.strip_prefix("http/1.1 ").and_then(|rest| rest.get(..3)).and_then(|status| status.parse().ok());
+        let status = VERSIONS
+            .iter()
+            .find_map(|version| head.strip_prefix(&version.to_ascii_lowercase()))
+            .and_then(|rest| rest.get(..3))
+            .and_then(|status| status.parse().ok());
         let status: u16 = status.with_context(|| format!("no status in {head:?}"))?;
         let body_len = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(Ok(0), str::parse::<usize>)?;
         // The answer to a HEAD announces a body that it has not.
-        if !bytes.is_empty() && !bytes.starts_with(b"HTTP/1.1 ") {
+        if !bytes.is_empty() && !VERSIONS.iter().any(|version| bytes.starts_with(version.as_bytes())) {
             bytes = bytes.get(body_len..).with_context(|| format!("a body of {body_len} bytes breaks off"))?;
         }
         if status != 100 {
