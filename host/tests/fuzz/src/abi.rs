@@ -3,14 +3,14 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use hob::capability::{Host, link_modules};
 use hob::invocation::Payload;
 use hob::registry::FunctionRecord;
 use wasmtime::{ExternType, FuncType, ValType};
 
 use crate::dice::Dice;
-use crate::local::{Ended, Local, runtime, shares};
+use crate::local::{Ended, Local, on_all_threads, runtime};
 use crate::report::Report;
 
 /// Calls of one invocation, at most.
@@ -103,26 +103,15 @@ pub(crate) fn run(report: &mut Report, runs: u64, seed: u64) -> anyhow::Result<(
     let local = Local::start(&["logs.function_bytes=16KiB"])?;
     let wasm = wat::parse_str(wat(&imports)?)?;
     let function = local.deploy("prober", &wasm, MANIFEST)?.map_err(|fault| anyhow::anyhow!("{fault}"))?;
-    let counted = std::thread::scope(|scope| {
-        let share = |runs: std::ops::Range<u64>| {
-            let (local, imports, function) = (&local, &imports, &function);
-            scope.spawn(move || {
-                let runtime = runtime()?;
-                let mut report = Report::default();
-                for number in runs {
-                    let mut dice = Dice::new(seed, number);
-                    let end = runtime.block_on(probe(local, function, imports, &mut dice));
-                    report.count(&end.with_context(|| format!("input {number}"))?);
-                }
-                anyhow::Ok(report)
-            })
-        };
-        let threads: Vec<_> = shares(runs).into_iter().map(share).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked"))).collect::<Vec<_>>()
-    });
-    for counted in counted {
-        report.add(&counted?);
-    }
+    on_all_threads(report, runs, |runs, report| {
+        let runtime = runtime()?;
+        for number in runs {
+            let mut dice = Dice::new(seed, number);
+            let end = runtime.block_on(probe(&local, &function, &imports, &mut dice));
+            report.count(&end.with_context(|| format!("input {number}"))?);
+        }
+        Ok(())
+    })?;
     local.stop();
     Ok(())
 }

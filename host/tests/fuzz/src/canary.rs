@@ -12,7 +12,7 @@ use hob::registry::FunctionRecord;
 use http_body_util::BodyExt as _;
 
 use crate::dice::Dice;
-use crate::local::{Ended, Local, runtime, shares};
+use crate::local::{Ended, Local, on_all_threads, runtime};
 use crate::report::Report;
 
 /// How an instance ends.
@@ -28,8 +28,8 @@ enum End {
 
 /// What a guest has, in pages of 64 KiB: less than what stays resident of a slot (128 KiB), more, and as much as a large guest.
 const PAGES: [u32; 3] = [1, 16, 256];
-/// Of a hundred invocations, so many have each of those sizes: most of them cost microseconds, the last milliseconds.
-const WEIGHTS: [u32; 3] = [93, 6, 1];
+/// Of a thousand invocations, so many have each of those sizes: each size takes about as long as another.
+const WEIGHTS: [u32; 3] = [947, 50, 3];
 const ENDS: [End; 4] = [End::Return, End::Trap, End::Deadline, End::Disconnect];
 /// Elements of the table at its start, and after it was grown.
 const TABLE: (u32, u32) = (500, 900);
@@ -171,33 +171,21 @@ pub(crate) fn run(report: &mut Report, runs: u64, seed: u64) -> anyhow::Result<(
         let deployed = local.deploy(&shape.name(), &wat::parse_str(shape.wat())?, shape.manifest())?;
         functions.push((shape, deployed.map_err(|fault| anyhow::anyhow!("{}: {fault}", shape.name()))?));
     }
-    let counted = std::thread::scope(|scope| {
-        let share = |runs: std::ops::Range<u64>| {
-            let (local, functions) = (&local, &functions);
-            scope.spawn(move || {
-                let runtime = runtime()?;
-                let mut report = Report::default();
-                for number in runs {
-                    let mut dice = Dice::new(seed, number);
-                    let end = runtime.block_on(hand_over(local, functions, &mut dice))?;
-                    report.count(end);
-                }
-                anyhow::Ok(report)
-            })
-        };
-        let threads: Vec<_> = shares(runs).into_iter().map(share).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked"))).collect::<Vec<_>>()
-    });
-    for counted in counted {
-        report.add(&counted?);
-    }
+    on_all_threads(report, runs, |runs, report| {
+        let runtime = runtime()?;
+        for number in runs {
+            let mut dice = Dice::new(seed, number);
+            report.count(runtime.block_on(hand_over(&local, &functions, &mut dice))?);
+        }
+        Ok(())
+    })?;
     local.stop();
     Ok(())
 }
 
 /// One instance in a slot that others had before.
 async fn hand_over(local: &Local, functions: &[(Shape, FunctionRecord)], dice: &mut Dice) -> anyhow::Result<&'static str> {
-    let mut at = u32::try_from(dice.below(100))?;
+    let mut at = u32::try_from(dice.below(1000))?;
     let size = WEIGHTS.iter().position(|weight| {
         let is_it = at < *weight;
         at = at.wrapping_sub(*weight);

@@ -15,16 +15,17 @@ pub(crate) struct Corpus {
 }
 
 impl Corpus {
-    /// The saved ones.
+    /// The saved ones, and those that are `known` otherwise.
     ///
     /// # Errors
     /// When there is none.
-    pub(crate) fn of(target: &str) -> anyhow::Result<Self> {
+    pub(crate) fn of(target: &str, known: impl IntoIterator<Item = Vec<u8>>) -> anyhow::Result<Self> {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
-        let mut paths: Vec<_> = std::fs::read_dir(&dir)
-            .with_context(|| format!("{} cannot be read", dir.display()))?
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<Result<_, _>>()?;
+        let mut paths = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).with_context(|| format!("{} cannot be read", dir.display())),
+        };
         // Their order decides what a seed makes.
         paths.sort();
         let mut inputs = Vec::new();
@@ -33,6 +34,7 @@ impl Corpus {
             let is_text = path.extension().is_some_and(|extension| extension == "wat");
             inputs.push(if is_text { wat::parse_bytes(&bytes)?.into_owned() } else { bytes });
         }
+        inputs.extend(known);
         anyhow::ensure!(!inputs.is_empty(), "{} is empty", dir.display());
         Ok(Self { dir, inputs })
     }
@@ -58,6 +60,7 @@ impl Corpus {
         });
         checked.or_else(|error| {
             let path = self.dir.join(format!("broke-{}", &hob::id::Digest::of(input).hex()[..16]));
+            std::fs::create_dir_all(&self.dir)?;
             std::fs::write(&path, input)?;
             Err(error.context(format!("for the input that was saved as {}", path.display())))
         })

@@ -1,7 +1,9 @@
 //! A node in this process, and invocations of its functions on the calling thread.
 
+use std::ops::Range;
 use std::time::Instant;
 
+use anyhow::bail;
 use hob::config::Config;
 use hob::daemon::{Node, Setup};
 use hob::fault::{Code, Fault};
@@ -10,6 +12,8 @@ use hob::manifest::Manifest;
 use hob::registry::FunctionRecord;
 use http_body_util::BodyExt as _;
 use tempfile::TempDir;
+
+use crate::report::Report;
 
 /// See the module.
 #[derive(Debug)]
@@ -84,8 +88,30 @@ pub(crate) fn get(target: &str) -> anyhow::Result<http::Request<Payload>> {
     Ok(http::Request::get(target).header("host", "localhost").body(Payload::empty())?)
 }
 
-/// A share of `runs` for each thread: where it begins, and where it ends.
-pub(crate) fn shares(runs: u64) -> Vec<std::ops::Range<u64>> {
+/// Runs inputs `0..runs` on all processors: `part` is called on a thread for each, with the numbers that are its own.
+///
+/// # Errors
+/// The first of a thread, or that one panicked.
+pub(crate) fn on_all_threads(
+    report: &mut Report,
+    runs: u64,
+    part: impl Fn(Range<u64>, &mut Report) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    (0..threads).map(|thread| runs * thread / threads..runs * (thread + 1) / threads).collect()
+    let counted = std::thread::scope(|scope| {
+        let part = &part;
+        let begin = |thread| {
+            let own = runs * thread / threads..runs * (thread + 1) / threads;
+            scope.spawn(move || {
+                let mut report = Report::default();
+                part(own, &mut report).map(|()| report)
+            })
+        };
+        let begun: Vec<_> = (0..threads).map(begin).collect();
+        begun.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked"))).collect::<Vec<_>>()
+    });
+    for counted in counted {
+        report.add(&counted?);
+    }
+    Ok(())
 }

@@ -8,12 +8,19 @@ mod abi;
 mod canary;
 mod corpus;
 mod dice;
+mod http1;
 mod local;
 mod manifest;
 mod modules;
 mod report;
 mod routes;
 mod smith;
+// They need nothing but the standard library, and are the tests' own.
+#[path = "../../all/harness/smuggle.rs"]
+mod smuggle;
+#[expect(clippy::unwrap_used, reason = "a test's file; none of them can fail")]
+#[path = "../../all/harness/strict.rs"]
+mod strict;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -33,6 +40,8 @@ enum Target {
     Manifest,
     /// Requests to functions with many routes, against a model.
     Routes,
+    /// Streams of HTTP/1, mutated, over sockets, against a strict parser.
+    Http1,
     /// Mutated modules through the build's own entry, in this process.
     Modules,
     /// Mutated modules through the real child.
@@ -68,6 +77,7 @@ impl Target {
         match self {
             Self::Manifest => 300_000,
             Self::Routes => 200_000,
+            Self::Http1 => 40_000,
             Self::Modules => 20_000,
             Self::Deploys => 200,
             Self::Smith => 300,
@@ -80,6 +90,7 @@ impl Target {
         match self {
             Self::Manifest => manifest::run(report, runs, seed),
             Self::Routes => routes::run(report, runs, seed),
+            Self::Http1 => http1::run(report, runs, seed),
             Self::Modules => modules::in_process(report, runs, seed),
             Self::Deploys => modules::through_the_child(report, runs, seed),
             Self::Smith => smith::run(report, runs, seed),

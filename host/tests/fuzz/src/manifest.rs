@@ -11,7 +11,7 @@ use crate::report::Report;
 const LEN_MAX: usize = 70 << 10;
 
 pub(crate) fn run(report: &mut Report, runs: u64, seed: u64) -> anyhow::Result<()> {
-    let corpus = Corpus::of("manifest")?;
+    let corpus = Corpus::of("manifest", [])?;
     for number in 0..runs {
         let input = corpus.input(&mut Dice::new(seed, number), number, LEN_MAX);
         let end = corpus.check(&input, |input| {

@@ -1,13 +1,15 @@
 //! Mutated modules: each is built or refused in a typed answer, by the build's own entry in this process and by the real child.
 
-use anyhow::{bail, ensure};
+use std::path::Path;
+
+use anyhow::ensure;
 use hob::engine::build::Job;
 use hob::engine::build::child::{Made, make_here};
 use hob::manifest::Manifest;
 
 use crate::corpus::Corpus;
 use crate::dice::Dice;
-use crate::local::{Local, shares};
+use crate::local::{Local, on_all_threads};
 use crate::report::Report;
 
 /// Longest module; the caps of longer ones have tests of their own.
@@ -17,52 +19,37 @@ const LEN_MAX: usize = 64 << 10;
 const MANIFEST: &str = "[limits]\ncpu = '20ms'\nwall = '1s'\nmemory = '16MiB'\n[snapshot]\nwarmup = ['GET /']";
 
 pub(crate) fn in_process(report: &mut Report, runs: u64, seed: u64) -> anyhow::Result<()> {
-    let corpus = Corpus::of("modules")?;
+    let corpus = Corpus::of("modules", [])?;
     let job = Job::deploy(&"fuzzed".parse()?, &Manifest::parse(MANIFEST)?);
     let job = Job { init: std::time::Duration::from_millis(20), snapshot_bytes_max: 16 << 20, ..job };
-    let counted = std::thread::scope(|scope| {
-        let share = |runs: std::ops::Range<u64>| {
-            let (corpus, job) = (&corpus, &job);
-            scope.spawn(move || {
-                let dir = tempfile::tempdir()?;
-                let mut report = Report::default();
-                for number in runs {
-                    let input = corpus.input(&mut Dice::new(seed, number), number, LEN_MAX);
-                    let end = corpus.check(&input, |input| {
-                        let (native, snapshot) = (dir.path().join("native"), dir.path().join("snapshot"));
-                        for path in [&native, &snapshot] {
-                            drop(std::fs::File::create(path)?);
-                        }
-                        let made = make_here(job, input.to_vec(), &native, &snapshot)?;
-                        Ok(match made {
-                            Made::Built(built) if built.snapshot.is_some() => "built with a snapshot",
-                            Made::Built(_) => "built",
-                            Made::Refused(refused) => {
-                                ensure!(
-                                    !refused.detail.is_empty() && refused.detail.len() < 4096,
-                                    "refused with {:?}",
-                                    refused.detail
-                                );
-                                "refused"
-                            }
-                        })
-                    })?;
-                    report.count(end);
-                }
-                anyhow::Ok(report)
-            })
-        };
-        let threads: Vec<_> = shares(runs).into_iter().map(share).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked"))).collect::<Vec<_>>()
-    });
-    for counted in counted {
-        report.add(&counted?);
+    on_all_threads(report, runs, |runs, report| {
+        let dir = tempfile::tempdir()?;
+        for number in runs {
+            let input = corpus.input(&mut Dice::new(seed, number), number, LEN_MAX);
+            report.count(corpus.check(&input, |input| make(&job, input, dir.path()))?);
+        }
+        Ok(())
+    })
+}
+
+/// What the build's entry says of a module.
+fn make(job: &Job, wasm: &[u8], dir: &Path) -> anyhow::Result<&'static str> {
+    let (native, snapshot) = (dir.join("native"), dir.join("snapshot"));
+    for path in [&native, &snapshot] {
+        drop(std::fs::File::create(path)?);
     }
-    Ok(())
+    Ok(match make_here(job, wasm.to_vec(), &native, &snapshot)? {
+        Made::Built(built) if built.snapshot.is_some() => "built with a snapshot",
+        Made::Built(_) => "built",
+        Made::Refused(refused) => {
+            ensure!(!refused.detail.is_empty() && refused.detail.len() < 4096, "refused with {:?}", refused.detail);
+            "refused"
+        }
+    })
 }
 
 pub(crate) fn through_the_child(report: &mut Report, runs: u64, seed: u64) -> anyhow::Result<()> {
-    let corpus = Corpus::of("modules")?;
+    let corpus = Corpus::of("modules", [])?;
     let local = Local::start(&["data.revisions_max=1"])?;
     for number in 0..runs {
         let input = corpus.input(&mut Dice::new(seed, number), number, LEN_MAX);
