@@ -49,6 +49,8 @@ pub struct Places {
     pub(super) opening: Arc<Semaphore>,
     /// Batches, each of which may be [`super::kv::BATCH_LEN_MAX`] long.
     pub(super) batches: Arc<Semaphore>,
+    /// Readings of many entries, until their clients have taken them. Each may take some 100 MiB as JSON.
+    pub(super) readings: Arc<Semaphore>,
     /// Scrubs.
     pub(super) scrubs: Arc<Semaphore>,
     /// Whatever is done in a bucket with an origin.
@@ -65,6 +67,8 @@ pub(super) const OPEN_WAIT: Duration = Duration::from_secs(10);
 pub(super) const ELSEWHERE_MAX: usize = 4;
 /// Batches at once.
 pub(super) const BATCHES_MAX: usize = 4;
+/// Readings of many entries at once.
+pub(super) const READINGS_MAX: usize = 4;
 
 // All that may hold a thread for long, at once, and the scrub.
 const _: () = assert!(super::upload::UPLOADS_MAX + OBJECT_PUTS_MAX + OPENING_MAX + ELSEWHERE_MAX + 1 < BLOCKING_THREADS_MAX);
@@ -76,6 +80,7 @@ impl Default for Places {
             objects: Arc::new(Semaphore::new(OBJECT_PUTS_MAX)),
             opening: Arc::new(Semaphore::new(OPENING_MAX)),
             batches: Arc::new(Semaphore::new(BATCHES_MAX)),
+            readings: Arc::new(Semaphore::new(READINGS_MAX)),
             scrubs: Arc::new(Semaphore::new(1)),
             elsewhere: Arc::new(Semaphore::new(ELSEWHERE_MAX)),
         }

@@ -92,6 +92,34 @@ fn entries() {
 }
 
 #[test]
+fn entries_many_at_once() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    let set = json_of(&node, &["kv", "set", "b", "x", "1", "y", "two words", "z", "", "--ttl", "1h"]);
+    assert_eq!((set.as_array().unwrap().len(), &set[1]["key"]), (3, &"y".into()));
+    assert_eq!(run(&node, &["kv", "get", "b", "z", "y", "x", "y"]), "\ntwo words\n1\ntwo words\n");
+    let got = json_of(&node, &["kv", "get", "b", "y", "x"]);
+    assert_eq!((&got[0]["value"], &got[1]["key"], got[1]["expires_ms"].is_u64()), (&"two words".into(), &"x".into(), true));
+    assert_eq!(got[0]["version"], set[1]["version"]);
+    // What is there is printed, and what is not is said.
+    let (stdout, stderr) = check(&at(&node, &["kv", "get", "b", "x", "none", "y", "gone"]), 3);
+    assert!(stdout == "1\ntwo words\n" && stderr.contains("no entry under none, gone"), "{stdout}{stderr}");
+    let output = at(&node, &["kv", "get", "b", "x", "none", "-o", "json"]);
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &list[0]["value"], &list[1]), (Some(3), &"1".into(), &Value::Null));
+    // All or none.
+    fails(&node, 1, &["kv", "set", "b", "new", "1", "x", "2", "--if-absent"]);
+    fails(&node, 3, &["kv", "get", "b", "new"]);
+    fails(&node, 2, &["kv", "set", "b", "new", "1", "x"]);
+    fails(&node, 2, &["kv", "set", "b", "new", "1", "x", "2", "--if-version", "1"]);
+    fails(&node, 3, &["kv", "get", "nowhere", "x", "y"]);
+    fails(&node, 1, &["kv", "get", "b", "x", ""]);
+    run(&node, &["kv", "set", "b", "--base64", "/w==", "odd", "AA==", "nul"]);
+    assert_eq!(run(&node, &["kv", "get", "--base64", "b", "AA==", "/w=="]), "nul\nodd\n");
+    fails(&node, 2, &["kv", "get", "b", "AA==", "?", "--base64"]);
+}
+
+#[test]
 fn watching() {
     let node = Node::start(&[]);
     bucket(&node, "b", json!({}));

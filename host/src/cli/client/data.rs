@@ -10,11 +10,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::{Body, SendBody};
 
-use super::super::failure::Failure;
+use super::super::failure::{Exit, Failure};
 use super::{Client, EXPECT_ABOVE, Feed, accept, read};
 use crate::control::wire::{
-    BatchInfo, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, EntryInfo, EntryList, IncrementInfo,
-    ObjectInfo, ObjectList, ScrubInfo,
+    BatchInfo, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, EntryInfo,
+    EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, ObjectInfo, ObjectList, ScrubInfo, split,
 };
 use crate::id::BucketName;
 
@@ -105,6 +105,20 @@ impl Client {
         let mut value = Vec::new();
         body(response).read_to_end(&mut value).context("the value broke off")?;
         Ok((value, version, expires_ms))
+    }
+
+    /// Several entries as they were at one moment, in the order of their keys; `None` where there is none.
+    pub(in crate::cli) fn get_many(&self, name: &BucketName, keys: &[Vec<u8>]) -> Result<Vec<Option<EntryInfo>>, Failure> {
+        let key = |key: &Vec<u8>| {
+            let (key, key_base64) = split(key);
+            EntryKey { key, key_base64 }
+        };
+        let request = GetManyRequest { keys: keys.iter().map(key).collect() };
+        let list: GetManyInfo = read(self.send_json(Request::post(self.url(name, "/kv-get")), &request)?)?;
+        match list.items.len() == keys.len() {
+            true => Ok(list.items),
+            false => Err(Failure::new(Exit::Failure, "the daemon's answer has not one entry for each key")),
+        }
     }
 
     /// Writes an entry; its version.
@@ -274,7 +288,7 @@ fn next_command(code: &str, path: &str) -> String {
     let mut parts = path.split('/').skip(3);
     let (name, kind) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let command = match kind {
-        "kv" => "kv",
+        "kv" | "kv-get" => "kv",
         "objects" => "blob",
         _ => "bucket",
     };
@@ -302,6 +316,7 @@ mod tests {
         for (code, path, expected) in [
             ("not-found", "/v1/buckets/b/kv/k", "hob bucket ls"),
             ("bad-request", "/v1/buckets/b/kv/k", "hob kv --help"),
+            ("bad-request", "/v1/buckets/b/kv-get", "hob kv --help"),
             ("bad-request", "/v1/buckets/b/objects/k", "hob blob --help"),
             ("bad-request", "/v1/buckets/b", "hob bucket --help"),
             ("precondition-failed", "/v1/buckets/b/objects/k", "hob blob ls b -o json"),

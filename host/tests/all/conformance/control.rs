@@ -136,7 +136,14 @@ impl Entries for Control<'_> {
         }
     }
     fn values(&self, keys: &[&[u8]]) -> Said<Vec<Option<Vec<u8>>>> {
-        keys.iter().map(|key| Ok(self.entry(key)?.map(|entry| entry.value.to_vec()))).collect()
+        let keys: Vec<_> = keys.iter().map(|key| json!({ "key_base64": STANDARD.encode(key) })).collect();
+        let body = json!({ "keys": keys }).to_string();
+        let reply = self.node.control.post(&format!("/v1/buckets/{}/kv-get", self.bucket), body.as_bytes());
+        if reply.status() != 200 {
+            return Err(refusal(&reply));
+        }
+        let items = reply.json()["items"].as_array().unwrap().clone();
+        Ok(items.iter().map(|item| (!item.is_null()).then(|| joined(item, "value"))).collect())
     }
     fn put(&self, key: &[u8], value: &[u8], time: Option<Duration>, when: When) -> Said<u64> {
         let tag = if let When::Version(version) = when { format!("\"{version}\"") } else { "*".into() };
@@ -171,9 +178,6 @@ impl Entries for Control<'_> {
     }
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, by: usize) -> Said<Vec<Vec<u8>>> {
         self.pages("kv", prefix, after, by)
-    }
-    fn has_values_at_once(&self) -> bool {
-        false
     }
 }
 
