@@ -95,9 +95,10 @@ fn content(head: &Head) -> HeaderMap {
     let mut missing = 0_u64;
     for (name, text) in &head.metadata {
         let name = HeaderName::try_from(format!("{META}{name}")).ok().filter(|header| header.as_str()[META.len()..] == **name);
+        // Who reads a header takes no space at its ends for a part of it.
         match (name, HeaderValue::from_bytes(text.as_bytes())) {
-            (Some(name), Ok(text)) => {
-                headers.append(name, text);
+            (Some(name), Ok(value)) if text.trim_matches([' ', '\t']) == text => {
+                headers.append(name, value);
             }
             _ => missing += 1,
         }

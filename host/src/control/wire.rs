@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 pub use self::data::{
     BatchInfo, BatchKind, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, CorruptInfo, DESCRIBED,
-    DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, ObjectInfo,
+    DescribedRequest, DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, ObjectInfo,
     ObjectList, ScrubInfo, SizeInfo, join, split,
 };
 pub use self::identity::{

@@ -252,6 +252,21 @@ pub struct ObjectInfo {
     pub metadata: Vec<(String, String)>,
 }
 
+/// Header of a put: a [`DescribedRequest`] in Base64.
+pub const DESCRIBED: &str = "hob-described";
+
+/// What is said of an object besides its bytes, in place of headers that could not say it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DescribedRequest {
+    /// Media type; that of the header if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// Names and values of its metadata.
+    #[serde(default)]
+    pub metadata: Vec<(String, String)>,
+}
+
 /// A list of objects. `next` is the cursor of the next page, absent on the last.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ObjectList {
