@@ -4,7 +4,6 @@
 //! lie. An object is sent piece by piece as its reader takes it. Invariant: an answer that ends in order has the bytes of one object.
 
 use std::io;
-use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
@@ -14,12 +13,11 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
-use tokio::time::timeout;
 
 use super::Control;
 use super::access::Caller;
 use super::answer::Refusal;
-use super::buckets::{InBucket, OPEN_WAIT, busy, holding};
+use super::buckets::{InBucket, holding, turn};
 use super::conditions::{self, Part, Read};
 use super::keys::{self, Key, Wanted};
 use super::kv::{EXPIRES, HARMLESS};
@@ -185,8 +183,7 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let opened = {
-        let place = timeout(OPEN_WAIT, Arc::clone(&control.places.opening).acquire_owned()).await;
-        let place = place.map_err(|_| busy("openings of objects"))?.map_err(Fault::internal)?;
+        let place = turn(&control.places.opening, &caller, "openings of objects").await?;
         let open =
             move |data: &Data, bucket: Bucket| holding(place, || data.objects(bucket.spec.durability).open(&bucket, &key))();
         control.in_bucket(&caller, name, open).await?

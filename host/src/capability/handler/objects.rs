@@ -252,7 +252,7 @@ async fn look<T: Send + 'static>(
 ) -> Result<Result<T, AccessError>> {
     let found = match bucket.objects.place(&bucket.bucket) {
         Place::Memory | Place::Disk => ask(&bucket),
-        place @ Place::Elsewhere => blocking::run_at(place, move || ask(&bucket)).await?,
+        place @ Place::Elsewhere => bucket.jobs.clone().run_at(place, move || ask(&bucket)).await?,
     };
     Ok(found.map_err(AccessError::from))
 }
@@ -333,8 +333,8 @@ pub(super) async fn open(bucket: Arc<OpenBucket>, key: Vec<u8>) -> Result<Result
             // Those who wait for one reading of the same object would take all places together.
             let opening = bucket.opening.clone();
             let _turn = opening.acquire().await?;
-            let place = bucket.objects.place(&bucket.bucket);
-            blocking::run_at(place, move || bucket.objects.open(&bucket.bucket, &key)).await
+            let (place, jobs) = (bucket.objects.place(&bucket.bucket), bucket.jobs.clone());
+            jobs.run_at(place, move || bucket.objects.open(&bucket.bucket, &key)).await
         }
         Err(error) => Ok(Err(error)),
     }
@@ -355,7 +355,8 @@ async fn object_read(mut caller: Caller<'_, Host>, object: u32, offset: u64, buf
                 bytes.truncate(count);
                 Ok(bytes)
             };
-            let bytes = match blocking::run(read).await? {
+            let jobs = host.environment.data.jobs();
+            let bytes = match jobs.run(read).await? {
                 Ok(bytes) => bytes,
                 Err(error) => return Ok(caller.data_mut().refuse(&AccessError::Data(error))),
             };
@@ -369,10 +370,11 @@ async fn object_read(mut caller: Caller<'_, Host>, object: u32, offset: u64, buf
 }
 
 async fn object_close(mut caller: Caller<'_, Host>, object: u32) -> Result<()> {
-    let objects = &mut caller.data_mut().data.objects;
-    objects.opened(object)?;
-    match objects.open[object as usize].take() {
-        Some(reading) if !reading.is_quick() => blocking::run(move || drop(reading)).await,
+    let host = caller.data_mut();
+    let jobs = host.environment.data.jobs();
+    host.data.objects.opened(object)?;
+    match host.data.objects.open[object as usize].take() {
+        Some(reading) if !reading.is_quick() => jobs.run(move || drop(reading)).await,
         _ => Ok(()),
     }
 }
@@ -434,10 +436,11 @@ async fn object_put(mut caller: Caller<'_, Host>, target: Target, options: u32, 
     };
     let place = bucket.objects.place(&bucket.bucket);
     let Some(descriptor) = take_descriptor(place) else { return Ok(refuse_busy(host)) };
+    let jobs = bucket.jobs.clone();
     let begin = move || bucket.objects.put(&bucket.bucket, &key, options);
     let begun = match place {
         Place::Memory => begin(),
-        Place::Disk | Place::Elsewhere => blocking::run_at(place, begin).await?,
+        Place::Disk | Place::Elsewhere => jobs.run_at(place, begin).await?,
     };
     let host = caller.data_mut();
     let upload = match begun {
@@ -514,6 +517,7 @@ fn texts(content_type: &[u8], metadata: &[(&[u8], &[u8])]) -> Result<Texts, Data
 async fn upload_write(mut caller: Caller<'_, Host>, upload: u32, ptr: u32, len: u32) -> Result<i32> {
     span(&mut caller, ptr, len)?;
     let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
+    let jobs = caller.data().environment.data.jobs();
     let mut written = 0;
     while written < len {
         let piece_max = match uploading.place {
@@ -530,11 +534,12 @@ async fn upload_write(mut caller: Caller<'_, Host>, upload: u32, ptr: u32, len: 
             (Place::Memory, Some(upload)) => upload.write(piece),
             _ => {
                 let piece = piece.to_vec();
-                let (back, result) = blocking::run_at(uploading.place, move || {
-                    let result = uploading.upload.as_mut().map_or(Err(DataError::Closed), |upload| upload.write(&piece));
-                    (uploading, result)
-                })
-                .await?;
+                let (back, result) = jobs
+                    .run_at(uploading.place, move || {
+                        let result = uploading.upload.as_mut().map_or(Err(DataError::Closed), |upload| upload.write(&piece));
+                        (uploading, result)
+                    })
+                    .await?;
                 uploading = back;
                 result
             }
@@ -555,11 +560,11 @@ async fn upload_finish(mut caller: Caller<'_, Host>, upload: u32, buf: u32, cap:
     if let Err(error) = bucket(caller.data(), uploading.handle_of_bucket, Access::ReadWrite)? {
         return Ok(caller.data_mut().refuse(&error));
     }
-    let (place, is_quick) = (uploading.place, uploading.is_quick());
+    let (place, is_quick, jobs) = (uploading.place, uploading.is_quick(), caller.data().environment.data.jobs());
     let mut finish = move || uploading.upload.take().map(Upload::finish);
     let ack = match is_quick {
         true => finish(),
-        false => blocking::run_at(place, finish).await?,
+        false => jobs.run_at(place, finish).await?,
     };
     let finished = match ack {
         Some(ack) => ack.await,
@@ -570,10 +575,10 @@ async fn upload_finish(mut caller: Caller<'_, Host>, upload: u32, buf: u32, cap:
 
 async fn upload_drop(mut caller: Caller<'_, Host>, upload: u32) -> Result<()> {
     let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
-    let parts = (uploading.upload.take(), uploading.descriptor.take());
+    let (parts, jobs) = ((uploading.upload.take(), uploading.descriptor.take()), caller.data().environment.data.jobs());
     match uploading.is_quick() {
         true => Ok(()),
-        false => blocking::run(move || drop(parts)).await,
+        false => jobs.run(move || drop(parts)).await,
     }
 }
 
