@@ -14,8 +14,10 @@ use hob::data::{Bucket, CacheCounts, Clock, Data, DataConfig, DataError, OriginF
 use hob::fault::Code;
 use hob::id::{Digest, TenantId};
 
-use self::store::{BUCKET, Fault, Gate, KEY_ID, Proxy, SECRET, Server};
+pub(crate) use self::store::BUCKET;
+use self::store::{Fault, Gate, KEY_ID, Proxy, SECRET, Server};
 use crate::conformance::direct::Direct;
+use crate::conformance::{Control, Handler};
 use crate::harness::{Dice, Node, doors, eventually};
 
 const MIB: u64 = 1 << 20;
@@ -23,13 +25,14 @@ const MIB: u64 = 1 << 20;
 const REQUESTS_MAX: usize = 4;
 
 /// Data of a node whose one origin is a [`Server`] behind a [`Proxy`].
-struct Site {
+pub(crate) struct Site {
     server: Server,
     proxy: Proxy,
     dir: tempfile::TempDir,
     hands: Arc<AtomicU64>,
     config: hob::config::Origin,
     cache: ObjectLimits,
+    memory_bytes_max: u64,
     data: Option<Data>,
 }
 
@@ -50,7 +53,7 @@ fn url(text: &str) -> OriginUrl {
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(64 * MIB, |_| {})
     }
 
@@ -64,7 +67,7 @@ impl Site {
         change(&mut config);
         let cache = ObjectLimits { object_bytes_max: 64 * MIB, bytes_max: cache_bytes_max };
         let hands = Arc::new(AtomicU64::new(1_000_000));
-        let mut site = Self { server, proxy, dir, hands, config, cache, data: None };
+        let mut site = Self { server, proxy, dir, hands, config, cache, memory_bytes_max: MIB, data: None };
         site.reopen();
         site
     }
@@ -80,7 +83,8 @@ impl Site {
             let now = hands.load(Ordering::SeqCst);
             Reading { wall_ms: now, monotonic_ms: now }
         });
-        let origins = Origins { opened, cache: self.cache, requests_max: REQUESTS_MAX };
+        let (cache, memory_bytes_max) = (self.cache, self.memory_bytes_max);
+        let origins = Origins { opened, cache, memory_bytes_max, requests_max: REQUESTS_MAX };
         Data::open_with(&self.dir.path().join(folder), sizes(), &origins, clock).unwrap()
     }
 
@@ -109,6 +113,23 @@ impl Site {
     fn files(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
         let cache = self.dir.path().join("data/cache");
         (crate::harness::files(&cache.join("objects")), crate::harness::files(&cache.join("staging")))
+    }
+}
+
+impl Site {
+    /// A node that has opened the same origin.
+    pub(crate) fn node(&self, settings: &[&str]) -> Node {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let (key_file, config) = (self.dir.path().join("key"), dir.path().join("hob.toml"));
+        let text =
+            format!("[[origin]]\nurl = 's3://{BUCKET}'\nendpoint = 'http://{}'\nkey_file = {key_file:?}\n", self.proxy.addr);
+        fs::write(&config, text).unwrap();
+        let mut command = crate::harness::serve(&crate::harness::data_dir(&dir));
+        command.arg("--config").arg(config);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        Node::run(command, dir).unwrap()
     }
 }
 
@@ -184,6 +205,185 @@ fn a_bucket_with_an_origin_keeps_the_rules() {
         Direct::new(site.data(), bucket(site.data(), name, 64 * MIB, &origin).unwrap())
     };
     doors::objects::check(&below("b"), &below("c"));
+}
+
+/// The same at the control port of a node.
+#[test]
+fn a_bucket_with_an_origin_keeps_the_rules_on_the_control_port() {
+    let site = Site::new();
+    let node = site.node(&["net.headers_max=100"]);
+    for name in ["b", "c"] {
+        crate::buckets::bucket(&node, name, serde_json::json!({ "origin": format!("s3://{BUCKET}/{name}") }));
+    }
+    let door = |bucket| Control { node: &node, bucket, is_of_origin: true };
+    doors::objects::check(&door("b"), &door("c"));
+}
+
+/// And through the SDK.
+#[test]
+fn a_bucket_with_an_origin_keeps_the_rules_through_the_sdk() {
+    let site = Site::new();
+    let bucket = |name: &str| format!("[[bucket]]\nname = '{name}'\nbytes_max = '64MiB'\norigin = 's3://{BUCKET}/{name}'\n");
+    let limits = "[limits]\nmemory = '256MiB'\nrequest_body = '64MiB'\nwall = '60s'\ncpu = '30s'\n";
+    let grant = |name: &str| format!("{{ bucket = '{name}', access = 'read-write' }}");
+    let grants = format!("[grants]\ndata = [{}, {}]\n", grant("b"), grant("c"));
+    let node = site.node(&[]);
+    let reply = node.deploy("data1", &crate::data::wasm(), &[bucket("b"), bucket("c"), limits.into(), grants].concat());
+    assert_eq!(reply.status(), 201, "{}", reply.text());
+    let door = crate::data::Door { node };
+    let handler = |bucket| Handler { door: &door, bucket, is_of_origin: true };
+    doors::objects::check(&handler("b"), &handler("c"));
+}
+
+#[test]
+fn small_copies_stay_in_memory_within_their_budget() {
+    const COST: u64 = 128;
+    let mut site = Site::new();
+    // Room for two of 30,000 bytes, and not for one byte more.
+    site.memory_bytes_max = 2 * (30_000 + COST);
+    site.reopen();
+    let sizes = [("a", 30_000), ("b", 30_000), ("c", 30_000), ("full", 65_536), ("large", 65_537)];
+    let content = |key: &str, len: usize| noise(len, key.bytes().map(u64::from).sum());
+    for (key, len) in sizes {
+        site.server.seed(key, &content(key, len));
+    }
+    let (bucket, objects) = (site.bucket("b", MIB), site.objects());
+    let is_in_memory = |key: &str| objects.open(&bucket, key.as_bytes()).unwrap().unwrap().fd().is_none();
+    assert!(!is_in_memory("a") && is_in_memory("a") && !is_in_memory("b") && is_in_memory("b"));
+    assert_eq!(site.counts().memory_bytes, site.memory_bytes_max);
+    // What was used longest ago goes, and what is larger than a copy into a guest, or than the budget, does not come.
+    assert!(is_in_memory("a") && !is_in_memory("c") && is_in_memory("a") && is_in_memory("c"));
+    assert!(!is_in_memory("full") && !is_in_memory("full") && is_in_memory("c"), "it passes the budget");
+    assert_eq!(site.counts().memory_bytes, site.memory_bytes_max);
+    // What is open counts until it is closed, and nothing passes the budget meanwhile.
+    let open = ["a", "c"].map(|key| objects.open(&bucket, key.as_bytes()).unwrap().unwrap());
+    assert!(open.iter().all(|opened| opened.fd().is_none()) && !is_in_memory("b") && !is_in_memory("b"));
+    assert_eq!(site.counts().memory_bytes, site.memory_bytes_max);
+    assert!(read(&open[0]) == content("a", 30_000) && read(&open[1]) == content("c", 30_000));
+    drop(open);
+    assert_eq!(site.counts().memory_bytes, 0);
+    // From memory no file is read, and a copy leaves it with its file.
+    assert!(!is_in_memory("a") && is_in_memory("a"));
+    for file in site.files().0 {
+        fs::remove_file(file).unwrap();
+    }
+    site.proxy.seen();
+    assert!(get(&*objects, &bucket, "a").unwrap() == content("a", 30_000));
+    assert_eq!(site.proxy.count(), 0);
+    let corrupt = site.data().scrub_objects(&bucket).unwrap().corrupt.len();
+    assert_eq!((corrupt, site.counts().memory_bytes), (4, 0));
+    assert!(get(&*objects, &bucket, "a").unwrap() == content("a", 30_000));
+    assert_eq!(site.proxy.methods(), ["GET"]);
+    // The size itself.
+    drop(objects);
+    site.memory_bytes_max = MIB;
+    site.reopen();
+    let objects = site.objects();
+    for (key, len) in sizes {
+        drop(objects.open(&bucket, key.as_bytes()).unwrap());
+        let opened = objects.open(&bucket, key.as_bytes()).unwrap().unwrap();
+        assert_eq!(opened.fd().is_none(), len <= 65_536, "{key}");
+        assert!(read(&opened) == content(key, len));
+    }
+    site.data().delete_bucket(&bucket.tenant, &bucket.name).wait().unwrap();
+    eventually("nothing of the bucket is left", || site.counts().memory_bytes == 0);
+    // None at all.
+    drop(objects);
+    site.memory_bytes_max = 0;
+    site.reopen();
+    let (bucket, objects) = (site.bucket("b", MIB), site.objects());
+    for _ in 0..3 {
+        assert!(objects.open(&bucket, b"a").unwrap().unwrap().fd().is_some());
+    }
+    assert_eq!(site.counts().memory_bytes, 0);
+}
+
+/// How many at once wait for an origin: of a function's bucket, of a tenant, of the node; at both doors.
+#[test]
+fn what_waits_for_an_origin_leaves_places_for_others() {
+    const OPENINGS_MAX: usize = 4;
+    let site = Site::new();
+    let node = site.node(&["data.origin_requests_max=64"]);
+    crate::identity::tenant(&node, "acme", &["acme.example"]);
+    let as_tenant = |tenant: &str, method: &str, target: &str, body: &[u8]| {
+        let reply = node.control.request(method, target, &[("hob-tenant", tenant)], body);
+        assert!(reply.status() < 300, "{}", reply.text());
+    };
+    let grants: String = ["x", "y"].map(|name| format!("{{ bucket = '{name}', access = 'read' }}")).join(", ");
+    let manifest = format!("[limits]\nwall = '60s'\n[grants]\ndata = [{grants}]\n");
+    for tenant in ["default", "acme"] {
+        for name in ["x", "y"] {
+            let origin = format!("{{\"origin\": \"s3://{BUCKET}/{tenant}/{name}\"}}");
+            as_tenant(tenant, "PUT", &format!("/v1/buckets/{name}"), origin.as_bytes());
+        }
+        let reply = node.deploy_if("data1", &crate::data::wasm(), &manifest, &[("hob-tenant", tenant)]);
+        assert_eq!(reply.status(), 201, "{}", reply.text());
+    }
+    for tenant in ["default", "acme"] {
+        for (name, number) in ["x", "y"].into_iter().flat_map(|name| (0..10).map(move |number| (name, number))) {
+            site.server.seed(&format!("{tenant}/{name}/{number}"), b"there");
+        }
+    }
+    let through = |host: &str, bucket: &str, number: usize| {
+        let mut conn = node.data.connect();
+        let body = format!("read {}", crate::data::hex(number.to_string()));
+        conn.send(format!("POST /data1/{bucket} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {}\r\n\r\n{body}", body.len()));
+        conn
+    };
+    let gate = Gate::default();
+    site.proxy.fail("GET", vec![Fault::Hold(gate.clone()); 64]);
+    // One bucket of one function; then another one of it, up to what a tenant may have; then the rest for another tenant.
+    let mut asking: Vec<_> = (0..10).map(|number| through("localhost", "x", number)).collect();
+    eventually("its turns are taken", || site.proxy.count() == OPENINGS_MAX);
+    asking.extend((0..10).map(|number| through("localhost", "y", number)));
+    eventually("the tenant's places are taken", || site.proxy.count() == 6);
+    asking.extend((0..10).map(|number| through("acme.example", "x", number)));
+    eventually("all places are taken", || site.proxy.count() == 8);
+    gate.open();
+    for mut conn in asking {
+        let reply = conn.reply();
+        assert!(reply.status() == 200 && !reply.text().contains("error"), "{}", reply.text());
+    }
+    assert_eq!(site.proxy.count(), 30, "each was fetched once");
+}
+
+#[test]
+fn on_the_control_port_too_what_waits_for_an_origin_leaves_places() {
+    let site = Site::new();
+    let node = site.node(&["data.origin_requests_max=64"]);
+    crate::identity::tenant(&node, "acme", &[]);
+    for tenant in ["default", "acme"] {
+        let origin = format!("{{\"origin\": \"s3://{BUCKET}/{tenant}\"}}");
+        let made = node.control.request("PUT", "/v1/buckets/b", &[("hob-tenant", tenant)], origin.as_bytes());
+        assert_eq!(made.status(), 201, "{}", made.text());
+        (0..10).for_each(|number| site.server.seed(&format!("{tenant}/{number}"), b"there"));
+    }
+    // Looks have places, and openings have some of their own before those.
+    for method in ["HEAD", "GET"] {
+        let gate = Gate::default();
+        site.proxy.seen();
+        site.proxy.fail(method, vec![Fault::Hold(gate.clone()); 20]);
+        let ask = |tenant: &'static str, number: usize| {
+            let target = format!("/v1/buckets/b/objects/{number}");
+            let reply = node.control.request(method, &target, &[("hob-tenant", tenant)], b"");
+            assert_eq!(reply.status(), 200, "{}", reply.text());
+        };
+        std::thread::scope(|scope| {
+            let ask = &ask;
+            for number in 0..10 {
+                scope.spawn(move || ask("default", number));
+            }
+            eventually("a tenant has three of four", || site.proxy.count() == 3);
+            for number in 0..10 {
+                scope.spawn(move || ask("acme", number));
+            }
+            eventually("another one has the rest", || site.proxy.count() == 4);
+            // What waits for nobody goes on.
+            node.control.request("GET", "/v1/buckets", &[("hob-tenant", "acme")], b"").ok();
+            gate.open();
+        });
+        assert_eq!(site.proxy.count(), 20);
+    }
 }
 
 #[test]
@@ -294,7 +494,10 @@ fn each_read_asks_if_nothing_is_fresh() {
 
 #[test]
 fn copies_stay_within_their_room_and_what_is_open_stays() {
-    let site = Site::with(100_000, |_| {});
+    let mut site = Site::with(100_000, |_| {});
+    // What is open is a file.
+    site.memory_bytes_max = 0;
+    site.reopen();
     for key in ["a", "b", "c", "d"] {
         site.server.seed(key, &noise(40_000, u64::from(key.as_bytes()[0])));
     }
@@ -823,7 +1026,7 @@ fn a_key_file_is_read_or_the_node_does_not_start() {
     ] {
         fs::write(&path, bad).unwrap();
         let opened = vec![hob::config::Origin { key_file: Some(path.clone()), ..site.config.clone() }];
-        let origins = Origins { opened, cache: site.cache, requests_max: 1 };
+        let origins = Origins { opened, cache: site.cache, memory_bytes_max: MIB, requests_max: 1 };
         let error = Data::open_with(&site.dir.path().join("bad-data"), sizes(), &origins, Clock::system()).unwrap_err();
         let text = format!("{error} {error:?}");
         assert!(text.contains("key_file") && text.contains("aws_secret_access_key") && !text.contains("thesecret"), "{text}");

@@ -9,6 +9,8 @@
 //! Nothing of it is needed: a copy that is lost or damaged is fetched again. So files are not synced and rows are written without
 //! waiting. A restart reads the rows, drops those without a file, and checks each file against its digest when it is first opened.
 //!
+//! Small ones that were used lately are in memory too (`recent.rs`), and only as long as they are here.
+//!
 //! Owns the index. Knows nothing about the network. Invariant: bytes of copies, those included that are being written, stay within
 //! `data.cache_bytes_max`, and at the end of each insertion those of a bucket within its quota unless what passes it is open.
 
@@ -32,7 +34,8 @@ use super::super::super::error::{DataError, io_error, storage};
 use super::super::super::store::{Commit, Store};
 use super::super::durable::Scrubbed;
 use super::super::files::{Charge, FileId, Files, Held, StagedPath, full};
-use super::super::{Head, ObjectLimits, Verified, check_object_len, record};
+use super::super::{Head, ObjectLimits, Opened, Verified, check_object_len, record};
+use super::recent::Recent;
 use super::remote::Version;
 use crate::id::Digest;
 use crate::storage::disk::create_dirs;
@@ -126,6 +129,7 @@ pub(super) struct Cache {
     store: Arc<Store>,
     index: Arc<Mutex<Index>>,
     evicted: AtomicU64,
+    pub(super) recent: Recent,
     collector: Option<JoinHandle<()>>,
 }
 
@@ -139,7 +143,7 @@ impl Cache {
     ///
     /// # Cost
     /// One `stat` for each file, and the reading of all rows.
-    pub(super) fn open(dir: &Path, limits: ObjectLimits, store: Arc<Store>) -> Result<Self, DataError> {
+    pub(super) fn open(dir: &Path, limits: ObjectLimits, memory_bytes_max: u64, store: Arc<Store>) -> Result<Self, DataError> {
         let files = Files::open(dir, limits)?;
         let present = files.all()?;
         let (rows, stale) = store.read(|txn| rows(txn, &present))?;
@@ -155,7 +159,8 @@ impl Cache {
         let run = move || files_of_thread.collect(|| Ok(()), |id| Ok(lock(&of_thread).references.contains_key(&id)));
         let collector = std::thread::Builder::new().name("hob-copies".into()).spawn(run);
         let collector = Some(collector.map_err(io_error("start the thread that removes copies"))?);
-        let cache = Self { files, store, index, evicted: AtomicU64::new(0), collector };
+        let recent = Recent::new(memory_bytes_max);
+        let cache = Self { files, store, index, evicted: AtomicU64::new(0), recent, collector };
         cache.unwrite(stale);
         Ok(cache)
     }
@@ -283,6 +288,24 @@ impl Cache {
         Ok(opened.map(|(file, verified)| (file, verified, held)))
     }
 
+    /// Keeps the bytes of a copy in memory if it is small, and if reading them does not wait for the disk.
+    pub(super) fn keep_small(&self, bucket: BucketId, copy: &Copy, opened: &Opened) {
+        let (id, len) = (FileId { bucket, digest: copy.digest }, copy.version.len);
+        if !self.recent.takes(len) {
+            return;
+        }
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()].into_boxed_slice();
+        // What cannot be read now is read by who asked, who is told why.
+        if !matches!(opened.read_cached(0, &mut bytes), Ok(Some(count)) if count == bytes.len()) {
+            return;
+        }
+        self.recent.put(id, bytes);
+        // Afterwards: whoever takes the copy out of the index then finds the bytes.
+        if !lock(&self.index).references.contains_key(&id) {
+            self.recent.remove(&id);
+        }
+    }
+
     /// Makes a place for bytes to come.
     pub(super) fn begin(self: &Arc<Self>) -> Result<Filling, DataError> {
         let staged = self.files.stage();
@@ -325,6 +348,7 @@ impl Cache {
     /// Takes a copy out of the index, and removes its file if no other has it and nobody has it open.
     fn drop_copy(&self, index: &mut Index, bucket: BucketId, key: &[u8]) {
         let Some(id) = index.take(bucket, key) else { return };
+        self.recent.remove(&id);
         // Under the lock of the index: whoever puts the same bytes again holds the file before, and counts afterwards.
         match self.files.space.remove(&id, &self.files.path(id)) {
             Ok(Some(_)) => {}
@@ -498,5 +522,43 @@ impl Filling {
             placed.inspect_err(|_| files.release(id))?;
         }
         Ok(held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::{BucketSpec, Durability};
+    use crate::data::{Clock, Data, DataConfig};
+    use crate::id::TenantId;
+
+    fn copy() -> Arc<Copy> {
+        let version = Version { etag: "e".into(), len: 0, modified_ms: 1, content_type: String::new(), metadata: Vec::new() };
+        Arc::new(Copy { version, digest: Digest::of(b"") })
+    }
+
+    fn key(number: usize) -> Bytes {
+        number.to_string().into()
+    }
+
+    #[test]
+    fn so_many_copies_are_kept_and_one_more_is_too_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::open(&dir.path().join("data"), DataConfig::default(), Clock::system()).unwrap();
+        let made = data.put_bucket(&TenantId::default(), &"b".parse().unwrap(), BucketSpec::new(Durability::Durable));
+        let (bucket, _) = made.wait().unwrap();
+        let limits = ObjectLimits { object_bytes_max: 1 << 20, bytes_max: 1 << 20 };
+        let cache = Cache::open(&dir.path().join("cache"), limits, 0, Arc::clone(&data.store)).unwrap();
+        for number in 1..COPIES_MAX {
+            lock(&cache.index).put(bucket.id, key(number), Known { copy: copy(), checked_ms: 0 });
+        }
+        cache.insert(&bucket, &key(0), copy(), 1);
+        assert_eq!(cache.counts(), (COPIES_MAX, 0));
+        // The first is used, so the second goes.
+        assert!(cache.get(bucket.id, &key(1)).is_some());
+        cache.insert(&bucket, &key(COPIES_MAX), copy(), 1);
+        assert_eq!(cache.counts(), (COPIES_MAX, 1));
+        assert!(cache.peek(bucket.id, &key(2)).is_none());
+        assert!([0, 1, 3, COPIES_MAX].iter().all(|number| cache.peek(bucket.id, &key(*number)).is_some()));
     }
 }
