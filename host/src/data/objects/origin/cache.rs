@@ -15,9 +15,7 @@
 //! `data.cache_bytes_max`, and at the end of each insertion those of a bucket within its quota unless what passes it is open.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,19 +24,17 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use lru::LruCache;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
-use sha2::Digest as _;
 
 use super::super::super::account::State;
 use super::super::super::bucket::{self, Bucket, BucketId};
 use super::super::super::error::{DataError, io_error, storage};
 use super::super::super::store::{Commit, Store};
 use super::super::durable::Scrubbed;
-use super::super::files::{Charge, FileId, Files, Held, StagedPath, full};
-use super::super::{Head, ObjectLimits, Opened, Verified, check_object_len, record};
+use super::super::files::{Charge, FileId, Files, Held, full};
+use super::super::{Head, ObjectLimits, Opened, Verified, record};
 use super::recent::Recent;
 use super::remote::Version;
 use crate::id::Digest;
-use crate::storage::disk::create_dirs;
 
 const CACHED: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefinition::new("cached");
 
@@ -306,18 +302,8 @@ impl Cache {
         }
     }
 
-    /// Makes a place for bytes to come.
-    pub(super) fn begin(self: &Arc<Self>) -> Result<Filling, DataError> {
-        let staged = self.files.stage();
-        let charge = Charge::new(&self.files.space, 0).map_err(full)?;
-        let mut open = OpenOptions::new();
-        let open = open.read(true).write(true).create_new(true).mode(0o400).open(staged.path());
-        let file = open.map_err(io_error("create a copy of an object"))?;
-        Ok(Filling { cache: Arc::clone(self), file, hasher: sha2::Sha256::new(), written: 0, charge, staged })
-    }
-
     /// Charges more bytes; what was used longest ago goes for them.
-    fn charge(&self, charge: &mut Charge, bytes: u64) -> Result<(), DataError> {
+    pub(super) fn charge(&self, charge: &mut Charge, bytes: u64) -> Result<(), DataError> {
         let mut gone = Vec::new();
         let charged = loop {
             match charge.grow(bytes) {
@@ -461,68 +447,6 @@ fn rows(txn: &redb::ReadTransaction, present: &HashSet<FileId>) -> Result<Rows, 
     }
     rows.sort_by_key(|(_, _, _, fetched_ms)| *fetched_ms);
     Ok((rows, stale))
-}
-
-/// Bytes on their way into the cache. Dropping it leaves nothing.
-pub(super) struct Filling {
-    cache: Arc<Cache>,
-    file: File,
-    hasher: sha2::Sha256,
-    written: u64,
-    charge: Charge,
-    staged: StagedPath,
-}
-
-impl Filling {
-    /// Takes room for so many bytes.
-    pub(super) fn reserve(&mut self, bucket: &Bucket, len: u64) -> Result<(), DataError> {
-        check_object_len(bucket, &self.cache.files.limits, len)?;
-        match len.saturating_sub(self.charge.bytes()) {
-            0 => Ok(()),
-            more => self.cache.charge(&mut self.charge, more),
-        }
-    }
-
-    /// Appends bytes that [`Filling::reserve`] took room for.
-    pub(super) fn write(&mut self, piece: &[u8]) -> Result<(), DataError> {
-        debug_assert!(self.written + piece.len() as u64 <= self.charge.bytes(), "bytes are charged before they are written");
-        self.file.write_all(piece).map_err(io_error("write a copy of an object"))?;
-        self.hasher.update(piece);
-        self.written += piece.len() as u64;
-        Ok(())
-    }
-
-    /// Bytes that were written.
-    pub(super) fn written(&self) -> u64 {
-        self.written
-    }
-
-    /// The bytes again, to be sent.
-    pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// SHA-256 of the bytes.
-    pub(super) fn digest(&self) -> Digest {
-        Digest::from_bytes(self.hasher.clone().finalize().into())
-    }
-
-    /// Puts the file in place, held.
-    pub(super) fn place(self, bucket: BucketId) -> Result<Held, DataError> {
-        let digest = self.digest();
-        let Self { cache, file, mut charge, staged, .. } = self;
-        let files = &cache.files;
-        let held = files.hold(FileId { bucket, digest });
-        let id = held.id();
-        create_dirs(&files.folder(bucket)).map_err(io_error("make a folder of copies"))?;
-        // One that is there and good stays, so that who has it mapped and who maps it now share its pages.
-        if !files.is_good(id) {
-            let placed = files.space.place(&id, &staged, &files.path(id), &mut charge);
-            let placed = placed.map_err(io_error("put a copy in place")).and_then(|()| files.remember(id, &file));
-            placed.inspect_err(|_| files.release(id))?;
-        }
-        Ok(held)
-    }
 }
 
 #[cfg(test)]

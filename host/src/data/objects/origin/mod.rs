@@ -11,13 +11,16 @@
 //! The ETag of such an object is made of the origin's, for it must be the same in a list, before and after a fetch; SHA-256 of the bytes
 //! is in the index, and the files are held against it.
 //!
-//! Owns the order of things and the threads that ask. `remote.rs` is the store (`client.rs` and `key.rs` what it needs), `cache.rs` the copies (`recent.rs` those in memory), `flights.rs` who waits for whom,
+//! Owns the order of things and the threads that ask. `remote.rs` is the store (`client.rs` and `key.rs` what it needs), `cache.rs` the
+//! copies (`filling.rs` those on their way, `heads.rs` what is said of them, `recent.rs` those in memory), `flights.rs` who waits for whom,
 //! `upload.rs` writing. Knows nothing about who asks. Invariant: a copy that can be opened has the length and the bytes of one version
 //! of the origin's object.
 
 mod cache;
 mod client;
+mod filling;
 mod flights;
+mod heads;
 mod key;
 mod list;
 mod recent;
@@ -40,8 +43,10 @@ pub(in crate::data) use self::cache::prepare;
 pub(super) use self::recent::Small;
 pub(in crate::data) use self::routed::Routed;
 
-use self::cache::{Cache, Copy, Filling};
+use self::cache::{Cache, Copy};
+use self::filling::Filling;
 use self::flights::Flights;
+use self::heads::{copy_head, head};
 use self::remote::{Pause, Pieces, Remote, Version};
 use super::super::bucket::{self, Bucket, BucketId};
 use super::super::error::{DataError, OriginFault, io_error};
@@ -309,7 +314,7 @@ impl Inner {
 
     /// Fetches an object whole. A connection that is cut is taken up where it was, if the object is still the same.
     async fn fetch(&self, target: &Target) -> Result<Found, DataError> {
-        let mut filling = self.cache.begin()?;
+        let mut filling = Filling::begin(&self.cache)?;
         let mut begun = None;
         let mut pause = Pause::default();
         let version = loop {
@@ -421,35 +426,6 @@ fn origin_of(bucket: &Bucket) -> Result<&OriginUrl, DataError> {
 pub(in crate::data) fn not_open(url: &OriginUrl) -> DataError {
     let expected = "one that the operator opened with [[origin]] in the node's configuration, or what lies below it";
     DataError::Invalid { what: format!("the origin '{url}' is not open on this node"), expected: expected.into() }
-}
-
-/// What Hob says of a version.
-fn head(version: &Version) -> Head {
-    let Version { etag, len, modified_ms, content_type, metadata } = version.clone();
-    Head { content_type, metadata, ..listed_head(Some(&etag), len, modified_ms) }
-}
-
-/// What Hob says of a copy.
-fn copy_head(copy: &Copy) -> Head {
-    Head { digest: Some(copy.digest), ..head(&copy.version) }
-}
-
-fn listed_head(etag: Option<&str>, len: u64, modified_ms: u64) -> Head {
-    let etag = match etag {
-        Some(etag) => Digest::of_parts(&[etag.as_bytes(), &len.to_le_bytes()]),
-        // Some stores list none; then it is another one than that of the object when it is opened.
-        None => Digest::of_parts(&[&len.to_le_bytes(), &modified_ms.to_le_bytes(), b"listed"]),
-    };
-    Head {
-        etag,
-        digest: None,
-        len,
-        version: modified_ms,
-        modified_ms,
-        expires_ms: None,
-        content_type: String::new(),
-        metadata: Vec::new(),
-    }
 }
 
 impl Objects for Origin {
