@@ -53,6 +53,8 @@ struct Granted {
     grant: DataGrant,
     /// The bucket when it was last looked up, and [`Data::changes`] before that.
     found: Mutex<Option<(u64, Arc<OpenBucket>)>>,
+    /// Of all that is found for this grant, also by two who look at the same time.
+    opening: Arc<Semaphore>,
     /// Taken by who brings up its folder, and by who waits for that, before a thread is.
     mounting: tokio::sync::Mutex<()>,
 }
@@ -93,7 +95,12 @@ impl DataAccess {
     pub fn new(data: Arc<Data>, tenant: TenantId, grants: &[DataGrant]) -> Self {
         let grants = grants
             .iter()
-            .map(|grant| Granted { grant: grant.clone(), found: Mutex::new(None), mounting: tokio::sync::Mutex::default() })
+            .map(|grant| Granted {
+                grant: grant.clone(),
+                found: Mutex::new(None),
+                opening: Arc::new(Semaphore::new(OPENINGS_MAX)),
+                mounting: tokio::sync::Mutex::default(),
+            })
             .collect();
         let jobs = Some(Jobs::of(&tenant));
         Self { node: Some(Node { data, tenant }), jobs, grants, mounts_explained: Mutex::default() }
@@ -131,7 +138,7 @@ impl DataAccess {
         let DataGrant { bucket, access, .. } = &granted.grant;
         let bucket = data.bucket(tenant, bucket)?.ok_or_else(|| DataError::NoSuchBucket { name: name.into() })?;
         let (kv, objects) = (data.kv(&bucket)?, data.objects(bucket.spec.durability));
-        let (opening, jobs) = (Arc::new(Semaphore::new(OPENINGS_MAX)), self.jobs());
+        let (opening, jobs) = (granted.opening.clone(), self.jobs());
         let found = Arc::new(OpenBucket { bucket, kv, objects, opening, jobs, access: *access });
         *lock(&granted.found) = Some((changes, found.clone()));
         Ok(found)
