@@ -53,7 +53,7 @@ pub struct Places {
     pub(super) readings: Arc<Semaphore>,
     /// Scrubs.
     pub(super) scrubs: Arc<Semaphore>,
-    /// Whatever is done in a bucket with an origin.
+    /// Whatever is done with objects that are at an origin.
     pub(super) elsewhere: Shares,
 }
 
@@ -134,11 +134,29 @@ impl<S: Send + Sync> FromRequestParts<S> for InBucket {
 }
 
 impl Control {
-    /// Does something with a bucket, off this thread.
+    /// Does something with what this node keeps of a bucket, off this thread.
     ///
     /// # Errors
     /// `not-found`, and those of `work`.
     pub(super) async fn in_bucket<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        name: BucketName,
+        work: impl FnOnce(&Data, Bucket) -> Result<T, DataError> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (data, tenant) = (self.data.clone(), caller.tenant.clone());
+        let done = blocking(move || match data.bucket(&tenant, &name)? {
+            Some(bucket) => work(&data, bucket),
+            None => Err(DataError::NoSuchBucket { name: name.to_string() }),
+        });
+        done.await?.map_err(|error| error.fault())
+    }
+
+    /// Does something with the objects of a bucket, which may be at an origin, off this thread.
+    ///
+    /// # Errors
+    /// `not-found`, `overloaded`, and those of `work`.
+    pub(super) async fn in_objects<T: Send + 'static>(
         &self,
         caller: &Caller,
         name: BucketName,

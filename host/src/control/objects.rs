@@ -121,7 +121,7 @@ pub(super) async fn list(
     uri: Uri,
 ) -> Result<Json<ObjectList>, Refusal> {
     let wanted = Wanted::read(&uri, &["prefix", "cursor", "limit"])?;
-    let list = control.in_bucket(&caller, name, move |data, bucket| {
+    let list = control.in_objects(&caller, name, move |data, bucket| {
         let objects = data.objects(bucket.spec.durability);
         let page = objects.list(&bucket, &wanted.prefix, wanted.after.as_deref(), wanted.limit())?;
         let items = page.objects.iter().map(|(key, head)| info(key, head)).collect();
@@ -148,7 +148,7 @@ pub(super) async fn head(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let head =
-        control.in_bucket(&caller, name, move |data, bucket| data.objects(bucket.spec.durability).head(&bucket, &key)).await?;
+        control.in_objects(&caller, name, move |data, bucket| data.objects(bucket.spec.durability).head(&bucket, &key)).await?;
     let head = head.ok_or_else(no_object)?;
     let read = conditions::of_read(&headers, &head.etag.to_string(), Some(head.modified_ms))?;
     let mut response = StatusCode::NOT_MODIFIED.into_response();
@@ -186,7 +186,7 @@ pub(super) async fn get(
         let place = turn(&control.places.opening, &caller, "openings of objects").await?;
         let open =
             move |data: &Data, bucket: Bucket| holding(place, || data.objects(bucket.spec.durability).open(&bucket, &key))();
-        control.in_bucket(&caller, name, open).await?
+        control.in_objects(&caller, name, open).await?
     };
     let opened = opened.ok_or_else(no_object)?;
     let head = opened.head().clone();
@@ -259,7 +259,7 @@ pub(super) async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, Refusal> {
     let when = when(&headers)?;
-    let done = control.in_bucket(&caller, name, move |data, bucket| {
+    let done = control.in_objects(&caller, name, move |data, bucket| {
         let objects = data.objects(bucket.spec.durability);
         // Of a damaged one nothing is known, not even afterwards what it was; but there is something to delete.
         let is_damaged = matches!(objects.head(&bucket, &key), Err(DataError::Corrupt { .. }));

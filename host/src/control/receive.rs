@@ -62,7 +62,7 @@ pub(super) async fn put(
     let options = options(&request)?;
     let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let at = key.clone();
-    let begun = control.in_bucket(&caller, name, move |data, bucket| {
+    let begun = control.in_objects(&caller, name, move |data, bucket| {
         check_len(announced.unwrap_or_default(), data.object_bytes_max(), bucket.spec.bytes_max)?;
         let objects = data.objects(bucket.spec.durability);
         // What is damaged is something, too.

@@ -136,7 +136,9 @@ fn on_the_control_port_too_what_waits_for_an_origin_leaves_places() {
             }
             eventually("another one has the rest", || site.proxy.count() == 4);
             // What waits for nobody goes on.
-            node.control.request("GET", "/v1/buckets", &[("hob-tenant", "acme")], b"").ok();
+            node.control.request("GET", "/v1/buckets/b", &[("hob-tenant", "acme")], b"").ok();
+            let entry = node.control.request("PUT", "/v1/buckets/b/kv/k", &[("hob-tenant", "acme")], b"v");
+            assert_eq!(entry.status(), 204, "{}", entry.text());
             gate.open();
         });
         assert_eq!(site.proxy.count(), 20);
