@@ -448,7 +448,8 @@ fn open_data(dir: &DataDir, config: &crate::config::Config) -> Result<Data, Data
         durable_objects: objects(config.objects_bytes_max),
         volatile_objects: objects(config.volatile_objects_bytes_max),
     };
-    let origins = Origins { opened, cache: objects(config.cache_bytes_max), requests_max: config.origin_requests_max };
+    let (cache, memory_bytes_max) = (objects(config.cache_bytes_max), config.cache_memory_bytes_max.0);
+    let origins = Origins { opened, cache, memory_bytes_max, requests_max: config.origin_requests_max };
     Data::open_with(&dir.data_path(), sizes, &origins, Clock::system())
 }
 

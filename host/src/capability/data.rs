@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
+use super::Host;
+use super::blocking::Jobs;
 use super::explain::Denied;
-use super::{Host, blocking};
 use crate::data::kv::KeyValue;
 use crate::data::objects::Objects;
 use crate::data::{Bucket, Data, DataError};
@@ -20,13 +21,15 @@ use crate::grants::{Access, DataGrant};
 use crate::id::{NAME_LEN_MAX, TenantId};
 use crate::telemetry::logs::{Level, LogSink};
 
-/// Objects of one bucket that are being read or fetched to be opened at once, for one revision; a quarter of [`blocking::JOBS_MAX`].
+/// Objects of one bucket that are being read or fetched to be opened at once, for one revision; a quarter of [`JOBS_MAX`](super::blocking::JOBS_MAX).
 pub const OPENINGS_MAX: usize = 4;
 
 /// What one revision of a function may reach of its tenant's data. The default reaches nothing.
 #[derive(Default)]
 pub struct DataAccess {
     node: Option<Node>,
+    /// `None` where there is no data.
+    jobs: Option<Jobs>,
     grants: Vec<Granted>,
     /// Mounts of which the log was told something.
     mounts_explained: Mutex<HashSet<String>>,
@@ -50,6 +53,8 @@ struct Granted {
     grant: DataGrant,
     /// The bucket when it was last looked up, and [`Data::changes`] before that.
     found: Mutex<Option<(u64, Arc<OpenBucket>)>>,
+    /// Of all that is found for this grant, also by two who look at the same time.
+    opening: Arc<Semaphore>,
     /// Taken by who brings up its folder, and by who waits for that, before a thread is.
     mounting: tokio::sync::Mutex<()>,
 }
@@ -65,6 +70,8 @@ pub struct OpenBucket {
     pub objects: Arc<dyn Objects>,
     /// Turns of those who open objects that must be read or fetched first: see [`OPENINGS_MAX`].
     pub opening: Arc<Semaphore>,
+    /// Places for work on it that may block.
+    pub jobs: Jobs,
     access: Access,
 }
 
@@ -88,9 +95,21 @@ impl DataAccess {
     pub fn new(data: Arc<Data>, tenant: TenantId, grants: &[DataGrant]) -> Self {
         let grants = grants
             .iter()
-            .map(|grant| Granted { grant: grant.clone(), found: Mutex::new(None), mounting: tokio::sync::Mutex::default() })
+            .map(|grant| Granted {
+                grant: grant.clone(),
+                found: Mutex::new(None),
+                opening: Arc::new(Semaphore::new(OPENINGS_MAX)),
+                mounting: tokio::sync::Mutex::default(),
+            })
             .collect();
-        Self { node: Some(Node { data, tenant }), grants, mounts_explained: Mutex::default() }
+        let jobs = Some(Jobs::of(&tenant));
+        Self { node: Some(Node { data, tenant }), jobs, grants, mounts_explained: Mutex::default() }
+    }
+
+    /// Places for work that may block, of which the tenant has a share.
+    #[must_use]
+    pub fn jobs(&self) -> Jobs {
+        self.jobs.clone().unwrap_or_else(|| Jobs::of(&TenantId::default()))
     }
 
     /// What is granted, in the manifest's order.
@@ -119,8 +138,8 @@ impl DataAccess {
         let DataGrant { bucket, access, .. } = &granted.grant;
         let bucket = data.bucket(tenant, bucket)?.ok_or_else(|| DataError::NoSuchBucket { name: name.into() })?;
         let (kv, objects) = (data.kv(&bucket)?, data.objects(bucket.spec.durability));
-        let found =
-            Arc::new(OpenBucket { bucket, kv, objects, opening: Arc::new(Semaphore::new(OPENINGS_MAX)), access: *access });
+        let (opening, jobs) = (granted.opening.clone(), self.jobs());
+        let found = Arc::new(OpenBucket { bucket, kv, objects, opening, jobs, access: *access });
         *lock(&granted.found) = Some((changes, found.clone()));
         Ok(found)
     }
@@ -167,7 +186,7 @@ impl DataAccess {
             Some(mounted) => mounted,
             None => {
                 let data = data.clone();
-                let mounted = blocking::run(move || data.durable_objects().mount(&open.bucket)).await;
+                let mounted = self.jobs().run(move || data.durable_objects().mount(&open.bucket)).await;
                 let mounted = mounted.unwrap_or_else(|error| {
                     tracing::error!(%error, "the mounting of a bucket ended with a panic");
                     Err(DataError::Closed)

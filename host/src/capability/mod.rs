@@ -19,6 +19,7 @@ mod reach;
 pub mod reply;
 pub mod stdio;
 pub mod wasi;
+mod written;
 
 use std::fmt;
 use std::sync::Arc;

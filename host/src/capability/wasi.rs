@@ -22,7 +22,7 @@ use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, I32Exit, WasiCtx
 use super::data::Mount;
 use super::egress::EgressAccess;
 use super::stdio::Stdio;
-use super::{Environment, Host, reach};
+use super::{Environment, Host, reach, written};
 use crate::grants::ClockResolution;
 use crate::telemetry::logs::LogSink;
 
@@ -41,6 +41,7 @@ pub fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
         linker.func_wrap(preview, "proc_exit", exit)?;
     }
     reach::link_previews(linker)?;
+    written::link_previews(linker)?;
     linker.allow_shadowing(false);
     Ok(())
 }

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::io::Read;
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -19,7 +19,7 @@ use super::failure::Exit;
 use super::output::{self, Format};
 use super::text::{bytes, clean, table, time};
 use super::{Ctx, Failure};
-use crate::control::wire::{ChangeInfo, EntryInfo, join, split};
+use crate::control::wire::{BatchKind, BatchOp, ChangeInfo, EntryInfo, join, split};
 use crate::data::kv::VALUE_LEN_MAX;
 use crate::id::BucketName;
 
@@ -35,9 +35,15 @@ pub(super) struct Kv {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the value of a key, as it is
-    Get(At),
-    /// Write a value under a key
+    /// Print the value of a key, as it is; of several keys, each on lines of its own
+    Get {
+        /// Name of the bucket
+        bucket: BucketName,
+        /// The keys, all read at one moment
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<OsString>,
+    },
+    /// Write a value under a key, or several, all or none
     Set(Set),
     /// Delete a key
     Del {
@@ -82,8 +88,9 @@ struct Under {
 struct Set {
     #[command(flatten)]
     at: At,
-    /// The value [default: what comes on standard input]
-    value: Option<OsString>,
+    /// The value [default: what comes on standard input], and further keys, each with its value
+    #[arg(value_name = "VALUE [KEY VALUE]")]
+    values: Vec<OsString>,
     /// How long it stays, such as 10s
     #[arg(long, value_name = "TIME")]
     ttl: Option<String>,
@@ -104,11 +111,14 @@ impl Kv {
                 .map_err(|error| Failure::new(Exit::Usage, format!("the key is no Base64: {error}")).next("hob kv --help")),
         };
         match self.command {
-            Command::Get(at) => get(ctx, &at.bucket, &bytes(at.key)?),
-            Command::Set(set) => {
-                let key = bytes(set.at.key.clone())?;
-                set.run(ctx, &key)
+            Command::Get { bucket, keys } => {
+                let keys = keys.into_iter().map(bytes).collect::<Result<Vec<_>, _>>()?;
+                match keys.as_slice() {
+                    [key] => get(ctx, &bucket, key),
+                    keys => get_many(ctx, &bucket, keys),
+                }
             }
+            Command::Set(set) => set.run(ctx, bytes),
             Command::Del { at, if_version } => {
                 let key = bytes(at.key)?;
                 let condition = Condition { if_match: if_version.map(|version| version.to_string()), if_absent: false };
@@ -149,29 +159,97 @@ fn get(ctx: &Ctx, bucket: &BucketName, key: &[u8]) -> Result<(), Failure> {
     Ok(output::json(&EntryInfo { key, key_base64, value, value_base64, bytes: len, version, expires_ms })?)
 }
 
-impl Set {
-    fn run(self, ctx: &Ctx, key: &[u8]) -> Result<(), Failure> {
-        let value = match self.value {
-            Some(value) => value.into_vec(),
+/// Prints what is there, and then fails if something is not.
+fn get_many(ctx: &Ctx, bucket: &BucketName, keys: &[Vec<u8>]) -> Result<(), Failure> {
+    let found = ctx.client()?.get_many(bucket, keys)?;
+    if ctx.format == Format::Json {
+        output::json(&found)?;
+    }
+    let mut missing = Vec::new();
+    for (key, entry) in keys.iter().zip(found) {
+        match entry {
+            Some(entry) if ctx.format == Format::Text => {
+                let value = join(entry.value, entry.value_base64).ok().flatten();
+                let mut line = value.ok_or_else(|| Failure::new(Exit::Failure, "an entry came without its value"))?;
+                line.push(b'\n');
+                output::raw(&line)?;
+            }
+            Some(_) => {}
             None => {
+                let (text, base64) = split(key);
+                missing.push(shown(text.as_deref(), base64.as_deref()));
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let sentence = format!("there is no entry under {}", missing.join(", "));
+    Err(Failure::new(Exit::NotFound, sentence).next(format!("hob kv ls {bucket}")))
+}
+
+impl Set {
+    fn run(self, ctx: &Ctx, bytes: impl Fn(OsString) -> Result<Vec<u8>, Failure>) -> Result<(), Failure> {
+        let first = bytes(self.at.key.clone())?;
+        match self.values.as_slice() {
+            [] => {
                 let mut value = Vec::new();
                 // One byte more than any value has: the daemon says that it is too long.
                 let input = std::io::stdin().take(VALUE_LEN_MAX as u64 + 1);
                 { input }.read_to_end(&mut value).context("cannot read standard input")?;
-                value
+                self.one(ctx, &first, &value)
             }
-        };
+            [value] => self.one(ctx, &first, value.as_bytes()),
+            [value, rest @ ..] => {
+                let mut pairs = vec![(first, value.as_bytes())];
+                let (rest, odd) = rest.as_chunks::<2>();
+                if !odd.is_empty() {
+                    let sentence = "the last key has no value: expected KEY VALUE, as often as needed";
+                    return Err(Failure::new(Exit::Usage, sentence).next("hob kv set --help"));
+                }
+                for [key, value] in rest {
+                    pairs.push((bytes(key.clone())?, value.as_bytes()));
+                }
+                self.many(ctx, &pairs)
+            }
+        }
+    }
+
+    fn one(&self, ctx: &Ctx, key: &[u8], value: &[u8]) -> Result<(), Failure> {
         let condition = Condition { if_match: self.if_version.map(|version| version.to_string()), if_absent: self.if_absent };
-        let version = ctx.client()?.set(&self.at.bucket, key, &value, self.ttl.as_deref(), &condition)?;
+        let version = ctx.client()?.set(&self.at.bucket, key, value, self.ttl.as_deref(), &condition)?;
         match ctx.format {
-            Format::Json => {
-                let (key, key_base64) = split(key);
-                output::json(&serde_json::json!({ "key": key, "key_base64": key_base64, "version": version }))?;
-            }
+            Format::Json => output::json(&versioned(key, Some(version)))?,
             Format::Text => output::note(format!("version {version}")),
         }
         Ok(())
     }
+
+    fn many(&self, ctx: &Ctx, pairs: &[(Vec<u8>, &[u8])]) -> Result<(), Failure> {
+        if self.if_version.is_some() {
+            let sentence = "--if-version is for one key: several have each a version of their own";
+            return Err(Failure::new(Exit::Usage, sentence).next("hob kv set --help"));
+        }
+        let set = |(key, value): &(Vec<u8>, &[u8])| {
+            let ((key, key_base64), (value, value_base64)) = (split(key), split(value));
+            let (ttl, if_absent) = (self.ttl.clone(), self.if_absent);
+            BatchOp { op: BatchKind::Set, key, key_base64, value, value_base64, ttl, if_absent, if_version: None, by: None }
+        };
+        let done = ctx.client()?.batch(&self.at.bucket, pairs.iter().map(set).collect())?.done;
+        match ctx.format {
+            Format::Json => {
+                let each = pairs.iter().zip(&done).map(|((key, _), done)| versioned(key, done.version));
+                output::json(&each.collect::<Vec<_>>())?;
+            }
+            Format::Text => output::note(format!("{} entries", done.len())),
+        }
+        Ok(())
+    }
+}
+
+fn versioned(key: &[u8], version: Option<u64>) -> serde_json::Value {
+    let (key, key_base64) = split(key);
+    serde_json::json!({ "key": key, "key_base64": key_base64, "version": version })
 }
 
 fn ls(ctx: &Ctx, bucket: &BucketName, prefix: &[u8]) -> Result<(), Failure> {

@@ -253,6 +253,8 @@ pub struct Data {
     pub volatile_objects_bytes_max: Bytes,
     /// Most bytes of copies of objects from origins, those included that are being fetched or put. Default 16 GiB.
     pub cache_bytes_max: Bytes,
+    /// Memory for copies of up to 64 KiB that were used lately, besides the system's own cache; 0: none are kept. Default 64 MiB.
+    pub cache_memory_bytes_max: Bytes,
     /// Most requests to origins at once; more wait for as long as the origin's `response_timeout`. Default 16.
     pub origin_requests_max: usize,
 }
@@ -275,6 +277,7 @@ impl Default for Data {
             objects_bytes_max: Bytes(64 << 30),
             volatile_objects_bytes_max: Bytes(256 << 20),
             cache_bytes_max: Bytes(16 << 30),
+            cache_memory_bytes_max: Bytes(64 << 20),
             origin_requests_max: 16,
         }
     }

@@ -173,7 +173,9 @@ fn origins_have_their_ranges() {
     assert!(many(64).is_ok() && many(65).is_err());
     let twice = read("[[origin]]\nurl = 's3://a'\n[[origin]]\nurl = 's3://a'\n").unwrap_err();
     assert!(twice.to_string().contains("'s3://a' twice"), "{twice}");
-    for good in ["data.origin_requests_max=1", "data.origin_requests_max=1024", "data.cache_bytes_max=0"] {
+    for good in
+        ["data.origin_requests_max=1", "data.origin_requests_max=1024", "data.cache_bytes_max=0", "data.cache_memory_bytes_max=0"]
+    {
         set(good).unwrap();
     }
     assert!(set("data.origin_requests_max=0").is_err() && set("data.origin_requests_max=1025").is_err());

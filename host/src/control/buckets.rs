@@ -20,7 +20,7 @@ use super::access::Caller;
 use super::answer::{Refusal, body_fault};
 use super::keys;
 use super::wire::{BucketInfo, BucketList, BucketRequest, CorruptInfo, Problem, ScrubInfo, SizeInfo, split};
-use crate::data::{Bucket, BucketSpec, Data, DataError, Durability, OriginUrl, Usage};
+use crate::data::{Bucket, BucketSpec, Data, DataError, Durability, OriginUrl, Shares, Turn, Usage};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::BucketName;
@@ -46,13 +46,15 @@ pub struct Places {
     /// Uploads of objects. Each holds a thread.
     pub(super) objects: Arc<Semaphore>,
     /// Objects that are being opened: the first time in a process the whole object is read.
-    pub(super) opening: Arc<Semaphore>,
+    pub(super) opening: Shares,
     /// Batches, each of which may be [`super::kv::BATCH_LEN_MAX`] long.
     pub(super) batches: Arc<Semaphore>,
+    /// Readings of many entries, until their clients have taken them. Each may take some 100 MiB as JSON.
+    pub(super) readings: Arc<Semaphore>,
     /// Scrubs.
     pub(super) scrubs: Arc<Semaphore>,
-    /// Whatever is done in a bucket with an origin.
-    pub(super) elsewhere: Arc<Semaphore>,
+    /// Whatever is done with objects that are at an origin.
+    pub(super) elsewhere: Shares,
 }
 
 /// Uploads of objects at once.
@@ -65,6 +67,8 @@ pub(super) const OPEN_WAIT: Duration = Duration::from_secs(10);
 pub(super) const ELSEWHERE_MAX: usize = 4;
 /// Batches at once.
 pub(super) const BATCHES_MAX: usize = 4;
+/// Readings of many entries at once.
+pub(super) const READINGS_MAX: usize = 4;
 
 // All that may hold a thread for long, at once, and the scrub.
 const _: () = assert!(super::upload::UPLOADS_MAX + OBJECT_PUTS_MAX + OPENING_MAX + ELSEWHERE_MAX + 1 < BLOCKING_THREADS_MAX);
@@ -74,10 +78,11 @@ impl Default for Places {
         Self {
             uploads: Semaphore::new(super::upload::UPLOADS_MAX),
             objects: Arc::new(Semaphore::new(OBJECT_PUTS_MAX)),
-            opening: Arc::new(Semaphore::new(OPENING_MAX)),
+            opening: Shares::new(OPENING_MAX),
             batches: Arc::new(Semaphore::new(BATCHES_MAX)),
+            readings: Arc::new(Semaphore::new(READINGS_MAX)),
             scrubs: Arc::new(Semaphore::new(1)),
-            elsewhere: Arc::new(Semaphore::new(ELSEWHERE_MAX)),
+            elsewhere: Shares::new(ELSEWHERE_MAX),
         }
     }
 }
@@ -90,8 +95,17 @@ pub(super) fn place(places: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphor
     Arc::clone(places).try_acquire_owned().map_err(|_| busy(what))
 }
 
+/// A place among those of the caller's tenant, waited for no longer than [`OPEN_WAIT`].
+///
+/// # Errors
+/// `overloaded`, which names what the places are for.
+pub(super) async fn turn(shares: &Shares, caller: &Caller, what: &str) -> Result<Turn, Fault> {
+    let taken = timeout(OPEN_WAIT, shares.of(&caller.tenant).take()).await;
+    taken.map_err(|_| busy(what))?.map_err(Fault::internal)
+}
+
 /// Work that keeps its place until it is done. A client that leaves ends the request, and not a thread that works for it.
-pub(super) fn holding<T>(place: OwnedSemaphorePermit, work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+pub(super) fn holding<T, P>(place: P, work: impl FnOnce() -> T) -> impl FnOnce() -> T {
     move || {
         let done = work();
         drop(place);
@@ -100,7 +114,7 @@ pub(super) fn holding<T>(place: OwnedSemaphorePermit, work: impl FnOnce() -> T) 
 }
 
 /// Too many of something are under way.
-pub(super) fn busy(what: &str) -> Fault {
+fn busy(what: &str) -> Fault {
     Fault::new(Code::Overloaded, format!("too many {what} are under way")).hint("try again").retry_after(Duration::from_secs(1))
 }
 
@@ -120,11 +134,29 @@ impl<S: Send + Sync> FromRequestParts<S> for InBucket {
 }
 
 impl Control {
-    /// Does something with a bucket, off this thread.
+    /// Does something with what this node keeps of a bucket, off this thread.
     ///
     /// # Errors
     /// `not-found`, and those of `work`.
     pub(super) async fn in_bucket<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        name: BucketName,
+        work: impl FnOnce(&Data, Bucket) -> Result<T, DataError> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (data, tenant) = (self.data.clone(), caller.tenant.clone());
+        let done = blocking(move || match data.bucket(&tenant, &name)? {
+            Some(bucket) => work(&data, bucket),
+            None => Err(DataError::NoSuchBucket { name: name.to_string() }),
+        });
+        done.await?.map_err(|error| error.fault())
+    }
+
+    /// Does something with the objects of a bucket, which may be at an origin, off this thread.
+    ///
+    /// # Errors
+    /// `not-found`, `overloaded`, and those of `work`.
+    pub(super) async fn in_objects<T: Send + 'static>(
         &self,
         caller: &Caller,
         name: BucketName,
@@ -141,8 +173,7 @@ impl Control {
             Ok(work) => work,
         };
         // What may wait for another machine takes a few of this port's threads, and never all.
-        let place = timeout(OPEN_WAIT, Arc::clone(&self.places.elsewhere).acquire_owned()).await;
-        let place = place.map_err(|_| busy("requests to origins"))?.map_err(Fault::internal)?;
+        let place = turn(&self.places.elsewhere, caller, "requests to origins").await?;
         blocking(holding(place, work)).await?.map_err(|error| error.fault())
     }
 }

@@ -1,4 +1,4 @@
-//! Routes about entries: list, get, set, delete, increment, batch, and a feed of changes.
+//! Routes about entries: list, get one or many, set, delete, increment, batch, and a feed of changes.
 //!
 //! Owns the way between HTTP and [`KeyValue`]: an entry's version is its ETag. Knows nothing about where entries lie.
 
@@ -23,7 +23,8 @@ use super::buckets::{InBucket, place};
 use super::conditions::{self, Read};
 use super::keys::{self, Key, Wanted};
 use super::wire::{
-    BatchInfo, BatchKind, BatchOp, BatchRequest, ChangeInfo, DoneInfo, EntryInfo, EntryList, IncrementInfo, Problem, join, split,
+    BatchInfo, BatchKind, BatchOp, BatchRequest, ChangeInfo, DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo,
+    GetManyRequest, IncrementInfo, Problem, join, split,
 };
 use crate::data::Changed;
 use crate::data::kv::{Done, Entry, Op, VALUE_LEN_MAX, When, check_count};
@@ -34,6 +35,10 @@ use crate::net::drain::Stop;
 
 /// Longest body of a batch, in bytes: what a batch may hold, in Base64, and room for its words.
 pub(super) const BATCH_LEN_MAX: usize = 32 << 20;
+/// Longest body of a reading of many, in bytes: as many keys as it may name, each byte of them escaped, and room for its words.
+pub(super) const GET_LEN_MAX: usize = 4 << 20;
+/// Bytes of an answer to a reading of many that are sent at once.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// When what was answered is gone, in milliseconds since 1970.
 pub(super) const EXPIRES: HeaderName = HeaderName::from_static("hob-expires-ms");
@@ -240,6 +245,49 @@ pub(super) async fn batch(
     let ops = ops?;
     let done = control.write(&caller, name, ops).await?;
     Ok(Json(BatchInfo { done: done.iter().map(done_info).collect() }))
+}
+
+/// Reads several entries as they were at one moment, in the order of the keys; `null` where there is none.
+#[utoipa::path(post, path = "/v1/buckets/{name}/kv-get", operation_id = "kv_get_many", security(("token" = ["read"])),
+    params(("name" = String, Path)), request_body = GetManyRequest,
+    responses((status = 200, body = GetManyInfo), (status = 400, body = Problem), (status = 404, body = Problem), (status = 408, body = Problem),
+        (status = 413, description = "a key, or all values together, are too long", body = Problem), (status = 503, description = "an entry is damaged, or too many are read", body = Problem)))]
+pub(super) async fn get_many(
+    State(control): State<Control>,
+    caller: Caller,
+    InBucket(name): InBucket,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let body = axum::body::to_bytes(body, GET_LEN_MAX).await.map_err(|error| body_fault(&error))?;
+    // An answer is far larger than its question, so the place is kept until the client has taken it.
+    let place = place(&control.places.readings, "readings of many entries")?;
+    let (keys, place) = blocking(move || (read_keys(&body), place)).await?;
+    let keys = keys?;
+    let read = control.in_bucket(&caller, name, move |data, bucket| {
+        let asked: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let found = data.kv(&bucket)?.get_many(&asked)?;
+        let items = asked.iter().zip(found).map(|(key, entry)| entry.map(|entry| info(key, &entry, true))).collect();
+        Ok((serde_json::to_vec(&GetManyInfo { items }), place))
+    });
+    let (json, place) = read.await?;
+    let json = Bytes::from(json.map_err(Fault::internal)?);
+    let headers = [(CONTENT_TYPE, HeaderValue::from_static("application/json")), (CONTENT_LENGTH, json.len().into())];
+    let pieces = stream::unfold((json, place), async |(mut json, place)| {
+        let piece = json.split_to(json.len().min(PIECE_BYTES));
+        (!piece.is_empty()).then_some((Ok::<_, Infallible>(piece), (json, place)))
+    });
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
+fn read_keys(body: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
+    let bad = |what: String| Fault::new(Code::BadRequest, format!("the body names no keys: {what}"));
+    let request: GetManyRequest = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
+    check_count(request.keys.len()).map_err(|error| error.fault())?;
+    let read = |(index, key): (usize, EntryKey)| {
+        let key = join(key.key, key.key_base64).map_err(|what| bad(format!("key {index}: 'key' {what}")))?;
+        key.ok_or_else(|| bad(format!("key {index}: 'key' is missing")))
+    };
+    request.keys.into_iter().enumerate().map(read).collect()
 }
 
 fn read_batch(body: &[u8]) -> Result<Vec<Op>, Fault> {

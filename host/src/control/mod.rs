@@ -120,6 +120,7 @@ impl Control {
             .routes(routes!(buckets::put, buckets::get, buckets::delete))
             .routes(routes!(buckets::scrub))
             .routes(routes!(kv::list, kv::batch))
+            .routes(routes!(kv::get_many))
             .routes(routes!(objects::list))
             .routes(routes!(tokens::list, tokens::post))
             .routes(routes!(tokens::delete))

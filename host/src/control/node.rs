@@ -44,8 +44,8 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<String, Ref
 #[utoipa::path(get, path = "/metrics", security(("operator" = ["read"])), responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub(super) async fn metrics(State(control): State<Control>, _caller: Caller) -> Response {
     let templates = control.dispatcher.templates();
-    let CacheCounts { hits, misses, fetched_bytes, evicted, bytes, .. } = control.data.cache_counts();
-    control.metrics.origin.set(hits, misses, fetched_bytes, evicted, bytes);
+    let CacheCounts { hits, misses, fetched_bytes, evicted, bytes, memory_bytes, .. } = control.data.cache_counts();
+    control.metrics.origin.set(hits, misses, fetched_bytes, evicted, [bytes, memory_bytes]);
     let tenants = control.identity.known();
     let metered: Vec<_> = tenants.iter().map(|tenant| (tenant, control.dispatcher.metered(tenant))).collect();
     let all = metered.iter().flat_map(|(tenant, functions)| functions.iter().map(|function| (*tenant, function)));

@@ -4,7 +4,6 @@
 //! lie. An object is sent piece by piece as its reader takes it. Invariant: an answer that ends in order has the bytes of one object.
 
 use std::io;
-use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
@@ -14,12 +13,11 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
-use tokio::time::timeout;
 
 use super::Control;
 use super::access::Caller;
 use super::answer::Refusal;
-use super::buckets::{InBucket, OPEN_WAIT, busy, holding};
+use super::buckets::{InBucket, holding, turn};
 use super::conditions::{self, Part, Read};
 use super::keys::{self, Key, Wanted};
 use super::kv::{EXPIRES, HARMLESS};
@@ -95,9 +93,10 @@ fn content(head: &Head) -> HeaderMap {
     let mut missing = 0_u64;
     for (name, text) in &head.metadata {
         let name = HeaderName::try_from(format!("{META}{name}")).ok().filter(|header| header.as_str()[META.len()..] == **name);
+        // Who reads a header takes no space at its ends for a part of it.
         match (name, HeaderValue::from_bytes(text.as_bytes())) {
-            (Some(name), Ok(text)) => {
-                headers.append(name, text);
+            (Some(name), Ok(value)) if text.trim_matches([' ', '\t']) == text => {
+                headers.append(name, value);
             }
             _ => missing += 1,
         }
@@ -122,7 +121,7 @@ pub(super) async fn list(
     uri: Uri,
 ) -> Result<Json<ObjectList>, Refusal> {
     let wanted = Wanted::read(&uri, &["prefix", "cursor", "limit"])?;
-    let list = control.in_bucket(&caller, name, move |data, bucket| {
+    let list = control.in_objects(&caller, name, move |data, bucket| {
         let objects = data.objects(bucket.spec.durability);
         let page = objects.list(&bucket, &wanted.prefix, wanted.after.as_deref(), wanted.limit())?;
         let items = page.objects.iter().map(|(key, head)| info(key, head)).collect();
@@ -149,7 +148,7 @@ pub(super) async fn head(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let head =
-        control.in_bucket(&caller, name, move |data, bucket| data.objects(bucket.spec.durability).head(&bucket, &key)).await?;
+        control.in_objects(&caller, name, move |data, bucket| data.objects(bucket.spec.durability).head(&bucket, &key)).await?;
     let head = head.ok_or_else(no_object)?;
     let read = conditions::of_read(&headers, &head.etag.to_string(), Some(head.modified_ms))?;
     let mut response = StatusCode::NOT_MODIFIED.into_response();
@@ -184,11 +183,10 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let opened = {
-        let place = timeout(OPEN_WAIT, Arc::clone(&control.places.opening).acquire_owned()).await;
-        let place = place.map_err(|_| busy("openings of objects"))?.map_err(Fault::internal)?;
+        let place = turn(&control.places.opening, &caller, "openings of objects").await?;
         let open =
             move |data: &Data, bucket: Bucket| holding(place, || data.objects(bucket.spec.durability).open(&bucket, &key))();
-        control.in_bucket(&caller, name, open).await?
+        control.in_objects(&caller, name, open).await?
     };
     let opened = opened.ok_or_else(no_object)?;
     let head = opened.head().clone();
@@ -261,7 +259,7 @@ pub(super) async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, Refusal> {
     let when = when(&headers)?;
-    let done = control.in_bucket(&caller, name, move |data, bucket| {
+    let done = control.in_objects(&caller, name, move |data, bucket| {
         let objects = data.objects(bucket.spec.durability);
         // Of a damaged one nothing is known, not even afterwards what it was; but there is something to delete.
         let is_damaged = matches!(objects.head(&bucket, &key), Err(DataError::Corrupt { .. }));

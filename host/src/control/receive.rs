@@ -8,6 +8,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
@@ -23,7 +25,7 @@ use super::buckets::{InBucket, holding, place};
 use super::conditions;
 use super::keys::{Key, Wanted};
 use super::objects::{META, described, info, when};
-use super::wire::{ObjectInfo, Problem};
+use super::wire::{DESCRIBED, DescribedRequest, ObjectInfo, Problem};
 use crate::data::objects::{Head, PutOptions, Upload};
 use crate::data::{Ack, DataError};
 use crate::fault::{Code, Fault};
@@ -40,6 +42,7 @@ const TIMEOUT_BYTES: u64 = 1 << 30;
         ("content-type" = Option<String>, Header), ("content-digest" = Option<String>, Header, description = "`sha-256=:BASE64:` of the bytes (RFC 9530)"),
         ("repr-digest" = Option<String>, Header, description = "the same: a body has no content coding here"),
         ("hob-meta-NAME" = Option<String>, Header, description = "one for each pair of the metadata"),
+        ("hob-described" = Option<String>, Header, description = "in place of those: `{\"content_type\": …, \"metadata\": [[NAME, VALUE], …]}` in Base64, for what no header can say"),
         ("if-match" = Option<String>, Header, description = "only over the object with this ETag"),
         ("if-none-match" = Option<String>, Header, description = "`*`: only if there is no object")),
     request_body(content = Vec<u8>, content_type = "*/*", description = "the bytes; headers `hob-meta-NAME` are its metadata"),
@@ -59,7 +62,7 @@ pub(super) async fn put(
     let options = options(&request)?;
     let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let at = key.clone();
-    let begun = control.in_bucket(&caller, name, move |data, bucket| {
+    let begun = control.in_objects(&caller, name, move |data, bucket| {
         check_len(announced.unwrap_or_default(), data.object_bytes_max(), bucket.spec.bytes_max)?;
         let objects = data.objects(bucket.spec.durability);
         // What is damaged is something, too.
@@ -93,9 +96,21 @@ fn options(request: &Request) -> Result<PutOptions, Fault> {
     }
     let ttl = Wanted::read(request.uri(), &["ttl"])?.ttl;
     let content_type = headers.get(CONTENT_TYPE).map(|kind| kind.to_str().map(ToOwned::to_owned)).transpose();
+    let content_type = content_type.map_err(|_| Fault::new(Code::BadRequest, "'content-type' is no text"))?.unwrap_or_default();
+    let metadata = metadata(headers)?;
+    let (content_type, metadata) = match described_in_json(headers)? {
+        None => (content_type, metadata),
+        Some(_) if !metadata.is_empty() => {
+            return Err(Fault::new(
+                Code::BadRequest,
+                format!("there are both '{DESCRIBED}' and '{META}…': expected one of them"),
+            ));
+        }
+        Some(described) => (described.content_type.unwrap_or(content_type), described.metadata),
+    };
     Ok(PutOptions {
-        content_type: content_type.map_err(|_| Fault::new(Code::BadRequest, "'content-type' is no text"))?.unwrap_or_default(),
-        metadata: metadata(headers)?,
+        content_type,
+        metadata,
         ttl_ms: ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
         when: when(headers)?,
         digest: conditions::announced_digest(headers)?,
@@ -117,6 +132,19 @@ fn metadata(headers: &HeaderMap) -> Result<Vec<(String, String)>, Fault> {
         metadata.push((name.into(), value.into()));
     }
     Ok(metadata)
+}
+
+/// What is known of an object besides its bytes, for what no header can say as it is: capitals, control characters, spaces at an end.
+fn described_in_json(headers: &HeaderMap) -> Result<Option<DescribedRequest>, Fault> {
+    let bad = |what: &str| Fault::new(Code::BadRequest, format!("'{DESCRIBED}' {what}: expected JSON in Base64"));
+    let mut values = headers.get_all(DESCRIBED).iter();
+    let value = match (values.next(), values.next()) {
+        (None, _) => return Ok(None),
+        (Some(value), None) => value,
+        (Some(_), Some(_)) => return Err(bad("is there twice")),
+    };
+    let json = STANDARD.decode(value).map_err(|_| bad("is no Base64"))?;
+    serde_json::from_slice(&json).map(Some).map_err(|error| bad(&format!("cannot be read ({error})")))
 }
 
 /// Takes the body. Each `data.upload_timeout` is for so many bytes, however steadily they come.
@@ -196,6 +224,26 @@ fn unfinished() -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_header_can_say_is_said_in_json() {
+        let read = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(DESCRIBED, value.parse().unwrap());
+            }
+            described_in_json(&headers).map_err(|fault| fault.code)
+        };
+        let good =
+            read(&[&STANDARD.encode(r#"{"content_type": "a\n", "metadata": [["A", " \u0000"], ["", ""]]}"#)]).unwrap().unwrap();
+        assert_eq!((good.content_type.as_deref(), good.metadata[0].1.as_str(), good.metadata.len()), (Some("a\n"), " \0", 2));
+        assert!(read(&[]).unwrap().is_none() && read(&[&STANDARD.encode("{}")]).unwrap().unwrap().metadata.is_empty());
+        let (list, unknown, half) =
+            (STANDARD.encode("\"a\""), STANDARD.encode(r#"{"meta": []}"#), STANDARD.encode(r#"{"metadata": [["a"]]}"#));
+        for bad in [&["?"][..], &["e30", "e30="], &["e30=", "e30="], &[&list], &[&unknown], &[&half], &["//4="]] {
+            assert_eq!(read(bad).unwrap_err(), Code::BadRequest, "{bad:?}");
+        }
+    }
 
     #[test]
     fn metadata_are_headers_with_a_name() {

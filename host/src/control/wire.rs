@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::data::{
-    BatchInfo, BatchKind, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, CorruptInfo, DoneInfo,
-    EntryInfo, EntryList, IncrementInfo, ObjectInfo, ObjectList, ScrubInfo, SizeInfo, join, split,
+    BatchInfo, BatchKind, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, CorruptInfo, DESCRIBED,
+    DescribedRequest, DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, ObjectInfo,
+    ObjectList, ScrubInfo, SizeInfo, join, split,
 };
 pub use self::identity::{
     AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, TenantInfo, TenantList, TenantRequest, TokenInfo, TokenList,

@@ -24,6 +24,7 @@ mod file;
 pub mod kv;
 pub mod objects;
 mod row;
+mod shares;
 mod store;
 mod writer;
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId, Each};
 pub use self::clock::{Clock, Reading};
 pub use self::error::{DataError, OriginFault};
 pub use self::feed::{Changed, FEED_LEN};
+pub use self::shares::{Share, Shares, Turn};
 pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
 
 use self::error::io_error;

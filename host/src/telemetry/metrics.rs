@@ -112,17 +112,20 @@ pub struct OriginMetrics {
     fetched: Counter,
     evicted: Counter,
     copies: Gauge<u64, AtomicU64>,
+    memory: Gauge<u64, AtomicU64>,
 }
 
 impl OriginMetrics {
-    /// Sets all: copies that were given, objects and bytes fetched, copies that went for want of room, and bytes of those that are there.
-    pub fn set(&self, hits: u64, misses: u64, fetched_bytes: u64, evicted: u64, copies_bytes: u64) {
+    /// Sets all: copies that were given, objects and bytes fetched, copies that went for want of room, and bytes of those that are there, on
+    /// disk and in memory.
+    pub fn set(&self, hits: u64, misses: u64, fetched_bytes: u64, evicted: u64, [copies_bytes, memory_bytes]: [u64; 2]) {
         let counters = [(&self.hits, hits), (&self.misses, misses), (&self.fetched, fetched_bytes), (&self.evicted, evicted)];
         for (counter, value) in counters {
             // A scrape at the same moment may have a later one.
             counter.inner().fetch_max(value, Ordering::Relaxed);
         }
         self.copies.set(copies_bytes);
+        self.memory.set(memory_bytes);
     }
 
     fn register(&self, registry: &mut Registry) {
@@ -131,6 +134,12 @@ impl OriginMetrics {
         registry.register_with_unit("origin_fetched", "Objects fetched from origins", Unit::Bytes, self.fetched.clone());
         registry.register("origin_evicted", "Copies of objects of origins that went for want of room", self.evicted.clone());
         registry.register_with_unit("origin_copies", "Copies of objects of origins", Unit::Bytes, self.copies.clone());
+        registry.register_with_unit(
+            "origin_memory",
+            "Small copies of objects of origins in memory",
+            Unit::Bytes,
+            self.memory.clone(),
+        );
     }
 }
 
@@ -263,7 +272,7 @@ mod tests {
         let phases = Phases { load: Duration::from_micros(50), run: Duration::from_micros(2), ..Phases::default() };
         metrics.started(Start::Stored, &phases);
         metrics.faulted(Code::GuestTrap);
-        metrics.origin.set(3, 1, 4, 0, 5);
+        metrics.origin.set(3, 1, 4, 0, [5, 6]);
         let starts = crate::histogram::StartTimes::default();
         starts.observe(Start::Stored, &phases);
         let (tenant, name) = (crate::id::TenantId::default(), "a".parse().unwrap());
@@ -278,6 +287,7 @@ mod tests {
             "hob_origin_hits_total 3",
             "hob_origin_fetched_bytes_total 4",
             "hob_origin_copies_bytes 5",
+            "hob_origin_memory_bytes 6",
             "hob_events 0",
             "hob_data_read_only 0",
             "hob_sandboxed 0",

@@ -293,6 +293,68 @@ fn a_batch_happens_whole_or_not_at_all() {
 }
 
 #[test]
+fn many_entries_are_read_at_one_moment() {
+    let node = Node::start(&[]);
+    let ask = |name: &str, keys: Value| {
+        node.control.post(&format!("/v1/buckets/{name}/kv-get"), json!({ "keys": keys }).to_string().as_bytes())
+    };
+    for (name, durability) in [("d", "durable"), ("v", "volatile")] {
+        bucket(&node, name, json!({ "durability": durability }));
+        assert_eq!(put(&node, &format!("/v1/buckets/{name}/kv/a?ttl=1h"), &[], b"1").status(), 204);
+        assert_eq!(put(&node, &format!("/v1/buckets/{name}/kv/%ff"), &[], b"\xff").status(), 204);
+        let reply = ask(name, json!([{ "key_base64": "/w==" }, { "key": "none" }, { "key": "a" }, { "key": "a" }])).ok();
+        assert_eq!(reply.header("content-type"), Some("application/json"));
+        let items = reply.json()["items"].clone();
+        let of = |index: usize, field: &str| items[index][field].clone();
+        assert_eq!((of(0, "key_base64"), of(0, "value_base64"), of(0, "bytes")), ("/w==".into(), "/w==".into(), 1.into()));
+        assert_eq!((&items[1], of(2, "key"), of(2, "value")), (&Value::Null, "a".into(), "1".into()));
+        assert!(of(2, "expires_ms").is_u64() && of(2, "version").as_u64() < of(0, "version").as_u64() && items[2] == items[3]);
+        assert_eq!(ask(name, json!([])).ok().json(), json!({ "items": [] }));
+        // Both sides of the bounds, and what is no list of keys.
+        assert_eq!(ask(name, json!(vec![json!({ "key": "none" }); 1000])).status(), 200);
+        ask(name, json!(vec![json!({ "key": "none" }); 1001])).problem(400, "bad-request");
+        for bad in [
+            json!({ "key": "a" }),
+            json!(["a"]),
+            json!([{}]),
+            json!([{ "key": "" }]),
+            json!([{ "key": "a", "key_base64": "YQ==" }]),
+            json!([{ "key_base64": "?" }]),
+            json!([{ "key": "a", "value": "" }]),
+        ] {
+            ask(name, bad).problem(400, "bad-request");
+        }
+        ask(name, json!([{ "key": "k".repeat(513) }])).problem(413, "body-too-large");
+        // The longest that there can be: every byte of every key escaped.
+        assert_eq!(ask(name, json!(vec![json!({ "key": "\u{1}".repeat(512) }); 1000])).status(), 200);
+        let long = vec![b' '; (4 << 20) + 1];
+        node.control.post(&format!("/v1/buckets/{name}/kv-get"), &long).problem(413, "body-too-large");
+    }
+    ask("none", json!([{ "key": "a" }])).problem(404, "not-found");
+}
+
+#[test]
+fn an_answer_keeps_its_place_until_it_is_taken() {
+    const READINGS_MAX: usize = 4;
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({ "durability": "volatile" }));
+    assert_eq!(put(&node, "/v1/buckets/b/kv/large", &[], &[0; 1 << 20]).status(), 204);
+    // Far more than the system keeps for a connection: each zero takes six bytes.
+    let body = json!({ "keys": vec![json!({ "key": "large" }); 4] }).to_string();
+    let ask = |conn: &mut Conn| conn.request("POST", "/v1/buckets/b/kv-get", &[], body.as_bytes());
+    let mut slow: Vec<Conn> = (0..READINGS_MAX).map(|_| node.control.connect_narrow()).collect();
+    for conn in &mut slow {
+        ask(conn);
+        // Its head is there, so it has its place.
+        assert_eq!(conn.head().status, 200);
+    }
+    node.control.post("/v1/buckets/b/kv-get", body.as_bytes()).problem(503, "overloaded");
+    assert_eq!(node.control.get("/v1/buckets/b/kv/large").ok().body.len(), 1 << 20, "all else goes on");
+    drop(slow.pop());
+    eventually("a place is free", || node.control.post("/v1/buckets/b/kv-get", body.as_bytes()).status() == 200);
+}
+
+#[test]
 fn of_racing_compare_and_swaps_none_is_lost() {
     const WRITERS: usize = 4;
     const EACH: usize = 25;

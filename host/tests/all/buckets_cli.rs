@@ -5,6 +5,8 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::buckets::{bucket, put};
@@ -89,6 +91,34 @@ fn entries() {
     fails(&node, 3, &["kv", "del", "b", "gone"]);
     fails(&node, 1, &["kv", "get", "b", &"k".repeat(513)]);
     fails(&node, 1, &["kv", "get", "b", ""]);
+}
+
+#[test]
+fn entries_many_at_once() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    let set = json_of(&node, &["kv", "set", "b", "x", "1", "y", "two words", "z", "", "--ttl", "1h"]);
+    assert_eq!((set.as_array().unwrap().len(), &set[1]["key"]), (3, &"y".into()));
+    assert_eq!(run(&node, &["kv", "get", "b", "z", "y", "x", "y"]), "\ntwo words\n1\ntwo words\n");
+    let got = json_of(&node, &["kv", "get", "b", "y", "x"]);
+    assert_eq!((&got[0]["value"], &got[1]["key"], got[1]["expires_ms"].is_u64()), (&"two words".into(), &"x".into(), true));
+    assert_eq!(got[0]["version"], set[1]["version"]);
+    // What is there is printed, and what is not is said.
+    let (stdout, stderr) = check(&at(&node, &["kv", "get", "b", "x", "none", "y", "gone"]), 3);
+    assert!(stdout == "1\ntwo words\n" && stderr.contains("no entry under none, gone"), "{stdout}{stderr}");
+    let output = at(&node, &["kv", "get", "b", "x", "none", "-o", "json"]);
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &list[0]["value"], &list[1]), (Some(3), &"1".into(), &Value::Null));
+    // All or none.
+    fails(&node, 1, &["kv", "set", "b", "new", "1", "x", "2", "--if-absent"]);
+    fails(&node, 3, &["kv", "get", "b", "new"]);
+    fails(&node, 2, &["kv", "set", "b", "new", "1", "x"]);
+    fails(&node, 2, &["kv", "set", "b", "new", "1", "x", "2", "--if-version", "1"]);
+    fails(&node, 3, &["kv", "get", "nowhere", "x", "y"]);
+    fails(&node, 1, &["kv", "get", "b", "x", ""]);
+    run(&node, &["kv", "set", "b", "--base64", "/w==", "odd", "AA==", "nul"]);
+    assert_eq!(run(&node, &["kv", "get", "--base64", "b", "AA==", "/w=="]), "nul\nodd\n");
+    fails(&node, 2, &["kv", "get", "b", "AA==", "?", "--base64"]);
 }
 
 #[test]
@@ -243,6 +273,57 @@ fn an_export_comes_back_or_is_refused_whole() {
     check_damaged(&node, dir.path(), &std::fs::read(&file).unwrap());
     let none = dir.path().join("none");
     fails(&node, 3, &["bucket", "export", "none", none.to_str().unwrap()]);
+}
+
+#[test]
+fn metadata_of_any_characters_comes_back() {
+    let node = Node::start(&[]);
+    bucket(&node, "from", json!({}));
+    let odd = json!({
+        "content_type": " é/\r\n\0",
+        "metadata": [["Case", "Kept"], ["case", "other"], ["", ""], ["a b", " x "], ["é", "日本"], ["crlf", "a\r\nb: c"], ["nul", "\0\u{7f}"], ["twice", "1"], ["twice", "2"]],
+    });
+    let put = |name: &str, headers: &[(&str, &str)]| {
+        crate::buckets::put(&node, &format!("/v1/buckets/from/objects/{name}"), headers, b"x")
+    };
+    let described = STANDARD.encode(odd.to_string());
+    let made = put("odd", &[("hob-described", &described), ("content-type", "text/plain")]);
+    assert_eq!(
+        (made.status(), &made.json()["metadata"], &made.json()["content_type"]),
+        (201, &odd["metadata"], &odd["content_type"])
+    );
+    assert_eq!(put("plain", &[("content-type", "image/png"), ("hob-meta-by", "Ana")]).status(), 201);
+    let only = STANDARD.encode(json!({ "metadata": [["A", "1"]] }).to_string());
+    assert_eq!(put("typed", &[("hob-described", &only), ("content-type", "image/png")]).json()["content_type"], "image/png");
+    // A header has what one can carry, and says how much it cannot.
+    let head = node.control.get("/v1/buckets/from/objects/odd").ok();
+    assert_eq!((head.header("hob-meta-case"), head.header("hob-missing-meta")), (Some("other"), Some("5")));
+    let long = STANDARD.encode(json!({ "metadata": [["a", "b".repeat(2048)]] }).to_string());
+    for (headers, status, code) in [
+        (&[("hob-described", described.as_str()), ("hob-meta-a", "1")][..], 400, "bad-request"),
+        (&[("hob-described", "?")], 400, "bad-request"),
+        (&[("hob-described", &long)], 413, "body-too-large"),
+    ] {
+        put("bad", headers).problem(status, code);
+    }
+    node.control.get("/v1/buckets/from/objects/bad").problem(404, "not-found");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("export").to_str().unwrap().to_owned();
+    run(&node, &["bucket", "export", "from", &file]);
+    run(&node, &["bucket", "import", &file, "to"]);
+    let all = |name: &str| {
+        let list = node.control.get(&format!("/v1/buckets/{name}/objects")).ok().json();
+        let items = list["items"].as_array().unwrap().clone();
+        items.iter().map(|item| json!([item["key"], item["content_type"], item["metadata"]])).collect::<Vec<_>>()
+    };
+    assert_eq!((all("to"), all("to").len()), (all("from"), 3));
+    assert_eq!(all("to")[0], json!(["odd", odd["content_type"], odd["metadata"]]));
+    // As it was typed.
+    let cat = dir.path().join("cat").to_str().unwrap().to_owned();
+    std::fs::write(&cat, "x").unwrap();
+    let put =
+        json_of(&node, &["blob", "cp", &cat, "hob:to/cat", "--meta", "Author=Ana É", "--meta", "of=cats", "--content-type", "é"]);
+    assert_eq!((&put["metadata"], &put["content_type"]), (&json!([["Author", "Ana É"], ["of", "cats"]]), &"é".into()));
 }
 
 /// Files that are not what was exported are refused before anything of them is read into a bucket.

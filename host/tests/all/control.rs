@@ -267,6 +267,7 @@ const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/buckets/{name}", &["delete", "get", "put"]),
     ("/v1/buckets/{name}/scrub", &["post"]),
     ("/v1/buckets/{name}/kv", &["get", "post"]),
+    ("/v1/buckets/{name}/kv-get", &["post"]),
     ("/v1/buckets/{name}/kv/{key}", &["delete", "get", "head", "post", "put"]),
     ("/v1/buckets/{name}/objects", &["get"]),
     ("/v1/buckets/{name}/objects/{key}", &["delete", "get", "head", "put"]),
@@ -335,6 +336,7 @@ fn the_description_lists_every_route() {
         "EntryList",
         "ObjectInfo",
         "BatchRequest",
+        "GetManyInfo",
     ] {
         assert!(description["components"]["schemas"][schema].is_object(), "{schema}");
     }

@@ -37,6 +37,7 @@ mod limits;
 mod mapping;
 mod origin;
 mod process;
+mod progress;
 mod ready;
 mod refused;
 mod registry;

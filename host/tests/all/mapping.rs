@@ -88,8 +88,17 @@ fn guest(code: &str) -> String {
   (import "hob1" "object_map" (func $object_map (param i32 i32 i32 i64 i64 i32) (result i32)))
   (import "hob1" "object_copy" (func $object_copy (param i32 i32) (result i32)))
   (import "hob1" "object_unmap" (func $object_unmap (param i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
   (import "hob1" "log""#;
     handler_with("(memory (export \"memory\") 3)", &fields).replacen("(import \"hob1\" \"log\"", imports, 1)
+}
+
+/// Code that writes eight bytes from an address to the standard output of WASI.
+fn write(at: &str) -> String {
+    format!(
+        "(i32.store (i32.const 2048) {at}) (i32.store (i32.const 2052) (i32.const 8))
+        (drop (call $fd_write (i32.const 1) (i32.const 2048) (i32.const 1) (i32.const 2056)))"
+    )
 }
 
 /// The place of a key of one letter, as `$map` takes it.
@@ -536,6 +545,7 @@ fn a_page_that_cannot_be_read_costs_that_invocation() {
         ("copy", format!("(memory.copy (i32.const 2048) {far} (i32.const 8)) (call $number (i32.load (i32.const 2048)))")),
         ("store", format!("(i32.store {far} (i32.const 1)) (call $number (i32.const 1))")),
         ("hostcall", format!("(call $log (i32.const 2) {far} (i32.const 8)) (call $number (i32.const 1))")),
+        ("written", format!("{} (call $number (i32.const 1))", write(far))),
         ("trap", format!("(if (i32.eqz (i32.load {far})) (then unreachable))")),
         ("spin", format!("(drop (i32.load {far})) (loop $forever (br $forever))")),
         ("unmapped", format!("(drop (i32.load {far})) (call $object_unmap (local.get $at)) (call $number (i32.const 1))")),
@@ -560,6 +570,10 @@ fn a_page_that_cannot_be_read_costs_that_invocation() {
         fs::write(&path, &big).unwrap();
     }
     assert_eq!(node.faults("damaged"), ways.len() as u64);
+    // Nor does the log have anything of it.
+    for entry in ["hostcall", "written"].iter().flat_map(|name| node.logs(name)) {
+        assert_eq!(entry.0, "host", "{entry:?}");
+    }
     // Mended, it is served again.
     assert!(answer(&node, "again") > 0);
 }
@@ -584,19 +598,34 @@ fn an_io_error_under_a_mapping_costs_that_invocation() {
     );
     deploy(&node, "all", &all, LONG);
     deploy(&node, "late", &late, LONG);
+    // No call of `hob1` follows, and what WASI is told would be wrong.
+    let map = format!("(local.set $at (call $map {})) (drop (call $drain))", key('b'));
+    // From here on eight bytes end in a line's end, so that the log has them at once.
+    let line = 800_001;
+    assert_eq!(big[line + 7], b'\n');
+    let from = format!("(i32.add (local.get $at) (i32.const {line}))");
+    deploy(&node, "written", &format!("{map} {}", write(&from)), LONG);
     deploy(&node, "good", "(call $number (i32.const 5))", "");
-    for round in 0..3 {
+    for round in 0..4 {
         disk.fail(false);
         assert_eq!(answer(&node, "all"), sum(&big), "round {round}");
         // An open lets go of what the system had of the file: every page is read again, and cannot be.
-        let mut conn = hold(&node, "/late");
+        let mut conn = hold(&node, ["/late", "/written"][round % 2]);
         eventually("it is mapped", || maps(&node).contains(name));
         disk.fail(true);
         conn.end_chunks();
         conn.reply().problem(503, "damaged");
         assert_eq!(answer(&node, "good"), 5);
     }
-    assert_eq!(node.faults("damaged"), 3);
+    assert_eq!(node.faults("damaged"), 4);
+    assert!(node.logs("written").iter().all(|(source, _, _)| source == "host"), "{:?}", node.logs("written"));
     disk.fail(false);
+    // What is true is written, and from an object as from anywhere.
+    let mut conn = hold(&node, "/written");
+    conn.end_chunks();
+    conn.reply().problem(502, "guest-no-response");
+    let written = String::from_utf8_lossy(&big[line..line + 7]).into_owned();
+    let logs = node.logs("written");
+    assert!(logs.iter().any(|(source, _, text)| source == "stdout" && *text == written), "{logs:?} and not {written:?}");
     assert_eq!(answer(&node, "all"), sum(&big));
 }

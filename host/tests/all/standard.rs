@@ -39,7 +39,11 @@ struct Doors {
 impl Doors {
     #[track_caller]
     fn open(manifest: &str) -> Self {
-        let node = Node::start(&[]);
+        Self::over(Node::start(&[]), manifest)
+    }
+
+    #[track_caller]
+    fn over(node: Node, manifest: &str) -> Self {
         let reply = node.deploy("doors2", &std::fs::read(guest("doors2")).unwrap(), manifest);
         assert_eq!(reply.status(), 201, "{}", reply.text());
         Self { node }
@@ -187,6 +191,9 @@ impl ObjectDoor for Door<'_> {
     fn keys(&self, by: u64) -> Said<Vec<String>> {
         self.words("keys", &[b"0", by.to_string().as_bytes()])
     }
+    fn takes_any_key(&self) -> bool {
+        self.bucket != "origin"
+    }
 }
 
 #[test]
@@ -205,6 +212,16 @@ fn blobstore_keeps_the_rules() {
     for bucket in ["disk", "memory"] {
         doors::check_objects(&Door { doors: &doors, name: "blob", bucket });
     }
+}
+
+#[test]
+fn blobstore_keeps_the_rules_over_an_origin() {
+    let site = crate::origin::Site::new();
+    let node = site.node(&[]);
+    let manifest = format!("{BUCKETS}\n[[bucket]]\nname = 'origin'\norigin = 's3://{}'\n", crate::origin::BUCKET);
+    let manifest = manifest.replacen("data = [", "data = [ { bucket = 'origin', access = 'read-write' },", 1);
+    let doors = Doors::over(node, &manifest);
+    doors::check_objects(&Door { doors: &doors, name: "blob", bucket: "origin" });
 }
 
 #[test]

@@ -85,6 +85,8 @@ fn what_others_have_answers_as_what_is_not_there() {
         ("POST", "/v1/buckets/{}/scrub"),
         ("GET", "/v1/buckets/{}/kv"),
         ("GET", "/v1/buckets/{}/kv?watch=true"),
+        ("POST", "/v1/buckets/{}/kv"),
+        ("POST", "/v1/buckets/{}/kv-get"),
         ("PUT", "/v1/buckets/{}/kv/k"),
         ("DELETE", "/v1/buckets/{}/kv/k"),
         ("GET", "/v1/buckets/{}/objects/k"),

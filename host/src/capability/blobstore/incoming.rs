@@ -14,7 +14,7 @@ use super::generated::wasi::blobstore::types;
 use super::{Answer, Place, SYNC_BYTES_MAX, blocking, open, text};
 use crate::capability::Host;
 use crate::capability::data::OpenBucket;
-use crate::data::objects::Opened;
+use crate::data::objects::{self, Opened};
 
 /// Most bytes in one read of a stream. It is read on the guest's thread, so this bounds how long that waits for the disk.
 const READ_BYTES_MAX: usize = 64 << 10;
@@ -54,7 +54,7 @@ impl types::HostIncomingValue for Host {
             bytes.truncate(count);
             Ok(bytes)
         };
-        Ok(blocking(read).await)
+        Ok(blocking(self.environment.data.jobs(), objects::Place::Disk, read).await)
     }
 
     fn incoming_value_consume_async(&mut self, value: Resource<Incoming>) -> Result<Answer<Resource<DynInputStream>>> {

@@ -26,6 +26,7 @@ pub use self::incoming::Incoming;
 pub use self::names::Names;
 
 use self::outgoing::Writing;
+use super::blocking::Jobs;
 use super::data::{AccessError, OpenBucket};
 use super::descriptors::{self, Descriptor};
 use super::{HANDLES_MAX, Host, Refusal};
@@ -119,17 +120,13 @@ fn text(error: impl Into<AccessError>) -> String {
     error.into().text()
 }
 
-/// Runs what may block for long. A guest that ends meanwhile does not wait for it.
-async fn blocking<T: Send + 'static>(run: impl FnOnce() -> std::result::Result<T, DataError> + Send + 'static) -> Answer<T> {
-    blocking_at(objects::Place::Disk, run).await
-}
-
-/// As [`blocking`], about objects in `place`.
-async fn blocking_at<T: Send + 'static>(
+/// Runs what may block for long, about objects in `place`. A guest that ends meanwhile does not wait for it.
+async fn blocking<T: Send + 'static>(
+    jobs: Jobs,
     place: objects::Place,
     run: impl FnOnce() -> std::result::Result<T, DataError> + Send + 'static,
 ) -> Answer<T> {
-    match super::blocking::run_at(place, run).await {
+    match jobs.run_at(place, run).await {
         Ok(result) => result.map_err(text),
         Err(error) => {
             tracing::error!(%error, "work on an object ended with a panic");
@@ -140,13 +137,13 @@ async fn blocking_at<T: Send + 'static>(
 
 async fn open(bucket: &Arc<OpenBucket>, name: &str) -> Answer<Opened> {
     let (bucket, key, place) = (bucket.clone(), name.to_owned(), bucket.objects.place(&bucket.bucket));
-    let opened = blocking_at(place, move || bucket.objects.open(&bucket.bucket, key.as_bytes())).await?;
+    let opened = blocking(bucket.jobs.clone(), place, move || bucket.objects.open(&bucket.bucket, key.as_bytes())).await?;
     opened.ok_or_else(|| no_object(name))
 }
 
 async fn put(bucket: &Arc<OpenBucket>, name: String, options: PutOptions) -> Answer<Box<dyn Upload>> {
     let (bucket, place) = (bucket.clone(), bucket.objects.place(&bucket.bucket));
-    blocking_at(place, move || bucket.objects.put(&bucket.bucket, name.as_bytes(), options)).await
+    blocking(bucket.jobs.clone(), place, move || bucket.objects.put(&bucket.bucket, name.as_bytes(), options)).await
 }
 
 fn no_object(name: &str) -> String {
@@ -162,7 +159,7 @@ async fn ask<T: Send + 'static>(
         objects::Place::Memory | objects::Place::Disk => ask(bucket).map_err(text),
         place @ objects::Place::Elsewhere => {
             let bucket = bucket.clone();
-            blocking_at(place, move || ask(&bucket)).await
+            blocking(bucket.jobs.clone(), place, move || ask(&bucket)).await
         }
     }
 }
@@ -244,7 +241,7 @@ impl Host {
         let mut at = 0;
         while at < head.len {
             let opened = opened.clone();
-            let copied = blocking_at(at_target, move || {
+            let copied = blocking(target.jobs.clone(), at_target, move || {
                 let mut piece = vec![0; COPY_BYTES];
                 let count = opened.read_at(at, &mut piece)?;
                 upload.write(&piece[..count])?;
@@ -254,7 +251,7 @@ impl Host {
             upload = back;
             at += count;
         }
-        blocking_at(at_target, move || Ok(upload.finish())).await?.await.map_err(text)?;
+        blocking(target.jobs.clone(), at_target, move || Ok(upload.finish())).await?.await.map_err(text)?;
         Ok((source, head))
     }
 }
@@ -429,7 +426,7 @@ impl types::Host for Host {}
 
 impl types::HostOutgoingValue for Host {
     fn new_outgoing_value(&mut self) -> Result<Resource<Outgoing>> {
-        let writing = Writing::new(self.blobs.outgoing.clone());
+        let writing = Writing::new(self.blobs.outgoing.clone(), self.environment.data.jobs());
         // The interface has no word for a refusal here.
         self.keep(Outgoing { writing, has_stream: false })?.map_err(|text| Refusal::bad_call(text).into())
     }
@@ -456,7 +453,7 @@ impl types::HostOutgoingValue for Host {
             Ok(whole) => whole,
             Err(text) => return Ok(Err(text)),
         };
-        Ok(match blocking_at(at, move || Ok(upload.finish())).await {
+        Ok(match blocking(self.environment.data.jobs(), at, move || Ok(upload.finish())).await {
             Ok(ack) => ack.await.map(drop).map_err(text),
             Err(text) => Err(text),
         })

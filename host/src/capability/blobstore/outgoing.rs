@@ -19,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError};
 
 use super::{Answer, OUTGOING_BYTES_MAX, Place, text};
-use crate::capability::blocking;
+use crate::capability::blocking::Jobs;
 use crate::capability::reply::PIECE_LEN_MAX;
 use crate::data::DataError;
 use crate::data::objects::{self, Upload};
@@ -37,6 +37,7 @@ struct State {
     to: Target,
     /// Where the bucket's objects are: what is written waits in line with others that go there.
     at: objects::Place,
+    jobs: Jobs,
     /// Keeps a place among the objects of the instance.
     place: Option<Place>,
 }
@@ -102,8 +103,8 @@ impl fmt::Debug for Writing {
 }
 
 impl Writing {
-    pub(super) fn new(held: Arc<AtomicUsize>) -> Arc<Self> {
-        let state = State { waiting: Piece::new(held), to: Target::Unknown, at: objects::Place::Disk, place: None };
+    pub(super) fn new(held: Arc<AtomicUsize>, jobs: Jobs) -> Arc<Self> {
+        let state = State { waiting: Piece::new(held), to: Target::Unknown, at: objects::Place::Disk, jobs, place: None };
         Arc::new(Self { state: Mutex::new(state) })
     }
 
@@ -170,11 +171,12 @@ impl State {
     /// Writes what waits, elsewhere.
     fn hand_on(&mut self) {
         let Target::Idle(mut upload) = std::mem::replace(&mut self.to, Target::Unknown) else { return };
-        let piece = self.waiting.take();
-        self.to = Target::Busy(Box::pin(blocking::run_at(self.at, move || {
+        let (piece, at, jobs) = (self.waiting.take(), self.at, self.jobs.clone());
+        let write = move || {
             let result = upload.write(&piece.bytes);
             Written { upload, result }
-        })));
+        };
+        self.to = Target::Busy(Box::pin(async move { jobs.run_at(at, write).await }));
     }
 
     fn take_back(&mut self, written: wasmtime::Result<Written>) {

@@ -6,25 +6,24 @@
 //! ```
 //!
 //! What may wait for the disk (puts, first openings, bytes that are not in memory) runs on threads that may block; the guest waits, and
-//! others run. Owns the records, and what an instance has open. Knows nothing about who may do what (`capability/data.rs`), how
+//! others run. Owns what an instance has open (`objects/records.rs` the records). Knows nothing about who may do what (`capability/data.rs`), how
 //! objects are kept (`data`), or how they are mapped (`mapping.rs`). Invariant: a guest that ends leaves nothing open and nothing half
 //! put, wherever it was.
 
+mod records;
+
 use std::sync::Arc;
 
-use bytes::Buf;
 use wasmtime::{Caller, Linker, Result};
 
+use self::records::{head_len, put_head, take_options};
 use super::data::{Errno, deliver};
-use super::{MODULE, Writer, span, spans, take_header};
+use super::{MODULE, span, spans};
 use crate::capability::data::{AccessError, OpenBucket};
 use crate::capability::descriptors::{self, Descriptor};
 use crate::capability::{Host, Refusal, blocking};
 use crate::data::DataError;
-use crate::data::objects::{
-    CONTENT_TYPE_BYTES_MAX, Head, KEY_BYTES_MAX, METADATA_BYTES_MAX, METADATA_PAIRS_MAX, OpenNow, Opened, Page, Place,
-    PutOptions, Upload, When,
-};
+use crate::data::objects::{Head, KEY_BYTES_MAX, OpenNow, Opened, Page, Place, Upload, When};
 use crate::grants::Access;
 use crate::id::Digest;
 
@@ -40,18 +39,6 @@ const PIECE_BYTES_MAX: usize = 256 << 10;
 const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Letting go of a longer object may take long: its key may be gone, and its memory with it.
 const CLOSE_BYTES_MAX: u64 = 1 << 20;
-
-/// Fixed parts of records.
-const HEAD_LEN: usize = 72;
-const OPTIONS_LEN: usize = 88;
-const PAIR_LEN: usize = 8;
-/// No record of options that could be taken is longer.
-const OPTIONS_LEN_MAX: usize = OPTIONS_LEN + CONTENT_TYPE_BYTES_MAX + METADATA_BYTES_MAX + METADATA_PAIRS_MAX * PAIR_LEN;
-
-const HAS_DIGEST: u32 = 1;
-const ALWAYS: u32 = 0;
-const ABSENT: u32 = 1;
-const ETAG: u32 = 2;
 
 /// What an instance has open of objects.
 #[derive(Debug, Default)]
@@ -252,35 +239,9 @@ async fn look<T: Send + 'static>(
 ) -> Result<Result<T, AccessError>> {
     let found = match bucket.objects.place(&bucket.bucket) {
         Place::Memory | Place::Disk => ask(&bucket),
-        place @ Place::Elsewhere => blocking::run_at(place, move || ask(&bucket)).await?,
+        place @ Place::Elsewhere => bucket.jobs.clone().run_at(place, move || ask(&bucket)).await?,
     };
     Ok(found.map_err(AccessError::from))
-}
-
-fn pairs_len(metadata: &[(String, String)]) -> usize {
-    metadata.iter().map(|(name, value)| PAIR_LEN + name.len() + value.len()).sum()
-}
-
-fn head_len(head: &Head) -> usize {
-    HEAD_LEN + head.content_type.len() + pairs_len(&head.metadata)
-}
-
-/// 32 bytes of ETag, `u64` length, `u64` version, `u64` when it was put, `u64` when it ends or 0, `u32` length of the content type, `u32`
-/// pairs of metadata, the content type, the pairs.
-fn put_head(writer: &mut Writer<'_>, head: &Head) {
-    writer.put(head.etag.bytes());
-    for number in [head.len, head.version, head.modified_ms, head.expires_ms.unwrap_or_default()] {
-        writer.put(&number.to_le_bytes());
-    }
-    writer.put_u32(head.content_type.len());
-    writer.put_u32(head.metadata.len());
-    writer.put(head.content_type.as_bytes());
-    for (name, value) in &head.metadata {
-        writer.put_u32(name.len());
-        writer.put_u32(value.len());
-        writer.put(name.as_bytes());
-        writer.put(value.as_bytes());
-    }
 }
 
 fn deliver_head(caller: &mut Caller<'_, Host>, buf: u32, cap: u32, found: Result<Option<Head>, AccessError>) -> Result<i32> {
@@ -333,8 +294,8 @@ pub(super) async fn open(bucket: Arc<OpenBucket>, key: Vec<u8>) -> Result<Result
             // Those who wait for one reading of the same object would take all places together.
             let opening = bucket.opening.clone();
             let _turn = opening.acquire().await?;
-            let place = bucket.objects.place(&bucket.bucket);
-            blocking::run_at(place, move || bucket.objects.open(&bucket.bucket, &key)).await
+            let (place, jobs) = (bucket.objects.place(&bucket.bucket), bucket.jobs.clone());
+            jobs.run_at(place, move || bucket.objects.open(&bucket.bucket, &key)).await
         }
         Err(error) => Ok(Err(error)),
     }
@@ -355,7 +316,8 @@ async fn object_read(mut caller: Caller<'_, Host>, object: u32, offset: u64, buf
                 bytes.truncate(count);
                 Ok(bytes)
             };
-            let bytes = match blocking::run(read).await? {
+            let jobs = host.environment.data.jobs();
+            let bytes = match jobs.run(read).await? {
                 Ok(bytes) => bytes,
                 Err(error) => return Ok(caller.data_mut().refuse(&AccessError::Data(error))),
             };
@@ -369,10 +331,11 @@ async fn object_read(mut caller: Caller<'_, Host>, object: u32, offset: u64, buf
 }
 
 async fn object_close(mut caller: Caller<'_, Host>, object: u32) -> Result<()> {
-    let objects = &mut caller.data_mut().data.objects;
-    objects.opened(object)?;
-    match objects.open[object as usize].take() {
-        Some(reading) if !reading.is_quick() => blocking::run(move || drop(reading)).await,
+    let host = caller.data_mut();
+    let jobs = host.environment.data.jobs();
+    host.data.objects.opened(object)?;
+    match host.data.objects.open[object as usize].take() {
+        Some(reading) if !reading.is_quick() => jobs.run(move || drop(reading)).await,
         _ => Ok(()),
     }
 }
@@ -434,10 +397,11 @@ async fn object_put(mut caller: Caller<'_, Host>, target: Target, options: u32, 
     };
     let place = bucket.objects.place(&bucket.bucket);
     let Some(descriptor) = take_descriptor(place) else { return Ok(refuse_busy(host)) };
+    let jobs = bucket.jobs.clone();
     let begin = move || bucket.objects.put(&bucket.bucket, &key, options);
     let begun = match place {
         Place::Memory => begin(),
-        Place::Disk | Place::Elsewhere => blocking::run_at(place, begin).await?,
+        Place::Disk | Place::Elsewhere => jobs.run_at(place, begin).await?,
     };
     let host = caller.data_mut();
     let upload = match begun {
@@ -450,70 +414,11 @@ async fn object_put(mut caller: Caller<'_, Host>, target: Target, options: u32, 
     Ok(i32::try_from(handle).unwrap_or(i32::MAX))
 }
 
-/// The options of a put: `u32` flags, `u32` on which condition, `u64` time to live in milliseconds or 0, 32 bytes of the condition's ETag,
-/// 32 bytes of digest, `u32` length of the content type, `u32` pairs of metadata, the content type, the pairs. Or nothing at all.
-fn take_options(record: &[u8]) -> Result<Result<PutOptions, DataError>, Refusal> {
-    let short = || Refusal::bad_call("the options of an object end before they are whole");
-    if record.is_empty() {
-        return Ok(Ok(PutOptions::default()));
-    }
-    if record.len() > OPTIONS_LEN_MAX {
-        let (found, max) = (record.len() as u64, OPTIONS_LEN_MAX as u64);
-        return Ok(Err(DataError::TooLarge { what: "content type and metadata, with what frames them,", found, max }));
-    }
-    let Some((mut head, mut rest)) = record.split_at_checked(OPTIONS_LEN) else { return Err(short()) };
-    let (flags, when, ttl_ms) = (head.get_u32_le(), head.get_u32_le(), head.get_u64_le());
-    let mut digest = || {
-        let mut bytes = [0; 32];
-        head.copy_to_slice(&mut bytes);
-        Digest::from_bytes(bytes)
-    };
-    let (etag, digest) = (digest(), digest());
-    let (type_len, pairs) = (head.get_u32_le() as usize, head.get_u32_le());
-    if flags > HAS_DIGEST {
-        return Err(Refusal::bad_call(format!("the flags of an object's options are 0 or 1, not {flags}")));
-    }
-    let when = match when {
-        ALWAYS => When::Always,
-        ABSENT => When::Absent,
-        ETAG => When::Etag(etag),
-        other => return Err(Refusal::bad_call(format!("the condition of a put is 0, 1 or 2, not {other}"))),
-    };
-    let (content_type, behind) = rest.split_at_checked(type_len).ok_or_else(short)?;
-    rest = behind;
-    let mut metadata = Vec::new();
-    for _ in 0..pairs {
-        let (name, value) = take_header(&mut rest).map_err(|_| short())?;
-        metadata.push((name, value));
-    }
-    if !rest.is_empty() {
-        return Err(Refusal::bad_call(format!("{} bytes follow the options of an object", rest.len())));
-    }
-    Ok(texts(content_type, &metadata).map(|(content_type, metadata)| PutOptions {
-        content_type,
-        metadata,
-        ttl_ms: (ttl_ms != 0).then_some(ttl_ms),
-        when,
-        digest: (flags & HAS_DIGEST != 0).then_some(digest),
-    }))
-}
-
-type Texts = (String, Vec<(String, String)>);
-
-fn texts(content_type: &[u8], metadata: &[(&[u8], &[u8])]) -> Result<Texts, DataError> {
-    let text = |bytes: &[u8]| {
-        let invalid = |_| DataError::Invalid { what: "content type or metadata is not UTF-8".into(), expected: "text".into() };
-        // Copied before it is looked at: it may lie in memory that is taken away from the guest meanwhile.
-        String::from_utf8(bytes.to_vec()).map_err(invalid)
-    };
-    let metadata = metadata.iter().map(|(name, value)| Ok((text(name)?, text(value)?))).collect::<Result<_, DataError>>()?;
-    Ok((text(content_type)?, metadata))
-}
-
 /// Writes all of it, piece by piece. The upload is taken out meanwhile: an error, or the guest's end, drops it.
 async fn upload_write(mut caller: Caller<'_, Host>, upload: u32, ptr: u32, len: u32) -> Result<i32> {
     span(&mut caller, ptr, len)?;
     let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
+    let jobs = caller.data().environment.data.jobs();
     let mut written = 0;
     while written < len {
         let piece_max = match uploading.place {
@@ -530,11 +435,12 @@ async fn upload_write(mut caller: Caller<'_, Host>, upload: u32, ptr: u32, len: 
             (Place::Memory, Some(upload)) => upload.write(piece),
             _ => {
                 let piece = piece.to_vec();
-                let (back, result) = blocking::run_at(uploading.place, move || {
-                    let result = uploading.upload.as_mut().map_or(Err(DataError::Closed), |upload| upload.write(&piece));
-                    (uploading, result)
-                })
-                .await?;
+                let (back, result) = jobs
+                    .run_at(uploading.place, move || {
+                        let result = uploading.upload.as_mut().map_or(Err(DataError::Closed), |upload| upload.write(&piece));
+                        (uploading, result)
+                    })
+                    .await?;
                 uploading = back;
                 result
             }
@@ -555,11 +461,11 @@ async fn upload_finish(mut caller: Caller<'_, Host>, upload: u32, buf: u32, cap:
     if let Err(error) = bucket(caller.data(), uploading.handle_of_bucket, Access::ReadWrite)? {
         return Ok(caller.data_mut().refuse(&error));
     }
-    let (place, is_quick) = (uploading.place, uploading.is_quick());
+    let (place, is_quick, jobs) = (uploading.place, uploading.is_quick(), caller.data().environment.data.jobs());
     let mut finish = move || uploading.upload.take().map(Upload::finish);
     let ack = match is_quick {
         true => finish(),
-        false => blocking::run_at(place, finish).await?,
+        false => jobs.run_at(place, finish).await?,
     };
     let finished = match ack {
         Some(ack) => ack.await,
@@ -570,10 +476,10 @@ async fn upload_finish(mut caller: Caller<'_, Host>, upload: u32, buf: u32, cap:
 
 async fn upload_drop(mut caller: Caller<'_, Host>, upload: u32) -> Result<()> {
     let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
-    let parts = (uploading.upload.take(), uploading.descriptor.take());
+    let (parts, jobs) = ((uploading.upload.take(), uploading.descriptor.take()), caller.data().environment.data.jobs());
     match uploading.is_quick() {
         true => Ok(()),
-        false => blocking::run(move || drop(parts)).await,
+        false => jobs.run(move || drop(parts)).await,
     }
 }
 
@@ -601,67 +507,6 @@ async fn object_delete(mut caller: Caller<'_, Host>, target: Target, etag: (u32,
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn len(bytes: &[u8]) -> [u8; 4] {
-        u32::try_from(bytes.len()).unwrap().to_le_bytes()
-    }
-
-    fn options(flags: u32, when: u32, ttl_ms: u64, content_type: &[u8], pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
-        let mut record = Vec::new();
-        record.extend(flags.to_le_bytes());
-        record.extend(when.to_le_bytes());
-        record.extend(ttl_ms.to_le_bytes());
-        record.extend([1; 32]);
-        record.extend([2; 32]);
-        record.extend(len(content_type));
-        record.extend(u32::try_from(pairs.len()).unwrap().to_le_bytes());
-        record.extend(content_type);
-        for (name, value) in pairs {
-            record.extend(len(name));
-            record.extend(len(value));
-            record.extend(*name);
-            record.extend(*value);
-        }
-        record
-    }
-
-    #[test]
-    fn options_are_read_part_by_part() {
-        assert_eq!(take_options(b"").unwrap().unwrap(), PutOptions::default());
-        let whole = options(HAS_DIGEST, ETAG, 5, b"a/b", &[(b"n", b"v"), (b"", b"w")]);
-        let expected = PutOptions {
-            content_type: "a/b".into(),
-            metadata: vec![("n".into(), "v".into()), (String::new(), "w".into())],
-            ttl_ms: Some(5),
-            when: When::Etag(Digest::from_bytes([1; 32])),
-            digest: Some(Digest::from_bytes([2; 32])),
-        };
-        assert_eq!(take_options(&whole).unwrap().unwrap(), expected);
-        for end in 1..whole.len() {
-            assert!(take_options(&whole[..end]).is_err(), "{end}");
-        }
-        assert!(take_options(&[&whole[..], b"x"].concat()).is_err());
-        assert_eq!(take_options(&options(0, ABSENT, 0, b"", &[])).unwrap().unwrap().when, When::Absent);
-    }
-
-    #[test]
-    fn options_that_are_none_are_refused() {
-        for bad in [options(2, 0, 0, b"", &[]), options(0, 3, 0, b"", &[])] {
-            assert!(take_options(&bad).is_err());
-        }
-        for bad in [options(0, 0, 0, b"\xff", &[]), options(0, 0, 0, b"", &[(b"\xff", b"")])] {
-            assert!(matches!(take_options(&bad).unwrap(), Err(DataError::Invalid { .. })));
-        }
-        let mut many = options(0, 0, 0, b"", &[]);
-        many[84..88].fill(0xff);
-        assert!(take_options(&many).is_err());
-        // The most that any object has, and one byte more.
-        let pair = (&[b'v'; METADATA_BYTES_MAX / METADATA_PAIRS_MAX][..], &b""[..]);
-        let most = options(0, 0, 0, &[b't'; CONTENT_TYPE_BYTES_MAX], &[pair; METADATA_PAIRS_MAX]);
-        assert_eq!((most.len(), take_options(&most).unwrap().is_ok()), (OPTIONS_LEN_MAX, true));
-        let more = options(0, 0, 0, &[b't'; CONTENT_TYPE_BYTES_MAX + 1], &[pair; METADATA_PAIRS_MAX]);
-        assert!(matches!(take_options(&more).unwrap(), Err(DataError::TooLarge { .. })));
-    }
 
     #[test]
     fn handles_are_given_again_and_bounded() {

@@ -2,19 +2,23 @@
 //!
 //! Owns these requests. Knows nothing about what is printed. Keys are bytes, and every one of them that a path could misread is encoded.
 
+use std::collections::HashSet;
 use std::io::{BufReader, Read};
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::{Body, SendBody};
 
-use super::super::failure::Failure;
+use super::super::failure::{Exit, Failure};
 use super::{Client, EXPECT_ABOVE, Feed, accept, read};
 use crate::control::wire::{
-    BatchInfo, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, EntryInfo, EntryList, IncrementInfo,
-    ObjectInfo, ObjectList, ScrubInfo,
+    BatchInfo, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, DESCRIBED, DescribedRequest, EntryInfo,
+    EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, ObjectInfo, ObjectList, ScrubInfo, split,
 };
 use crate::id::BucketName;
 
@@ -54,6 +58,38 @@ pub(in crate::cli) struct Put<'a> {
     pub(in crate::cli) ttl: Option<String>,
     /// Its digest as `content-digest` has it, if it is known.
     pub(in crate::cli) digest: Option<String>,
+}
+
+impl Put<'_> {
+    /// The headers that say content type and metadata: readable ones if they can.
+    fn described(&self) -> Vec<(HeaderName, HeaderValue)> {
+        let is_value = |text: &str| text.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) && text.trim() == text;
+        let kind = self.content_type.map(|kind| {
+            let value = HeaderValue::try_from(kind).ok().filter(|_| is_value(kind) && !kind.is_empty());
+            Some((CONTENT_TYPE, value?))
+        });
+        let pair = |(name, value): &(String, String)| {
+            let header = HeaderName::try_from(format!("hob-meta-{name}")).ok();
+            // Another case would be another name.
+            let header = header.filter(|header| !name.is_empty() && header.as_str().strip_prefix("hob-meta-") == Some(name));
+            let value = HeaderValue::try_from(value).ok().filter(|_| is_value(value));
+            Some((header?, value?))
+        };
+        let plain: Option<Vec<_>> = kind.into_iter().chain(self.metadata.iter().map(pair)).collect();
+        let is_once = |headers: &Vec<(HeaderName, HeaderValue)>| {
+            headers.iter().map(|(name, _)| name).collect::<HashSet<_>>().len() == headers.len()
+        };
+        if let Some(plain) = plain.filter(is_once) {
+            return plain;
+        }
+        let (content_type, metadata) = (self.content_type.map(Into::into), self.metadata.to_vec());
+        // Text alone: it is legal JSON, and Base64 a legal header.
+        let json = serde_json::to_vec(&DescribedRequest { content_type, metadata }).unwrap_or_default();
+        HeaderValue::try_from(STANDARD.encode(json))
+            .map(|value| (HeaderName::from_static(DESCRIBED), value))
+            .into_iter()
+            .collect()
+    }
 }
 
 impl Client {
@@ -105,6 +141,20 @@ impl Client {
         let mut value = Vec::new();
         body(response).read_to_end(&mut value).context("the value broke off")?;
         Ok((value, version, expires_ms))
+    }
+
+    /// Several entries as they were at one moment, in the order of their keys; `None` where there is none.
+    pub(in crate::cli) fn get_many(&self, name: &BucketName, keys: &[Vec<u8>]) -> Result<Vec<Option<EntryInfo>>, Failure> {
+        let key = |key: &Vec<u8>| {
+            let (key, key_base64) = split(key);
+            EntryKey { key, key_base64 }
+        };
+        let request = GetManyRequest { keys: keys.iter().map(key).collect() };
+        let list: GetManyInfo = read(self.send_json(Request::post(self.url(name, "/kv-get")), &request)?)?;
+        match list.items.len() == keys.len() {
+            true => Ok(list.items),
+            false => Err(Failure::new(Exit::Failure, "the daemon's answer has not one entry for each key")),
+        }
     }
 
     /// Writes an entry; its version.
@@ -173,17 +223,10 @@ impl Client {
         if put.len.is_none_or(|len| len > EXPECT_ABOVE) {
             request = request.header("expect", "100-continue");
         }
-        let pairs = [("content-type", put.content_type), ("content-digest", put.digest.as_deref())];
-        for (header, value) in pairs.into_iter().filter_map(|(header, value)| Some((header, value?))) {
-            request = request.header(header, value);
+        if let Some(digest) = &put.digest {
+            request = request.header("content-digest", digest);
         }
-        for (meta, value) in put.metadata {
-            let header =
-                HeaderName::try_from(format!("hob-meta-{meta}")).with_context(|| format!("'{meta}' names no metadata"))?;
-            let value =
-                HeaderValue::from_bytes(value.as_bytes()).with_context(|| format!("the metadata '{meta}' cannot be sent"))?;
-            request = request.header(header, value);
-        }
+        request = put.described().into_iter().fold(request, |request, (name, value)| request.header(name, value));
         self.ask(condition.apply(request), SendBody::from_reader(bytes))
     }
 
@@ -274,7 +317,7 @@ fn next_command(code: &str, path: &str) -> String {
     let mut parts = path.split('/').skip(3);
     let (name, kind) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let command = match kind {
-        "kv" => "kv",
+        "kv" | "kv-get" => "kv",
         "objects" => "blob",
         _ => "bucket",
     };
@@ -298,10 +341,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_no_header_can_say_goes_in_json() {
+        let names = |content_type: Option<&str>, pairs: &[(&str, &str)]| {
+            let metadata: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            let put = Put { content_type, metadata: &metadata, ..Put::default() };
+            put.described().iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(None, &[]), "");
+        assert_eq!(names(Some("a/b"), &[("by", "Ana B."), ("of", "")]), "content-type hob-meta-by hob-meta-of");
+        for pair in [
+            ("By", "x"),
+            ("", "x"),
+            ("a b", "x"),
+            ("é", "x"),
+            ("a", "é"),
+            ("a", " x"),
+            ("a", "x\t"),
+            ("a", "x\r\ny: z"),
+            ("a", "\0"),
+        ] {
+            assert_eq!(names(Some("a/b"), &[("by", "x"), pair]), "hob-described", "{pair:?}");
+        }
+        assert_eq!(names(None, &[("a", "1"), ("a", "2")]), "hob-described");
+        assert_eq!((names(Some("é"), &[]), names(Some("a\n"), &[])), ("hob-described".into(), "hob-described".into()));
+    }
+
+    #[test]
     fn refusals_lead_on() {
         for (code, path, expected) in [
             ("not-found", "/v1/buckets/b/kv/k", "hob bucket ls"),
             ("bad-request", "/v1/buckets/b/kv/k", "hob kv --help"),
+            ("bad-request", "/v1/buckets/b/kv-get", "hob kv --help"),
             ("bad-request", "/v1/buckets/b/objects/k", "hob blob --help"),
             ("bad-request", "/v1/buckets/b", "hob bucket --help"),
             ("precondition-failed", "/v1/buckets/b/objects/k", "hob blob ls b -o json"),

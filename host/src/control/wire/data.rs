@@ -117,6 +117,33 @@ pub struct ChangeInfo {
     pub deleted: bool,
 }
 
+/// Which entries are to be read.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GetManyRequest {
+    /// At most 1,000.
+    pub keys: Vec<EntryKey>,
+}
+
+/// A key.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EntryKey {
+    /// As text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Or in Base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_base64: Option<String>,
+}
+
+/// Entries as they were at one moment, with their values.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct GetManyInfo {
+    /// One for each key, in order; `null` where there is no entry.
+    pub items: Vec<Option<EntryInfo>>,
+}
+
 /// What an increment led to.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
 pub struct IncrementInfo {
@@ -222,6 +249,21 @@ pub struct ObjectInfo {
     /// Media type; empty if it is not known.
     pub content_type: String,
     /// Names and values of its metadata.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// Header of a put: a [`DescribedRequest`] in Base64.
+pub const DESCRIBED: &str = "hob-described";
+
+/// What is said of an object besides its bytes, in place of headers that could not say it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DescribedRequest {
+    /// Media type; that of the header if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// Names and values of its metadata.
+    #[serde(default)]
     pub metadata: Vec<(String, String)>,
 }
 

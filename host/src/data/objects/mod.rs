@@ -287,6 +287,14 @@ enum Content {
     /// Dropped in this order: the file is closed before the pin goes.
     File(File, #[expect(dead_code, reason = "it is held, not read")] files::Held),
     Memory(Arc<volatile::Memory>),
+    /// A copy of an origin's that is in memory too.
+    Small(Arc<origin::Small>),
+}
+
+/// Where bytes lie.
+enum Lies<'a> {
+    InFile(&'a File),
+    InMemory(&'a [u8]),
 }
 
 impl Opened {
@@ -310,16 +318,13 @@ impl Opened {
         let left = self.head.len.saturating_sub(offset);
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         let buf = &mut buf[..count];
-        let file = match &self.content {
-            Content::File(file, _) => file,
-            Content::Memory(memory) => match memory.bytes() {
-                volatile::Content::Sealed(file) => file,
-                volatile::Content::Heap(bytes) => {
-                    let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-                    buf.copy_from_slice(&bytes[from..from + count]);
-                    return Ok(count);
-                }
-            },
+        let file = match self.lies() {
+            Lies::InFile(file) => file,
+            Lies::InMemory(bytes) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                buf.copy_from_slice(&bytes[from..from + count]);
+                return Ok(count);
+            }
         };
         file.read_exact_at(buf, offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => io_error("read an object")(io::Error::other("its file ends early")),
@@ -333,12 +338,20 @@ impl Opened {
     /// only this process can write, and does not. An I/O error under a mapping of a durable one is a SIGBUS.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self.lies() {
+            Lies::InFile(file) => Some(file.as_fd()),
+            Lies::InMemory(_) => None,
+        }
+    }
+
+    fn lies(&self) -> Lies<'_> {
         match &self.content {
-            Content::File(file, _) => Some(file.as_fd()),
+            Content::File(file, _) => Lies::InFile(file),
             Content::Memory(memory) => match memory.bytes() {
-                volatile::Content::Sealed(file) => Some(file.as_fd()),
-                volatile::Content::Heap(_) => None,
+                volatile::Content::Sealed(file) => Lies::InFile(file),
+                volatile::Content::Heap(bytes) => Lies::InMemory(bytes),
             },
+            Content::Small(small) => Lies::InMemory(small.bytes()),
         }
     }
 }

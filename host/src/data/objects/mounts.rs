@@ -147,6 +147,7 @@ impl Mounts {
     /// The bucket is gone.
     pub(super) fn end(&self, bucket: BucketId) {
         let Some(tree) = lock(&self.trees).remove(&bucket) else { return };
+        // Afterwards nobody makes anything of it again.
         lock(&tree.links).has_ended = true;
         if let Err(error) = self.discard(&tree.path) {
             tracing::warn!(%error, "the mount of a deleted bucket stays until the next start");
@@ -222,7 +223,7 @@ impl Durable {
         // What began before the tree was known, or before a key was noted, is committed or undone when this is answered.
         self.store.write(0, |_, _| Ok(((), Commit::No))).wait()?;
         if !*made {
-            create_dirs(&tree.path).map_err(io_error("make the folder of a mount"))?;
+            tree.begin().map_err(io_error("make the folder of a mount"))?;
             let mut after = None::<Bytes>;
             loop {
                 let page = self.rows(tree.bucket, &[], after.as_deref(), PAGE_LEN_MAX)?;
@@ -339,6 +340,13 @@ impl Files {
 }
 
 impl Tree {
+    /// Makes its folder, unless the bucket is gone.
+    fn begin(&self) -> io::Result<()> {
+        // Under the lock: whose end comes later finds the folder, and moves it away.
+        let links = lock(&self.links);
+        if links.has_ended { Ok(()) } else { create_dirs(&self.path) }
+    }
+
     /// Links a file, in place of what was there; a folder stays.
     fn place(&self, file: &Path, path: &Path, links: &mut Links) -> io::Result<()> {
         let to = self.path.join(path);
@@ -617,6 +625,84 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         panic!("the tree of the process before is still there");
+    }
+
+    #[test]
+    fn a_mount_that_meets_the_end_of_its_bucket_leaves_nothing() {
+        let (node, first) = node(&[b"a"]);
+        let durable = node.data().durable_objects();
+        let left =
+            || fs::read_dir(node.dir.path().join("mounts")).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+        // Who has the tree already, and goes on when the bucket is gone.
+        let late = durable.files.mounts.tree(first.id);
+        node.data().delete_bucket(&first.tenant, &first.name).wait().unwrap();
+        // Whether it finds no rows or no bucket.
+        let _either = durable.bring_up(&late);
+        assert_eq!(left(), Vec::<PathBuf>::new());
+        // Wherever the other one is.
+        for round in 0..30 {
+            let bucket = node.bucket(&format!("b{round}"), Durability::Durable, MIB, 1000);
+            (0..10).for_each(|number| set(&node, &bucket, format!("{number}/k").as_bytes()));
+            let barrier = std::sync::Barrier::new(3);
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        match durable.mount(&bucket) {
+                            Ok(mounted) => assert_eq!(mounted.left_out, 0),
+                            Err(error) => assert!(matches!(error, DataError::NoSuchBucket { .. }), "{error}"),
+                        }
+                    });
+                }
+                barrier.wait();
+                node.data().delete_bucket(&bucket.tenant, &bucket.name).wait().unwrap();
+            });
+            assert!(matches!(durable.mount(&bucket), Err(DataError::NoSuchBucket { .. })));
+            assert_eq!(left(), Vec::<PathBuf>::new(), "round {round}");
+        }
+    }
+
+    #[test]
+    fn a_repair_while_others_mount_is_linked() {
+        for _ in 0..10 {
+            let (mut node, bucket) = node(&[b"a", b"rotten", b"z"]);
+            let path = mount(&node, &bucket).path.join("rotten");
+            let mut mode = fs::metadata(&path).unwrap().permissions();
+            std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o600);
+            fs::set_permissions(&path, mode).unwrap();
+            fs::write(&path, "ROTTEN").unwrap();
+            node.reopen();
+            // What an import does: the same bytes again, while the first mount reads all objects.
+            let barrier = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    mount(&node, &bucket);
+                });
+                barrier.wait();
+                set(&node, &bucket, b"rotten");
+            });
+            let mounted = mount(&node, &bucket);
+            assert_eq!((tree(&mounted.path), mounted.left_out), (["a", "rotten", "z"].map(str::to_owned).to_vec(), 0));
+        }
+    }
+
+    #[test]
+    fn a_node_that_stops_while_it_mounts_begins_anew() {
+        let (mut node, bucket) = node(&[]);
+        (0..50).for_each(|number| set(&node, &bucket, format!("{number}/k").as_bytes()));
+        for _ in 0..5 {
+            node.reopen();
+            // Half a tree, as a process leaves it that ends meanwhile.
+            let durable = node.data().durable_objects();
+            let half = durable.files.mounts.tree(bucket.id);
+            half.begin().unwrap();
+            durable.link(&half, Bytes::from_static(b"7/k")).unwrap();
+            assert_eq!(durable.mounted(&bucket).unwrap(), None);
+        }
+        node.reopen();
+        let mounted = mount(&node, &bucket);
+        assert_eq!((tree(&mounted.path).len(), mounted.left_out), (50, 0));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::harness::http::Reply;
 pub(crate) struct Control<'a> {
     pub(crate) node: &'a Node,
     pub(crate) bucket: &'a str,
+    pub(crate) is_of_origin: bool,
 }
 
 /// Every byte that could mean something is written as digits, slashes too.
@@ -52,7 +53,11 @@ fn expires(reply: &Reply) -> Option<u64> {
     reply.header("hob-expires-ms").map(|text| text.parse().unwrap())
 }
 
-impl Control<'_> {
+impl<'a> Control<'a> {
+    pub(crate) fn new(node: &'a Node, bucket: &'a str) -> Self {
+        Self { node, bucket, is_of_origin: false }
+    }
+
     fn ask(&self, method: &str, kind: &str, key: &[u8], query: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
         let target = format!("/v1/buckets/{}/{kind}/{}{query}", self.bucket, encoded(key));
         self.node.control.request(method, &target, headers, body)
@@ -136,7 +141,14 @@ impl Entries for Control<'_> {
         }
     }
     fn values(&self, keys: &[&[u8]]) -> Said<Vec<Option<Vec<u8>>>> {
-        keys.iter().map(|key| Ok(self.entry(key)?.map(|entry| entry.value.to_vec()))).collect()
+        let keys: Vec<_> = keys.iter().map(|key| json!({ "key_base64": STANDARD.encode(key) })).collect();
+        let body = json!({ "keys": keys }).to_string();
+        let reply = self.node.control.post(&format!("/v1/buckets/{}/kv-get", self.bucket), body.as_bytes());
+        if reply.status() != 200 {
+            return Err(refusal(&reply));
+        }
+        let items = reply.json()["items"].as_array().unwrap().clone();
+        Ok(items.iter().map(|item| (!item.is_null()).then(|| joined(item, "value"))).collect())
     }
     fn put(&self, key: &[u8], value: &[u8], time: Option<Duration>, when: When) -> Said<u64> {
         let tag = if let When::Version(version) = when { format!("\"{version}\"") } else { "*".into() };
@@ -172,9 +184,6 @@ impl Entries for Control<'_> {
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, by: usize) -> Said<Vec<Vec<u8>>> {
         self.pages("kv", prefix, after, by)
     }
-    fn has_values_at_once(&self) -> bool {
-        false
-    }
 }
 
 /// What the headers of an answer say.
@@ -197,8 +206,10 @@ impl Files for Control<'_> {
         if !options.content_type.is_empty() {
             add("content-type", options.content_type.clone());
         }
-        for (name, value) in &options.metadata {
-            add(&format!("hob-meta-{name}"), value.clone());
+        let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase());
+        match options.metadata.iter().all(|(name, _)| is_plain(name)) {
+            true => options.metadata.iter().for_each(|(name, value)| add(&format!("hob-meta-{name}"), value.clone())),
+            false => add("hob-described", STANDARD.encode(json!({ "metadata": options.metadata }).to_string())),
         }
         if let Some(digest) = options.digest {
             add("content-digest", format!("sha-256=:{}:", STANDARD.encode(digest.bytes())));
@@ -227,7 +238,15 @@ impl Files for Control<'_> {
     fn known(&self, key: &[u8]) -> Said<Option<Known>> {
         let reply = self.ask("HEAD", "objects", key, "", &[], b"");
         match reply.status() {
-            200 => Ok(Some(known(&reply, reply.header("content-length").unwrap().parse().unwrap()))),
+            200 => {
+                let mut known = known(&reply, reply.header("content-length").unwrap().parse().unwrap());
+                if reply.header("hob-missing-meta").is_some() {
+                    let target = format!("/v1/buckets/{}/objects?limit=1&prefix={}", self.bucket, encoded(key));
+                    let list = self.node.control.get(&target).ok().json();
+                    known.metadata = serde_json::from_value(list["items"][0]["metadata"].clone()).unwrap();
+                }
+                Ok(Some(known))
+            }
             404 => Ok(None),
             // The answer to HEAD has no words, and that to GET the same.
             status => {
@@ -266,5 +285,8 @@ impl Files for Control<'_> {
     }
     fn list(&self, prefix: &[u8], after: Option<&[u8]>, by: usize) -> Said<Vec<Vec<u8>>> {
         self.pages("objects", prefix, after, by)
+    }
+    fn is_of_origin(&self) -> bool {
+        self.is_of_origin
     }
 }

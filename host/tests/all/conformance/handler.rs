@@ -15,9 +15,14 @@ use crate::harness::doors::{Entries, Files, Known, Said};
 pub(crate) struct Handler<'a> {
     pub(crate) door: &'a Door,
     pub(crate) bucket: &'a str,
+    pub(crate) is_of_origin: bool,
 }
 
-impl Handler<'_> {
+impl<'a> Handler<'a> {
+    pub(crate) fn new(door: &'a Door, bucket: &'a str) -> Self {
+        Self { door, bucket, is_of_origin: false }
+    }
+
     /// What the guest says to one line; an error in its words.
     fn say(&self, line: impl AsRef<str>) -> Said<String> {
         let answer = self.door.one(self.bucket, line);
@@ -189,5 +194,8 @@ impl Files for Handler<'_> {
         let after = after.map(|after| format!(" after={}", hex(after))).unwrap_or_default();
         let answer = self.say(format!("list {}{after}", hex(prefix)))?;
         Ok(words(&answer).map(bytes).collect())
+    }
+    fn is_of_origin(&self) -> bool {
+        self.is_of_origin
     }
 }

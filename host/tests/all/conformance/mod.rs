@@ -1,6 +1,6 @@
 //! One suite of rules (`harness/doors/`) over every way to data and every implementation of it: the traits themselves (`direct.rs`), the
 //! calls of handlers through the SDK (`handler.rs`), the control port (`control.rs`), for both durabilities. `standard.rs` has the interfaces
-//! of WASI, `origin/` runs the rules of objects over a bucket that has an origin. What only one of them has is tested beside it.
+//! of WASI, `origin/` runs the rules of objects over a bucket that has an origin, at the same doors. What only one of them has is tested beside it.
 
 mod control;
 pub(crate) mod direct;
@@ -12,9 +12,9 @@ use hob::data::{Clock, Data, DataConfig};
 use hob::id::TenantId;
 use serde_json::json;
 
-use self::control::Control;
+pub(crate) use self::control::Control;
 use self::direct::Direct;
-use self::handler::Handler;
+pub(crate) use self::handler::Handler;
 use crate::buckets::bucket;
 use crate::data::Door;
 use crate::harness::{Node, doors};
@@ -63,7 +63,7 @@ fn both_implementations_of_objects() {
 fn entries_through_the_sdk() {
     let door = Door::open();
     for (bucket, other) in [("durable", "volatile"), ("volatile", "durable")] {
-        doors::entries::check(&Handler { door: &door, bucket }, &Handler { door: &door, bucket: other });
+        doors::entries::check(&Handler::new(&door, bucket), &Handler::new(&door, other));
     }
 }
 
@@ -71,7 +71,7 @@ fn entries_through_the_sdk() {
 fn objects_through_the_sdk() {
     let door = Door::open();
     for (bucket, other) in [("durable", "volatile"), ("volatile", "durable")] {
-        doors::objects::check(&Handler { door: &door, bucket }, &Handler { door: &door, bucket: other });
+        doors::objects::check(&Handler::new(&door, bucket), &Handler::new(&door, other));
     }
 }
 
@@ -88,7 +88,7 @@ fn control() -> Node {
 fn entries_on_the_control_port() {
     let node = control();
     for (bucket, other) in [("durable", "volatile"), ("volatile", "durable")] {
-        doors::entries::check(&Control { node: &node, bucket }, &Control { node: &node, bucket: other });
+        doors::entries::check(&Control::new(&node, bucket), &Control::new(&node, other));
     }
 }
 
@@ -96,6 +96,6 @@ fn entries_on_the_control_port() {
 fn objects_on_the_control_port() {
     let node = control();
     for (bucket, other) in [("durable", "volatile"), ("volatile", "durable")] {
-        doors::objects::check(&Control { node: &node, bucket }, &Control { node: &node, bucket: other });
+        doors::objects::check(&Control::new(&node, bucket), &Control::new(&node, other));
     }
 }

@@ -41,6 +41,8 @@ impl Server {
         let mut builder = S3ServiceBuilder::new(FileSystem::new(folder.path()).unwrap());
         builder.set_auth(SimpleAuth::from_single(KEY_ID, SECRET));
         let service = builder.build();
+        // S3 decides a condition and writes in one step; this store of files looks first.
+        let puts = Arc::new(tokio::sync::Mutex::new(()));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let addr = listener.local_addr().unwrap();
@@ -54,7 +56,15 @@ impl Server {
                         accepted = listener.accept() => accepted.unwrap().0,
                         _ = &mut stopped => return,
                     };
-                    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
+                    let (service, puts) = (service.clone(), Arc::clone(&puts));
+                    let answer = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                        let (service, puts) = (service.clone(), Arc::clone(&puts));
+                        async move {
+                            let _alone = if request.method() == hyper::Method::PUT { Some(puts.lock().await) } else { None };
+                            hyper::service::Service::call(&service, request).await
+                        }
+                    });
+                    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
                     tokio::spawn(async move {
                         // The proxy's faults end connections early.
                         let _ended = connection.await;

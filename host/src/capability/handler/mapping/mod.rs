@@ -30,7 +30,7 @@ use super::data::Errno;
 use super::objects::{open, refuse_busy, take_descriptor};
 use super::{MODULE, memory, span};
 use crate::capability::descriptors::Descriptor;
-use crate::capability::{Host, Refusal, blocking};
+use crate::capability::{Host, Refusal};
 use crate::data::DataError;
 use crate::data::objects::{KEY_BYTES_MAX, Opened, Verified};
 use crate::fault::Code;
@@ -468,7 +468,8 @@ async fn object_copy(mut caller: Caller<'_, Host>, buf: u32, len: u32) -> Result
         Ok(Some(count)) if count == buffer.len() => return Ok(0),
         // Not in memory, or not all of it.
         Ok(_) => {
-            blocking::run(move || {
+            let jobs = host.environment.data.jobs();
+            jobs.run(move || {
                 let mut bytes = vec![0; len as usize];
                 held.opened.read_at(offset, &mut bytes).map(|_| bytes)
             })

@@ -9,13 +9,13 @@
 //! Nothing of it is needed: a copy that is lost or damaged is fetched again. So files are not synced and rows are written without
 //! waiting. A restart reads the rows, drops those without a file, and checks each file against its digest when it is first opened.
 //!
+//! Small ones that were used lately are in memory too (`recent.rs`), and only as long as they are here.
+//!
 //! Owns the index. Knows nothing about the network. Invariant: bytes of copies, those included that are being written, stay within
 //! `data.cache_bytes_max`, and at the end of each insertion those of a bucket within its quota unless what passes it is open.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,18 +24,17 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use lru::LruCache;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
-use sha2::Digest as _;
 
 use super::super::super::account::State;
 use super::super::super::bucket::{self, Bucket, BucketId};
 use super::super::super::error::{DataError, io_error, storage};
 use super::super::super::store::{Commit, Store};
 use super::super::durable::Scrubbed;
-use super::super::files::{Charge, FileId, Files, Held, StagedPath, full};
-use super::super::{Head, ObjectLimits, Verified, check_object_len, record};
+use super::super::files::{Charge, FileId, Files, Held, full};
+use super::super::{Head, ObjectLimits, Opened, Verified, record};
+use super::recent::Recent;
 use super::remote::Version;
 use crate::id::Digest;
-use crate::storage::disk::create_dirs;
 
 const CACHED: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefinition::new("cached");
 
@@ -126,6 +125,7 @@ pub(super) struct Cache {
     store: Arc<Store>,
     index: Arc<Mutex<Index>>,
     evicted: AtomicU64,
+    pub(super) recent: Recent,
     collector: Option<JoinHandle<()>>,
 }
 
@@ -139,7 +139,7 @@ impl Cache {
     ///
     /// # Cost
     /// One `stat` for each file, and the reading of all rows.
-    pub(super) fn open(dir: &Path, limits: ObjectLimits, store: Arc<Store>) -> Result<Self, DataError> {
+    pub(super) fn open(dir: &Path, limits: ObjectLimits, memory_bytes_max: u64, store: Arc<Store>) -> Result<Self, DataError> {
         let files = Files::open(dir, limits)?;
         let present = files.all()?;
         let (rows, stale) = store.read(|txn| rows(txn, &present))?;
@@ -155,7 +155,8 @@ impl Cache {
         let run = move || files_of_thread.collect(|| Ok(()), |id| Ok(lock(&of_thread).references.contains_key(&id)));
         let collector = std::thread::Builder::new().name("hob-copies".into()).spawn(run);
         let collector = Some(collector.map_err(io_error("start the thread that removes copies"))?);
-        let cache = Self { files, store, index, evicted: AtomicU64::new(0), collector };
+        let recent = Recent::new(memory_bytes_max);
+        let cache = Self { files, store, index, evicted: AtomicU64::new(0), recent, collector };
         cache.unwrite(stale);
         Ok(cache)
     }
@@ -283,18 +284,26 @@ impl Cache {
         Ok(opened.map(|(file, verified)| (file, verified, held)))
     }
 
-    /// Makes a place for bytes to come.
-    pub(super) fn begin(self: &Arc<Self>) -> Result<Filling, DataError> {
-        let staged = self.files.stage();
-        let charge = Charge::new(&self.files.space, 0).map_err(full)?;
-        let mut open = OpenOptions::new();
-        let open = open.read(true).write(true).create_new(true).mode(0o400).open(staged.path());
-        let file = open.map_err(io_error("create a copy of an object"))?;
-        Ok(Filling { cache: Arc::clone(self), file, hasher: sha2::Sha256::new(), written: 0, charge, staged })
+    /// Keeps the bytes of a copy in memory if it is small, and if reading them does not wait for the disk.
+    pub(super) fn keep_small(&self, bucket: BucketId, copy: &Copy, opened: &Opened) {
+        let (id, len) = (FileId { bucket, digest: copy.digest }, copy.version.len);
+        if !self.recent.takes(len) {
+            return;
+        }
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()].into_boxed_slice();
+        // What cannot be read now is read by who asked, who is told why.
+        if !matches!(opened.read_cached(0, &mut bytes), Ok(Some(count)) if count == bytes.len()) {
+            return;
+        }
+        self.recent.put(id, bytes);
+        // Afterwards: whoever takes the copy out of the index then finds the bytes.
+        if !lock(&self.index).references.contains_key(&id) {
+            self.recent.remove(&id);
+        }
     }
 
     /// Charges more bytes; what was used longest ago goes for them.
-    fn charge(&self, charge: &mut Charge, bytes: u64) -> Result<(), DataError> {
+    pub(super) fn charge(&self, charge: &mut Charge, bytes: u64) -> Result<(), DataError> {
         let mut gone = Vec::new();
         let charged = loop {
             match charge.grow(bytes) {
@@ -325,6 +334,7 @@ impl Cache {
     /// Takes a copy out of the index, and removes its file if no other has it and nobody has it open.
     fn drop_copy(&self, index: &mut Index, bucket: BucketId, key: &[u8]) {
         let Some(id) = index.take(bucket, key) else { return };
+        self.recent.remove(&id);
         // Under the lock of the index: whoever puts the same bytes again holds the file before, and counts afterwards.
         match self.files.space.remove(&id, &self.files.path(id)) {
             Ok(Some(_)) => {}
@@ -439,64 +449,40 @@ fn rows(txn: &redb::ReadTransaction, present: &HashSet<FileId>) -> Result<Rows, 
     Ok((rows, stale))
 }
 
-/// Bytes on their way into the cache. Dropping it leaves nothing.
-pub(super) struct Filling {
-    cache: Arc<Cache>,
-    file: File,
-    hasher: sha2::Sha256,
-    written: u64,
-    charge: Charge,
-    staged: StagedPath,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::{BucketSpec, Durability};
+    use crate::data::{Clock, Data, DataConfig};
+    use crate::id::TenantId;
 
-impl Filling {
-    /// Takes room for so many bytes.
-    pub(super) fn reserve(&mut self, bucket: &Bucket, len: u64) -> Result<(), DataError> {
-        check_object_len(bucket, &self.cache.files.limits, len)?;
-        match len.saturating_sub(self.charge.bytes()) {
-            0 => Ok(()),
-            more => self.cache.charge(&mut self.charge, more),
+    fn copy() -> Arc<Copy> {
+        let version = Version { etag: "e".into(), len: 0, modified_ms: 1, content_type: String::new(), metadata: Vec::new() };
+        Arc::new(Copy { version, digest: Digest::of(b"") })
+    }
+
+    fn key(number: usize) -> Bytes {
+        number.to_string().into()
+    }
+
+    #[test]
+    fn so_many_copies_are_kept_and_one_more_is_too_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::open(&dir.path().join("data"), DataConfig::default(), Clock::system()).unwrap();
+        let made = data.put_bucket(&TenantId::default(), &"b".parse().unwrap(), BucketSpec::new(Durability::Durable));
+        let (bucket, _) = made.wait().unwrap();
+        let limits = ObjectLimits { object_bytes_max: 1 << 20, bytes_max: 1 << 20 };
+        let cache = Cache::open(&dir.path().join("cache"), limits, 0, Arc::clone(&data.store)).unwrap();
+        for number in 1..COPIES_MAX {
+            lock(&cache.index).put(bucket.id, key(number), Known { copy: copy(), checked_ms: 0 });
         }
-    }
-
-    /// Appends bytes that [`Filling::reserve`] took room for.
-    pub(super) fn write(&mut self, piece: &[u8]) -> Result<(), DataError> {
-        debug_assert!(self.written + piece.len() as u64 <= self.charge.bytes(), "bytes are charged before they are written");
-        self.file.write_all(piece).map_err(io_error("write a copy of an object"))?;
-        self.hasher.update(piece);
-        self.written += piece.len() as u64;
-        Ok(())
-    }
-
-    /// Bytes that were written.
-    pub(super) fn written(&self) -> u64 {
-        self.written
-    }
-
-    /// The bytes again, to be sent.
-    pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// SHA-256 of the bytes.
-    pub(super) fn digest(&self) -> Digest {
-        Digest::from_bytes(self.hasher.clone().finalize().into())
-    }
-
-    /// Puts the file in place, held.
-    pub(super) fn place(self, bucket: BucketId) -> Result<Held, DataError> {
-        let digest = self.digest();
-        let Self { cache, file, mut charge, staged, .. } = self;
-        let files = &cache.files;
-        let held = files.hold(FileId { bucket, digest });
-        let id = held.id();
-        create_dirs(&files.folder(bucket)).map_err(io_error("make a folder of copies"))?;
-        // One that is there and good stays, so that who has it mapped and who maps it now share its pages.
-        if !files.is_good(id) {
-            let placed = files.space.place(&id, &staged, &files.path(id), &mut charge);
-            let placed = placed.map_err(io_error("put a copy in place")).and_then(|()| files.remember(id, &file));
-            placed.inspect_err(|_| files.release(id))?;
-        }
-        Ok(held)
+        cache.insert(&bucket, &key(0), copy(), 1);
+        assert_eq!(cache.counts(), (COPIES_MAX, 0));
+        // The first is used, so the second goes.
+        assert!(cache.get(bucket.id, &key(1)).is_some());
+        cache.insert(&bucket, &key(COPIES_MAX), copy(), 1);
+        assert_eq!(cache.counts(), (COPIES_MAX, 1));
+        assert!(cache.peek(bucket.id, &key(2)).is_none());
+        assert!([0, 1, 3, COPIES_MAX].iter().all(|number| cache.peek(bucket.id, &key(*number)).is_some()));
     }
 }

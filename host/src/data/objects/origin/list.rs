@@ -7,8 +7,9 @@ use bytes::Bytes;
 use super::super::super::bucket::Bucket;
 use super::super::super::error::{DataError, OriginFault};
 use super::super::{Head, KEY_BYTES_MAX, Page};
+use super::heads::{copy_head, listed_head};
 use super::remote::Pause;
-use super::{Inner, copy_head, listed_head, origin_of};
+use super::{Inner, origin_of};
 
 /// Answers of an origin that one page of a list may take.
 const ANSWERS_MAX: usize = 8;

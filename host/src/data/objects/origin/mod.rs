@@ -11,15 +11,19 @@
 //! The ETag of such an object is made of the origin's, for it must be the same in a list, before and after a fetch; SHA-256 of the bytes
 //! is in the index, and the files are held against it.
 //!
-//! Owns the order of things and the threads that ask. `remote.rs` is the store (`client.rs` and `key.rs` what it needs), `cache.rs` the copies, `flights.rs` who waits for whom,
+//! Owns the order of things and the threads that ask. `remote.rs` is the store (`client.rs` and `key.rs` what it needs), `cache.rs` the
+//! copies (`filling.rs` those on their way, `heads.rs` what is said of them, `recent.rs` those in memory), `flights.rs` who waits for whom,
 //! `upload.rs` writing. Knows nothing about who asks. Invariant: a copy that can be opened has the length and the bytes of one version
 //! of the origin's object.
 
 mod cache;
 mod client;
+mod filling;
 mod flights;
+mod heads;
 mod key;
 mod list;
+mod recent;
 mod remote;
 mod routed;
 mod upload;
@@ -36,17 +40,22 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(in crate::data) use self::cache::prepare;
+pub(super) use self::recent::Small;
 pub(in crate::data) use self::routed::Routed;
 
-use self::cache::{Cache, Copy, Filling};
+use self::cache::{Cache, Copy};
+use self::filling::Filling;
 use self::flights::Flights;
+use self::heads::{copy_head, head};
 use self::remote::{Pause, Pieces, Remote, Version};
 use super::super::bucket::{self, Bucket, BucketId};
 use super::super::error::{DataError, OriginFault, io_error};
 use super::super::store::{Ack, Store};
 use super::durable::Scrubbed;
 use super::files::{FileId, Held};
-use super::{Content, Head, ObjectLimits, Objects, OpenNow, Opened, PAGE_LEN_MAX, Page, PutOptions, Upload, When, check_key};
+use super::{
+    Content, Head, ObjectLimits, Objects, OpenNow, Opened, PAGE_LEN_MAX, Page, PutOptions, Upload, Verified, When, check_key,
+};
 use crate::bucket::OriginUrl;
 use crate::config;
 use crate::id::Digest;
@@ -61,6 +70,8 @@ pub struct Origins {
     pub opened: Vec<config::Origin>,
     /// Bounds of the copies of their objects.
     pub cache: ObjectLimits,
+    /// Memory for small copies that were used lately, in bytes; 0 for none.
+    pub memory_bytes_max: u64,
     /// Most requests at once.
     pub requests_max: usize,
 }
@@ -80,6 +91,8 @@ pub struct CacheCounts {
     pub copies: usize,
     /// Bytes of them, and of what is being fetched or put.
     pub bytes: u64,
+    /// Bytes of memory that small ones take.
+    pub memory_bytes: u64,
 }
 
 /// A copy that was fetched or found good just now. Its file stays for as long as this does.
@@ -120,7 +133,7 @@ impl Origin {
     /// [`DataError::Invalid`] for an origin that cannot be used, and those of storage.
     pub(in crate::data) fn open(dir: &FilePath, origins: &Origins, store: Arc<Store>) -> Result<Self, DataError> {
         let remotes = origins.opened.iter().map(|origin| Remote::new(origin).map(Arc::new)).collect::<Result<_, _>>()?;
-        let cache = Arc::new(Cache::open(dir, origins.cache, Arc::clone(&store))?);
+        let cache = Arc::new(Cache::open(dir, origins.cache, origins.memory_bytes_max, Arc::clone(&store))?);
         let runtime = Builder::new_multi_thread().worker_threads(THREADS).thread_name("hob-origins").enable_all().build();
         let runtime = Some(runtime.map_err(io_error("start the threads that ask origins"))?);
         let inner = Inner {
@@ -163,7 +176,8 @@ impl Origin {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Inner { hits, misses, fetched_bytes, cache, .. } = &*self.inner;
         let (hits, misses, fetched_bytes) = (count(hits), count(misses), count(fetched_bytes));
-        CacheCounts { hits, misses, fetched_bytes, evicted, copies, bytes: cache.used_bytes() }
+        let (bytes, memory_bytes) = (cache.used_bytes(), cache.recent.used_bytes());
+        CacheCounts { hits, misses, fetched_bytes, evicted, copies, bytes, memory_bytes }
     }
 
     /// Runs a future on the threads of this. The caller's own may be one that runs futures, and must not run another.
@@ -300,7 +314,7 @@ impl Inner {
 
     /// Fetches an object whole. A connection that is cut is taken up where it was, if the object is still the same.
     async fn fetch(&self, target: &Target) -> Result<Found, DataError> {
-        let mut filling = self.cache.begin()?;
+        let mut filling = Filling::begin(&self.cache)?;
         let mut begun = None;
         let mut pause = Pause::default();
         let version = loop {
@@ -382,8 +396,16 @@ impl Inner {
     }
 
     fn opened(&self, target: &Target, copy: &Copy) -> Result<Option<Opened>, DataError> {
-        let file = self.cache.open_file(target.bucket.id, copy)?;
-        Ok(file.map(|(file, verified, held)| Opened { head: copy_head(copy), verified, content: Content::File(file, held) }))
+        let (bucket, head) = (target.bucket.id, copy_head(copy));
+        if let Some(small) = self.cache.recent.get(&FileId { bucket, digest: copy.digest }) {
+            return Ok(Some(Opened { head, verified: Verified::Before, content: Content::Small(small) }));
+        }
+        let file = self.cache.open_file(bucket, copy)?;
+        Ok(file.map(|(file, verified, held)| {
+            let opened = Opened { head, verified, content: Content::File(file, held) };
+            self.cache.keep_small(bucket, copy, &opened);
+            opened
+        }))
     }
 
     /// The origin's ETag of an object that has this one; [`DataError::ObjectConflict`] if it has another or is not there.
@@ -404,35 +426,6 @@ fn origin_of(bucket: &Bucket) -> Result<&OriginUrl, DataError> {
 pub(in crate::data) fn not_open(url: &OriginUrl) -> DataError {
     let expected = "one that the operator opened with [[origin]] in the node's configuration, or what lies below it";
     DataError::Invalid { what: format!("the origin '{url}' is not open on this node"), expected: expected.into() }
-}
-
-/// What Hob says of a version.
-fn head(version: &Version) -> Head {
-    let Version { etag, len, modified_ms, content_type, metadata } = version.clone();
-    Head { content_type, metadata, ..listed_head(Some(&etag), len, modified_ms) }
-}
-
-/// What Hob says of a copy.
-fn copy_head(copy: &Copy) -> Head {
-    Head { digest: Some(copy.digest), ..head(&copy.version) }
-}
-
-fn listed_head(etag: Option<&str>, len: u64, modified_ms: u64) -> Head {
-    let etag = match etag {
-        Some(etag) => Digest::of_parts(&[etag.as_bytes(), &len.to_le_bytes()]),
-        // Some stores list none; then it is another one than that of the object when it is opened.
-        None => Digest::of_parts(&[&len.to_le_bytes(), &modified_ms.to_le_bytes(), b"listed"]),
-    };
-    Head {
-        etag,
-        digest: None,
-        len,
-        version: modified_ms,
-        modified_ms,
-        expires_ms: None,
-        content_type: String::new(),
-        metadata: Vec::new(),
-    }
 }
 
 impl Objects for Origin {
@@ -476,8 +469,11 @@ impl Objects for Origin {
 
     fn open_now(&self, bucket: &Bucket, key: &[u8]) -> Result<OpenNow, DataError> {
         let target = self.inner.target(bucket, key)?;
-        let is_good = |copy: &Arc<Copy>| self.inner.cache.files.is_good(FileId { bucket: bucket.id, digest: copy.digest });
-        let opened = match self.inner.fresh(&target).filter(is_good) {
+        let is_ready = |copy: &Arc<Copy>| {
+            let id = FileId { bucket: bucket.id, digest: copy.digest };
+            self.inner.cache.recent.has(&id) || self.inner.cache.files.is_good(id)
+        };
+        let opened = match self.inner.fresh(&target).filter(is_ready) {
             Some(copy) => self.inner.opened(&target, &copy)?,
             None => None,
         };

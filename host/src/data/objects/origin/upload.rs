@@ -12,9 +12,11 @@ use bytes::Bytes;
 use super::super::super::error::{DataError, OriginFault, io_error};
 use super::super::super::store::Ack;
 use super::super::{Head, PutOptions, Upload, When, check_digest, check_options};
-use super::cache::{Copy, Filling};
+use super::cache::Copy;
+use super::filling::Filling;
+use super::heads::{copy_head, head};
 use super::remote::{Expect, Version};
-use super::{Inner, Origin, Target, copy_head, head};
+use super::{Inner, Origin, Target};
 use crate::id::Digest;
 
 /// Longest object that is put in one piece, and so on a condition.
@@ -55,7 +57,7 @@ pub(super) fn begin(origin: &Origin, target: Target, options: PutOptions) -> Res
         })?;
     }
     let spawn = origin.runtime.as_ref().ok_or(DataError::Closed)?.handle().clone();
-    let filling = inner.cache.begin()?;
+    let filling = Filling::begin(&inner.cache)?;
     Ok(Box::new(Writing { inner, spawn, target, options, filling }))
 }
 

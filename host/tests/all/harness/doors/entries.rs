@@ -21,10 +21,6 @@ pub(crate) trait Entries: Sync {
     fn batch(&self, ops: &[Op]) -> Said<Vec<Done>>;
     /// All keys with a prefix after one, by pages of `by` at most.
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, by: usize) -> Said<Vec<Vec<u8>>>;
-    /// As [`KvDoor::reads_many`].
-    fn has_values_at_once(&self) -> bool {
-        true
-    }
 }
 
 impl<D: Entries> KvDoor for D {
@@ -73,9 +69,6 @@ impl<D: Entries> KvDoor for D {
     }
     fn has_signs(&self) -> bool {
         true
-    }
-    fn reads_many(&self) -> bool {
-        self.has_values_at_once()
     }
 }
 
@@ -206,6 +199,9 @@ fn batches_and_pages_have_their_limits(door: &dyn Entries) {
     let large: Vec<_> = (0..6).map(|n| set(format!("z{n}"), vec![1; VALUE_LEN_MAX])).collect();
     door.batch(&large).unwrap();
     assert_eq!(door.scan(b"z", None, 1000).unwrap().len(), 6);
+    // What is read at once has as many bytes as what is written at once.
+    assert_eq!(door.values(&[&b"z0"[..]; 16]).unwrap().len(), 16);
+    refused(door.values(&[&b"z0"[..]; 17]), "all values together");
 }
 
 fn keys_are_bytes(door: &dyn Entries) {
