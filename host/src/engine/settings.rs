@@ -4,13 +4,14 @@
 
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, ResourcesRequired, Result,
+    WasmFeatures,
 };
 
 use super::kind::Lane;
 
 /// Version in every artifact: a security fix of the compiler must reach code that was compiled before it, and by default
 /// wasmtime writes only its major version.
-pub const ENGINE_VERSION: &str = "wasmtime-48.0.8/hob-1";
+pub const ENGINE_VERSION: &str = "wasmtime-48.0.8/hob-2";
 
 /// Memory and table bytes of a slot that stay resident between two instances: reset by copying instead of by the kernel.
 pub(super) const KEEP_RESIDENT: usize = 128 << 10;
@@ -46,6 +47,9 @@ fn common(lane: Lane) -> Result<Config> {
         .wasm_memory64(false)
         .wasm_custom_page_sizes(false)
         .wasm_wide_arithmetic(false)
+        // The setters of these are compiled in with GC alone, and they are on without. With GC on, references to functions of a type are
+        // valid whatever their own feature says (wasmparser 0.253, `check_ref_type`).
+        .wasm_features(WasmFeatures::GC | WasmFeatures::FUNCTION_REFERENCES, false)
         .wasm_multi_memory(true)
         .wasm_simd(true)
         .wasm_relaxed_simd(true)

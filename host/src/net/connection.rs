@@ -24,6 +24,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
 
 use super::afterwards;
 use super::body::IncomingBody;
@@ -108,6 +109,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
+    let begun = Instant::now();
     let options = shared.options.clone();
     let peer = stream.tcp().peer_addr().ok().map(|peer| peer.ip());
     let phase = Arc::new(Phase::of(peer));
@@ -135,14 +137,16 @@ where
         // A request may have arrived that the runtime has not noticed yet: one turn of its driver, one more look.
         tokio::task::yield_now().await;
         stopping = true;
+        let mut first_request = pin!(sleep_until(begun + options.first_request));
         end = poll_fn(|cx| {
             if let Poll::Ready(result) = afterwards::turn(|| Pin::new(&mut hyper).poll(cx)) {
                 return Poll::Ready(End::Finished(result));
             }
-            if std::mem::take(&mut stopping) {
-                if phase.is_waiting() {
+            if stopping && phase.is_waiting() {
+                if phase.requests() > 0 || first_request.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(End::Stopped);
                 }
+            } else if std::mem::take(&mut stopping) {
                 Pin::new(&mut hyper).graceful_shutdown();
                 // hyper notices only when it is polled.
                 cx.waker().wake_by_ref();

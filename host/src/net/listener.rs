@@ -5,8 +5,9 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
 
 /// Connections that wait to be accepted, for each socket. The kernel caps it at `net.core.somaxconn` (4,096 by default).
 const BACKLOG: i32 = 4096;
@@ -80,6 +81,28 @@ fn open(addr: SocketAddr, threads: usize) -> io::Result<(SocketAddr, Vec<TcpList
     Ok((addr, listeners))
 }
 
+/// From now on no connection begins at this listener, while those that have begun may still be accepted: closed at once, it would reset
+/// every connection that the kernel let in meanwhile, and whose client has sent its request already. Who asks for a connection hears
+/// nothing, asks again after a second, and is then refused, or meets the next process.
+///
+/// # Errors
+/// What the system says; the listener is as before.
+pub(super) fn shut(listener: impl AsFd) -> io::Result<()> {
+    /// Where the flags of a TCP header are (RFC 9293, 3.1), and two of them.
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let step = |code: u32, on_true, on_false, value| SockFilter::new(u16::try_from(code).unwrap_or(0), on_true, on_false, value);
+    // The kernel shows it each packet from its TCP header on, and drops those of which it keeps no byte.
+    SockRef::from(&listener).attach_filter(&[
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, FLAGS),
+        step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, SYN | ACK),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, SYN),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ])
+}
+
 /// Bytes of a response that the system may hold for a client. Linux takes it twice, for what it keeps beside them.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 
@@ -100,7 +123,9 @@ fn local_addr(addr: &SockAddr) -> io::Result<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
+    use std::time::Duration;
 
     use super::*;
 
@@ -157,6 +182,28 @@ mod tests {
         drop(listeners);
         bind(addr, 2).unwrap();
         drop(client);
+    }
+
+    #[test]
+    fn a_shut_listener_gives_what_it_has_and_takes_nothing_new() {
+        let (addr, mut listeners) = bind(any(), 1).unwrap();
+        let listener = listeners.remove(0);
+        let mut before = TcpStream::connect(addr).unwrap();
+        shut(&listener).unwrap();
+        let after = TcpStream::connect_timeout(&addr, Duration::from_millis(200)).unwrap_err();
+        assert_eq!(after.kind(), io::ErrorKind::TimedOut);
+        let (mut accepted, _) = listener.accept().unwrap();
+        accepted.set_nonblocking(false).unwrap();
+        drop(listener);
+        before.write_all(b"a").unwrap();
+        accepted.write_all(b"b").unwrap();
+        let read = |stream: &mut TcpStream| {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            byte
+        };
+        assert_eq!((read(&mut accepted), read(&mut before)), (*b"a", *b"b"));
+        assert_eq!(TcpStream::connect(addr).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::drain::Stop;
 use super::places::{Full, Places};
 use super::stream::Stream;
 use super::tls::Tls;
-use super::{refuse, status};
+use super::{listener, refuse, status};
 use crate::config::Net;
 use crate::fault::{Code, Fault};
 
@@ -34,6 +34,14 @@ const REFUSED: (usize, usize) = (8, 64);
 /// First and longest pause after the system had no descriptor or memory for a connection. Such a connection stays in the
 /// backlog, so accepting again at once would fail at once.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+
+/// How long a port that closes waits for handshakes that had begun: a client that is let in there has sent its request by the time it could
+/// learn that nobody listens. Longer than most round trips.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(100);
+
+/// The client of a connection that just began has its request on the way: closed before that comes, it would be one that was accepted and
+/// not answered.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Bounds of the connections of one port. Copies share the count of connections, so that all listeners of a port together stay
 /// below it.
@@ -65,6 +73,8 @@ pub struct Options {
     pub head_bytes_max: usize,
     /// Longest target of a request in bytes.
     pub uri_bytes_max: usize,
+    /// How long after its begin a connection may bring its first request after the order to stop.
+    pub first_request: Duration,
     /// How long connections may take to finish after the order to stop.
     pub drain_timeout: Duration,
 }
@@ -88,6 +98,7 @@ impl Options {
             headers_max: net.headers_max,
             head_bytes_max: size(net.head_bytes_max),
             uri_bytes_max: size(net.uri_bytes_max),
+            first_request: FIRST_REQUEST,
             drain_timeout: net.drain_timeout.0,
         }
     }
@@ -97,8 +108,8 @@ impl Options {
 /// within `drain_timeout`.
 ///
 /// `service` answers requests whose head is sound. A panic in its future is answered with 500 and logged; one in its body cuts
-/// that connection. After the order to stop: connections in the backlog are accepted, then the listener closes; requests in hand
-/// are finished, idle connections close.
+/// that connection. After the order to stop: no connection begins; those that have begun are accepted, then the listener closes; requests in
+/// hand are finished, as is the first one of a connection that just began; idle connections close.
 ///
 /// # Errors
 /// Only when the listener cannot be registered with the runtime, before anything is accepted.
@@ -143,6 +154,7 @@ where
             }
         }
     }
+    door.let_in_the_last(&listener).await;
     door.empty_backlog(listener);
     Ok(door.drain().await)
 }
@@ -231,6 +243,22 @@ where
         } else if let Err(error) = stream.try_write(full) {
             tracing::debug!(%error, "a refused connection missed its answer");
         }
+    }
+
+    /// Accepts those whose handshake is under way, and sees to it that no other begins.
+    async fn let_in_the_last(&mut self, listener: &TcpListener) {
+        if let Err(error) = listener::shut(listener) {
+            tracing::debug!(%error, "the last connections may be reset");
+            return;
+        }
+        let accepting = async {
+            // Who has no descriptor for them now need not wait for any.
+            while let Ok((stream, addr)) = listener.accept().await {
+                self.admit(stream, addr);
+            }
+        };
+        // The end of the time is how it ends.
+        let _over = tokio::time::timeout(LAST_HANDSHAKES, accepting).await;
     }
 
     /// Accepts what the kernel already took in on our behalf: its clients believe to be connected.

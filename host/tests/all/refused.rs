@@ -241,6 +241,13 @@ fn modules_that_are_no_function_are_told_what_to_do() {
         (format!("(module (import {preview1} \"fork\" (func)) {start})"), &["'fork'", "'wasi_snapshot_preview1'"]),
         (format!("(module (memory i64 1) {memory} {entry})"), &["not valid here"]),
         (format!("(module (memory 1 1 shared) {memory} {entry})"), &["not valid here"]),
+        // References to functions of a type, by their own and as the collector of garbage would have them.
+        (format!("(module (type $t (func)) (func (param (ref $t))) {memory} {entry})"), &["not valid here"]),
+        (
+            format!("(module (type $t (func)) (func (param (ref null $t)) (call_ref $t (local.get 0))) {memory} {entry})"),
+            &["not valid here"],
+        ),
+        (format!("(module (func (param (ref func))) {memory} {entry})"), &["not valid here"]),
     ] {
         let problem = node.deploy("bad", &wasm(&text), "").problem(422, "not-deployable");
         for word in words {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
 
 use http::Response;
 use http_body_util::Full;
@@ -65,8 +66,8 @@ fn draining_closes_connections_between_two_requests() {
     assert_eq!(server.join(), 0);
 }
 
-/// Lets clients send this to a server that is told to stop before it accepts the first of them.
-fn in_the_backlog(sent: &str, check: impl Fn(Client)) {
+/// Lets clients send this to a server that is told to stop before it accepts the first of them. `first_request`: as in [`Options`].
+fn in_the_backlog(sent: &str, first_request: Duration, check: impl Fn(Client)) {
     let (addr, mut listeners) = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
     let mut clients: Vec<_> = (0..20).map(|_| Client::connect(addr)).collect();
     for client in &mut clients {
@@ -76,7 +77,8 @@ fn in_the_backlog(sent: &str, check: impl Fn(Client)) {
     drain.stop();
     let server = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(serve(listeners.remove(0), Options::new(&slow(), 100, None), echo, stop)).unwrap()
+        let options = Options { first_request, ..Options::new(&slow(), 100, None) };
+        runtime.block_on(serve(listeners.remove(0), options, echo, stop)).unwrap()
     });
     clients.into_iter().for_each(check);
     assert_eq!(server.join().unwrap(), 0);
@@ -84,12 +86,22 @@ fn in_the_backlog(sent: &str, check: impl Fn(Client)) {
 
 #[test]
 fn draining_serves_the_backlog() {
-    in_the_backlog(GET, |mut client| assert_eq!(client.response().text(), "GET /x 0"));
+    in_the_backlog(GET, Duration::ZERO, |mut client| assert_eq!(client.response().text(), "GET /x 0"));
+}
+
+#[test]
+fn draining_serves_the_first_request_of_a_connection_that_just_began() {
+    // Each sends only when the one before it has its answer: those that wait meanwhile are not closed.
+    in_the_backlog("", slow().header_timeout.0, |mut client| {
+        let response = client.send(GET).response();
+        assert_eq!((response.text(), response.header("connection")), ("GET /x 0", Some("close")));
+        assert!(client.is_closed());
+    });
 }
 
 #[test]
 fn draining_answers_a_head_that_has_begun() {
-    in_the_backlog("GET /x HTTP/1.1\r\nho", |mut client| {
+    in_the_backlog("GET /x HTTP/1.1\r\nho", Duration::ZERO, |mut client| {
         let response = client.response();
         response.check_problem(503, "draining");
         assert_eq!((response.header("hob-executed"), response.header("connection")), (Some("0"), Some("close")));

@@ -60,7 +60,11 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) door: Door,
     pub(crate) settings: &'static [&'static str],
+    /// What must be there before the node is, in the folder that has the node's; further arguments of the node.
+    pub(crate) prepare: fn(&Path) -> anyhow::Result<Vec<String>>,
     pub(crate) files_max: Option<u64>,
+    /// Descriptors that the node may keep for longer than it has to be as before.
+    pub(crate) kept: u64,
     pub(crate) address_cap: AddressCap,
     pub(crate) processor: Processor,
     pub(crate) clients: Clients,
@@ -135,7 +139,9 @@ pub(crate) const fn case(
         name,
         door: Door::Data,
         settings: &[],
+        prepare: |_| Ok(Vec::new()),
         files_max: None,
+        kept: 0,
         address_cap: AddressCap::Off,
         processor: Processor::Spared,
         clients: Clients::Renew,
@@ -154,6 +160,14 @@ impl Case {
 
     pub(crate) const fn settings(self, settings: &'static [&'static str]) -> Self {
         Self { settings, ..self }
+    }
+
+    pub(crate) const fn prepared(self, prepare: fn(&Path) -> anyhow::Result<Vec<String>>) -> Self {
+        Self { prepare, ..self }
+    }
+
+    pub(crate) const fn keeps(self, kept: u64) -> Self {
+        Self { kept, ..self }
     }
 
     pub(crate) const fn at_control(self) -> Self {

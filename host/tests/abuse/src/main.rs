@@ -18,7 +18,22 @@ mod report;
 mod rival;
 mod run;
 mod swarm;
+mod tenants;
 mod victim;
+mod world;
+
+/// What the tests have for the same attacks.
+#[path = "../../all/harness/escape.rs"]
+#[expect(clippy::unwrap_used, reason = "written for tests")]
+mod escape;
+#[path = "../../all/harness/exposed.rs"]
+#[expect(clippy::unwrap_used, reason = "written for tests")]
+mod exposed;
+#[path = "../../all/harness/inside.rs"]
+mod inside;
+#[path = "../../all/harness/upstream.rs"]
+#[expect(clippy::unwrap_used, dead_code, reason = "written for tests, which use more of it")]
+mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub(crate) const HOME: Ipv4Addr = Ipv4Addr::LOCALHOST;
 pub(crate) struct Setup {
     /// Of the form `net.header_timeout=2s`.
     pub(crate) settings: Vec<String>,
+    /// Further arguments.
+    pub(crate) args: Vec<String>,
     /// Limit of open files.
     pub(crate) files_max: Option<u64>,
     /// A control group of memory that it is put into: its file `cgroup.procs`.
@@ -37,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) data: SocketAddr,
     pub(crate) control: SocketAddr,
     pub(crate) dir: PathBuf,
+    /// The token of whoever looks after it, once it asks for one.
+    pub(crate) bearer: Arc<OnceLock<String>>,
     stderr: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
 }
@@ -58,6 +62,7 @@ impl Node {
         for setting in &setup.settings {
             command.args(["--set", setting]);
         }
+        command.args(&setup.args);
         command.current_dir(dir.parent().context("a folder without a parent")?);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let stderr = Arc::new(Mutex::new(String::new()));
@@ -82,7 +87,7 @@ impl Node {
         std::thread::spawn(move || std::io::copy(&mut stdout.by_ref(), &mut std::io::sink()));
         let port = |key: &str| anyhow::Ok(ready[key].as_str().context("no address")?.parse::<SocketAddr>()?);
         let (data, control) = (port("addr")?, port("control")?);
-        Ok(Self { child, data, control, dir: dir.to_owned(), stderr, reader: Some(reader) })
+        Ok(Self { child, data, control, dir: dir.to_owned(), bearer: Arc::default(), stderr, reader: Some(reader) })
     }
 
     /// Whether a program has a setting of the form `net.addr`: it lists those of a table to who asks for one that is not there.
@@ -130,7 +135,19 @@ impl Node {
 
     /// A request to the control port by whoever looks after the node.
     pub(crate) fn ask(&self, method: &str, target: &str, body: &[u8]) -> anyhow::Result<Reply> {
-        http::request(self.control, HOME, method, target, &[("connection", "close")], body)
+        self.ask_as(method, target, &[], body)
+    }
+
+    /// The same with headers.
+    pub(crate) fn ask_as(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> anyhow::Result<Reply> {
+        let bearer = self.bearer.get().map(String::as_str);
+        let own = bearer.map(|bearer| ("authorization", bearer)).into_iter().chain([("connection", "close")]);
+        http::request(self.control, HOME, method, target, &own.chain(headers.iter().copied()).collect::<Vec<_>>(), body)
+    }
+
+    /// The same for a tenant, by the node's operator.
+    pub(crate) fn ask_for(&self, tenant: &str, method: &str, target: &str, body: &[u8]) -> anyhow::Result<Reply> {
+        self.ask_as(method, target, &[("hob-tenant", tenant)], body)
     }
 
     /// Deploys bytes, with a manifest unless that is empty.

@@ -36,7 +36,7 @@ impl Shot {
         };
         let metrics = node.metrics()?;
         Ok(Self {
-            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
+            descriptors: descriptors(pid)? as u64,
             threads: number("Threads:")?,
             memory_bytes: number("VmRSS:")? << 10,
             memory_peak_bytes: number("VmHWM:")? << 10,
@@ -46,8 +46,8 @@ impl Shot {
         })
     }
 
-    /// What is there beyond `before`, in words; nothing is the rule. Memory is judged elsewhere.
-    pub(crate) fn beyond(&self, before: &Self) -> Vec<String> {
+    /// What is there beyond `before`, in words; nothing is the rule, but for `kept` descriptors. Memory is judged elsewhere.
+    pub(crate) fn beyond(&self, before: &Self, kept: u64) -> Vec<String> {
         let mut beyond = Vec::new();
         let mut judge = |what: &str, now: u64, then: u64, spare: u64| {
             if now > then + (then / 20).max(spare) {
@@ -59,7 +59,7 @@ impl Shot {
             "descriptors",
             self.descriptors.saturating_sub(self.templates),
             before.descriptors.saturating_sub(before.templates),
-            4,
+            4 + kept,
         );
         judge("threads", self.threads, before.threads, 1);
         // The victim's own may run just now.
@@ -71,16 +71,21 @@ impl Shot {
 
 /// Looks until everything is as before, and memory no more than `memory_bytes`, for at most five seconds: what it saw last, and how long
 /// it took. An allocator gives back what it holds a little later than it is let go of.
-pub(crate) fn settle(node: &Node, before: &Shot, memory_bytes: u64) -> anyhow::Result<(Shot, Duration)> {
+pub(crate) fn settle(node: &Node, before: &Shot, kept: u64, memory_bytes: u64) -> anyhow::Result<(Shot, Duration)> {
     let began = Instant::now();
     loop {
         let shot = Shot::of(node)?;
-        let settled = shot.beyond(before).is_empty() && shot.memory_bytes <= memory_bytes;
+        let settled = shot.beyond(before, kept).is_empty() && shot.memory_bytes <= memory_bytes;
         if settled || began.elapsed() > SETTLES {
             return Ok((shot, began.elapsed()));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Descriptors that a process has now.
+pub(crate) fn descriptors(pid: u32) -> std::io::Result<usize> {
+    Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 
 fn files(folder: &Path) -> u64 {

@@ -63,7 +63,8 @@ fn beside(case: &Case, binary: &Path, scale: Scale, finding: &mut Finding) -> an
         (AddressCap::Off, true) => settings.push(format!("{ADDRESS_CAP}=0")),
         (AddressCap::Off, false) => {}
     }
-    let setup = Setup { settings, files_max: case.files_max, ..Setup::default() };
+    let args = (case.prepare)(dir.path()).context("before the node")?;
+    let setup = Setup { settings, args, files_max: case.files_max, ..Setup::default() };
     let mut node = Node::start(binary, &dir.path().join("data"), &setup)?;
     let victim = Victim::start(&node, case.clients, case.refusals)?;
     let stage = |round| Stage { node: &node, binary, door: case.door, address_cap: case.address_cap, scale, round };
@@ -85,9 +86,9 @@ fn beside(case: &Case, binary: &Path, scale: Scale, finding: &mut Finding) -> an
         attacked.with_context(|| format!("attack {round}"))?;
         // Memory that the allocator gives back in these five seconds is none that grew.
         let most = memory.last().map_or(u64::MAX, |last| last + memory_spare(*last));
-        let (shot, took) = observe::settle(&node, &finding.before, most)?;
+        let (shot, took) = observe::settle(&node, &finding.before, case.kept, most)?;
         finding.settled = finding.settled.max(took);
-        for what in shot.beyond(&finding.before) {
+        for what in shot.beyond(&finding.before, case.kept) {
             seen.complain(what);
         }
         finding.after = shot;

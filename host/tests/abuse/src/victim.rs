@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -88,6 +88,7 @@ struct Shared {
     renew: Clients,
     refusals: Refusals,
     nonces: AtomicU64,
+    bearer: Arc<OnceLock<String>>,
 }
 
 impl Victim {
@@ -105,6 +106,7 @@ impl Victim {
             renew: clients,
             refusals,
             nonces: AtomicU64::new(1),
+            bearer: node.bearer.clone(),
         });
         let work = |number| {
             let shared = shared.clone();
@@ -219,7 +221,9 @@ impl Ledger {
         while !shared.stops() {
             let target = format!("/v1/buckets/ledger/kv/{number}");
             let value = format!("value {number}");
-            match http::request(shared.control, HOME, "PUT", &target, &[("connection", "close")], value.as_bytes()) {
+            let bearer = shared.bearer.get().map(|bearer| ("authorization", bearer.as_str()));
+            let headers: Vec<_> = bearer.into_iter().chain([("connection", "close")]).collect();
+            match http::request(shared.control, HOME, "PUT", &target, &headers, value.as_bytes()) {
                 Ok(reply) if matches!(reply.status, 200 | 201 | 204) => ledger.acknowledged.push(number),
                 Ok(_) | Err(_) => ledger.refused += 1,
             }

@@ -3,13 +3,12 @@
 mod calls;
 mod ssrf;
 mod tls;
-mod upstream;
 
 use std::fmt::Write as _;
 use std::net::{TcpListener, TcpStream};
 
-use self::upstream::Upstream;
 use crate::harness::examples::guest;
+use crate::harness::upstream::Upstream;
 use crate::harness::{Node, eventually};
 
 /// A node with a guest that may reach what `grants` names.

@@ -4,11 +4,15 @@
 //! standard error is a panic. No test sleeps to wait for a state; [`eventually`] asks until it is there.
 
 pub(crate) mod doors;
+pub(crate) mod escape;
 pub(crate) mod examples;
+pub(crate) mod exposed;
 pub(crate) mod failing;
 pub(crate) mod http;
+pub(crate) mod inside;
 pub(crate) mod smuggle;
 pub(crate) mod strict;
+pub(crate) mod upstream;
 pub(crate) mod wat;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,25 +1,12 @@
-//! D: what a guest reaches outside of itself: files, network, logs.
+//! What guests write to their logs.
 
 use anyhow::Context as _;
 
 use crate::b::Dice;
-use crate::case::{Kind, Ready, Seen, Stage, case, deployed};
+use crate::case::{Ready, Seen, Stage, deployed};
 use crate::guests::{does, handler_with};
 
-pub(crate) const CASES: &[Kind] = &[
-    Kind::Missing { row: "D1", name: "paths out of a folder", why: "no grants of files yet" },
-    Kind::Missing { row: "D2", name: "links that change", why: "no grants of files yet" },
-    Kind::Missing { row: "D3", name: "forbidden addresses", why: "no outbound HTTP yet" },
-    Kind::Missing { row: "D4", name: "many outbound requests", why: "no outbound HTTP yet" },
-    Kind::Missing { row: "D5", name: "evil upstreams", why: "no outbound HTTP yet" },
-    Kind::Missing { row: "D6", name: "outbound headers", why: "no outbound HTTP yet" },
-    Kind::Missing { row: "D7", name: "sockets", why: "no outbound HTTP yet" },
-    Kind::Beside(case("D8", "log flood", &["200", "504 cpu-deadline"], floods, flood).burns()),
-    Kind::Beside(case("D9", "escapes and lines in logs", &["200"], forgers, forge)),
-    Kind::Missing { row: "D10", name: "secrets of others", why: "no secrets yet" },
-];
-
-fn floods(stage: &Stage<'_>) -> anyhow::Result<Ready> {
+pub(super) fn floods(stage: &Stage<'_>) -> anyhow::Result<Ready> {
     // 1,000 entries of 60,000 bytes; and as many writes of a byte as fit into the time.
     let text = does(
         "(local $i i32)
@@ -44,7 +31,7 @@ fn floods(stage: &Stage<'_>) -> anyhow::Result<Ready> {
     deployed(stage, "bytes", &text, "[limits]\ncpu = \"300ms\"\n")
 }
 
-fn flood(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
+pub(super) fn flood(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     stage.crowd(stage.times(4, 32), seen, |index, seen| {
         for name in ["log", "bytes"] {
             stage.get(index, name, seen);
@@ -62,7 +49,7 @@ fn flood(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn forgers(stage: &Stage<'_>) -> anyhow::Result<Ready> {
+pub(super) fn forgers(stage: &Stage<'_>) -> anyhow::Result<Ready> {
     // Logs the request's body, by the ABI and on standard output.
     let text = handler_with(
         "(import \"wasi_snapshot_preview1\" \"fd_write\" (func $write (param i32 i32 i32 i32) (result i32)))",
@@ -81,7 +68,7 @@ fn forgers(stage: &Stage<'_>) -> anyhow::Result<Ready> {
 }
 
 /// Control characters, forged entries, and bytes that are no text: each entry is one line of one source, and a terminal is not touched.
-fn forge(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
+pub(super) fn forge(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     let mut dice = Dice::new(1 + stage.round);
     for turn in 0..stage.times(50, 2000) {
         let body = match turn % 5 {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 /// See the module.
-pub(super) struct Upstream {
-    pub(super) addr: SocketAddr,
+pub(crate) struct Upstream {
+    pub(crate) addr: SocketAddr,
     counts: Arc<Counts>,
 }
 
@@ -23,12 +23,12 @@ struct Counts {
 }
 
 impl Upstream {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::over(|stream| Box::new(stream))
     }
 
     /// A server whose bytes go through what `wrap` makes of a connection.
-    pub(super) fn over(wrap: impl Fn(TcpStream) -> Box<dyn Stream> + Send + Sync + 'static) -> Self {
+    pub(crate) fn over(wrap: impl Fn(TcpStream) -> Box<dyn Stream> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (addr, counts, wrap) = (listener.local_addr().unwrap(), Arc::new(Counts::default()), Arc::new(wrap));
         let shared = counts.clone();
@@ -50,43 +50,43 @@ impl Upstream {
     }
 
     /// The setting that lets functions reach it.
-    pub(super) fn opened(&self) -> String {
+    pub(crate) fn opened(&self) -> String {
         format!("egress.allow=[\"{}\"]", self.addr)
     }
 
     /// Connections so far.
-    pub(super) fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         self.counts.taken.load(Ordering::SeqCst)
     }
 
     /// Connections that are open.
-    pub(super) fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.counts.open.load(Ordering::SeqCst)
     }
 
     /// Most connections at once.
-    pub(super) fn most(&self) -> usize {
+    pub(crate) fn most(&self) -> usize {
         self.counts.most.load(Ordering::SeqCst)
     }
 
     /// Requests whose head came.
-    pub(super) fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.counts.requests.load(Ordering::SeqCst)
     }
 
     /// Heads and bodies of all requests, byte for byte.
-    pub(super) fn heads(&self) -> Vec<String> {
+    pub(crate) fn heads(&self) -> Vec<String> {
         self.counts.heads.lock().unwrap().clone()
     }
 
     /// Lets all go that wait at `/wait`.
-    pub(super) fn release(&self) {
+    pub(crate) fn release(&self) {
         *self.counts.released.lock().unwrap() = true;
         self.counts.release.notify_all();
     }
 }
 
-pub(super) trait Stream: Read + Write + Send {}
+pub(crate) trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";

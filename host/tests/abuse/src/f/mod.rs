@@ -1,0 +1,154 @@
+//! F: what clients do to both ports.
+
+mod floods;
+mod forged;
+mod hosts;
+mod large;
+mod slow;
+mod smuggled;
+
+use std::time::Duration;
+
+use crate::case::{Books, Case, Door, Kind, Ready, Seen, Stage, case, deployed};
+use crate::guests::{self, says};
+use crate::tenants;
+use floods::{churn, exhaust, pipelines};
+use forged::{forgers, responses};
+use hosts::hosts;
+use large::{giants, headers};
+use slow::{bodies, dripping, heads, slow_readers};
+use smuggled::smuggle;
+
+/// Timers so short that a short run has time for three attacks; a long run has the defaults, or what is set there.
+const TIMERS: &[&str] =
+    &["net.connections_max=12000", "net.header_timeout=2s", "net.body_idle_timeout=2s", "net.write_idle_timeout=2s"];
+/// What the timers may take beyond their time, on a machine with ten thousand connections.
+const LATE: Duration = Duration::from_secs(2);
+const TIMER: Duration = Duration::from_secs(2);
+/// One that waits for its place begins later.
+const QUEUE: Duration = Duration::from_secs(5);
+/// A body may be slower than the least rate for five seconds.
+const RATE_TIMER: Duration = Duration::from_secs(6);
+
+const fn rude(
+    row: &'static str,
+    name: &'static str,
+    expects: &'static [&'static str],
+    attack: fn(&Stage<'_>, &mut Seen) -> anyhow::Result<()>,
+) -> Case {
+    case(row, name, expects, functions, attack).settings(TIMERS).books(Books::Closed).burns()
+}
+
+pub(crate) const CASES: &[Kind] = &[
+    Kind::Beside(rude("F1", "silent connections", &["closed"], |s, seen| heads(s, seen, b"", None))),
+    Kind::Beside(
+        rude("F1", "silent, control port", &["closed", "503 overloaded"], |s, seen| heads(s, seen, b"", None)).at_control(),
+    ),
+    Kind::Beside(rude("F1", "dripping heads", &["408 client-timeout", "closed"], |s, seen| heads(s, seen, HEAD, Some(b"x")))),
+    Kind::Beside(
+        rude("F1", "dripping, control port", &["408 client-timeout", "503 overloaded", "closed"], |s, seen| {
+            heads(s, seen, HEAD, Some(b"x"))
+        })
+        .at_control(),
+    ),
+    Kind::Beside(rude("F2", "half bodies", &["408 client-timeout", "closed"], |s, seen| bodies(s, seen, 100, TIMER))),
+    Kind::Beside(
+        rude("F2", "half bodies, control port", &["408 client-timeout", "503 overloaded", "closed"], |s, seen| {
+            bodies(s, seen, 100, TIMER)
+        })
+        .at_control(),
+    ),
+    Kind::Beside(rude(
+        "F2",
+        "half large bodies",
+        &["408 client-timeout", "429 concurrency", "503 overloaded", "closed"],
+        |s, seen| bodies(s, seen, 1 << 20, TIMER + QUEUE),
+    )),
+    Kind::Beside(Case {
+        setup: dripping,
+        ..rude("F2", "dripping bodies", &["408 client-timeout", "closed"], |s, seen| bodies(s, seen, 60_000, RATE_TIMER))
+    }),
+    Kind::Beside(rude("F3", "readers that never read", &["never read"], slow_readers)),
+    Kind::Beside(rude("F3", "never read, control port", &["never read"], slow_readers).at_control()),
+    Kind::Beside(rude("F4", "giant bodies", &["413 body-too-large"], giants)),
+    Kind::Beside(rude("F4", "giant bodies, control port", &["413 body-too-large"], giants).at_control()),
+    Kind::Beside(rude(
+        "F5",
+        "floods of headers",
+        &["431 headers-too-large", "414 uri-too-long", "200", "400 bad-request", "404 not-found"],
+        headers,
+    )),
+    Kind::Beside(
+        rude(
+            "F5",
+            "headers, control port",
+            &["431 headers-too-large", "414 uri-too-long", "200", "400 bad-request", "404 not-found"],
+            headers,
+        )
+        .at_control(),
+    ),
+    Kind::Beside(rude("F6", "smuggled requests", &["400 bad-request", "200", "501 *", "505 *", "4*", "closed"], smuggle)),
+    Kind::Beside(
+        rude("F6", "smuggled, control port", &["400 bad-request", "200", "501 *", "505 *", "4*", "closed"], smuggle).at_control(),
+    ),
+    Kind::Beside(rude("F7", "pipelines", &["200"], pipelines)),
+    Kind::Beside(rude("F7", "pipelines, control port", &["200"], pipelines).at_control()),
+    Kind::Beside(rude("F7", "a connection for each request", &["200"], churn)),
+    Kind::Beside(
+        case("F8", "more than there are descriptors", &["?closed", "503 overloaded", "200"], functions, exhaust)
+            .files_max(512)
+            .settings(&["net.connections_max=100000", "net.header_timeout=2s"])
+            .books(Books::Closed)
+            .burns()
+            .victim_keeps_its_connections(),
+    ),
+    Kind::Beside(
+        case("F8", "more than connections_max", &["503 overloaded", "closed"], functions, exhaust)
+            .settings(&["net.connections_max=256", "net.header_timeout=2s"])
+            .books(Books::Closed)
+            .burns()
+            .victim_keeps_its_connections(),
+    ),
+    Kind::Beside(
+        rude("F8", "", &[], exhaust)
+            .settings(&["net.connections_max=256", "net.header_timeout=2s"])
+            .one_address("one address takes all", &["503 overloaded", "closed"]),
+    ),
+    Kind::Beside(
+        rude("F1", "", &[], |s, seen| heads(s, seen, b"", None))
+            .one_address("silent, one address", &["503 overloaded", "closed"]),
+    ),
+    Kind::Beside(
+        rude("F1", "", &[], |s, seen| heads(s, seen, HEAD, Some(b"x")))
+            .one_address("dripping, one address", &["503 overloaded", "408 client-timeout", "closed"]),
+    ),
+    Kind::Beside(
+        rude("F2", "", &[], |s, seen| bodies(s, seen, 100, TIMER))
+            .one_address("half bodies, one address", &["503 overloaded", "408 client-timeout", "closed"]),
+    ),
+    Kind::Beside(
+        case("F12", "responses of guests", &["200", "2*", "3*", "4*", "5*"], forgers, responses).books(Books::AtLeast).burns(),
+    ),
+    Kind::Beside(
+        case("F13", "hosts that are not there", &["200", "404 not-found", "400 bad-request"], tenants::twins, hosts)
+            .settings(&["net.base_domain=hob.example"])
+            .books(Books::Closed),
+    ),
+];
+
+const HEAD: &[u8] = b"GET /waits HTTP/1.1\r\nhost: localhost\r\nx-drip: ";
+
+fn functions(stage: &Stage<'_>) -> anyhow::Result<Ready> {
+    deployed(stage, "waits", &guests::waits(), "[limits]\nconcurrency = 300\nqueue = 1000\nqueue_wait = \"5s\"\n")?;
+    deployed(stage, "good", &says("good"), "")?;
+    deployed(stage, "streams", &guests::streams(200), "[limits]\nconcurrency = 3000\nqueue = 3000\nwall = \"1m\"\n")?;
+    deployed(stage, "echo", &guests::victim(), "")
+}
+
+/// How many connections; the control port takes few.
+fn many(stage: &Stage<'_>) -> usize {
+    match stage.door {
+        Door::Data => stage.times(3000, 10_000),
+        Door::Control => stage.times(500, 2000),
+    }
+}
