@@ -21,7 +21,7 @@ use crate::invocation::BodyError;
 /// The body of a request.
 ///
 /// Errors: [`BodyError::Idle`] when nothing came for `body_idle_timeout` while the reader waited, or less than `body_rate_min`, [`BodyError::Disconnected`] when
-/// the client went away or broke the framing. Once it is dropped before its end the connection closes after the response.
+/// the client went away or broke the framing. Once it is dropped before its end, or had trailers, the connection closes after the response.
 #[derive(Debug)]
 pub struct IncomingBody {
     body: Incoming,
@@ -93,6 +93,9 @@ impl Body for IncomingBody {
             Poll::Ready(Some(Ok(frame))) => {
                 this.pace.progress(frame.data_ref().map_or(0, Bytes::len), this.idle.end());
                 this.ended = frame.is_trailers();
+                if let (true, Some(phase)) = (this.ended, &this.phase) {
+                    phase.trailed();
+                }
                 return Poll::Ready(Some(Ok(frame)));
             }
             Poll::Ready(None) => {

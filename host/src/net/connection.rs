@@ -127,8 +127,15 @@ where
     let mut stopped = pin!(shared.stop.stopped());
     // Polled here once, which leaves this task's waker with it. After that the order is asked for by one atomic load.
     let mut stopping = poll_fn(|cx| Poll::Ready(stopped.as_mut().poll(cx).is_ready())).await;
+    let mut closing = false;
     let end = poll_fn(|cx| match afterwards::turn(|| Pin::new(&mut hyper).poll(cx)) {
         Poll::Ready(result) => Poll::Ready(End::Finished(result)),
+        Poll::Pending if phase.is_trailed() && !std::mem::replace(&mut closing, true) => {
+            Pin::new(&mut hyper).graceful_shutdown();
+            // hyper notices only when it is polled.
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
         Poll::Pending if stopping || shared.stop.is_stopped() => Poll::Ready(End::Stopped),
         Poll::Pending => head_timer.poll(cx, &phase),
     });
@@ -201,7 +208,9 @@ where
 {
     let options = &shared.options;
     let mut request = request.map(|body| IncomingBody::new(body, &phase, options));
-    if let Some(refusal) = head::refusal(&request, options) {
+    // hyper may have gone on to it in the same turn in which it met the trailers.
+    let misplaced = phase.is_trailed().then(head::behind_trailers);
+    if let Some(refusal) = misplaced.or_else(|| head::refusal(&request, options)) {
         return Ok(Outgoing::own(refusal, phase));
     }
     if !request.extensions().is_empty() {
@@ -212,7 +221,7 @@ where
     // own answer to a panic, and the future itself is not used again.
     match AssertUnwindSafe(async { (shared.service)(request).await }).catch_unwind().await {
         Ok(mut response) => {
-            if phase.is_unread() || phase.requests() >= options.requests_max || shared.stop.is_stopped() {
+            if phase.is_unread() || phase.is_trailed() || phase.requests() >= options.requests_max || shared.stop.is_stopped() {
                 // hyper will not read on to find the next request, but says so only when it knew before the head was written.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

@@ -25,10 +25,20 @@ pub(super) fn refusal<B: Body>(request: &Request<B>, options: &Options) -> Optio
     } else {
         misdirected(request)?
     };
-    let mut response = problem(&fault, None);
-    // The client and Hob may disagree about where this request ends, so nothing after it is believed.
+    Some(closing(&fault))
+}
+
+/// The answer to a request behind one that had trailers.
+pub(super) fn behind_trailers() -> Response<Payload> {
+    let fault = Fault::new(Code::BadRequest, "the request came behind one with trailers, whose connection takes no other");
+    closing(&fault.hint("send it on a connection of its own, or leave trailers out"))
+}
+
+/// The client and Hob may disagree about where this request ends or began, so nothing after it is believed.
+fn closing(fault: &Fault) -> Response<Payload> {
+    let mut response = problem(fault, None);
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    Some(response)
+    response
 }
 
 pub(super) fn uri_too_long(options: &Options) -> Fault {

@@ -23,6 +23,8 @@ const CUT: u8 = 1 << 4;
 const CUT_FLUSHED: u8 = 1 << 5;
 /// A request was HTTP/1.0, whose responses may end with the connection.
 const OLD: u8 = 1 << 6;
+/// A request's body had trailers: the connection takes no other request.
+const TRAILED: u8 = 1 << 7;
 
 /// Shared by the parts of one connection, which mostly run in one task; nothing but the bits themselves is published by them,
 /// so relaxed order is enough.
@@ -80,6 +82,16 @@ impl Phase {
         if !at_end {
             self.bits.fetch_or(UNREAD, Relaxed);
         }
+    }
+
+    /// A request's body had trailers. hyper lets lines of theirs end as it would not let a chunk's end, so others may see the end of the
+    /// request elsewhere, and nothing behind it is believed.
+    pub(super) fn trailed(&self) {
+        self.bits.fetch_or(TRAILED, Relaxed);
+    }
+
+    pub(super) fn is_trailed(&self) -> bool {
+        self.has(TRAILED)
     }
 
     /// The response's body broke off.

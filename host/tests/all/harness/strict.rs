@@ -11,6 +11,8 @@ pub(crate) enum Request {
     Whole(u64),
     /// The head is good; the body breaks a rule.
     BadBody,
+    /// All of the body is there; the trailers behind it break a rule. A server that is lenient with them believes nothing after them.
+    BadTrailers,
     /// The head is good; the stream ends within the body.
     CutBody,
 }
@@ -44,7 +46,7 @@ pub(crate) fn parse(mut input: &[u8]) -> Stream {
         if input.is_empty() {
             return Stream { requests, end: End::Open };
         }
-        let (head, rest) = match head(input) {
+        let (mut head, rest) = match head(input) {
             Ok(found) => found,
             Err(end) => return Stream { requests, end },
         };
@@ -54,16 +56,21 @@ pub(crate) fn parse(mut input: &[u8]) -> Stream {
             }
             Framing::Length(_) => (Request::CutBody, rest),
             Framing::Chunks => match chunks(rest) {
-                Ok((len, rest)) => (Request::Whole(len), rest),
-                Err(End::Cut) => (Request::CutBody, rest),
-                Err(_) => (Request::BadBody, rest),
+                Ok((len, has_trailers, rest)) => {
+                    // Where they end is told in more than one way.
+                    head.is_last |= has_trailers;
+                    (Request::Whole(len), rest)
+                }
+                Err((_, End::Cut)) => (Request::CutBody, rest),
+                Err((Part::Chunks, _)) => (Request::BadBody, rest),
+                Err((Part::Trailers, _)) => (Request::BadTrailers, rest),
             },
         };
         requests.push(request);
         match request {
             Request::Whole(_) if !head.is_last => input = rest,
             Request::CutBody => return Stream { requests, end: End::Cut },
-            Request::Whole(_) | Request::BadBody => return Stream { requests, end: End::Close },
+            Request::Whole(_) | Request::BadBody | Request::BadTrailers => return Stream { requests, end: End::Close },
         }
     }
 }
@@ -132,7 +139,9 @@ fn authority<'a>(method: &[u8], target: &'a [u8]) -> Result<Option<&'a [u8]>, En
     if target.starts_with(b"/") || (method == b"OPTIONS" && target == b"*") {
         return Ok(None);
     }
-    let rest = target.strip_prefix(b"http://").or_else(|| target.strip_prefix(b"https://")).ok_or(End::Close)?;
+    // The scheme is the same however it is spelled (RFC 3986, 3.1).
+    let scheme = |scheme: &[u8]| target.split_at_checked(scheme.len()).filter(|(found, _)| found.eq_ignore_ascii_case(scheme));
+    let (_, rest) = scheme(b"http://").or_else(|| scheme(b"https://")).ok_or(End::Close)?;
     let authority = rest.split(|byte| b"/?#".contains(byte)).next().unwrap_or_default();
     if authority.is_empty() { Err(End::Close) } else { Ok(Some(authority)) }
 }
@@ -207,8 +216,20 @@ fn trim(text: &[u8]) -> &[u8] {
     &text[start..end]
 }
 
-/// A body in chunks (7.1): its length, and what follows. Its lines end with CR LF, and nothing else.
-fn chunks(mut input: &[u8]) -> Result<(u64, &[u8]), End> {
+/// What of a body in chunks is wrong.
+enum Part {
+    Chunks,
+    Trailers,
+}
+
+/// A body in chunks (7.1): its length, whether it has trailers, and what follows. Its lines end with CR LF, and nothing else.
+fn chunks(input: &[u8]) -> Result<(u64, bool, &[u8]), (Part, End)> {
+    let (len, input) = data(input).map_err(|end| (Part::Chunks, end))?;
+    let (has_trailers, input) = trailers(input).map_err(|end| (Part::Trailers, end))?;
+    Ok((len, has_trailers, input))
+}
+
+fn data(mut input: &[u8]) -> Result<(u64, &[u8]), End> {
     let mut sum: u64 = 0;
     loop {
         let (size, rest) = crlf_line(input)?;
@@ -223,7 +244,7 @@ fn chunks(mut input: &[u8]) -> Result<(u64, &[u8]), End> {
         }
         input = rest;
         if len == 0 {
-            break;
+            return Ok((sum, input));
         }
         if len > input.len() as u64 {
             return Err(End::Cut);
@@ -236,12 +257,17 @@ fn chunks(mut input: &[u8]) -> Result<(u64, &[u8]), End> {
         };
         sum = sum.checked_add(len).ok_or(End::Close)?;
     }
+}
+
+fn trailers(mut input: &[u8]) -> Result<(bool, &[u8]), End> {
+    let mut has_trailers = false;
     loop {
         let (trailer, rest) = crlf_line(input)?;
         input = rest;
         if trailer.is_empty() {
-            return Ok((sum, input));
+            return Ok((has_trailers, input));
         }
+        has_trailers = true;
         Fields::default().add(trailer)?;
     }
 }
@@ -269,7 +295,7 @@ mod tests {
             (
                 format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n1;a=b\r\nx\r\n0\r\nt: u\r\n\r\n"),
                 vec![Request::Whole(1)],
-                End::Open,
+                End::Close,
             ),
             (
                 format!("POST / HTTP/1.1\r\n{host}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET"),
@@ -277,6 +303,11 @@ mod tests {
                 End::Close,
             ),
             (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n1\nx"), vec![Request::BadBody], End::Close),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: chunked\r\n\r\n0\r\nt: u\n\r\nGET"),
+                vec![Request::BadTrailers],
+                End::Close,
+            ),
             (format!("GET / HTTP/1.1\r\n{host}{host}\r\n"), vec![], End::Close),
             ("GET / HTTP/1.1\r\n\r\n".into(), vec![], End::Close),
             ("GET / HTTP/1.0\r\n\r\nGET".into(), vec![Request::Whole(0)], End::Close),
