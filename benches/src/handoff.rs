@@ -6,7 +6,8 @@
 //! function and taken by another. Rival: Redis over loopback and over a Unix socket, SET by one client, GET by another.
 //!
 //! Times of Hob are the guests' own; `whole` is that of both invocations from outside, with the making of the bytes. Counters: bytes that
-//! were copied by calls of the system, in all processes, for each byte handed over.
+//! were copied by calls of the system, in all processes, for each byte handed over; and how many calls read or wrote, in the node, and in
+//! Redis's server.
 //!
 //! Apart from hand-offs: `64 MiB to its first byte`, of an object that was put and checked before, in either kind of bucket.
 
@@ -163,7 +164,7 @@ fn through_redis(from: &mut Client, to: &mut Client, bytes: &[u8], sum: u64, tak
     Ok(began.elapsed().as_secs_f64() * 1e6)
 }
 
-/// Bytes that calls of the system copied, for each byte that was handed over.
+/// Bytes that calls of the system copied, for each byte that was handed over, and those calls.
 fn copies(
     report: &Report,
     size: &str,
@@ -172,19 +173,22 @@ fn copies(
     functions: &[FunctionRecord; 2],
     redis: Option<&Redis>,
 ) -> anyhow::Result<()> {
-    let figure = |system: &str, value| {
-        let metric = format!("{size} copied by calls");
-        report.figure(&Figure { scenario: SCENARIO, system, metric: &metric, value, unit: "times", ratio: None })
+    let figure = |system: &str, metric: &str, value, unit| {
+        let metric = format!("{size} {metric}");
+        report.figure(&Figure { scenario: SCENARIO, system, metric: &metric, value, unit, ratio: None })
     };
+    let copied = |system, times| figure(system, "copied by calls", times, "times");
+    let called = |system, calls| figure(system, "calls that copy", calls, "calls");
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
     let len = bytes.len() as f64;
     // What reading the counters copies itself.
     let before = Counters::of("self")?;
-    let reading = Counters::of("self")?.since(before).bytes;
+    let reading = Counters::of("self")?.since(before);
     let before = Counters::of("self")?;
     hand_over(local, functions, bytes.len(), sum)?;
     let done = Counters::of("self")?.since(before);
-    figure("hob", (done.bytes - reading) / len)?;
+    copied("hob", (done.bytes - reading.bytes) / len)?;
+    called("hob", done.calls - reading.calls)?;
     if let Some(redis) = redis {
         let (mut from, mut to) = (redis.connect(Over::Tcp)?, redis.connect(Over::Tcp)?);
         let pid = redis.pid().to_string();
@@ -193,7 +197,8 @@ fn copies(
         let done = Counters::of(&pid)?.since(before);
         #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
         let ours = (from.traffic().bytes + to.traffic().bytes) as f64;
-        figure("redis tcp", (done.bytes + ours) / len)?;
+        copied("redis tcp", (done.bytes + ours) / len)?;
+        called("redis's server", done.calls)?;
     }
     Ok(())
 }
