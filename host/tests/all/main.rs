@@ -41,6 +41,7 @@ mod ready;
 mod refused;
 mod registry;
 mod rehearsal;
+mod secrets;
 mod shortage;
 mod signed;
 mod snapshot;
