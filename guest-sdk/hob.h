@@ -141,7 +141,8 @@ enum {
     HOB_LIMIT = -11, /* the instance holds as much as it may */
     HOB_WAITS = -12, /* of hob_kv_write alone: hob_answer_wait has the rest */
     HOB_PROHIBITED = -14, /* the operator does not let functions reach the address */
-    HOB_TIMEOUT = -15 /* another server took too long */
+    HOB_TIMEOUT = -15, /* another server took too long */
+    HOB_NO_SECRET = -16
 };
 
 /* Fixed part of an entry. After it: the value. */
@@ -288,6 +289,14 @@ HOB_IMPORT("http_read") int32_t hob_http_read(int32_t response, void *buf, size_
 
 /* Lets go of a response. */
 HOB_IMPORT("http_close") void hob_http_close(int32_t response);
+
+/* ---- Secrets -------------------------------------------------------------------------------------------------------------- */
+
+/*
+ * The value of a secret that the manifest grants; returns its length, or HOB_DENIED, HOB_NO_SECRET, HOB_DAMAGED, HOB_UNAVAILABLE. A longer
+ * value than `cap` waits for hob_answer_read.
+ */
+HOB_IMPORT("secret_get") int32_t hob_secret_get(const char *name, size_t name_len, void *buf, size_t cap);
 
 /* ---- What the guest defines ---------------------------------------------------------------------------------------------- */
 

@@ -351,6 +351,12 @@ pub(crate) fn http_close(response: u32) {
     unsafe { hob1::http_close(response) }
 }
 
+/// The value of a secret.
+pub(crate) fn secret_get<T>(name: &str, read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
+    // SAFETY: the host reads within the text and writes within the buffer.
+    record(|buf, cap| unsafe { hob1::secret_get(name.as_ptr(), name.len(), buf, cap) }, read)
+}
+
 /// Ends an upload, whatever the answer; the head of the object.
 pub(crate) fn upload_finish<T>(upload: u32, read: impl FnOnce(Record<'_>) -> T) -> Result<T, Errno> {
     // SAFETY: the host writes within the buffer.
@@ -424,6 +430,7 @@ mod hob1 {
         pub(super) fn http_head(response: u32, buf: *mut u8, cap: usize) -> isize;
         pub(super) fn http_read(response: u32, buf: *mut u8, cap: usize) -> isize;
         pub(super) fn http_close(response: u32);
+        pub(super) fn secret_get(name: *const u8, name_len: usize, buf: *mut u8, cap: usize) -> isize;
         pub(super) fn object_delete(
             bucket: u32,
             key: *const u8,
@@ -556,6 +563,9 @@ mod hob1 {
         panic!("{NO_HOST}")
     }
     pub(super) unsafe fn http_close(_response: u32) {
+        panic!("{NO_HOST}")
+    }
+    pub(super) unsafe fn secret_get(_name: *const u8, _name_len: usize, _buf: *mut u8, _cap: usize) -> isize {
         panic!("{NO_HOST}")
     }
     pub(super) unsafe fn object_delete(

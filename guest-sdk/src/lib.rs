@@ -34,6 +34,7 @@
 //!   come from `std`.
 //! - [`kv`] and [`objects`] are the buckets that `hob.toml` grants; [`data::Error`] is what goes wrong with them.
 //! - [`http::send`] asks other servers that `hob.toml` grants.
+//! - [`secrets`] are read by name, those that `hob.toml` grants.
 //! - [`random`] has numbers that differ in every instance, and [`RandomState`] a hasher with keys from there.
 //!
 //! # What a snapshot freezes
@@ -43,7 +44,8 @@
 //! - Random numbers in `static`s; the state of generators such as `rand::rng()`; and **the keys of std's `HashMap`** once one
 //!   was made. A client who learns the keys can choose keys that collide, in every instance. A map that holds what clients send
 //!   takes [`RandomState`], and is made by the handler.
-//! - Environment and arguments. A change of `[env]` or `args` is a new deploy, with a snapshot of its own.
+//! - Environment and arguments. A change of `[env]` or `args` is a new deploy, with a snapshot of its own. Secrets that `hob.toml` lets be
+//!   read then: a change of one makes the host take another snapshot.
 //! - Times. A saved `SystemTime` is that of the deploy. A saved [`Instant`](std::time::Instant) is never later than one that is
 //!   taken after a restore.
 //!
@@ -79,6 +81,7 @@ pub mod random;
 mod record;
 mod request;
 mod response;
+pub mod secrets;
 mod start;
 
 pub use ::http::StatusCode;

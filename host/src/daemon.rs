@@ -54,6 +54,7 @@ use crate::net::serve::{self, Options};
 use crate::net::tls::{Tls, TlsError};
 use crate::process::WallError;
 use crate::registry::{FunctionRecord, Precondition, Registry, RegistryError};
+use crate::secrets::{Places, Secrets};
 use crate::telemetry::logs::{Level, LogSink, LogSpace};
 use crate::telemetry::metrics::Metrics;
 use crate::trigger::{Tell, Triggers};
@@ -104,6 +105,9 @@ pub enum StartError {
     /// The engine.
     #[error("the engine cannot start: {0}; lower engine.instances_max if addresses are short")]
     Engine(String),
+    /// A place of secrets.
+    #[error(transparent)]
+    Secrets(#[from] crate::secrets::OpenError),
     /// Outbound requests.
     #[error(transparent)]
     Egress(#[from] EgressStartError),
@@ -131,6 +135,8 @@ pub struct Setup {
     pub config: Config,
     /// File with the key that seals artifacts; made in the data directory when absent.
     pub key_file: Option<PathBuf>,
+    /// Folder in which systemd shows the credentials of the service.
+    pub credentials: Option<PathBuf>,
     /// What every function may reach: nothing, but under `hob run --net` and `--dir`.
     pub grants: Grants,
     /// Which ports open.
@@ -181,19 +187,18 @@ impl Node {
     /// # Cost
     /// Some 30 ms, and 2 us for each deployed function: the check of the registry.
     pub fn start(setup: Setup) -> Result<Self, StartError> {
-        let Setup { config, key_file, grants, ports, process } = setup;
+        let Setup { config, key_file, credentials, grants, ports, process } = setup;
         config.check()?;
         let tls = config.net.tls().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         let mut dir = DataDir::open(config.data.dir.as_deref().ok_or(StartError::NoDataDir)?)?;
         let [(addr, listeners), (control_addr, control_listeners)] = bind(&config, ports)?;
-        let (helper, mut walls) = enclose::enclose(&config, dir.path(), key_file.as_deref(), process)?;
+        let (helper, mut walls) = enclose::enclose(&config, dir.path(), key_file.as_deref(), credentials.as_deref(), process)?;
         let (data_max, control_max) = places::most(&config.net, raise_descriptor_limit());
         let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format())?);
         dir.mark_current()?;
         let (identity, first_start, audit) = identify(&registry, &config, ports, control_addr, dir.path())?;
-        let data = Arc::new(open_data(&dir, &config)?);
-        data.outbox().begin(&registry.triggers()?)?;
-        let artifacts = Artifacts::open(&dir, dir.mac_key(key_file.as_deref())?, config.data.bytes_max.0)?;
+        let data = Arc::new(open_data(&dir, &config, &registry)?);
+        let (artifacts, secrets) = open_sealed(&dir, &config, key_file.as_deref(), credentials.as_deref())?;
         let metrics = Arc::new(Metrics::new());
         metrics.data_bytes.set(artifacts.used_bytes());
         let engine = Engine::new(&config.engine, metrics.clone()).map_err(|error| StartError::Engine(format!("{error:#}")))?;
@@ -202,9 +207,9 @@ impl Node {
         let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
         let node = getrandom::u64().map_err(StartError::Random)?;
         let egress = Some(start_egress(&config.egress, &grants, [addr, control_addr])?);
-        let base = Base { egress, identity: Some(identity.clone()), ..base(&config, grants, &data, &artifacts)? };
+        let base = Base { egress, identity: Some(identity.clone()), ..base(&config, grants, &data, &artifacts, &secrets)? };
         let hot_max = config.engine.functions_hot_max;
-        let outside = base.files.clone().map(|files| Outside { data: data.clone(), files });
+        let outside = base.files.clone().map(|files| Outside { data: data.clone(), files, secrets: secrets.clone() });
         let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
         let (drain, stop) = Drain::new();
@@ -220,6 +225,7 @@ impl Node {
             dispatcher: dispatcher.clone(),
             invoke: data_plane.clone(),
             data: data.clone(),
+            secrets,
             metrics: metrics.clone(),
             stop: stop.clone(),
             places: Arc::default(),
@@ -414,10 +420,17 @@ fn bind(config: &Config, ports: Ports) -> Result<[(SocketAddr, Vec<std::net::Tcp
 }
 
 /// What all functions have in common.
-fn base(config: &Config, grants: Grants, data: &Arc<Data>, artifacts: &Artifacts) -> Result<Base, StartError> {
+fn base(
+    config: &Config,
+    grants: Grants,
+    data: &Arc<Data>,
+    artifacts: &Artifacts,
+    secrets: &Arc<Secrets>,
+) -> Result<Base, StartError> {
     let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
     let files = Files::new(artifacts.clone(), Arc::new(Folders::open(&config.folder)?));
-    Ok(Base { logs, grants, data: Some(data.clone()), files: Some(files), egress: None, identity: None })
+    let (data, secrets) = (Some(data.clone()), Some(secrets.clone()));
+    Ok(Base { logs, grants, data, files: Some(files), egress: None, secrets, identity: None })
 }
 
 /// Who is known, who may use the control port as long as nobody is, and where it is written down what they do.
@@ -436,7 +449,20 @@ fn identify(
     Ok((identity, first_start, Arc::new(Audit::open(dir)?)))
 }
 
-fn open_data(dir: &DataDir, config: &crate::config::Config) -> Result<Data, DataError> {
+/// What the node's key is for.
+fn open_sealed(
+    dir: &DataDir,
+    config: &Config,
+    key_file: Option<&Path>,
+    credentials: Option<&Path>,
+) -> Result<(Artifacts, Arc<Secrets>), StartError> {
+    let key = dir.mac_key(key_file)?;
+    let places = Places { folder: config.secrets.dir.as_deref(), credentials };
+    let secrets = Secrets::open(dir.path(), &key.derive(crate::secrets::KEY_CONTEXT), places)?;
+    Ok((Artifacts::open(dir, key, config.data.bytes_max.0)?, Arc::new(secrets)))
+}
+
+fn open_data(dir: &DataDir, config: &crate::config::Config, registry: &Registry) -> Result<Data, StartError> {
     let (config, opened) = (&config.data, config.origin.clone());
     let object_bytes_max = config.object_bytes_max.0;
     let objects = |bytes: crate::config::Bytes| ObjectLimits { object_bytes_max, bytes_max: bytes.0 };
@@ -450,7 +476,9 @@ fn open_data(dir: &DataDir, config: &crate::config::Config) -> Result<Data, Data
     };
     let (cache, memory_bytes_max) = (objects(config.cache_bytes_max), config.cache_memory_bytes_max.0);
     let origins = Origins { opened, cache, memory_bytes_max, requests_max: config.origin_requests_max };
-    Data::open_with(&dir.data_path(), sizes, &origins, Clock::system())
+    let data = Data::open_with(&dir.data_path(), sizes, &origins, Clock::system())?;
+    data.outbox().begin(&registry.triggers()?)?;
+    Ok(data)
 }
 
 /// Starts what sends requests of functions. `own`: where this node answers.

@@ -5,8 +5,10 @@
 //! acknowledged is there.
 
 mod files;
+mod retake;
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +31,7 @@ use crate::manifest::{Manifest, SnapshotMode};
 use crate::registry::{
     FunctionRecord, NewRevision, Precondition, PublishError, Reference, Registry, RevisionRecord, SnapshotRecord,
 };
+use crate::secrets::Secrets;
 use crate::signing::{Message, PublicKey, Signed};
 use crate::telemetry::logs::{Level, LogSink, Source};
 
@@ -57,6 +60,8 @@ pub struct Outside {
     pub data: Arc<Data>,
     /// Folders.
     pub files: Files,
+    /// Secrets.
+    pub secrets: Arc<Secrets>,
 }
 
 /// Changes what is live. Cheap to clone.
@@ -71,6 +76,8 @@ struct Inner {
     data: Option<Arc<Data>>,
     /// Where folders are found; none where nobody grants any.
     files: Option<Files>,
+    /// Where secrets are; none where nobody reads any.
+    secrets: Option<Arc<Secrets>>,
     builder: Arc<Builder>,
     engine: Engine,
     dispatcher: Dispatcher,
@@ -94,8 +101,14 @@ impl Deployer {
         config: config::Data,
     ) -> Self {
         let (collect, candidates) = (Notify::new(), Mutex::default());
-        let (data, files) = outside.map(|Outside { data, files }| (data, files)).unzip();
-        Self(Arc::new(Inner { artifacts, registry, data, files, builder, engine, dispatcher, config, collect, candidates }))
+        let (data, files, secrets) = match outside {
+            Some(Outside { data, files, secrets }) => (Some(data), Some(files), Some(secrets)),
+            None => (None, None, None),
+        };
+        let inner = Inner { artifacts, registry, data, files, secrets, builder, engine, dispatcher, config, collect, candidates };
+        let this = Self(Arc::new(inner));
+        this.0.dispatcher.retake_by(this.retake());
+        this
     }
 
     /// Whether builds can be made: see [`Builder::is_able`].
@@ -153,14 +166,16 @@ impl Deployer {
         inner.check(&tenant, &name, &precondition).await?;
         let folders = inner.folders(&tenant, &manifest.grants, bundle.as_ref())?;
         let digest = bundle.as_ref().map(Bundle::digest);
-        let keys = Keys::of(inner.dispatcher.templates(), &tenant, &name, uploaded.digest(), digest, &manifest);
+        let secrets = inner.secrets_of_init(&tenant, &manifest.grants).await?;
+        let frozen = Frozen { bundle: digest, secrets: secrets.as_ref().map(|secrets| secrets.digest) };
+        let keys = Keys::of(inner.dispatcher.templates(), &tenant, &name, uploaded.digest(), frozen, &manifest);
         let files = keys.files(&tenant);
         let pin = inner.artifacts.pin(files.clone());
         let deploying = inner.dispatcher.templates().deploying();
-        let job = Job::deploy(&name, &manifest).reading(folders, digest);
+        let job = Job::deploy(&name, &manifest).reading(folders, digest).with_secrets(&manifest.grants.secrets, secrets);
         let made = match inner.find(&tenant, keys, job.clone()).await? {
             Some(found) => found,
-            None => inner.make(keys, &uploaded, job).await?,
+            None => inner.make(keys, open_upload(&uploaded)?, job).await?,
         };
         let this = inner.clone();
         let publish = move || {
@@ -383,12 +398,21 @@ impl Allowed {
     pub const LOCAL: Self = Self { version: None };
 }
 
+/// Digests of what a guest may read during its initialisation besides its manifest.
+#[derive(Debug, Clone, Copy)]
+struct Frozen {
+    /// The files that the deploy brought.
+    bundle: Option<Digest>,
+    /// Its secrets.
+    secrets: Option<Digest>,
+}
+
 /// Under which names the files of a deploy may come to lie.
 #[derive(Debug, Clone, Copy)]
 struct Keys {
     wasm: Digest,
     snapshot: Digest,
-    bundle: Option<Digest>,
+    frozen: Frozen,
     /// Native code with the snapshot.
     restored: Digest,
     /// Native code without one.
@@ -401,12 +425,13 @@ impl Keys {
         tenant: &TenantId,
         name: &FunctionName,
         wasm: Digest,
-        bundle: Option<Digest>,
+        frozen: Frozen,
         manifest: &Manifest,
     ) -> Self {
-        let snapshot = Templates::snapshot_key(tenant, name, &wasm, bundle.as_ref(), manifest);
+        let read = [frozen.bundle.as_ref(), frozen.secrets.as_ref()];
+        let snapshot = Templates::snapshot_key(tenant, name, &wasm, read, manifest);
         let restored = templates.artifact_key(tenant, &wasm, Some(&snapshot));
-        Self { wasm, snapshot, bundle, restored, plain: templates.artifact_key(tenant, &wasm, None) }
+        Self { wasm, snapshot, frozen, restored, plain: templates.artifact_key(tenant, &wasm, None) }
     }
 
     fn files(&self, tenant: &TenantId) -> Vec<FileId> {
@@ -416,7 +441,7 @@ impl Keys {
             FileId::artifact(tenant, self.restored),
             FileId::artifact(tenant, self.plain),
         ];
-        files.into_iter().chain(self.bundle.map(|bundle| FileId::bundle(tenant, bundle))).collect()
+        files.into_iter().chain(self.frozen.bundle.map(|bundle| FileId::bundle(tenant, bundle))).collect()
     }
 }
 
@@ -471,10 +496,9 @@ impl Inner {
         .await
     }
 
-    async fn make(&self, keys: Keys, uploaded: &Uploaded, job: Job) -> Result<Made, Fault> {
+    async fn make(&self, keys: Keys, wasm: File, job: Job) -> Result<Made, Fault> {
         let staged = self.artifacts.stage_build();
         let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
-        let wasm = std::fs::File::open(uploaded.path()).map_err(|error| Fault::system(&error))?;
         let built = self.builder.build(wasm, job, &outputs).await?;
         self.engine.metrics().builds.inc();
         crash::point("build-done");
@@ -500,7 +524,12 @@ impl Inner {
             self.artifacts.put_artifact(tenant, key, native, contents).map_err(|error| error.fault())?;
         }
         let bytes = || self.artifacts.file_len(&FileId::snapshot(tenant, keys.snapshot)).unwrap_or_default();
-        let record = |kept: &Kept| SnapshotRecord { key: keys.snapshot, bytes: bytes(), memory_bytes: kept.memory_bytes };
+        let record = |kept: &Kept| SnapshotRecord {
+            key: keys.snapshot,
+            bytes: bytes(),
+            memory_bytes: kept.memory_bytes,
+            secrets: keys.frozen.secrets,
+        };
         Ok(built.snapshot.as_ref().map(record))
     }
 
@@ -626,6 +655,10 @@ impl Inner {
         self.candidates().extend(stayed);
         Ok(collected.files)
     }
+}
+
+fn open_upload(uploaded: &Uploaded) -> Result<File, Fault> {
+    File::open(uploaded.path()).map_err(|error| Fault::system(&error))
 }
 
 /// The file that a revision refers to.

@@ -75,6 +75,8 @@ pub enum Code {
     Draining,
     /// The function's files on this node, or what a bucket holds, are lost or damaged.
     Damaged,
+    /// A secret that the function cannot start without is not there, cannot be read, or has changed since its snapshot.
+    SecretUnavailable,
     /// The guest used up its processor time.
     CpuDeadline,
     /// The guest used up its time.
@@ -93,7 +95,7 @@ pub enum Code {
 
 impl Code {
     /// All codes, for documentation and tests.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::BadRequest,
         Self::BadManifest,
         Self::Unauthenticated,
@@ -125,6 +127,7 @@ impl Code {
         Self::Overloaded,
         Self::Draining,
         Self::Damaged,
+        Self::SecretUnavailable,
         Self::CpuDeadline,
         Self::WallDeadline,
         Self::QuotaExceeded,
@@ -169,6 +172,7 @@ impl Code {
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::Damaged => "damaged",
+            Self::SecretUnavailable => "secret-unavailable",
             Self::CpuDeadline => "cpu-deadline",
             Self::WallDeadline => "wall-deadline",
             Self::QuotaExceeded => "quota-exceeded",
@@ -214,6 +218,7 @@ impl Code {
             Self::Overloaded => "The node is full",
             Self::Draining => "The node is shutting down",
             Self::Damaged => "What was stored is lost or damaged",
+            Self::SecretUnavailable => "A secret of the function is not available",
             Self::CpuDeadline => "The function used up its processor time",
             Self::WallDeadline => "The function used up its time",
             Self::QuotaExceeded => "A quota is used up",

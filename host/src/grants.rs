@@ -3,6 +3,7 @@
 //! Owns the plain values. Knows nothing about who checks them (`capability` does, in one place for each interface).
 
 pub mod http;
+pub mod secrets;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::BucketName;
 
 use self::http::HttpGrant;
+use self::secrets::SecretGrant;
 
 /// What one guest was granted. The default grants nothing.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +48,9 @@ pub struct ManifestGrants {
     /// Servers that it may send requests to, each named once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub http: Vec<HttpGrant>,
+    /// Secrets of the function's tenant, each named once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretGrant>,
 }
 
 impl ManifestGrants {

@@ -14,11 +14,23 @@ use sha2::Digest as _;
 /// becomes a host name.
 pub const NAME_LEN_MAX: usize = 63;
 
-/// A name that does not follow `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`.
+/// Longest name of a secret, in bytes.
+pub const SECRET_NAME_LEN_MAX: usize = 64;
+
+/// A name that is not spelled as its kind is: most follow `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`, those of secrets
+/// `[A-Za-z_][A-Za-z0-9_]{0,63}`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{name}' is not a valid name: expected 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit")]
+#[error("'{name}' is not a valid name: expected {expected}")]
 pub struct NameError {
     name: String,
+    expected: &'static str,
+}
+
+impl NameError {
+    fn new(text: &str, expected: &'static str) -> Self {
+        // A hostile name may be long: the error shows its beginning only.
+        Self { name: text.chars().take(80).collect(), expected }
+    }
 }
 
 fn check_name(text: &str) -> Result<(), NameError> {
@@ -31,12 +43,24 @@ fn check_name(text: &str) -> Result<(), NameError> {
             bytes.len() <= NAME_LEN_MAX && alnum(*first) && alnum(*last) && middle.iter().all(|b| alnum(*b) || *b == b'-')
         }
     };
-    // A hostile name may be long: the error shows its beginning only.
-    if good { Ok(()) } else { Err(NameError { name: text.chars().take(80).collect() }) }
+    let expected = "1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit";
+    if good { Ok(()) } else { Err(NameError::new(text, expected)) }
+}
+
+/// Such a name can be that of a variable, and of a file.
+fn check_secret_name(text: &str) -> Result<(), NameError> {
+    let good = text.len() <= SECRET_NAME_LEN_MAX
+        && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let expected = "1 to 64 of A-Z, a-z, 0-9 and '_', beginning with no digit";
+    if good { Ok(()) } else { Err(NameError::new(text, expected)) }
 }
 
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
+        name_type! { $(#[$doc])* $name, check_name }
+    };
+    ($(#[$doc:meta])* $name:ident, $check:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(Arc<str>);
@@ -51,7 +75,7 @@ macro_rules! name_type {
         impl FromStr for $name {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
-                check_name(text)?;
+                $check(text)?;
                 Ok(Self(text.into()))
             }
         }
@@ -99,6 +123,10 @@ name_type! {
 name_type! {
     /// Name of a token; unique within the tenant. It is no secret.
     TokenName
+}
+name_type! {
+    /// Name of a secret; unique within the tenant.
+    SecretName, check_secret_name
 }
 name_type! {
     /// Name of a key that deploys are signed with; unique within the tenant.
@@ -307,6 +335,18 @@ mod tests {
         for bad in ["", "-a", "a-", "A", "a_b", "a.b", "..", "a/b", "ä", "a b", &too_long] {
             assert!(bad.parse::<FunctionName>().is_err(), "{bad}");
             assert!(bad.parse::<BucketName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_secrets_on_both_sides_of_the_rule() {
+        let long = "A".repeat(SECRET_NAME_LEN_MAX);
+        for good in ["A", "_", "API_KEY", "a1", &long] {
+            assert_eq!(good.parse::<SecretName>().unwrap().as_str(), good);
+        }
+        let too_long = "A".repeat(SECRET_NAME_LEN_MAX + 1);
+        for bad in ["", "1A", "A-B", "A.B", "..", "A/B", "\u{c4}", "A B", "A=", "A\0", &too_long] {
+            assert!(bad.parse::<SecretName>().unwrap_err().to_string().contains("1 to 64 of A-Z"), "{bad}");
         }
     }
 

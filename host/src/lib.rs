@@ -27,6 +27,7 @@ pub mod registry;
 pub mod audit;
 pub mod artifacts;
 pub mod data;
+pub mod secrets;
 pub mod meter;
 pub mod telemetry;
 pub mod net;

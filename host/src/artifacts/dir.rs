@@ -11,6 +11,7 @@
 //! DIR/snapshots/     initialised modules (`artifacts`)
 //! DIR/bundles/       files that deploys brought (`artifacts`); made when it is missing
 //! DIR/data/          buckets and what is in them (`data`); made when it is missing
+//! DIR/secrets/       secrets that came by the API, sealed (`secrets`); made when it is missing
 //! DIR/audit/         who changed what (`audit`); made when it is missing
 //! DIR/engine         digest of the engine that the native code is for (`artifacts`)
 //! ```
@@ -208,7 +209,8 @@ impl DataDir {
 
     /// The key of the artifacts' MAC: from `key_file` if given (`--key-file`, or a systemd credential), else from the directory
     /// itself, where it is made at first use. Then it protects against corruption and other users, not against whoever can
-    /// read the directory. After a change of key every artifact is compiled anew.
+    /// read the directory. After a change of key every artifact is compiled anew, and secrets that came by the API must be set
+    /// again.
     ///
     /// # Errors
     /// [`DataDirError::KeyFile`] for a file that is not exactly 32 bytes, can be read by every user, or written by the group.
@@ -222,7 +224,7 @@ impl DataDir {
             getrandom::fill(&mut key).map_err(|e| io_error("get random bytes for", &path)(io::Error::other(e)))?;
             write_durably(&self.path, KEY_FILE, &key).map_err(io_error("write", &path))?;
         }
-        read_key(&path, "delete it, and a new one is made and every artifact compiled anew")
+        read_key(&path, "delete it, and a new one is made and every artifact compiled anew; secrets must be set again")
     }
 }
 

@@ -36,6 +36,8 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use zeroize::Zeroizing;
+
 use super::Contents;
 use crate::id::{Digest, TenantId};
 
@@ -61,6 +63,12 @@ impl MacKey {
     #[must_use]
     pub fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+
+    /// Another key, for what `context` says and nothing else; see `blake3::derive_key`.
+    #[must_use]
+    pub fn derive(&self, context: &'static str) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(blake3::derive_key(context, &self.0))
     }
 
     #[cfg(test)]

@@ -17,6 +17,7 @@ pub mod http;
 pub mod keyvalue;
 mod reach;
 pub mod reply;
+pub mod secrets;
 pub mod stdio;
 pub mod wasi;
 mod written;
@@ -42,6 +43,7 @@ use files::FileAccess;
 use handler::{DataState, Exchange, Mappings, Responses};
 use http::Hooks;
 use reply::Reply;
+use secrets::SecretAccess;
 use stdio::Stdio;
 
 /// Most handles to resources of the host that one guest may hold.
@@ -67,14 +69,16 @@ impl Refusal {
 }
 
 /// What a guest finds when it asks for its arguments and variables. One for each revision; commands get more for each request.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Environment {
     /// Arguments; the first is the program's name.
     pub args: Vec<String>,
-    /// Variables: first those of the request, then the revision's own.
+    /// Variables: first those of the request, then the revision's own, then those that hold secrets.
     pub env: Vec<(String, String)>,
     /// How many of them are of the request.
     pub env_of_request: usize,
+    /// How many of them hold secrets.
+    pub env_of_secrets: usize,
     /// What it may reach of the host.
     pub grants: Grants,
     /// What it may reach of its tenant's data.
@@ -87,6 +91,16 @@ pub struct Environment {
     pub explained: Arc<Explained>,
     /// What it may reach over HTTP.
     pub egress: Arc<EgressAccess>,
+    /// Which secrets it may read.
+    pub secrets: Arc<SecretAccess>,
+}
+
+impl fmt::Debug for Environment {
+    /// Without the values of variables: some are secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.env.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Environment").field("args", &self.args).field("env", &names).finish_non_exhaustive()
+    }
 }
 
 /// The data of a wasmtime `Store`: all that belongs to one instance and dies with it. Built in one place, `engine/store.rs`.
@@ -121,7 +135,7 @@ pub struct Host {
     preview1: Option<WasiP1Ctx>,
     http: WasiHttpCtx,
     has_used_http: bool,
-    /// Whether a component has asked for data or configuration.
+    /// Whether the guest has asked for data or configuration as a component does, or for a secret.
     has_asked: bool,
     cursors: keyvalue::Cursors,
     blobs: blobstore::Blobs,

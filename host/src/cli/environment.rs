@@ -20,6 +20,11 @@ pub(super) fn config_dir() -> Option<PathBuf> {
     Some(config.join("hob"))
 }
 
+/// Where systemd shows this service its credentials, if it has any.
+pub(super) fn credentials_dir() -> Option<PathBuf> {
+    absolute("CREDENTIALS_DIRECTORY")
+}
+
 /// A path. A relative one means nothing here (XDG Base Directory Specification 0.8).
 fn absolute(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())

@@ -10,7 +10,7 @@ use clap::Args;
 use super::output::{self, Format};
 use super::text::{bytes, clean, span, table, time};
 use super::{Ctx, Failure};
-use crate::control::wire::{FunctionDetail, RevisionInfo, TriggerInfo, UsageInfo};
+use crate::control::wire::{FunctionDetail, RevisionInfo, SecretGrantInfo, TriggerInfo, UsageInfo};
 use crate::id::FunctionName;
 use crate::invocation::{Phases, Start};
 
@@ -74,6 +74,11 @@ fn describe(detail: &FunctionDetail) -> String {
     add("clock", detail.grants.clock.clone());
     for server in &detail.grants.http {
         add("may reach", server.clone());
+    }
+    for SecretGrantInfo { name, env, init } in &detail.grants.secrets {
+        let variable = env.as_ref().map(|variable| format!(", as the variable {variable}")).unwrap_or_default();
+        let early = if *init { ", during its initialisation too" } else { "" };
+        add("may read", format!("secret {name}{variable}{early}"));
     }
     for TriggerInfo { on, bucket, prefix, attempts, dead_letter } in &detail.triggers {
         let below = if prefix.is_empty() { String::new() } else { format!(" below {prefix}") };

@@ -34,6 +34,7 @@ mod rm;
 mod rollback;
 mod run;
 mod scratch;
+mod secret;
 mod serve;
 mod tenant;
 mod text;
@@ -106,6 +107,8 @@ enum Command {
     Kv(kv::Kv),
     /// Objects of a bucket: bytes of any size under keys
     Blob(blob::Blob),
+    /// Secrets: values that functions read and nobody else
+    Secret(secret::Secret),
     /// Tokens: who may do what on a node
     Token(token::Token),
     /// Tenants: whose functions and data are apart
@@ -183,6 +186,7 @@ impl Cli {
             Command::Bucket(bucket) => bucket.run(&ctx),
             Command::Kv(kv) => kv.run(&ctx),
             Command::Blob(blob) => blob.run(&ctx),
+            Command::Secret(secret) => secret.run(&ctx),
             Command::Token(token) => token.run(&ctx),
             Command::Tenant(tenant) => tenant.run(&ctx),
             Command::Key(key) => key.run(&ctx),

@@ -80,6 +80,7 @@ const SDK: &[Source] = sdk!(
     "src/record.rs",
     "src/request.rs",
     "src/response.rs",
+    "src/secrets.rs",
     "src/start.rs",
     "macros/Cargo.toml",
     "macros/src/lib.rs"

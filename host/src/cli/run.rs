@@ -266,8 +266,15 @@ async fn deploy(data: &Path, file: File, manifest: Manifest) -> Result<(Engine, 
         .context("the process that starts builds cannot be started")?;
     let builder = Arc::new(Builder::new(helper, config::Build::default()).context("cannot start a thread")?);
     let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), ONE_TEMPLATE);
-    let base =
-        Base { logs: LogSpace::new(0, 0), grants: Grants::default(), data: None, files: None, egress: None, identity: None };
+    let base = Base {
+        logs: LogSpace::new(0, 0),
+        grants: Grants::default(),
+        data: None,
+        files: None,
+        egress: None,
+        secrets: None,
+        identity: None,
+    };
     let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, 1, 0)
         .context("cannot read the registry of a temporary folder")?;
     let deployer = Deployer::new(artifacts, registry, None, builder, engine.clone(), dispatcher.clone(), config::Data::default());

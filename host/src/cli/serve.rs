@@ -59,12 +59,13 @@ fn sandbox(word: &str) -> Result<Sandbox, String> {
 impl Serve {
     pub(super) fn run(self, ctx: &Ctx) -> Result<(), Failure> {
         let key_file = self.key_file.clone();
+        let credentials = environment::credentials_dir();
         let config = self.config()?;
         start_tracing(ctx.format, "info");
         if config.is_open() && config.net.tls().is_none() {
             tracing::warn!(addr = %config.net.addr, "functions are reached by plain HTTP from other machines");
         }
-        let setup = Setup { config, key_file, grants: Grants::default(), ports: Ports::Both, process: Process::Own };
+        let setup = Setup { config, key_file, credentials, grants: Grants::default(), ports: Ports::Both, process: Process::Own };
         let node =
             Node::start(setup).map_err(|error| start_failure(error, "hob serve --addr 127.0.0.1:0 --control 127.0.0.1:0"))?;
         if node.sandbox().contains("missing") {

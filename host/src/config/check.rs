@@ -4,7 +4,7 @@
 
 use std::path::{Component, Path};
 
-use super::{Build, Config, ConfigError, Engine, Folder, Net, Origin};
+use super::{Build, Config, ConfigError, Engine, Folder, Net, Origin, Secrets};
 
 /// Most `[[origin]]`.
 const ORIGINS_MAX: usize = 64;
@@ -104,6 +104,19 @@ fn folders(folders: &[Folder], data: Option<&Path>) -> Result<(), ConfigError> {
     Ok(())
 }
 
+impl Secrets {
+    /// No function may be granted the folder as one of files, and the node writes nothing there.
+    fn check(&self, folders: &[Folder], data: Option<&Path>) -> Result<(), ConfigError> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let shown = || format!("'{}'", dir.display());
+        let is_plain = dir.is_absolute() && dir.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+        range(is_plain, "secrets.dir", shown(), "an absolute path without '..'")?;
+        let overlaps = |other: &Path| dir.starts_with(other) || other.starts_with(dir);
+        let is_apart = folders.iter().all(|folder| !overlaps(&folder.path)) && data.is_none_or(|data| !overlaps(data));
+        range(is_apart, "secrets.dir", shown(), "a folder apart from data.dir and from every [[folder]]")
+    }
+}
+
 impl Config {
     /// Checks what the types do not.
     ///
@@ -148,6 +161,7 @@ impl Config {
         origins(&self.origin)?;
         folders(&self.folder, self.data.dir.as_deref())?;
         self.egress.check()?;
+        self.secrets.check(&self.folder, self.data.dir.as_deref())?;
         let requests = self.data.origin_requests_max;
         range((1..=1024).contains(&requests), "data.origin_requests_max", requests.to_string(), "1 to 1024")?;
         range(self.data.functions_max > 0, "data.functions_max", "0".into(), "1 or more")?;

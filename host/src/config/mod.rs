@@ -50,6 +50,8 @@ pub struct Config {
     pub folder: Vec<Folder>,
     /// What functions may reach over the network.
     pub egress: Egress,
+    /// Where secrets come from besides the API.
+    pub secrets: Secrets,
     /// What the process itself may reach and call.
     pub process: Process,
 }
@@ -347,6 +349,15 @@ pub struct Folder {
 
 fn read() -> Access {
     Access::Read
+}
+
+/// `[secrets]`: where secrets come from besides the API.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Secrets {
+    /// Folder with a folder for each tenant, and in that a file for each secret, named as it is. It must be there when the node starts, apart
+    /// from `data.dir` and every `[[folder]]`. Default: none.
+    pub dir: Option<PathBuf>,
 }
 
 /// `[logs]`: what functions log, kept in memory.

@@ -182,6 +182,22 @@ fn origins_have_their_ranges() {
 }
 
 #[test]
+fn the_folder_of_secrets_is_apart() {
+    let read = |text: &str| Config::read(text, &[]).map(|config| config.secrets.dir);
+    assert_eq!(read("").unwrap(), None);
+    assert_eq!(read("[secrets]\ndir = '/etc/hob/secrets'").unwrap().unwrap(), std::path::Path::new("/etc/hob/secrets"));
+    for bad in ["", "secrets", "/etc/../secrets"] {
+        assert!(read(&format!("[secrets]\ndir = '{bad}'")).is_err(), "{bad}");
+    }
+    let beside = |other: &str| read(&format!("{other}\n[secrets]\ndir = '/srv/a/secrets'"));
+    assert!(beside("[data]\ndir = '/srv/a/data'").is_ok() && beside("[[folder]]\npath = '/srv/a/site'").is_ok());
+    for bad in ["[data]\ndir = '/srv/a'", "[data]\ndir = '/srv/a/secrets/b'", "[[folder]]\npath = '/srv/a'"] {
+        assert!(beside(bad).unwrap_err().to_string().contains("apart from"), "{bad}");
+    }
+    assert!(read("[secrets]\nfolder = '/a'").is_err());
+}
+
+#[test]
 fn folders_have_their_ranges() {
     let read = |text: &str| Config::read(text, &[]).map(|config| config.folder);
     let with = |path: &str, line: &str| read(&format!("[[folder]]\npath = '{path}'\n{line}\n"));

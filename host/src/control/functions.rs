@@ -16,10 +16,11 @@ use super::audited::Detail;
 use super::upload;
 use super::wire::{
     BundleInfo, DataGrantInfo, FileGrantInfo, FunctionDetail, FunctionInfo, FunctionList, GrantsInfo, Problem, RevisionInfo,
-    RevisionList, RollbackRequest, SnapshotInfo, StartTimeInfo, TriggerInfo, UsageInfo,
+    RevisionList, RollbackRequest, SecretGrantInfo, SnapshotInfo, StartTimeInfo, TriggerInfo, UsageInfo,
 };
 use crate::fault::{Code, Fault};
 use crate::grants::ManifestGrants;
+use crate::grants::secrets::SecretGrant;
 use crate::histogram::StartTimes;
 use crate::id::{FunctionName, RevisionNumber};
 use crate::invocation::{Phases, Start};
@@ -206,7 +207,10 @@ fn grants(grants: &ManifestGrants) -> GrantsInfo {
         access: grant.access.to_string(),
     });
     let http = grants.http.iter().map(ToString::to_string).collect();
-    GrantsInfo { data: data.collect(), files: files.collect(), http, clock: grants.clock.as_str().into() }
+    let secret =
+        |SecretGrant { name, env, init }: &SecretGrant| SecretGrantInfo { name: name.to_string(), env: env.clone(), init: *init };
+    let secrets = grants.secrets.iter().map(secret).collect();
+    GrantsInfo { data: data.collect(), files: files.collect(), http, secrets, clock: grants.clock.as_str().into() }
 }
 
 fn trigger(trigger: &Trigger) -> TriggerInfo {

@@ -19,6 +19,7 @@ mod node;
 mod objects;
 mod openapi;
 mod receive;
+mod secrets;
 mod tenants;
 mod tokens;
 mod upload;
@@ -55,6 +56,7 @@ use crate::invocation::Invoke;
 use crate::net::body::IncomingBody;
 use crate::net::drain::Stop;
 use crate::net::panic_text;
+use crate::secrets::Secrets;
 use crate::telemetry::metrics::Metrics;
 
 /// What the routes need.
@@ -68,6 +70,8 @@ pub struct Control {
     pub invoke: Arc<dyn Invoke>,
     /// The buckets.
     pub data: Arc<Data>,
+    /// The secrets.
+    pub secrets: Arc<Secrets>,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
     /// Ends those who follow a log when the node stops.
@@ -122,6 +126,8 @@ impl Control {
             .routes(routes!(kv::list, kv::batch))
             .routes(routes!(kv::get_many))
             .routes(routes!(objects::list))
+            .routes(routes!(secrets::list))
+            .routes(routes!(secrets::put, secrets::delete))
             .routes(routes!(tokens::list, tokens::post))
             .routes(routes!(tokens::delete))
             .routes(routes!(tenants::list))

@@ -86,6 +86,7 @@ pub(super) async fn put(State(control): State<Control>, Named(name): Named<Tenan
         if !control.identity.has_tenant(&name) {
             // What a removed tenant of this name left is nothing for a new one to find.
             control.has_no_buckets(&name)?;
+            control.secrets.remove_tenant(&name).map_err(|error| error.fault())?;
         }
         control.identity.put_tenant(&name, hosts).map_err(|error| error.fault())
     });
@@ -94,7 +95,7 @@ pub(super) async fn put(State(control): State<Control>, Named(name): Named<Tenan
     Ok((status, Json(TenantInfo::from(&record))).into_response())
 }
 
-/// Removes a tenant with its tokens and keys. It must have no functions and no buckets.
+/// Removes a tenant with its tokens, keys and secrets. It must have no functions and no buckets.
 #[utoipa::path(delete, path = "/v1/tenants/{name}", operation_id = "tenant_delete", security(("operator" = ["admin"])), params(("name" = String, Path)),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub(super) async fn delete(State(control): State<Control>, Named(name): Named<TenantId>) -> Result<StatusCode, Refusal> {
@@ -102,7 +103,9 @@ pub(super) async fn delete(State(control): State<Control>, Named(name): Named<Te
         if control.identity.has_tenant(&name) && !name.is_default() {
             control.has_no_buckets(&name)?;
         }
-        control.identity.remove_tenant(&name).map_err(|error| error.fault())
+        control.identity.remove_tenant(&name).map_err(|error| error.fault())?;
+        // What a failure leaves here goes before a tenant of this name is made again.
+        control.secrets.remove_tenant(&name).map_err(|error| error.fault())
     });
     done.await??;
     Ok(StatusCode::NO_CONTENT)

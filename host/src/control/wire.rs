@@ -5,6 +5,7 @@
 
 mod data;
 mod identity;
+mod secrets;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,7 @@ pub use self::identity::{
     AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, TenantInfo, TenantList, TenantRequest, TokenInfo, TokenList,
     TokenRequest,
 };
+pub use self::secrets::{SecretGrantInfo, SecretInfo, SecretList};
 
 /// A deployed function and its live revision.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -127,6 +129,9 @@ pub struct GrantsInfo {
     /// Servers that it may send requests to, as the manifest names them.
     #[serde(default)]
     pub http: Vec<String>,
+    /// Secrets that it may read.
+    #[serde(default)]
+    pub secrets: Vec<SecretGrantInfo>,
 }
 
 /// A bucket that a function may use.

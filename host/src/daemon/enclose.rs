@@ -28,11 +28,14 @@ pub(super) fn enclose(
     config: &Config,
     data_dir: &Path,
     key_file: Option<&Path>,
+    credentials: Option<&Path>,
     process: Process,
 ) -> Result<(Helper, Walls), StartError> {
-    let reach = reach(config, data_dir, key_file);
+    let mut reach = reach(config, data_dir, key_file);
     // Before the walls, because it has to do what they forbid.
     let helper = Helper::start(Path::new(Helper::SELF), config.process.sandbox, &reach).map_err(StartError::Helper)?;
+    // After it, which reads none of them.
+    config.secrets.dir.as_deref().into_iter().chain(credentials).for_each(|path| reach.read(path));
     if process == Process::Shared {
         return Ok((helper, Walls::new(Sandbox::Off)));
     }

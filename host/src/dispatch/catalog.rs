@@ -16,6 +16,7 @@ use super::files::Files;
 use crate::capability::Environment;
 use crate::capability::data::DataAccess;
 use crate::capability::egress::EgressAccess;
+use crate::capability::secrets::SecretAccess;
 use crate::data::Data;
 use crate::egress::Egress;
 use crate::engine::{Shape, UnknownKind};
@@ -28,6 +29,7 @@ use crate::limits::{Limit, Limits};
 use crate::meter::{Admission, FunctionMeter};
 use crate::registry::{FunctionRecord, RevisionRecord};
 use crate::route::Route;
+use crate::secrets::Secrets;
 use crate::telemetry::logs::{FunctionLog, LogSpace};
 
 /// A live function, as an invocation needs it.
@@ -81,6 +83,8 @@ pub struct Base {
     pub files: Option<Files>,
     /// The node's client for requests to elsewhere, of which each reaches what its manifest grants.
     pub egress: Option<Egress>,
+    /// The node's secrets, of which each reads what its manifest grants.
+    pub secrets: Option<Arc<Secrets>>,
     /// Who may invoke those that ask for a token; none where nobody may.
     pub identity: Option<Arc<Identity>>,
 }
@@ -114,6 +118,8 @@ impl Function {
             true => EgressAccess::any(egress),
             false => EgressAccess::new(egress, &tenant, &manifest.grants.http),
         });
+        let secrets = base.secrets.clone();
+        let secrets = secrets.map(|secrets| SecretAccess::new(secrets, tenant.clone(), &manifest.grants.secrets));
         Ok(Self {
             admission,
             meter: kept.meter.unwrap_or_default(),
@@ -124,12 +130,14 @@ impl Function {
                 args,
                 env,
                 env_of_request: 0,
+                env_of_secrets: 0,
                 grants: base.grants.clone(),
                 data: Arc::new(data.unwrap_or_default()),
                 files: Arc::new(files.unwrap_or_default()),
                 clock,
                 explained: Arc::default(),
                 egress: Arc::new(egress.unwrap_or_default()),
+                secrets: Arc::new(secrets.unwrap_or_default()),
             }),
             recent: AtomicBool::new(true),
             tenant,
@@ -159,6 +167,12 @@ impl Function {
         // Whoever let go of it before has taken its place before that.
         fence(Ordering::Acquire);
         is_owned && self.admission.occupancy() == (0, 0)
+    }
+
+    /// Whether secrets are in its snapshot.
+    #[must_use]
+    pub fn depends_on_secrets(&self) -> bool {
+        self.revision.snapshot.as_ref().is_some_and(|snapshot| snapshot.secrets.is_some())
     }
 
     fn touch(&self) {
@@ -370,6 +384,7 @@ mod tests {
             data: None,
             files: None,
             egress: None,
+            secrets: None,
             identity: None,
         };
         Arc::new(Function::new(record, Kept::default(), &base).unwrap())

@@ -5,6 +5,7 @@
 //! client took a large response.
 
 pub mod catalog;
+mod current;
 pub mod files;
 mod functions;
 pub mod templates;
@@ -22,6 +23,8 @@ use http::{HeaderMap, HeaderName};
 use http_body::Body as _;
 
 use catalog::{Base, Function, Resolved};
+pub use current::Retake;
+use current::Retakes;
 use functions::Functions;
 pub use functions::Metered;
 use templates::{Loaded, Templates};
@@ -58,6 +61,8 @@ struct Inner {
     templates: Templates,
     /// Told what functions want to be told.
     data: Option<Arc<Data>>,
+    /// What is initialised again because a secret has changed.
+    retakes: Retakes,
     /// Knows who may invoke functions that ask for a token.
     identity: Option<Arc<Identity>>,
     ids: Ids,
@@ -94,7 +99,8 @@ impl Dispatcher {
         let (data, identity) = (base.data.clone(), base.identity.clone());
         let functions = Functions::new(registry.clone(), base, functions_hot_max)?;
         let ids = Ids { node, next: AtomicU64::new(0) };
-        let inner = Inner { functions, registry, changes: Mutex::new(()), engine, templates, data, identity, ids };
+        let (changes, retakes) = (Mutex::new(()), Retakes::default());
+        let inner = Inner { functions, registry, changes, engine, templates, data, retakes, identity, ids };
         inner.count();
         Ok(Self(Arc::new(inner)))
     }
@@ -179,18 +185,21 @@ impl Dispatcher {
             if function.revision.manifest.auth == Auth::Token && matches!(target, Target::Request) {
                 self.authorize(&function, &mut head.headers)?;
             }
+            // Apart, so that it makes the future of no other function larger.
+            let again = if function.depends_on_secrets() { Some(Box::pin(self.current(&function)).await?) } else { None };
+            let function = again.as_ref().unwrap_or(&function);
             let body = limit_body(body, function.limits.get(Limit::RequestBody))?;
             if prefix_len > 0 {
                 head.headers.insert(PATH_PREFIX, function.prefix.clone());
             }
             let permit = match function.admission.try_admit() {
                 Some(permit) => permit,
-                None => function.admission.admit().await.map_err(|error| no_place(&function, error))?,
+                None => function.admission.admit().await.map_err(|error| no_place(function, error))?,
             };
             let admitted = Instant::now();
-            let Loaded { template, start, verify } = match self.0.templates.get(&function, asked).await {
+            let Loaded { template, start, verify } = match self.0.templates.get(function, asked).await {
                 // Its files go when it is deleted, which may have happened while this waited its turn.
-                Err(_) if !self.is_live(&function) => return Err(no_such_function(&function.name)),
+                Err(_) if !self.is_live(function) => return Err(no_such_function(&function.name)),
                 got => got?,
             };
             let load = if start == Start::Resident { Duration::ZERO } else { admitted.elapsed().saturating_sub(verify) };

@@ -53,12 +53,14 @@ pub(super) fn environment(base: &Environment, parts: &Parts, prefix_len: usize, 
         args: base.args.clone(),
         env,
         env_of_request,
+        env_of_secrets: base.env_of_secrets,
         grants: base.grants.clone(),
         data: base.data.clone(),
         files: base.files.clone(),
         clock: base.clock,
         explained: base.explained.clone(),
         egress: base.egress.clone(),
+        secrets: base.secrets.clone(),
     }
 }
 

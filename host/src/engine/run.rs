@@ -246,7 +246,8 @@ impl Running {
     fn start(engine: &Engine, kind: Kind, call: Call, vessel: Vessel, turn: Turn, began: Instant) -> Result<Self, Fault> {
         let reply = Arc::new(Reply::default());
         let log = Arc::new(LogSink::new(call.log, call.id, call.revision, call.limits.get(Limit::Log)));
-        let (mut exchange, mut request, mut input, mut environment) = (Exchange::default(), None, None, call.environment);
+        let (mut exchange, mut request, mut input, mut environment) =
+            (Exchange::default(), None, None, call.environment.with_secrets(&log)?);
         let (parts, body) = call.request.into_parts();
         let hops = parts.extensions.get::<Hops>().copied().unwrap_or_default();
         match kind {

@@ -6,10 +6,10 @@ use toml::Value;
 
 use super::data::{BUCKETS_MAX, bucket_name, distinct, fields, list, table, word};
 use super::files::{FOLDERS_MAX, clock, distinct_guests, file_grant};
-use super::{ManifestError, http, problem, string, unknown};
+use super::{ManifestError, http, problem, secrets, string, unknown};
 use crate::grants::{Access, DataGrant, ManifestGrants};
 
-const KEYS: [&str; 4] = ["data", "files", "http", "clock"];
+const KEYS: [&str; 5] = ["data", "files", "http", "secrets", "clock"];
 const DATA_KEYS: [&str; 3] = ["bucket", "access", "mount"];
 
 /// Reads `[grants]`.
@@ -21,6 +21,7 @@ pub(super) fn grants(value: Value) -> Result<ManifestGrants, ManifestError> {
             "files" => grants.files = list("grants.files", value, FOLDERS_MAX, file_grant)?,
             "clock" => grants.clock = clock(value)?,
             "http" => grants.http = http::grants(value)?,
+            "secrets" => grants.secrets = secrets::grants(value)?,
             _ => return Err(unknown(key, "[grants]", &KEYS)),
         }
     }

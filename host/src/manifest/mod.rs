@@ -8,6 +8,7 @@ mod data;
 mod files;
 mod grants;
 mod http;
+mod secrets;
 mod snapshot;
 mod trigger;
 
@@ -182,6 +183,7 @@ impl Manifest {
             }
         }
         manifest.check_sizes()?;
+        secrets::check(&manifest.grants.secrets, &manifest.env)?;
         trigger::check(&manifest.trigger, &manifest.grants, &manifest.bucket)?;
         Ok(manifest)
     }
@@ -206,12 +208,13 @@ impl Manifest {
     }
 
     /// The parts that decide what is in a snapshot, as bytes for a digest: what is run, and what a guest may read meanwhile, which is
-    /// frozen in it. Routes and limits are not among them. `bundle`: digest of the files that the deploy brought.
+    /// frozen in it. Routes and limits are not among them. `bundle`: digest of the files that the deploy brought. `secrets`: of the secrets
+    /// that may be read meanwhile.
     #[must_use]
-    pub fn snapshot_inputs(&self, bundle: Option<&Digest>) -> Vec<u8> {
+    pub fn snapshot_inputs(&self, bundle: Option<&Digest>, secrets: Option<&Digest>) -> Vec<u8> {
         let ManifestGrants { files, clock, .. } = &self.grants;
-        let bundle = bundle.map(|bundle| bundle.hex());
-        serde_json::to_vec(&(&self.snapshot.warmup, &self.env, &self.args, files, clock, bundle))
+        let [bundle, secrets] = [bundle, secrets].map(|digest| digest.map(Digest::hex));
+        serde_json::to_vec(&(&self.snapshot.warmup, &self.env, &self.args, files, clock, bundle, secrets))
             .expect("text and lists are JSON")
     }
 }

@@ -56,7 +56,7 @@ pub fn status(code: Code) -> StatusCode {
         | Code::GuestNoResponse
         | Code::ResponseTooLarge
         | Code::OriginFailed => StatusCode::BAD_GATEWAY,
-        Code::Overloaded | Code::Draining | Code::Damaged => StatusCode::SERVICE_UNAVAILABLE,
+        Code::Overloaded | Code::Draining | Code::Damaged | Code::SecretUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::CpuDeadline | Code::WallDeadline | Code::OriginTimeout => StatusCode::GATEWAY_TIMEOUT,
         Code::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
         Code::LoopDetected => StatusCode::LOOP_DETECTED,

@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 use redb::{ReadableTable, Table, WriteTransaction};
 
 use super::error::{PublishError, RegistryError, storage};
-use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, RevisionRecord, encode};
+use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, Retaken, RevisionRecord, encode};
 use super::references::{Counting, Reference};
 use super::tenants::raise_version;
 use super::{Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, TRIGGERS, now_ms, read_function, read_numbers, read_revision};
@@ -365,8 +365,8 @@ impl Registry {
         })
     }
 
-    /// Records that a revision's native code now lies under another key (it was compiled anew). `bytes`: length of its file.
-    /// Returns whether the revision is still kept.
+    /// Records that a revision's native code now lies under another key (it was compiled anew). `of`: key of the snapshot that it was made of.
+    /// `bytes`: length of its file. Returns whether the revision is still kept, with that snapshot.
     ///
     /// # Errors
     /// Those of storage.
@@ -378,11 +378,14 @@ impl Registry {
         tenant: &TenantId,
         name: &FunctionName,
         number: RevisionNumber,
+        of: Option<Digest>,
         key: Digest,
         bytes: u64,
     ) -> Result<bool, PublishError> {
         self.change(|tables| {
-            let Some(mut record) = read_revision(&tables.revisions, tenant, name, number)? else {
+            let record = read_revision(&tables.revisions, tenant, name, number)?;
+            let is_of_it = |record: &RevisionRecord| record.snapshot.as_ref().map(|snapshot| snapshot.key) == of;
+            let Some(mut record) = record.filter(is_of_it) else {
                 // The file was made for nothing.
                 tables.counting.released.push((tenant.clone(), Reference::Artifact(key)));
                 return Ok((false, Commit::No));
@@ -393,6 +396,42 @@ impl Registry {
             (record.artifact, record.artifact_bytes) = (key, bytes);
             tables.put_revision(tenant, name, &record)?;
             Ok((true, Commit::Yes))
+        })
+    }
+
+    /// Gives the live revision of a function, which must be the one with this number, what was built of it anew. Returns the function as it
+    /// is then; `None` if another revision is live by now, and nothing was changed.
+    ///
+    /// # Errors
+    /// Those of storage.
+    ///
+    /// # Cost
+    /// As [`Registry::publish`].
+    pub fn retake(
+        &self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        number: RevisionNumber,
+        taken: Retaken,
+    ) -> Result<Option<FunctionRecord>, PublishError> {
+        self.change(|tables| {
+            let Some((row, mut live)) = tables.live(tenant, name)?.filter(|(row, _)| row.live == number) else {
+                // The files were made for nothing.
+                let snapshot = taken.snapshot.map(|snapshot| Reference::Snapshot(snapshot.key));
+                let files = [Reference::Artifact(taken.artifact)].into_iter().chain(snapshot);
+                tables.counting.released.extend(files.map(|file| (tenant.clone(), file)));
+                return Ok((None, Commit::No));
+            };
+            Retaken {
+                artifact: live.artifact,
+                artifact_bytes: live.artifact_bytes,
+                snapshot: live.snapshot,
+                notes: live.notes,
+            } = taken;
+            tables.put_revision(tenant, name, &live)?;
+            let FunctionRow { created_ms, updated_ms, .. } = row;
+            let (tenant, name) = (tenant.clone(), name.clone());
+            Ok((Some(FunctionRecord { tenant, name, live, created_ms, updated_ms }), Commit::Yes))
         })
     }
 }

@@ -54,7 +54,7 @@ use crate::storage::caught;
 
 pub use self::change::{Precondition, TRIGGERED_MAX};
 pub use self::error::{PublishError, RegistryError};
-pub use self::record::{BundleRecord, FunctionRecord, NewRevision, RevisionRecord, SnapshotRecord};
+pub use self::record::{BundleRecord, FunctionRecord, NewRevision, Retaken, RevisionRecord, SnapshotRecord};
 pub use self::references::Reference;
 pub use self::tenants::{HOSTS_MAX, KEYS_MAX, TENANTS_MAX, TOKENS_MAX, TenantError, TenantRecord, TokenRecord};
 

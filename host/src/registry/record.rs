@@ -60,6 +60,22 @@ pub struct SnapshotRecord {
     pub bytes: u64,
     /// Bytes of guest memory that it restores.
     pub memory_bytes: u64,
+    /// Digest of the secrets that could be read when it was taken, if any could, under a key of the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<Digest>,
+}
+
+/// What a live revision gets when its build is made again, with other secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retaken {
+    /// Key of the artifact.
+    pub artifact: Digest,
+    /// Length of the artifact's file in bytes.
+    pub artifact_bytes: u64,
+    /// The module as it was after its initialisation.
+    pub snapshot: Option<SnapshotRecord>,
+    /// What the build tells the author.
+    pub notes: Vec<String>,
 }
 
 /// Files of a revision on disk.

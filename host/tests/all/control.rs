@@ -277,6 +277,8 @@ const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/tenants/{name}", &["delete", "get", "put"]),
     ("/v1/keys", &["get"]),
     ("/v1/keys/{name}", &["delete", "put"]),
+    ("/v1/secrets", &["get"]),
+    ("/v1/secrets/{name}", &["delete", "put"]),
     ("/v1/audit", &["get"]),
     ("/livez", &["get"]),
     ("/readyz", &["get"]),

@@ -42,6 +42,7 @@ mod ready;
 mod refused;
 mod registry;
 mod rehearsal;
+mod secrets;
 mod shortage;
 mod signed;
 mod snapshot;

@@ -249,8 +249,15 @@ fn inside() -> Inside {
     let builder = Arc::new(Builder::new(helper, config::Build::default()).unwrap());
     let bounds = Bounds { count: 10, bytes: u64::MAX };
     let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
-    let base =
-        Base { logs: LogSpace::new(0, 0), grants: Grants::default(), data: None, files: None, egress: None, identity: None };
+    let base = Base {
+        logs: LogSpace::new(0, 0),
+        grants: Grants::default(),
+        data: None,
+        files: None,
+        egress: None,
+        secrets: None,
+        identity: None,
+    };
     let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, 10, 0).unwrap();
     let data = config::Data::default();
     let deployer = Deployer::new(artifacts, registry, None, builder, engine.clone(), dispatcher.clone(), data);

@@ -61,6 +61,8 @@ pub enum Errno {
     Prohibited = -14,
     /// Another server did not answer in time.
     Timeout = -15,
+    /// There is no such secret.
+    NoSecret = -16,
 }
 
 impl From<&AccessError> for Errno {
@@ -150,6 +152,24 @@ pub(super) fn deliver(
     let mut answer = vec![0; len];
     write(&mut Writer(&mut answer));
     Ok(host.answer(answer))
+}
+
+/// As [`deliver`], with an answer that is there: `keep` makes what is kept of it.
+pub(super) fn deliver_or(
+    caller: &mut Caller<'_, Host>,
+    buf: u32,
+    cap: u32,
+    answer: &[u8],
+    keep: impl FnOnce() -> Bytes,
+) -> Result<i32> {
+    let (buffer, host) = span(caller, buf, cap)?;
+    match buffer.get_mut(..answer.len()) {
+        Some(buffer) => {
+            buffer.copy_from_slice(answer);
+            Ok(i32::try_from(answer.len()).unwrap_or(i32::MAX))
+        }
+        None => Ok(host.answer(keep())),
+    }
 }
 
 impl Host {

@@ -9,6 +9,7 @@ mod kv;
 mod mapping;
 mod objects;
 mod outgoing;
+mod secrets;
 
 pub use data::{DataState, Errno};
 pub use mapping::{InSlice, Mappings, prepare_process, system_mappings};
@@ -132,6 +133,7 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
     kv::link(linker)?;
     objects::link(linker)?;
     outgoing::link(linker)?;
+    secrets::link(linker)?;
     mapping::link(linker)
 }
 

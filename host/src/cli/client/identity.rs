@@ -1,4 +1,4 @@
-//! What the client asks about tokens, tenants, keys and the audit log.
+//! What the client asks about tokens, tenants, keys, secrets and the audit log.
 //!
 //! Owns these requests. Knows nothing about what is printed.
 
@@ -10,10 +10,10 @@ use ureq::SendBody;
 use super::super::failure::Failure;
 use super::{Client, accept, read};
 use crate::control::wire::{
-    AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, TenantInfo, TenantList, TenantRequest, TokenInfo, TokenList,
-    TokenRequest,
+    AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, SecretList, TenantInfo, TenantList, TenantRequest, TokenInfo,
+    TokenList, TokenRequest,
 };
-use crate::id::{KeyName, TenantId, TokenName};
+use crate::id::{KeyName, SecretName, TenantId, TokenName};
 use crate::signing::PublicKey;
 
 impl Client {
@@ -60,6 +60,23 @@ impl Client {
     /// Removes a key.
     pub(in crate::cli) fn remove_key(&self, name: &KeyName) -> Result<(), Failure> {
         self.forget(&format!("{}/v1/keys/{name}", self.base))
+    }
+
+    /// Sets a secret.
+    pub(in crate::cli) fn set_secret(&self, name: &SecretName, value: &[u8]) -> Result<(), Failure> {
+        let request = Request::put(format!("{}/v1/secrets/{name}", self.base));
+        let request = request.header("content-type", "application/octet-stream").header("content-length", value.len());
+        accept(self.send(request, SendBody::from_reader(&mut &*value))?, None).map(drop)
+    }
+
+    /// The secrets of a tenant.
+    pub(in crate::cli) fn secrets(&self) -> Result<SecretList, Failure> {
+        self.get(&format!("{}/v1/secrets", self.base), None)
+    }
+
+    /// Removes a secret.
+    pub(in crate::cli) fn remove_secret(&self, name: &SecretName) -> Result<(), Failure> {
+        self.forget(&format!("{}/v1/secrets/{name}", self.base))
     }
 
     /// Lines of the audit log.

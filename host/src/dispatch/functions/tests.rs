@@ -30,6 +30,7 @@ impl Node {
             data: None,
             files: None,
             egress: None,
+            secrets: None,
             identity: None,
         };
         Functions::new(self.registry.clone(), base, hot_max).unwrap()

@@ -175,11 +175,12 @@ impl Templates {
         .await?
     }
 
-    /// Records where a revision's native code lies now. A revision that was removed meanwhile needs none; the file goes with the
-    /// next collection.
+    /// Records where a revision's native code lies now. A revision that was removed meanwhile, or has another snapshot by now, needs none;
+    /// the file goes with the next collection.
     pub(super) fn set_artifact(&self, subject: &Subject, key: Digest, bytes: u64) -> Result<(), Fault> {
         let Subject { tenant, name, revision, .. } = subject;
-        let set = self.0.registry.set_artifact(tenant, name, revision.number, key, bytes);
+        let of = revision.snapshot.as_ref().map(|snapshot| snapshot.key);
+        let set = self.0.registry.set_artifact(tenant, name, revision.number, of, key, bytes);
         set.map(drop).map_err(|error| error.fault())
     }
 }

@@ -128,16 +128,18 @@ impl Templates {
         Digest::of_parts(&[tenant.as_str().as_bytes(), wasm.bytes(), snapshot, &self.0.fingerprint])
     }
 
-    /// Key of the snapshot that `manifest`, and the files that were sent with it, make of a module, whatever the engine. A guest reads its name among its arguments.
+    /// Key of the snapshot that `manifest`, the files that were sent with it, and the secrets that may be read meanwhile make of a module,
+    /// whatever the engine. A guest reads its name among its arguments. `frozen`: digests of those files and secrets.
     #[must_use]
     pub fn snapshot_key(
         tenant: &TenantId,
         name: &FunctionName,
         wasm: &Digest,
-        bundle: Option<&Digest>,
+        frozen: [Option<&Digest>; 2],
         manifest: &Manifest,
     ) -> Digest {
-        let inputs = manifest.snapshot_inputs(bundle);
+        let [bundle, secrets] = frozen;
+        let inputs = manifest.snapshot_inputs(bundle, secrets);
         Digest::of_parts(&[tenant.as_str().as_bytes(), name.as_str().as_bytes(), wasm.bytes(), &inputs])
     }
 

@@ -12,15 +12,51 @@
 use std::io::{self, Read};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
 
+use crate::grants::secrets::{SECRET_GRANTS_MAX, SecretGrant};
 use crate::grants::{Access, ClockResolution, Folder};
-use crate::id::{Digest, FunctionName};
+use crate::id::{Digest, FunctionName, SecretName};
 use crate::limits::Limits;
 use crate::manifest::{Manifest, Snapshot, SnapshotMode};
+use crate::secrets::{InitSecrets, SecretValue, VALUE_LEN_MAX};
 
-/// Longest job, in bytes: a manifest is far smaller.
-const JOB_LEN_MAX: u64 = 1 << 20;
+/// Longest job, in bytes: all secrets of a function in Base64, and a MiB for the rest. A manifest is far smaller.
+const JOB_LEN_MAX: u64 = (1 << 20) + (SECRET_GRANTS_MAX * (VALUE_LEN_MAX / 3 * 4 + 256)) as u64;
+
+/// Secrets of a function in its build.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct JobSecrets {
+    /// What is granted.
+    pub grants: Vec<SecretGrant>,
+    /// What initialisation may read of it.
+    pub values: Vec<JobSecret>,
+    /// Digest of that, under a key of the node.
+    pub digest: Option<Digest>,
+}
+
+/// A secret on its way to the child.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JobSecret {
+    /// Its name.
+    pub name: SecretName,
+    /// Its value.
+    #[serde(serialize_with = "write_value", deserialize_with = "read_value")]
+    pub value: SecretValue,
+}
+
+fn write_value<S: Serializer>(value: &SecretValue, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&Zeroizing::new(STANDARD.encode(value.bytes())))
+}
+
+fn read_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretValue, D::Error> {
+    let text = Zeroizing::new(String::deserialize(deserializer)?);
+    let bytes = STANDARD.decode(text.as_bytes()).map_err(|_| serde::de::Error::custom("a secret is no Base64"))?;
+    SecretValue::new(bytes).map_err(serde::de::Error::custom)
+}
 
 /// What to make of a module.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,6 +71,8 @@ pub struct Job {
     pub folders: Vec<Folder>,
     /// Digest of the files in them that the deploy brought. What is in folders of the node is not followed.
     pub bundle: Option<Digest>,
+    /// Secrets.
+    pub secrets: JobSecrets,
     /// How exactly the guest sees the time.
     pub clock: ClockResolution,
     /// Ceilings of each invocation, and of each that the build tries.
@@ -59,6 +97,7 @@ impl Job {
             env: manifest.env.clone().into_iter().collect(),
             folders: Vec::new(),
             bundle: None,
+            secrets: JobSecrets::default(),
             clock: manifest.grants.clock,
             limits: manifest.limits.clone(),
             restored: false,
@@ -74,13 +113,22 @@ impl Job {
         Self { folders, bundle, ..self }
     }
 
+    /// The same with secrets, of which initialisation may read `init`.
+    #[must_use]
+    pub fn with_secrets(self, grants: &[SecretGrant], init: Option<InitSecrets>) -> Self {
+        let digest = init.as_ref().map(|init| init.digest);
+        let values = init.into_iter().flat_map(|init| init.values);
+        let values = values.map(|(name, value)| JobSecret { name, value }).collect();
+        Self { secrets: JobSecrets { grants: grants.into(), values, digest }, ..self }
+    }
+
     /// The job of compiling a module again that was a snapshot when it was deployed.
     #[must_use]
     pub fn recompile(name: &FunctionName, manifest: &Manifest) -> Self {
         Self { restored: true, ..Self::deploy(name, manifest) }
     }
 
-    /// Digest of arguments, variables and clock, and of the names of folders and the files in them.
+    /// Digest of arguments, variables, clock and secrets, and of the names of folders and the files in them.
     ///
     /// # Cost
     /// Proportional to their length.
@@ -88,8 +136,9 @@ impl Job {
     pub fn environment(&self) -> Digest {
         let guests: Vec<_> = self.folders.iter().map(|folder| &folder.guest).collect();
         let bundle = self.bundle.map(|bundle| bundle.hex());
-        let json =
-            serde_json::to_vec(&(&self.args, &self.env, self.clock, guests, bundle)).expect("texts can be written as JSON");
+        let secrets = self.secrets.digest.map(|digest| digest.hex());
+        let json = serde_json::to_vec(&(&self.args, &self.env, self.clock, guests, bundle, &self.secrets.grants, secrets));
+        let json = json.expect("texts can be written as JSON");
         Digest::of(&json)
     }
 
@@ -100,9 +149,9 @@ impl Job {
     }
 
     /// Everything before the module.
-    pub(super) fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
-        let json = serde_json::to_vec(self)?;
-        Ok([&(json.len() as u64).to_le_bytes(), &json[..]].concat())
+    pub(super) fn to_bytes(&self) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+        let json = Zeroizing::new(serde_json::to_vec(self)?);
+        Ok(Zeroizing::new([&(json.len() as u64).to_le_bytes(), &json[..]].concat()))
     }
 
     /// Reads a job, and leaves the module behind it.
@@ -113,7 +162,7 @@ impl Job {
         if len > JOB_LEN_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a job of {len} bytes")));
         }
-        let mut json = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        let mut json = Zeroizing::new(vec![0; usize::try_from(len).unwrap_or(usize::MAX)]);
         input.read_exact(&mut json)?;
         Ok(serde_json::from_slice(&json)?)
     }
@@ -136,5 +185,22 @@ mod tests {
             assert!(Job::read(&mut &bytes[..len]).is_err(), "{len}");
         }
         assert!(Job::read(&mut &u64::MAX.to_le_bytes()[..]).is_err());
+    }
+
+    #[test]
+    fn the_longest_secrets_go_along_and_are_not_shown() {
+        let names =
+            || (0..SECRET_GRANTS_MAX).map(|number| format!("{}{number:02}", "S".repeat(62)).parse::<SecretName>().unwrap());
+        let grants: Vec<_> = names().map(|name| SecretGrant { name, env: Some("e".repeat(128)), init: true }).collect();
+        let value = || SecretValue::new(vec![0xa5; VALUE_LEN_MAX]).unwrap();
+        let values = names().map(|name| (name, value())).collect();
+        let init = InitSecrets { values, digest: Digest::of(b"d") };
+        let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default()).with_secrets(&grants, Some(init));
+        let bytes = job.to_bytes().unwrap();
+        let read = Job::read(&mut &bytes[..]).unwrap();
+        assert_eq!((read.secrets.grants, read.secrets.digest), (grants, Some(Digest::of(b"d"))));
+        assert!(read.secrets.values.iter().all(|secret| secret.value.bytes() == value().bytes()));
+        assert!(!format!("{job:?}").contains("165") && format!("{job:?}").contains("SecretValue(..)"));
+        assert_ne!(job.environment(), Job::deploy(&"a".parse().unwrap(), &Manifest::default()).environment());
     }
 }

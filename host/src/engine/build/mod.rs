@@ -19,7 +19,7 @@ mod signature;
 pub use builds::Helper;
 pub use caps::{CAPS, Cap};
 pub use detect::check_magic;
-pub use job::Job;
+pub use job::{Job, JobSecret, JobSecrets};
 pub(super) use machine::memory_bytes;
 
 use std::fs::File;

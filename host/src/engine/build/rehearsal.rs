@@ -1,8 +1,8 @@
 //! Rehearsals: a function run in the build, before anybody else may call it.
 //!
 //! Owns a guest on the child's own engine and the requests made of it. The store is the one that serves requests, the grants are
-//! none but of files, for reading: no network, no data. Knows nothing about snapshots. Invariant: whatever the guest does, a rehearsal ends
-//! within its time.
+//! none but of files, for reading, and of secrets that the manifest lets it read: no network, no data. Knows nothing about snapshots.
+//! Invariant: whatever the guest does, a rehearsal ends within its time.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use super::job::Job;
 use crate::capability::files::FileAccess;
 use crate::capability::handler::{Exchange, WIZER_INIT};
 use crate::capability::reply::Reply;
+use crate::capability::secrets::SecretAccess;
 use crate::capability::wasi::Drawn;
 use crate::capability::{Environment, Host, http as wasi_http};
 use crate::engine::artifact::Code;
@@ -107,18 +108,22 @@ impl Rehearsal {
         let kind = stage.shape.kind;
         let entry = Entry::new(kind, code, lane.modules.as_ref(), &lane.components).map_err(Fault::internal)?;
         let log = LogSink::new(stage.log.clone(), InvocationId::new(0, 0), RevisionNumber::FIRST, LOG_BYTES_MAX as u64);
-        // No grants but of files, which are frozen in a snapshot, and no data: what is there at deploy is not what will be there later.
+        // No grants but of files, and of secrets that may be read here, which are frozen in a snapshot; and no data: what is there at deploy is
+        // not what will be there later.
+        let secrets = &stage.job.secrets;
+        let values = secrets.values.iter().map(|secret| (secret.name.clone(), secret.value.clone())).collect();
         let environment = Environment {
             args: stage.job.args.clone(),
             env: stage.job.env.clone(),
             files: Arc::new(FileAccess::new(stage.job.folders.clone(), None)),
             clock: stage.job.clock,
+            secrets: Arc::new(SecretAccess::of_build(&secrets.grants, values)),
             ..Environment::default()
         };
         let blueprint = Blueprint {
             kind,
             limits: &stage.job.limits,
-            environment: Arc::new(environment),
+            environment: Arc::new(environment).with_secrets(&log)?,
             log: Arc::new(log),
             reply: Arc::new(Reply::default()),
             streams: Streams::Served { input: None },

@@ -213,7 +213,7 @@ fn an_artifact_can_be_replaced_while_its_revision_is_kept() {
     let registry = open(&dir);
     let before = publish(&registry, "f", "1", &[]).unwrap();
     let key = Digest::of(b"another engine");
-    let set = |number| registry.set_artifact(&tenant(), &name("f"), RevisionNumber(number), key, 99).unwrap();
+    let set = |number| registry.set_artifact(&tenant(), &name("f"), RevisionNumber(number), None, key, 99).unwrap();
     assert!(set(1) && set(1) && !set(2));
     let after = registry.function(&tenant(), &name("f")).unwrap().unwrap();
     assert_eq!((after.live.artifact, after.live.artifact_bytes, after.etag()), (key, 99, before.etag()));
@@ -223,6 +223,41 @@ fn an_artifact_can_be_replaced_while_its_revision_is_kept() {
     let released = [before.live.artifact, key].map(|key| (tenant(), Reference::Artifact(key)));
     assert_eq!(registry.take_released(), released);
     assert_eq!(registry.referenced(&released).unwrap(), released[1..]);
+}
+
+#[test]
+fn a_live_revision_is_built_again_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = open(&dir);
+    let snapshot = |key: &[u8]| {
+        let secrets = Some(Digest::of(b"secrets"));
+        Some(SnapshotRecord { key: Digest::of(key), bytes: 1, memory_bytes: 1, secrets })
+    };
+    let with = NewRevision { snapshot: snapshot(b"old"), ..new("1", &["/a"]) };
+    let before = registry.publish(&tenant(), &name("f"), with, &Precondition::Any, 10, 10).unwrap();
+    let taken = Retaken { artifact: Digest::of(b"n"), artifact_bytes: 7, snapshot: snapshot(b"new"), notes: vec!["x".into()] };
+    let retake = |number| registry.retake(&tenant(), &name("f"), RevisionNumber(number), taken.clone()).unwrap();
+    let after = retake(1).unwrap();
+    assert_eq!(registry.function(&tenant(), &name("f")).unwrap().unwrap(), after);
+    assert_eq!((after.etag(), after.updated_ms, after.live.number), (before.etag(), before.updated_ms, before.live.number));
+    assert_eq!((after.live.artifact, after.live.snapshot), (Digest::of(b"n"), snapshot(b"new")));
+    let files =
+        |artifact, key: &[u8]| [Reference::Artifact(artifact), Reference::Snapshot(Digest::of(key))].map(|file| (tenant(), file));
+    let mut released = registry.take_released();
+    released.sort();
+    assert_eq!(released, files(before.live.artifact, b"old"));
+    // Native code of the former snapshot, which was being made meanwhile, is not put under the new one.
+    let late =
+        |of: &[u8]| registry.set_artifact(&tenant(), &name("f"), RevisionNumber(1), Some(Digest::of(of)), Digest::of(b"late"), 1);
+    assert!(!late(b"old").unwrap() && late(b"new").unwrap());
+    // What is not live any more stays as it is.
+    publish(&registry, "f", "2", &["/a"]).unwrap();
+    drop(registry.take_released());
+    assert_eq!(retake(1), None);
+    let mut released = registry.take_released();
+    released.sort();
+    assert_eq!(released, files(Digest::of(b"n"), b"new"));
+    assert_eq!(registry.referenced(&released).unwrap(), released[1..], "another may need what was made for nothing");
 }
 
 // Migration.
@@ -294,7 +329,7 @@ fn files_are_released_with_the_last_revision_that_needs_them() {
     assert!(registry.publish(&tenant(), &name("a"), new("3", &[]), &Precondition::NoneMatch, 1, 1000).is_err());
     assert!(registry.take_released().is_empty(), "what was not committed released nothing");
     // A snapshot is a file too.
-    let snapshot = Some(SnapshotRecord { key: Digest::of(b"s"), bytes: 1, memory_bytes: 1 });
+    let snapshot = Some(SnapshotRecord { key: Digest::of(b"s"), bytes: 1, memory_bytes: 1, secrets: None });
     let with = NewRevision { snapshot, ..new("2", &[]) };
     registry.publish(&tenant(), &name("a"), with, &Precondition::Any, 1, 1000).unwrap();
     assert!(registry.references().unwrap().contains(&(tenant(), Reference::Snapshot(Digest::of(b"s")))));

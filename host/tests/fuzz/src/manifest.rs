@@ -20,7 +20,7 @@ pub(crate) fn run(report: &mut Report, runs: u64, seed: u64) -> anyhow::Result<(
             let json = serde_json::to_string(&manifest)?;
             ensure!(serde_json::from_str::<Manifest>(&json)? == manifest, "what was written is read as another: {json}");
             // Both are asked of every manifest that is deployed.
-            let _notes = (manifest.notes(), manifest.snapshot_inputs(None));
+            let _notes = (manifest.notes(), manifest.snapshot_inputs(None, None));
             Ok("read")
         })?;
         report.count(end);

@@ -34,6 +34,10 @@ fn handle(mut req: Request) -> Result<Response, hob_sdk::Error> {
         ask();
         return Ok("asked\n".into());
     }
+    if let Some(name) = req.path().strip_prefix("/secret/") {
+        let found = hob_sdk::secrets::text(name);
+        return Ok(found.unwrap_or_else(|error| format!("{:?}: {error}", error.kind())).into());
+    }
     if req.path() == "/refused" {
         return Ok(REFUSED.load(std::sync::atomic::Ordering::Relaxed).to_string().into());
     }
