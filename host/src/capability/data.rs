@@ -18,6 +18,7 @@ use crate::data::objects::Objects;
 use crate::data::{Bucket, Data, DataError};
 use crate::grants::{Access, DataGrant};
 use crate::id::{NAME_LEN_MAX, TenantId};
+use crate::meter::FunctionMeter;
 use crate::telemetry::logs::{Level, LogSink};
 
 /// Objects of one bucket that are being read or fetched to be opened at once, for one revision; a quarter of [`blocking::JOBS_MAX`].
@@ -30,6 +31,8 @@ pub struct DataAccess {
     grants: Vec<Granted>,
     /// Mounts of which the log was told something.
     mounts_explained: Mutex<HashSet<String>>,
+    /// Counts operations.
+    meter: Option<Arc<FunctionMeter>>,
 }
 
 /// A granted bucket as a folder, for reading.
@@ -66,6 +69,7 @@ pub struct OpenBucket {
     /// Turns of those who open objects that must be read or fetched first: see [`OPENINGS_MAX`].
     pub opening: Arc<Semaphore>,
     access: Access,
+    meter: Option<Arc<FunctionMeter>>,
 }
 
 /// Why a guest does not get what it asked for.
@@ -90,7 +94,13 @@ impl DataAccess {
             .iter()
             .map(|grant| Granted { grant: grant.clone(), found: Mutex::new(None), mounting: tokio::sync::Mutex::default() })
             .collect();
-        Self { node: Some(Node { data, tenant }), grants, mounts_explained: Mutex::default() }
+        Self { node: Some(Node { data, tenant }), grants, mounts_explained: Mutex::default(), meter: None }
+    }
+
+    /// The same, with operations counted.
+    #[must_use]
+    pub fn metered(self, meter: &Arc<FunctionMeter>) -> Self {
+        Self { meter: Some(meter.clone()), ..self }
     }
 
     /// What is granted, in the manifest's order.
@@ -119,8 +129,14 @@ impl DataAccess {
         let DataGrant { bucket, access, .. } = &granted.grant;
         let bucket = data.bucket(tenant, bucket)?.ok_or_else(|| DataError::NoSuchBucket { name: name.into() })?;
         let (kv, objects) = (data.kv(&bucket)?, data.objects(bucket.spec.durability));
-        let found =
-            Arc::new(OpenBucket { bucket, kv, objects, opening: Arc::new(Semaphore::new(OPENINGS_MAX)), access: *access });
+        let found = Arc::new(OpenBucket {
+            bucket,
+            kv,
+            objects,
+            opening: Arc::new(Semaphore::new(OPENINGS_MAX)),
+            access: *access,
+            meter: self.meter.clone(),
+        });
         *lock(&granted.found) = Some((changes, found.clone()));
         Ok(found)
     }
@@ -239,7 +255,12 @@ impl OpenBucket {
     /// [`AccessError::Denied`].
     pub fn allow(&self, need: Access) -> Result<(), AccessError> {
         match self.access >= need {
-            true => Ok(()),
+            true => {
+                if let Some(meter) = &self.meter {
+                    meter.operated();
+                }
+                Ok(())
+            }
             false => Err(denied(self.bucket.name.as_str(), need)),
         }
     }
