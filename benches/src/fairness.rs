@@ -157,7 +157,7 @@ impl Spinners {
     }
 
     fn cpu(&self, name: &FunctionName) -> f64 {
-        self.dispatcher.usage(&self.tenant, name).0.totals().cpu.as_secs_f64() * 1e3
+        self.dispatcher.usage(&self.tenant, name).0.series().total().cpu.as_secs_f64() * 1e3
     }
 
     fn cpu_of_all(&self) -> f64 {
@@ -232,7 +232,7 @@ struct Metered {
 
 impl Metered {
     fn now(node: &Node, of: &[&Spinners]) -> anyhow::Result<Self> {
-        let hello = node.dispatcher().usage(&TenantId::default(), &"hello".parse()?).0.totals().cpu.as_secs_f64() * 1e3;
+        let hello = node.dispatcher().usage(&TenantId::default(), &"hello".parse()?).0.series().total().cpu.as_secs_f64() * 1e3;
         let mut kernel = 0.0;
         for task in std::fs::read_dir("/proc/self/task")? {
             let path = task?.path();

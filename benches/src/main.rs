@@ -30,6 +30,7 @@ mod servers;
 mod serving;
 mod start;
 mod training;
+mod walls;
 
 use clap::{Parser, ValueEnum};
 
@@ -80,6 +81,8 @@ enum Scenario {
     Training,
     /// A neighbour of 64 guests that spin, when they die, and what each tenant gets.
     Fairness,
+    /// The hello handler with all walls and without.
+    Walls,
     /// Batches of documents for a classifier; beside a native server behind ZeroMQ, and Redis as a queue.
     Serving,
 }
@@ -105,6 +108,7 @@ fn main() -> anyhow::Result<()> {
         Scenario::Broadcast => broadcast::run(&report, args.quick),
         Scenario::Training => training::run(&report, args.quick),
         Scenario::Fairness => fairness::run(&report, args.quick),
+        Scenario::Walls => walls::run(&report, args.quick),
         Scenario::Serving => serving::run(&report, args.quick),
     }
 }

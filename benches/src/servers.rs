@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::guests::Guest;
-use crate::{handoff, serving};
+use crate::{handoff, serving, walls};
 
 /// What a child is to be.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(crate) enum Role {
     Hob(Vec<String>),
     /// A node of Hob on this data directory, on all cores, with settings of the form `engine.templates_max=20`, and these guests.
     Node { data_dir: PathBuf, settings: Vec<String>, guests: Vec<String> },
+    /// A node with one data thread and the hello handler, with all walls or without, of scenario `walls`.
+    Walls(bool),
     /// The other end of the socket that lies here, of scenario `handoff`.
     Pair(PathBuf),
     /// A worker of scenario `serving` at this Redis.
@@ -51,6 +53,7 @@ pub(crate) fn role_of_child() -> Option<Role> {
     }
     match args.next()?.as_str() {
         "hyper" => Some(Role::Hyper),
+        "walls" => Some(Role::Walls(args.next()? == "on")),
         "pair" => Some(Role::Pair(args.next()?.into())),
         "leashed" => Some(Role::Leashed { parent: args.next()?.parse().ok()?, command: args.collect() }),
         "worker" => Some(Role::Worker(args.next()?.parse().ok()?)),
@@ -118,6 +121,7 @@ pub(crate) fn start_with(role: &Role, variables: &[(&str, &str)]) -> anyhow::Res
     match role {
         Role::Hyper => command.arg("hyper"),
         Role::Hob(examples) => command.arg("hob").args(examples),
+        Role::Walls(on) => command.args(["walls", if *on { "on" } else { "off" }]),
         Role::Pair(socket) => command.arg("pair").arg(socket),
         Role::Worker(redis) => command.arg("worker").arg(redis.to_string()),
         Role::Leashed { parent, command: words } => command.args(["leashed", &parent.to_string()]).args(words),
@@ -185,6 +189,7 @@ pub(crate) fn run(role: Role) -> anyhow::Result<()> {
             setup.config.engine.threads = 1;
             serve(setup, &examples)
         }
+        Role::Walls(on) => walls::serve(on),
         Role::Node { data_dir, settings, guests } => serve(setup_with(&data_dir, &settings)?, &guests),
     }
 }

@@ -441,7 +441,7 @@ fn identify(
     control: SocketAddr,
     dir: &Path,
 ) -> Result<(Arc<Identity>, FirstStart, Arc<Audit>), StartError> {
-    let identity = Arc::new(Identity::open(registry.clone(), config.net.base_domain.as_ref())?);
+    let identity = Arc::new(Identity::open_with(registry.clone(), config.net.base_domain.as_ref(), config.quota)?);
     let first_start = if control.ip().is_loopback() { FirstStart::Open } else { FirstStart::Closed };
     if ports == Ports::Both && first_start == FirstStart::Closed && identity.is_open() {
         return Err(StartError::NoToken { addr: control, dir: dir.to_owned() });
@@ -632,6 +632,7 @@ impl Used {
 
     /// Blocks. An order that cannot be written costs nothing but the order.
     fn remember(&self) {
+        self.1.rest_meters();
         if let Err(error) = self.1.remember_use(&mut self.order()) {
             tracing::warn!(%error, "the order in which functions were used cannot be written");
         }

@@ -28,6 +28,7 @@ use crate::fault::{Code, Fault};
 use crate::grants::{DataGrant, ManifestGrants};
 use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
 use crate::manifest::{Manifest, SnapshotMode};
+use crate::quota::Quota;
 use crate::registry::{
     FunctionRecord, NewRevision, Precondition, PublishError, Reference, Registry, RevisionRecord, SnapshotRecord,
 };
@@ -207,9 +208,9 @@ impl Deployer {
                 signed_version: allowed.version,
             };
             let change = inner.dispatcher.begin_change(&tenant, &name);
-            let (keep, functions_max) = (inner.config.revisions_max, inner.config.functions_max);
+            let (keep, functions_max) = (inner.config.revisions_max, inner.functions_max(&tenant));
             let record = inner.registry.publish(&tenant, &name, new, &precondition, keep, functions_max);
-            let record = record.map_err(|error| not_made(&change, &tenant, &name, &error))?;
+            let record = record.map_err(|error| inner.not_published(&change, &tenant, &name, &error))?;
             inner.dispatcher.templates().insert(&tenant, key, Arc::new(template));
             change.publish(record.clone()).map_err(Fault::internal)?;
             crash::point("catalog-swapped");
@@ -554,8 +555,7 @@ impl Inner {
                     if found.durability == spec.durability && (origin.is_none() || of == *origin) => {}
                 // Refused by the data if it is of the other durability, or of another origin.
                 _ => {
-                    let made = data.put_bucket_of(tenant, name, *spec, origin.as_ref());
-                    drop(made.wait().map_err(|error| error.fault())?);
+                    drop(self.dispatcher.put_bucket(data, tenant, name, *spec, origin.as_ref())?);
                 }
             }
         }
@@ -566,6 +566,21 @@ impl Inner {
             }
             error => error.fault(),
         })
+    }
+
+    /// Functions that a tenant may have: by its quota, or what every tenant may have.
+    fn functions_max(&self, tenant: &TenantId) -> usize {
+        let quota = self.dispatcher.tenant_meter(tenant).quota(Quota::Functions);
+        self.config.functions_max.min(usize::try_from(quota).unwrap_or(usize::MAX))
+    }
+
+    fn not_published(&self, change: &Change<'_>, tenant: &TenantId, name: &FunctionName, error: &PublishError) -> Fault {
+        match error {
+            PublishError::TooManyFunctions { max, .. } if *max < self.config.functions_max => {
+                self.dispatcher.tenant_meter(tenant).is_full(Quota::Functions)
+            }
+            error => not_made(change, tenant, name, error),
+        }
     }
 
     /// As a deploy would: the buckets of an older revision may be gone since, or be others. What is not meant for the revision that is

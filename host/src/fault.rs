@@ -81,7 +81,7 @@ pub enum Code {
     CpuDeadline,
     /// The guest used up its time.
     WallDeadline,
-    /// A bucket, or the list of a tenant's buckets, holds as much as it may: its owner's to mend.
+    /// A quota is used up: of a tenant, or of a bucket or the list of them.
     QuotaExceeded,
     /// The disk, or the share of it that Hob may use, is full.
     StorageFull,

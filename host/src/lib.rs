@@ -6,6 +6,7 @@
 // Words: plain values, no I/O.
 pub mod id;
 pub mod limits;
+pub mod quota;
 pub mod host;
 pub mod token;
 pub mod signing;

@@ -250,7 +250,7 @@ pub fn parse_time(text: &str) -> Option<Duration> {
 }
 
 /// The shortest text that [`parse`] reads back as `number`.
-fn display(unit: Unit, number: u64) -> String {
+pub(crate) fn display(unit: Unit, number: u64) -> String {
     let largest = |scales: &[(u64, &str)]| {
         let scale = scales.iter().find(|(size, _)| number != 0 && number.is_multiple_of(*size));
         scale.map(|(size, suffix)| format!("{}{suffix}", number / size))

@@ -30,6 +30,7 @@ const LAYERS: [(&str, Within, &[&str]); 8] = [
         &[
             "id",
             "limits",
+            "quota",
             "host",
             "token",
             "signing",
@@ -66,6 +67,7 @@ const DOORS: [(&str, &[&str]); 3] = [
         &[
             "net",
             "telemetry",
+            "meter",
             "registry",
             "audit",
             "data",

@@ -19,6 +19,7 @@ use crate::data::objects::Objects;
 use crate::data::{Bucket, Data, DataError};
 use crate::grants::{Access, DataGrant};
 use crate::id::{NAME_LEN_MAX, TenantId};
+use crate::meter::FunctionMeter;
 use crate::telemetry::logs::{Level, LogSink};
 
 /// Objects of one bucket that are being read or fetched to be opened at once, for one revision; a quarter of [`JOBS_MAX`](super::blocking::JOBS_MAX).
@@ -33,6 +34,8 @@ pub struct DataAccess {
     grants: Vec<Granted>,
     /// Mounts of which the log was told something.
     mounts_explained: Mutex<HashSet<String>>,
+    /// Counts operations.
+    meter: Option<Arc<FunctionMeter>>,
 }
 
 /// A granted bucket as a folder, for reading.
@@ -73,6 +76,7 @@ pub struct OpenBucket {
     /// Places for work on it that may block.
     pub jobs: Jobs,
     access: Access,
+    meter: Option<Arc<FunctionMeter>>,
 }
 
 /// Why a guest does not get what it asked for.
@@ -103,7 +107,13 @@ impl DataAccess {
             })
             .collect();
         let jobs = Some(Jobs::of(&tenant));
-        Self { node: Some(Node { data, tenant }), jobs, grants, mounts_explained: Mutex::default() }
+        Self { node: Some(Node { data, tenant }), jobs, grants, mounts_explained: Mutex::default(), meter: None }
+    }
+
+    /// The same, with operations counted.
+    #[must_use]
+    pub fn metered(self, meter: &Arc<FunctionMeter>) -> Self {
+        Self { meter: Some(meter.clone()), ..self }
     }
 
     /// Places for work that may block, of which the tenant has a share.
@@ -138,8 +148,8 @@ impl DataAccess {
         let DataGrant { bucket, access, .. } = &granted.grant;
         let bucket = data.bucket(tenant, bucket)?.ok_or_else(|| DataError::NoSuchBucket { name: name.into() })?;
         let (kv, objects) = (data.kv(&bucket)?, data.objects(bucket.spec.durability));
-        let (opening, jobs) = (granted.opening.clone(), self.jobs());
-        let found = Arc::new(OpenBucket { bucket, kv, objects, opening, jobs, access: *access });
+        let (opening, jobs, meter) = (granted.opening.clone(), self.jobs(), self.meter.clone());
+        let found = Arc::new(OpenBucket { bucket, kv, objects, opening, jobs, access: *access, meter });
         *lock(&granted.found) = Some((changes, found.clone()));
         Ok(found)
     }
@@ -258,7 +268,12 @@ impl OpenBucket {
     /// [`AccessError::Denied`].
     pub fn allow(&self, need: Access) -> Result<(), AccessError> {
         match self.access >= need {
-            true => Ok(()),
+            true => {
+                if let Some(meter) = &self.meter {
+                    meter.operated();
+                }
+                Ok(())
+            }
             false => Err(denied(self.bucket.name.as_str(), need)),
         }
     }

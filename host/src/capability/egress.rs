@@ -16,6 +16,7 @@ use crate::egress::{Caller, Egress, EgressError, Tenant};
 use crate::grants::http::{Destination, HttpGrant};
 use crate::id::TenantId;
 use crate::invocation::Hops;
+use crate::meter::FunctionMeter;
 use crate::telemetry::logs::LogSink;
 
 /// What one revision of a function may reach over HTTP. The default reaches nothing.
@@ -26,6 +27,8 @@ pub struct EgressAccess {
     /// Whether it needs no grants: `hob run --net`.
     any: bool,
     sockets: bool,
+    /// Counts what is sent.
+    meter: Option<Arc<FunctionMeter>>,
 }
 
 /// Why a guest's request did not get an answer.
@@ -48,6 +51,12 @@ impl EgressAccess {
     pub fn new(egress: &Egress, tenant: &TenantId, grants: &[HttpGrant]) -> Self {
         let sockets = egress.has_sockets(tenant);
         Self { tenant: Some(egress.tenant(tenant)), grants: grants.into(), sockets, ..Self::default() }
+    }
+
+    /// The same, with what is sent counted.
+    #[must_use]
+    pub fn metered(self, meter: &Arc<FunctionMeter>) -> Self {
+        Self { meter: Some(meter.clone()), ..self }
     }
 
     /// Everything, without a grant: for the terminal.
@@ -118,6 +127,9 @@ impl Outbound {
                 environment.explained.tell(denied, log);
             }
         })?;
+        if let Some(meter) = &environment.egress.meter {
+            meter.requested();
+        }
         let caller = self.caller.get_or_insert_with(|| tenant.egress().caller(self.hops));
         Ok((tenant.clone(), caller.clone()))
     }

@@ -93,8 +93,8 @@ fn describe(detail: &FunctionDetail) -> String {
         add(&format!("starts {}", start.as_str()), starts(usage, start.as_str()).unwrap_or_default());
     }
     add("faults", pairs(&usage.faults));
-    add("used", format!("{:.1} ms of processor, {:.1} ms in all", usage.cpu_ms, usage.wall_ms));
-    add("most memory", bytes(usage.memory_bytes_max));
+    add("used", format!("{:.1} ms of processor, {:.1} ms in all", usage.used.cpu_ms, usage.used.wall_ms));
+    add("most memory", bytes(usage.used.memory_bytes_max));
     for note in &function.notes {
         add("note", note.clone());
     }

@@ -39,6 +39,7 @@ mod serve;
 mod tenant;
 mod text;
 mod token;
+mod top;
 mod toolchain;
 mod trust;
 
@@ -95,6 +96,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Send a function one request; its answer's body goes to standard output
     Invoke(invoke::Invoke),
+    /// Show what functions use, those that use most processor time first
+    Top(top::Top),
     /// Show what a function logged
     Logs(logs::Logs),
     /// Make an older revision of a function live again
@@ -168,7 +171,7 @@ impl Cli {
         let ca_file = self.ca_file.or_else(|| environment::var("HOB_CA_FILE").map(PathBuf::from));
         let ctx = Ctx { format: self.output, server, ca_file, token_file: self.token_file, tenant: self.tenant };
         // These have their own ways to end.
-        if !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Demo(_) | Command::Bench(_)) {
+        if !matches!(self.command, Command::Serve(_) | Command::Run(_) | Command::Demo(_) | Command::Bench(_) | Command::Top(_)) {
             interrupt::on_signal(|| ())?;
         }
         let done = match self.command {
@@ -180,6 +183,7 @@ impl Cli {
             Command::Ls(ls) => ls.run(&ctx),
             Command::Inspect(inspect) => inspect.run(&ctx),
             Command::Invoke(invoke) => invoke.run(&ctx),
+            Command::Top(top) => top.run(&ctx),
             Command::Logs(logs) => logs.run(&ctx),
             Command::Rollback(rollback) => rollback.run(&ctx),
             Command::Rm(rm) => rm.run(&ctx),

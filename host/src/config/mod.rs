@@ -21,6 +21,7 @@ use crate::bucket::OriginUrl;
 use crate::grants::Access;
 use crate::host::HostName;
 use crate::id::TenantId;
+use crate::quota::Quotas;
 
 /// A number of bytes, written `64MiB` or plain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +55,8 @@ pub struct Config {
     pub secrets: Secrets,
     /// What the process itself may reach and call.
     pub process: Process,
+    /// What each tenant may use that has no quotas of its own. Default: no bounds.
+    pub quota: Quotas,
 }
 
 /// `[net]`: both ports.

@@ -259,18 +259,18 @@ pub(super) async fn put(
     };
     let origin = wanted.origin.as_deref().map(str::parse::<OriginUrl>).transpose().map_err(|error| bad(error.to_string()))?;
     let (data, tenant) = (control.data.clone(), caller.tenant.clone());
-    let ack = blocking(move || {
-        let found = data.bucket(&tenant, &name)?.map(|bucket| bucket.spec);
+    let dispatcher = control.dispatcher.clone();
+    let made = blocking(move || {
+        let found = data.bucket(&tenant, &name).map_err(|error| error.fault())?.map(|bucket| bucket.spec);
         let mut spec = match (found, durability) {
             (Some(found), durability) => BucketSpec { durability: durability.unwrap_or(found.durability), ..found },
             (None, durability) => BucketSpec::new(durability.unwrap_or(Durability::Durable)),
         };
         spec.bytes_max = wanted.bytes_max.unwrap_or(spec.bytes_max);
         spec.keys_max = wanted.keys_max.unwrap_or(spec.keys_max);
-        Ok(data.put_bucket_of(&tenant, &name, spec, origin.as_ref()))
+        dispatcher.put_bucket(&data, &tenant, &name, spec, origin.as_ref())
     });
-    let ack = ack.await?.map_err(|error: DataError| error.fault())?;
-    let (bucket, is_new) = ack.await.map_err(|error| error.fault())?;
+    let (bucket, is_new) = made.await??;
     let name = bucket.name.clone();
     let info = control.in_bucket(&caller, name, |data, bucket| info(data, &bucket)).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };

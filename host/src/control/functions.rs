@@ -16,7 +16,7 @@ use super::audited::Detail;
 use super::upload;
 use super::wire::{
     BundleInfo, DataGrantInfo, FileGrantInfo, FunctionDetail, FunctionInfo, FunctionList, GrantsInfo, Problem, RevisionInfo,
-    RevisionList, RollbackRequest, SecretGrantInfo, SnapshotInfo, StartTimeInfo, TriggerInfo, UsageInfo,
+    RevisionList, RollbackRequest, SecretGrantInfo, SnapshotInfo, StartTimeInfo, TriggerInfo, UsageInfo, UsedInfo,
 };
 use crate::fault::{Code, Fault};
 use crate::grants::ManifestGrants;
@@ -111,13 +111,14 @@ fn tagged(status: StatusCode, record: &FunctionRecord, body: impl IntoResponse) 
         (status = 200, description = "a new revision", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String))),
         (status = 400, body = Problem), (status = 408, body = Problem), (status = 409, description = "a route is taken", body = Problem), (status = 412, body = Problem),
         (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, description = "not a function", body = Problem),
-        (status = 503, description = "too many builds", body = Problem), (status = 507, body = Problem)))]
+        (status = 429, description = "a quota of the tenant is used up", body = Problem), (status = 503, description = "too many builds", body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn put(
     State(control): State<Control>,
     caller: Caller,
     Named(name): Named<FunctionName>,
     request: Request,
 ) -> Result<Response, Refusal> {
+    control.identity.meters().of(&caller.tenant).deploy()?;
     let precondition = precondition(request.headers())?;
     let signed = signed(request.headers())?;
     let (sent, manifest_digest) = upload::receive(&control, request).await?;
@@ -168,7 +169,7 @@ pub(super) async fn get(
 ) -> Result<Response, Refusal> {
     let record = control.deployer.get(caller.tenant.clone(), name).await?;
     let (meter, (running, waiting)) = control.dispatcher.usage(&record.tenant, &record.name);
-    let (totals, starts) = (meter.totals(), meter.starts());
+    let (used, starts) = (meter.series().total(), meter.starts());
     let manifest = &record.live.manifest;
     let detail = FunctionDetail {
         function: info(&record),
@@ -186,10 +187,8 @@ pub(super) async fn get(
         usage: UsageInfo {
             starts: Start::ALL.into_iter().map(|start| (start.as_str().to_owned(), starts.count(start))).collect(),
             start_times: start_times(starts),
-            faults: totals.faults.iter().map(|(code, count)| (code.as_str().to_owned(), *count)).collect(),
-            cpu_ms: millis(totals.cpu),
-            wall_ms: millis(totals.wall),
-            memory_bytes_max: totals.memory_bytes_max,
+            faults: meter.faults().iter().map(|(code, count)| (code.as_str().to_owned(), *count)).collect(),
+            used: UsedInfo::from(&used),
         },
     };
     Ok(tagged(StatusCode::OK, &record, Json(detail)))

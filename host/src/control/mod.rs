@@ -23,6 +23,7 @@ mod secrets;
 mod tenants;
 mod tokens;
 mod upload;
+mod usage;
 pub mod wire;
 
 use std::net::SocketAddr;
@@ -131,10 +132,11 @@ impl Control {
             .routes(routes!(tokens::list, tokens::post))
             .routes(routes!(tokens::delete))
             .routes(routes!(tenants::list))
-            .routes(routes!(tenants::get, tenants::put, tenants::delete))
+            .routes(routes!(tenants::get, tenants::put, tenants::patch, tenants::delete))
             .routes(routes!(tenants::key_list))
             .routes(routes!(tenants::key_put, tenants::key_delete))
             .routes(routes!(tenants::audit))
+            .routes(routes!(usage::usage))
             .routes(routes!(node::livez))
             .routes(routes!(node::readyz))
             .routes(routes!(node::metrics))

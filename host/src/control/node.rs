@@ -10,7 +10,11 @@ use super::answer::Refusal;
 use super::wire::Problem;
 use crate::data::CacheCounts;
 use crate::fault::{Code, Fault};
+use crate::id::TenantId;
+use crate::meter::TenantMeter;
+use crate::meter::series::Used;
 use crate::telemetry::exposition::FunctionStarts;
+use crate::telemetry::used::{Sums, TenantUse};
 
 /// Says that the process answers.
 #[utoipa::path(get, path = "/livez", security(()), responses((status = 200, body = String)))]
@@ -40,6 +44,25 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<String, Ref
     Ok(format!("ok{data}\nbuilds: {builds}\nsandbox: {}\n", control.sandbox))
 }
 
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+fn sums(used: &Used) -> Sums {
+    let Used { invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations, .. } = *used;
+    let (cpu, wall) = (cpu.as_secs_f64(), wall.as_secs_f64());
+    let [invocations, bytes_in, bytes_out, requests, data_operations] =
+        [invocations, bytes_in, bytes_out, requests, data_operations].map(|count| count as f64);
+    [invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations]
+}
+
+fn tenant_use(name: &TenantId, meter: &TenantMeter) -> TenantUse {
+    TenantUse {
+        name: name.to_string(),
+        sums: sums(&meter.series().total()),
+        running: meter.running(),
+        memory_bytes: meter.memory_bytes(),
+        refused: meter.refused(),
+    }
+}
+
 /// All metrics, as OpenMetrics text.
 #[utoipa::path(get, path = "/metrics", security(("operator" = ["read"])), responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub(super) async fn metrics(State(control): State<Control>, _caller: Caller) -> Response {
@@ -55,12 +78,19 @@ pub(super) async fn metrics(State(control): State<Control>, _caller: Caller) -> 
         Ok(count) => _ = control.metrics.events.set(count),
         Err(error) => tracing::warn!(%error, "the events that wait cannot be counted"),
     }
-    let text = control.metrics.text(began.map(|(tenant, function)| FunctionStarts {
-        tenant,
-        name: &function.name,
-        resident: function.artifact.is_some_and(|artifact| templates.is_resident(tenant, artifact)),
-        starts: function.meter.starts(),
-    }));
+    // What waits goes to the tenants before they are asked.
+    metered.iter().flat_map(|(_, functions)| functions).for_each(|function| function.meter.settle());
+    let used = tenants.iter().map(|tenant| tenant_use(tenant, &control.identity.meters().of(tenant))).collect();
+    let text = control.metrics.text(
+        began.map(|(tenant, function)| FunctionStarts {
+            tenant,
+            name: &function.name,
+            resident: function.artifact.is_some_and(|artifact| templates.is_resident(tenant, artifact)),
+            starts: function.meter.starts(),
+            sums: sums(&function.meter.series().total()),
+        }),
+        used,
+    );
     ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
 }
 

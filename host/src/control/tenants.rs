@@ -12,11 +12,12 @@ use serde::Deserialize;
 use super::Control;
 use super::access::Caller;
 use super::answer::{Named, Refusal, json_body};
-use super::wire::{AuditList, KeyInfo, KeyList, KeyRequest, Problem, TenantInfo, TenantList, TenantRequest};
+use super::wire::{AuditList, KeyInfo, KeyList, KeyRequest, Problem, TenantChange, TenantInfo, TenantList, TenantRequest};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::host::HostName;
 use crate::id::{KeyName, TenantId};
+use crate::quota::{NONE, Quota, QuotaError, SPECS, Value};
 use crate::registry::{TenantError, TenantRecord};
 use crate::signing::PublicKey;
 
@@ -27,18 +28,20 @@ fn keys(record: &TenantRecord) -> Vec<KeyInfo> {
     record.keys.iter().map(|(name, key)| KeyInfo { name: name.to_string(), public_key: key.to_string() }).collect()
 }
 
-impl From<&TenantRecord> for TenantInfo {
-    fn from(record: &TenantRecord) -> Self {
-        Self {
+impl Control {
+    fn info(&self, record: &TenantRecord) -> TenantInfo {
+        let meter = self.identity.meters().of(&record.name);
+        let in_force = SPECS.iter().map(|spec| (spec, meter.quota(spec.quota))).filter(|(_, value)| *value != NONE);
+        TenantInfo {
             name: record.name.to_string(),
             hosts: record.hosts.iter().map(ToString::to_string).collect(),
             keys: keys(record),
+            quotas: record.quotas.entries().map(|(name, value)| (name.to_owned(), value)).collect(),
+            in_force: in_force.map(|(spec, value)| (spec.name.to_owned(), spec.quota.show(value))).collect(),
             created_ms: record.created_ms,
         }
     }
-}
 
-impl Control {
     async fn tenant(&self, name: TenantId) -> Result<TenantRecord, Fault> {
         let identity = self.identity.clone();
         blocking(move || match identity.tenant(&name) {
@@ -62,15 +65,17 @@ impl Control {
 /// Lists all tenants by name.
 #[utoipa::path(get, path = "/v1/tenants", operation_id = "tenant_list", security(("operator" = ["admin"])), responses((status = 200, body = TenantList)))]
 pub(super) async fn list(State(control): State<Control>, _caller: Caller) -> Result<Json<TenantList>, Refusal> {
-    let tenants = blocking(move || control.identity.tenants()).await?.map_err(|error| error.fault())?;
-    Ok(Json(TenantList { items: tenants.iter().map(TenantInfo::from).collect() }))
+    let identity = control.identity.clone();
+    let tenants = blocking(move || identity.tenants()).await?.map_err(|error| error.fault())?;
+    Ok(Json(TenantList { items: tenants.iter().map(|tenant| control.info(tenant)).collect() }))
 }
 
 /// Shows a tenant.
 #[utoipa::path(get, path = "/v1/tenants/{name}", operation_id = "tenant_get", security(("operator" = ["admin"])), params(("name" = String, Path)),
     responses((status = 200, body = TenantInfo), (status = 400, body = Problem), (status = 404, body = Problem)))]
 pub(super) async fn get(State(control): State<Control>, Named(name): Named<TenantId>) -> Result<Json<TenantInfo>, Refusal> {
-    Ok(Json(TenantInfo::from(&control.tenant(name).await?)))
+    let record = control.tenant(name).await?;
+    Ok(Json(control.info(&record)))
 }
 
 /// Makes a tenant, or changes its hosts. The body may be empty.
@@ -82,17 +87,40 @@ pub(super) async fn put(State(control): State<Control>, Named(name): Named<Tenan
     let wanted: TenantRequest = json_body(body).await?;
     let hosts = wanted.hosts.iter().map(|host| host.parse()).collect::<Result<BTreeSet<HostName>, _>>();
     let hosts = hosts.map_err(|error| Fault::new(Code::BadRequest, error.to_string()))?;
+    let this = control.clone();
     let done = blocking(move || {
-        if !control.identity.has_tenant(&name) {
+        if !this.identity.has_tenant(&name) {
             // What a removed tenant of this name left is nothing for a new one to find.
-            control.has_no_buckets(&name)?;
-            control.secrets.remove_tenant(&name).map_err(|error| error.fault())?;
+            this.has_no_buckets(&name)?;
+            this.secrets.remove_tenant(&name).map_err(|error| error.fault())?;
         }
-        control.identity.put_tenant(&name, hosts).map_err(|error| error.fault())
+        this.identity.put_tenant(&name, hosts).map_err(|error| error.fault())
     });
     let (record, is_new) = done.await??;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(TenantInfo::from(&record))).into_response())
+    Ok((status, Json(control.info(&record))).into_response())
+}
+
+/// Changes quotas of a tenant; what is not named stays. They are in force when this is answered.
+#[utoipa::path(patch, path = "/v1/tenants/{name}", operation_id = "tenant_patch", security(("operator" = ["admin"])), params(("name" = String, Path)),
+    request_body = TenantChange,
+    responses((status = 200, body = TenantInfo), (status = 400, body = Problem), (status = 404, body = Problem)))]
+pub(super) async fn patch(
+    State(control): State<Control>,
+    Named(name): Named<TenantId>,
+    body: Body,
+) -> Result<Json<TenantInfo>, Refusal> {
+    let wanted: TenantChange = json_body(body).await?;
+    let change = |(name, value): (&String, &Option<Value>)| {
+        let quota = Quota::named(name)?;
+        Ok((quota, value.as_ref().map(|value| quota.parse(&value.text())).transpose()?))
+    };
+    let changes = wanted.quotas.iter().map(change).collect::<Result<Vec<_>, QuotaError>>();
+    let changes = changes.map_err(|error| Fault::new(Code::BadRequest, error.to_string()))?;
+    let this = control.clone();
+    let done = blocking(move || this.identity.set_quotas(&name, &changes).map_err(|error| error.fault()));
+    let record = done.await??;
+    Ok(Json(control.info(&record)))
 }
 
 /// Removes a tenant with its tokens, keys and secrets. It must have no functions and no buckets.

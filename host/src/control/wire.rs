@@ -6,6 +6,7 @@
 mod data;
 mod identity;
 mod secrets;
+mod usage;
 
 use std::collections::BTreeMap;
 
@@ -18,10 +19,11 @@ pub use self::data::{
     ObjectList, ScrubInfo, SizeInfo, join, split,
 };
 pub use self::identity::{
-    AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, TenantInfo, TenantList, TenantRequest, TokenInfo, TokenList,
-    TokenRequest,
+    AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, TenantChange, TenantInfo, TenantList, TenantRequest, TokenInfo,
+    TokenList, TokenRequest,
 };
 pub use self::secrets::{SecretGrantInfo, SecretInfo, SecretList};
+pub use self::usage::{FunctionUsage, MinuteUsage, TenantUsage, UsageReport, UsedInfo};
 
 /// A deployed function and its live revision.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -183,12 +185,9 @@ pub struct UsageInfo {
     pub start_times: BTreeMap<String, StartTimeInfo>,
     /// Faults by code.
     pub faults: BTreeMap<String, u64>,
-    /// Processor time in milliseconds.
-    pub cpu_ms: f64,
-    /// Time of all invocations in milliseconds.
-    pub wall_ms: f64,
-    /// Most memory that one invocation had.
-    pub memory_bytes_max: u64,
+    /// What its invocations used.
+    #[serde(flatten)]
+    pub used: UsedInfo,
 }
 
 /// What starts on one rung took.

@@ -26,7 +26,7 @@ use crate::host::RequestHost;
 use crate::id::{FunctionName, TenantId};
 use crate::identity::Identity;
 use crate::limits::{Limit, Limits};
-use crate::meter::{Admission, FunctionMeter};
+use crate::meter::{Admission, FunctionMeter, TenantMeter};
 use crate::registry::{FunctionRecord, RevisionRecord};
 use crate::route::Route;
 use crate::secrets::Secrets;
@@ -89,6 +89,13 @@ pub struct Base {
     pub identity: Option<Arc<Identity>>,
 }
 
+impl Base {
+    /// The counters of a tenant.
+    fn tenant(&self, tenant: &TenantId) -> Arc<TenantMeter> {
+        self.identity.as_ref().map(|identity| identity.meters().of(tenant)).unwrap_or_default()
+    }
+}
+
 impl Function {
     /// Makes a function of what the registry holds. `kept`: what there is of it already; of its places only as far as the limits
     /// are the same.
@@ -111,19 +118,20 @@ impl Function {
         let mut args = vec![name.as_str().to_owned()];
         args.extend(manifest.args.iter().cloned());
         let env = manifest.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-        let data = base.data.clone().map(|data| DataAccess::new(data, tenant.clone(), &manifest.grants.data));
+        let meter = kept.meter.unwrap_or_else(|| Arc::new(FunctionMeter::new(base.tenant(&tenant))));
+        let data = base.data.clone().map(|data| DataAccess::new(data, tenant.clone(), &manifest.grants.data).metered(&meter));
         let files = base.files.as_ref().map(|files| files.of(&tenant, &revision));
         let clock = manifest.grants.clock;
         let egress = base.egress.as_ref().map(|egress| match base.grants.net {
             true => EgressAccess::any(egress),
-            false => EgressAccess::new(egress, &tenant, &manifest.grants.http),
+            false => EgressAccess::new(egress, &tenant, &manifest.grants.http).metered(&meter),
         });
         let secrets = base.secrets.clone();
         let secrets = secrets.map(|secrets| SecretAccess::new(secrets, tenant.clone(), &manifest.grants.secrets));
         Ok(Self {
             admission,
-            meter: kept.meter.unwrap_or_default(),
-            log: kept.log.unwrap_or_else(|| Arc::new(FunctionLog::new(base.logs.clone()))),
+            log: kept.log.unwrap_or_else(|| Arc::new(FunctionLog::of(base.logs.clone(), meter.tenant().log().clone()))),
+            meter,
             // A name is letters, digits and '-', all legal in a header.
             prefix: HeaderValue::try_from(format!("/{name}")).unwrap_or(HeaderValue::from_static("/")),
             environment: Arc::new(Environment {

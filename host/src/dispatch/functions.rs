@@ -256,6 +256,14 @@ impl Functions {
         (meter.unwrap_or_default(), occupancy)
     }
 
+    /// Gives back the room for minutes of functions that nobody used for an hour. `now`: the minute that runs.
+    pub(super) fn rest_meters(&self, now: u64) {
+        let shelf = self.shelf();
+        let whole = shelf.hot.iter().chain(shelf.leaving.iter()).map(|(_, function)| &function.meter);
+        let rested = shelf.rested.values().flatten().filter_map(|(_, rested)| rested.meter.as_ref());
+        whole.chain(rested).for_each(|meter| meter.series().rest(now));
+    }
+
     /// How often each function in memory was invoked.
     pub(super) fn counts(&self) -> Vec<(Key, u64)> {
         let shelf = self.shelf();

@@ -7,6 +7,7 @@
 pub mod catalog;
 mod current;
 pub mod files;
+mod buckets;
 mod functions;
 pub mod templates;
 pub mod used;
@@ -38,7 +39,8 @@ use crate::identity::Identity;
 use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload, Phases, Start, Target, bounded};
 use crate::limits::Limit;
 use crate::manifest::{Auth, Trigger};
-use crate::meter::{AdmissionError, FunctionMeter};
+use crate::meter::series::minute;
+use crate::meter::{AdmissionError, FunctionMeter, TenantMeter, Way, counted};
 use crate::net::panic_text;
 use crate::registry::{FunctionRecord, Registry, RegistryError};
 use crate::telemetry::logs::unix_ms;
@@ -65,6 +67,8 @@ struct Inner {
     retakes: Retakes,
     /// Knows who may invoke functions that ask for a token.
     identity: Option<Arc<Identity>>,
+    /// Held while the quotas of a tenant's buckets are added up and one more is made.
+    making: Mutex<()>,
     ids: Ids,
 }
 
@@ -99,8 +103,8 @@ impl Dispatcher {
         let (data, identity) = (base.data.clone(), base.identity.clone());
         let functions = Functions::new(registry.clone(), base, functions_hot_max)?;
         let ids = Ids { node, next: AtomicU64::new(0) };
-        let (changes, retakes) = (Mutex::new(()), Retakes::default());
-        let inner = Inner { functions, registry, changes, engine, templates, data, retakes, identity, ids };
+        let (changes, making, retakes) = (Mutex::new(()), Mutex::new(()), Retakes::default());
+        let inner = Inner { functions, registry, changes, engine, templates, data, retakes, identity, making, ids };
         inner.count();
         Ok(Self(Arc::new(inner)))
     }
@@ -135,6 +139,24 @@ impl Dispatcher {
     pub fn remember_use(&self, order: &mut UseOrder) -> std::io::Result<()> {
         order.note(self.0.functions.counts());
         order.save()
+    }
+
+    /// Gives back the room for minutes of whoever used nothing for an hour.
+    ///
+    /// # Cost
+    /// A look at each function that was invoked.
+    pub fn rest_meters(&self) {
+        let now = minute(Instant::now());
+        self.0.functions.rest_meters(now);
+        if let Some(identity) = &self.0.identity {
+            identity.meters().rest(now);
+        }
+    }
+
+    /// What a tenant uses and may use.
+    #[must_use]
+    pub fn tenant_meter(&self, tenant: &TenantId) -> Arc<TenantMeter> {
+        self.0.identity.as_ref().map(|identity| identity.meters().of(tenant)).unwrap_or_default()
     }
 
     /// Where templates come from.
@@ -185,10 +207,11 @@ impl Dispatcher {
             if function.revision.manifest.auth == Auth::Token && matches!(target, Target::Request) {
                 self.authorize(&function, &mut head.headers)?;
             }
+            function.meter.tenant().admit()?;
             // Apart, so that it makes the future of no other function larger.
             let again = if function.depends_on_secrets() { Some(Box::pin(self.current(&function)).await?) } else { None };
             let function = again.as_ref().unwrap_or(&function);
-            let body = limit_body(body, function.limits.get(Limit::RequestBody))?;
+            let body = counted(limit_body(body, function.limits.get(Limit::RequestBody))?, &function.meter, Way::In);
             if prefix_len > 0 {
                 head.headers.insert(PATH_PREFIX, function.prefix.clone());
             }
@@ -196,6 +219,7 @@ impl Dispatcher {
                 Some(permit) => permit,
                 None => function.admission.admit().await.map_err(|error| no_place(function, error))?,
             };
+            let running = function.meter.tenant().run()?;
             let admitted = Instant::now();
             let Loaded { template, start, verify } = match self.0.templates.get(function, asked).await {
                 // Its files go when it is deleted, which may have happened while this waited its turn.
@@ -213,7 +237,7 @@ impl Dispatcher {
                 environment: function.environment.clone(),
                 log: function.log.clone(),
                 meter: function.meter.clone(),
-                permit: Some(permit),
+                permit: Some((permit, running)),
                 admitted,
                 may_be_ready: asked.is_none_or(|asked| asked == Start::Ready),
             };
@@ -229,7 +253,8 @@ impl Dispatcher {
             };
             function.meter.started(start, &phases);
             self.0.engine.metrics().started(start, &phases);
-            Ok(Outcome { response: began.response, revision: function.revision.number, start, phases })
+            let response = began.response.map(|body| counted(body, &function.meter, Way::Out));
+            Ok(Outcome { response, revision: function.revision.number, start, phases })
         };
         let outcome: Result<Outcome, Fault> = outcome.await;
         if let Err(fault) = &outcome

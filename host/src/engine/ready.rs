@@ -333,6 +333,7 @@ impl Engine {
             exchange: Exchange::default(),
             ticks: 1,
             hops: Hops::default(),
+            account: None,
         };
         let (mut store, _output) = store::build(&self.place(code.place).engine, blueprint);
         deadline::arm(&mut store, MAKING_MAX.min(limits.duration(Limit::Cpu)), 1);

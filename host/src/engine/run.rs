@@ -28,7 +28,7 @@ use crate::fault::{Code, Executed, Fault};
 use crate::id::{InvocationId, RevisionNumber, TenantId};
 use crate::invocation::{BodyError, Hops, Payload};
 use crate::limits::{Limit, Limits};
-use crate::meter::{FunctionMeter, Permit, Usage};
+use crate::meter::{FunctionMeter, Permit, Running as Place, Usage};
 use crate::net::{afterwards, panic_text};
 use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 use crate::telemetry::metrics::Metrics;
@@ -62,8 +62,8 @@ pub struct Call {
     pub log: Arc<FunctionLog>,
     /// The function's totals.
     pub meter: Arc<FunctionMeter>,
-    /// Its place among the function's `concurrency`.
-    pub permit: Option<Permit>,
+    /// Its places among the function's `concurrency` and the tenant's.
+    pub permit: Option<(Permit, Place)>,
     /// When it was admitted: its wall deadline counts from here.
     pub admitted: Instant,
     /// Whether an instance that waits may serve it.
@@ -202,7 +202,7 @@ struct Running {
 }
 
 /// Places among the node's instances and among the function's `concurrency`.
-type Places = (Permit, Option<Permit>);
+type Places = (Permit, Option<(Permit, Place)>);
 
 /// What is left of a guest that has ended. Its teardown is charged to its function and its tenant.
 struct Remains {
@@ -268,6 +268,7 @@ impl Running {
             exchange,
             ticks: turn.first_ticks(),
             hops,
+            account: Some(call.meter.clone()),
         };
         let (store, output, live, place, code) = match vessel {
             Vessel::Fresh(place, code) => {
@@ -369,8 +370,8 @@ impl Running {
     fn finish(&mut self, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
         match ended {
             Stopped::Ended(ended) => {
-                let Ended { result, store } = *ended;
-                self.account(u64::try_from(store.data().memory.peak()).unwrap_or(u64::MAX));
+                let Ended { result, mut store } = *ended;
+                self.account(store.data_mut().memory.take_peak() as u64);
                 if let Err(fault) = &result {
                     self.reply.cut(fault.code);
                 }
@@ -418,7 +419,7 @@ impl Running {
     }
 
     fn account(&self, memory_bytes: u64) {
-        self.books.meter.used(Usage { cpu: self.cpu, wall: self.looked - self.began, memory_bytes });
+        self.books.meter.used(Usage { cpu: self.cpu, wall: self.looked - self.began, memory_bytes }, self.looked);
         self.books.log.finish();
     }
 

@@ -15,7 +15,7 @@ use crate::capability::stdio::{CommandOutput, Stdio};
 use crate::capability::{Environment, Host};
 use crate::invocation::{Hops, Payload};
 use crate::limits::{Limit, Limits};
-use crate::meter::MemoryBudget;
+use crate::meter::{FunctionMeter, MemoryBudget};
 use crate::telemetry::logs::LogSink;
 
 /// What the standard streams of a guest are to be.
@@ -51,6 +51,8 @@ pub(super) struct Blueprint<'a> {
     pub ticks: u64,
     /// How many hops its request came by.
     pub hops: Hops,
+    /// Who is charged with its memory besides the node.
+    pub account: Option<Arc<FunctionMeter>>,
 }
 
 /// Builds a store, and the output of a command if it is one that answers a request.
@@ -77,7 +79,7 @@ pub(super) fn dedicate(store: &mut Store<Host>, blueprint: Blueprint<'_>) -> Opt
 }
 
 fn host(blueprint: Blueprint<'_>) -> (Host, Option<Arc<CommandOutput>>) {
-    let Blueprint { kind, limits, environment, log, reply, streams, exchange, hops, .. } = blueprint;
+    let Blueprint { kind, limits, environment, log, reply, streams, exchange, hops, account, .. } = blueprint;
     let (stdio, output) = match streams {
         Streams::Terminal => (Stdio::Inherit, None),
         Streams::Served { input } if kind.is_command() => {
@@ -86,7 +88,7 @@ fn host(blueprint: Blueprint<'_>) -> (Host, Option<Arc<CommandOutput>>) {
         }
         Streams::Served { .. } => (Stdio::Log(log.clone()), None),
     };
-    let mut host = Host::new(MemoryBudget::new(limits.size(Limit::Memory)), reply, log, environment, stdio);
+    let mut host = Host::new(MemoryBudget::of(limits.size(Limit::Memory), account), reply, log, environment, stdio);
     host.exchange = exchange;
     host.came_by(hops);
     host.mappings = Mappings::new(limits.get(Limit::Mapped), limits.get(Limit::Mappings));

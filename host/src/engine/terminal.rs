@@ -45,6 +45,7 @@ impl Engine {
             exchange: Exchange::default(),
             ticks: 1,
             hops: Hops::default(),
+            account: None,
         };
         let code = template.code.clone();
         let (store, output) = store::build(&self.place(code.place).engine, blueprint);

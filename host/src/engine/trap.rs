@@ -12,7 +12,8 @@ use wasmtime_wasi::I32Exit;
 use super::LoadError;
 use crate::capability::Refusal;
 use crate::fault::{self, Code, Executed, Fault};
-use crate::meter::MemoryBudget;
+use crate::meter::{MemoryBudget, TenantMeter, exceeded};
+use crate::quota::Quota;
 
 /// How a guest ended, when not by a trap.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +44,9 @@ pub(super) fn classify(error: &Error, memory: &MemoryBudget) -> Exit {
     let Some(trap) = error.downcast_ref::<Trap>() else {
         return Exit::Fault(other(error, memory));
     };
+    if let Some(tenant) = memory.was_over_quota().filter(|_| !matches!(trap, Trap::StackOverflow)) {
+        return Exit::Fault(over_quota(tenant));
+    }
     if memory.was_crowded() && !matches!(trap, Trap::StackOverflow) {
         return Exit::Fault(crowded());
     }
@@ -90,6 +94,11 @@ fn crowded() -> Fault {
         .retry_after(std::time::Duration::from_secs(1))
 }
 
+fn over_quota(tenant: &TenantMeter) -> Fault {
+    let fault = exceeded(Quota::Memory, tenant.quota(Quota::Memory));
+    Fault { executed: Executed::Yes, ..fault }.retry_after(std::time::Duration::from_secs(1))
+}
+
 fn out_of_memory(memory: &MemoryBudget) -> Fault {
     let detail = format!("the function was refused memory past its limit of {} bytes, and gave up", memory.limit());
     Fault::executed(Code::GuestMemory, detail).hint("raise 'memory' in [limits] of hob.toml")
@@ -97,6 +106,9 @@ fn out_of_memory(memory: &MemoryBudget) -> Fault {
 
 /// Errors that are neither traps nor ours: an instantiation that does not fit, or a component that breaks the canonical ABI.
 fn other(error: &Error, memory: &MemoryBudget) -> Fault {
+    if let Some(tenant) = memory.was_over_quota() {
+        return over_quota(tenant);
+    }
     if memory.was_crowded() {
         return crowded();
     }

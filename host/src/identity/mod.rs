@@ -21,7 +21,9 @@ use self::failures::Failures;
 use crate::fault::{Code, Fault};
 use crate::host::{HostName, RequestHost};
 use crate::id::{Digest, KeyName, TenantId, TokenName};
-use crate::registry::{PublishError, Registry, RegistryError, TenantRecord, TokenRecord};
+use crate::meter::Tenants;
+use crate::quota::Quotas;
+use crate::registry::{PublishError, QuotaChanges, Registry, RegistryError, TenantRecord, TokenRecord};
 use crate::signing::PublicKey;
 use crate::token::{Scope, Scopes, TokenText};
 
@@ -83,6 +85,7 @@ pub struct Identity {
     /// Held over every change of the registry and until the maps have it, so that both change in the same order.
     changes: Mutex<()>,
     failures: Mutex<Failures>,
+    meters: Arc<Tenants>,
 }
 
 /// What somebody presented.
@@ -107,6 +110,14 @@ impl Identity {
     /// # Errors
     /// [`RegistryError`].
     pub fn open(registry: Arc<Registry>, base: Option<&HostName>) -> Result<Self, RegistryError> {
+        Self::open_with(registry, base, Quotas::default())
+    }
+
+    /// The same where tenants without quotas of their own have these.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn open_with(registry: Arc<Registry>, base: Option<&HostName>, defaults: Quotas) -> Result<Self, RegistryError> {
         let identity = Self {
             registry,
             tokens: ArcSwap::default(),
@@ -115,6 +126,7 @@ impl Identity {
             nobody: TenantId::nobody(),
             changes: Mutex::new(()),
             failures: Mutex::default(),
+            meters: Arc::new(Tenants::new(defaults)),
         };
         identity.load_tokens()?;
         identity.load_hosts()?;
@@ -137,7 +149,8 @@ impl Identity {
 
     fn load_hosts(&self) -> Result<(), RegistryError> {
         let mut hosts = Hosts::default();
-        for TenantRecord { name, hosts: declared, .. } in self.registry.tenants()? {
+        for TenantRecord { name, hosts: declared, quotas, .. } in self.registry.tenants()? {
+            self.meters.set(&name, &quotas);
             hosts.declared.extend(declared.into_iter().map(|host| (host, name.clone())));
             hosts.tenants.insert(name);
         }
@@ -305,6 +318,23 @@ impl Identity {
         Ok(done)
     }
 
+    /// Changes quotas of a tenant, which are in force when this returns.
+    ///
+    /// # Errors
+    /// As [`Registry::set_quotas`].
+    pub fn set_quotas(&self, name: &TenantId, changes: &QuotaChanges) -> Result<TenantRecord, PublishError> {
+        let _turn = self.change();
+        let record = self.registry.set_quotas(name, changes)?;
+        self.meters.set(name, &record.quotas);
+        Ok(record)
+    }
+
+    /// What tenants use and may use.
+    #[must_use]
+    pub fn meters(&self) -> &Arc<Tenants> {
+        &self.meters
+    }
+
     /// Removes a tenant with its tokens and keys.
     ///
     /// # Errors
@@ -312,6 +342,7 @@ impl Identity {
     pub fn remove_tenant(&self, name: &TenantId) -> Result<(), PublishError> {
         let _turn = self.change();
         self.registry.remove_tenant(name)?;
+        self.meters.forget(name);
         self.load_hosts()?;
         Ok(self.load_tokens()?)
     }

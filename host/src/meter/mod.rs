@@ -4,17 +4,19 @@
 //! Invariant: charged memory never passes its limit; totals only grow.
 
 mod admission;
+mod bodies;
 pub mod crowd;
+mod function;
+pub mod series;
+mod tenant;
 
 pub use admission::{Admission, AdmissionError, Permit};
+pub use bodies::{Way, counted};
+pub use function::FunctionMeter;
+pub use tenant::{Running, TenantMeter, Tenants, exceeded};
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-
-use crate::fault::Code;
-use crate::histogram::StartTimes;
-use crate::invocation::{Phases, Start};
 
 /// Memory of one instance: the sum over all its memories and tables, not one of them.
 ///
@@ -29,14 +31,42 @@ pub struct MemoryBudget {
     refused: bool,
     /// Whether a growth was refused for want of room in the node, and not by the limit.
     crowded: bool,
+    /// Whether one was refused by the tenant's quota.
+    over_quota: bool,
     exempt: bool,
+    /// Whose function it is; nobody's as long as an instance waits.
+    account: Option<Arc<FunctionMeter>>,
 }
 
 impl MemoryBudget {
     /// A budget of `limit` bytes, nothing used.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { used: 0, written: 0, peak: 0, limit, refused: false, crowded: false, exempt: false }
+        Self::of(limit, None)
+    }
+
+    /// The same on the account of a function: its tenant is charged too, and what was the most is told when the budget is dropped.
+    #[must_use]
+    pub fn of(limit: usize, account: Option<Arc<FunctionMeter>>) -> Self {
+        Self { used: 0, written: 0, peak: 0, limit, refused: false, crowded: false, over_quota: false, exempt: false, account }
+    }
+
+    fn tenant(&self) -> Option<&TenantMeter> {
+        self.account.as_deref().map(|function| &**function.tenant())
+    }
+
+    fn release(&self, bytes: usize) {
+        crowd::release(bytes);
+        if let Some(tenant) = self.tenant() {
+            tenant.release(bytes);
+        }
+    }
+
+    fn note(&self, bytes: usize) {
+        crowd::note(bytes);
+        if let Some(tenant) = self.tenant() {
+            tenant.note(bytes);
+        }
     }
 
     /// Charges the growth of one memory or table from `current` to `desired` bytes. `false`, and nothing charged, when the sum
@@ -49,6 +79,11 @@ impl MemoryBudget {
         }
         if wanted > self.used && !crowd::charge(wanted - self.used) {
             self.crowded = true;
+            return false;
+        }
+        if wanted > self.used && self.tenant().is_some_and(|tenant| !tenant.charge(wanted - self.used)) {
+            crowd::release(wanted - self.used);
+            self.over_quota = true;
             return false;
         }
         self.used = wanted;
@@ -70,8 +105,9 @@ impl MemoryBudget {
     /// Charges what the instance has written so far to where objects are mapped. `false` when that passes the limit.
     pub fn write(&mut self, bytes: usize) -> bool {
         // It is written already.
-        crowd::note(bytes);
-        crowd::release(std::mem::replace(&mut self.written, bytes));
+        self.note(bytes);
+        let before = std::mem::replace(&mut self.written, bytes);
+        self.release(before);
         let sum = self.used.saturating_add(bytes);
         self.peak = self.peak.max(sum);
         self.refused |= sum > self.limit;
@@ -93,14 +129,29 @@ impl MemoryBudget {
     /// Gives back the last charge, when the growth it paid for failed.
     pub fn undo(&mut self, bytes: usize) {
         let given_back = bytes.min(self.used);
-        crowd::release(given_back);
+        self.release(given_back);
         self.used -= given_back;
     }
 
     /// Takes over what `earlier` has used, when an instance passes from one budget to another.
     pub fn inherit(&mut self, earlier: &mut Self) {
-        crowd::release(self.used);
+        self.release(self.used);
         (self.used, self.peak) = (std::mem::take(&mut earlier.used), earlier.peak);
+        // It is there already, and charged to the node.
+        if let Some(tenant) = self.tenant() {
+            tenant.note(self.used);
+        }
+    }
+
+    /// The most that was charged at once, in bytes; whoever asks tells the account.
+    pub fn take_peak(&mut self) -> usize {
+        std::mem::take(&mut self.peak)
+    }
+
+    /// Whether a growth was refused by the tenant's quota, and which function's.
+    #[must_use]
+    pub fn was_over_quota(&self) -> Option<&TenantMeter> {
+        self.tenant().filter(|_| self.over_quota)
     }
 
     /// Whether a growth was refused because the node had no room: a trap after that is the node's doing.
@@ -130,11 +181,14 @@ impl MemoryBudget {
 
 impl Drop for MemoryBudget {
     fn drop(&mut self) {
-        crowd::release(self.used + self.written);
+        self.release(self.used + self.written);
+        if let Some(function) = self.account.as_ref().filter(|_| self.peak > 0) {
+            function.had(self.peak);
+        }
     }
 }
 
-/// What one invocation used.
+/// What one invocation used, besides what its function's meter is told meanwhile.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Time on the processor, start included; the teardown is added when it is over.
@@ -143,91 +197,6 @@ pub struct Usage {
     pub wall: Duration,
     /// Most memory at once, in bytes; see [`MemoryBudget`].
     pub memory_bytes: u64,
-}
-
-/// Totals of one function since the node started. Small, because it outlives the rest of a function that is not used any more.
-#[derive(Debug, Default)]
-pub struct FunctionMeter {
-    starts: StartTimes,
-    /// Those that occurred: few of all codes, and seldom.
-    faults: Mutex<Vec<(Code, u64)>>,
-    cpu_ns: AtomicU64,
-    wall_ns: AtomicU64,
-    memory_bytes_max: AtomicU64,
-}
-
-/// A reading of a [`FunctionMeter`].
-#[derive(Debug, Clone, Default)]
-pub struct Totals {
-    /// Faults by code, those of the guest and of the host; codes that never occurred are left out.
-    pub faults: Vec<(Code, u64)>,
-    /// Processor time of all invocations.
-    pub cpu: Duration,
-    /// Time of all invocations.
-    pub wall: Duration,
-    /// Most memory that one invocation had, in bytes.
-    pub memory_bytes_max: u64,
-}
-
-impl FunctionMeter {
-    /// Counts an invocation whose response began.
-    pub fn started(&self, start: Start, phases: &Phases) {
-        self.starts.observe(start, phases);
-    }
-
-    /// Invocations by the rung of their start, and how long their starts took.
-    #[must_use]
-    pub fn starts(&self) -> &StartTimes {
-        &self.starts
-    }
-
-    /// Counts a fault, whether a status showed it or a cut connection.
-    pub fn faulted(&self, code: Code) {
-        let mut faults = self.faults();
-        match faults.binary_search_by_key(&(code as usize), |(code, _)| *code as usize) {
-            Ok(at) => faults[at].1 += 1,
-            Err(at) => {
-                faults.reserve_exact(1);
-                faults.insert(at, (code, 1));
-            }
-        }
-    }
-
-    /// A list of counts is whole after every statement that changes it.
-    fn faults(&self) -> std::sync::MutexGuard<'_, Vec<(Code, u64)>> {
-        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether nothing was counted yet.
-    #[must_use]
-    pub fn is_untouched(&self) -> bool {
-        self.starts.total() == 0 && self.faults().is_empty()
-    }
-
-    /// Adds what an invocation used, once it ended.
-    pub fn used(&self, usage: Usage) {
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.cpu_ns.fetch_add(nanos(usage.cpu), Ordering::Relaxed);
-        self.wall_ns.fetch_add(nanos(usage.wall), Ordering::Relaxed);
-        self.memory_bytes_max.fetch_max(usage.memory_bytes, Ordering::Relaxed);
-    }
-
-    /// Adds processor time that was used after an invocation had ended: its teardown.
-    pub fn used_besides(&self, cpu: Duration) {
-        self.cpu_ns.fetch_add(u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    /// Reads all totals; not one moment's when invocations end meanwhile.
-    #[must_use]
-    pub fn totals(&self) -> Totals {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Totals {
-            faults: self.faults().clone(),
-            cpu: Duration::from_nanos(load(&self.cpu_ns)),
-            wall: Duration::from_nanos(load(&self.wall_ns)),
-            memory_bytes_max: load(&self.memory_bytes_max),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -248,21 +217,5 @@ mod tests {
         assert!(!budget.grow(60, 61), "what was written counts");
         assert!(budget.write(30) && budget.grow(60, 70) && budget.peak() == 100);
         assert!(!budget.write(31) && budget.was_refused() && budget.peak() == 101);
-    }
-
-    #[test]
-    fn codes_and_starts_index_their_counters() {
-        for (index, code) in Code::ALL.iter().enumerate() {
-            assert_eq!(*code as usize, index);
-        }
-        let meter = FunctionMeter::default();
-        meter.started(Start::Compiled, &Phases::default());
-        meter.faulted(Code::StorageFull);
-        assert_eq!(meter.starts().count(Start::Compiled), 1);
-        assert_eq!(meter.totals().faults, [(Code::StorageFull, 1)]);
-        meter.faulted(Code::ALL[0]);
-        meter.faulted(Code::StorageFull);
-        assert_eq!(meter.totals().faults, [(Code::ALL[0], 1), (Code::StorageFull, 2)], "in the order of the codes");
-        assert!(!meter.is_untouched() && FunctionMeter::default().is_untouched());
     }
 }

@@ -56,7 +56,7 @@ pub use self::change::{Precondition, TRIGGERED_MAX};
 pub use self::error::{PublishError, RegistryError};
 pub use self::record::{BundleRecord, FunctionRecord, NewRevision, Retaken, RevisionRecord, SnapshotRecord};
 pub use self::references::Reference;
-pub use self::tenants::{HOSTS_MAX, KEYS_MAX, TENANTS_MAX, TOKENS_MAX, TenantError, TenantRecord, TokenRecord};
+pub use self::tenants::{HOSTS_MAX, KEYS_MAX, QuotaChanges, TENANTS_MAX, TOKENS_MAX, TenantError, TenantRecord, TokenRecord};
 
 const FUNCTIONS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("functions");
 const REVISIONS: TableDefinition<'_, (&str, &str, u64), &[u8]> = TableDefinition::new("revisions");

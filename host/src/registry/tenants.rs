@@ -22,6 +22,7 @@ use super::{Commit, Registry, now_ms};
 use crate::fault::{Code, Fault};
 use crate::host::HostName;
 use crate::id::{Digest, FunctionName, KeyName, TenantId, TokenName};
+use crate::quota::{Quota, Quotas};
 use crate::signing::PublicKey;
 use crate::token::{Scope, Scopes};
 
@@ -47,15 +48,23 @@ pub struct TenantRecord {
     pub hosts: BTreeSet<HostName>,
     /// Keys one of which every deploy must be signed with; none: deploys need no signature.
     pub keys: BTreeMap<KeyName, PublicKey>,
+    /// Quotas of its own; the node's configuration has all others.
+    pub quotas: Quotas,
     /// When it was made; 0 for `default`.
     pub created_ms: u64,
 }
+
+/// Quotas to be changed: a value to be set, or none to leave it to the node's configuration.
+pub type QuotaChanges = Vec<(Quota, Option<u64>)>;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct TenantRow {
     hosts: BTreeSet<HostName>,
     keys: BTreeMap<KeyName, PublicKey>,
     created_ms: u64,
+    /// Older rows have none.
+    #[serde(default)]
+    quotas: Quotas,
 }
 
 /// A token as it is kept.
@@ -211,8 +220,8 @@ fn read_tokens(
 
 impl TenantRow {
     fn named(self, name: TenantId) -> TenantRecord {
-        let Self { hosts, keys, created_ms } = self;
-        TenantRecord { name, hosts, keys, created_ms }
+        let Self { hosts, keys, created_ms, quotas } = self;
+        TenantRecord { name, hosts, keys, created_ms, quotas }
     }
 }
 
@@ -315,11 +324,28 @@ impl Registry {
             if is_new && functions(txn, name)? > 0 {
                 return Err(TenantError::NotEmpty(name.clone()).into());
             }
-            let (keys, created_ms) =
-                before.map_or_else(|| (BTreeMap::new(), now_ms()), |before| (before.keys, before.created_ms));
-            let row = TenantRow { hosts, keys, created_ms };
+            let row = match before {
+                Some(TenantRecord { keys, created_ms, quotas, .. }) => TenantRow { hosts, keys, created_ms, quotas },
+                None => TenantRow { hosts, created_ms: now_ms(), ..TenantRow::default() },
+            };
             tables.put(name, &row)?;
             Ok(((row.named(name.clone()), is_new), Commit::Yes))
+        })
+    }
+
+    /// Changes quotas of a tenant; all others stay.
+    ///
+    /// # Errors
+    /// [`TenantError::NoSuchTenant`], and those of storage.
+    pub fn set_quotas(&self, name: &TenantId, changes: &QuotaChanges) -> Result<TenantRecord, PublishError> {
+        self.write(|txn| {
+            let mut tables = Tables::open(txn)?;
+            let mut row = tables.tenant(name)?;
+            for (quota, value) in changes {
+                row.quotas.set(*quota, *value);
+            }
+            tables.put(name, &row)?;
+            Ok((row.named(name.clone()), Commit::Yes))
         })
     }
 

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use crate::histogram::{BUCKETS, Reading, StartTimes, bound};
 use crate::id::{FunctionName, TenantId};
 use crate::invocation::Start;
+use crate::telemetry::used::{self, Sums};
 
 /// Functions that one scrape names; the starts of all others are summed.
 pub const NAMED_MAX: usize = 200;
@@ -28,6 +29,8 @@ pub struct FunctionStarts<'a> {
     pub resident: bool,
     /// Its starts.
     pub starts: &'a StartTimes,
+    /// What it used.
+    pub sums: Sums,
 }
 
 /// Writes what stands before the samples of a histogram of seconds.
@@ -59,7 +62,9 @@ pub(super) fn histogram(text: &mut String, name: &str, labels: &str, reading: &R
 /// One look at each function, and some 3 KB of text for each that is named.
 pub(super) fn functions<'a>(text: &mut String, functions: impl Iterator<Item = FunctionStarts<'a>>) {
     let mut others = [(0, Reading::default()); Start::ALL.len()];
+    let mut other_sums = Sums::default();
     let mut add = |function: &FunctionStarts<'_>| {
+        used::add(&mut other_sums, &function.sums);
         for (start, (count, reading)) in Start::ALL.into_iter().zip(&mut others) {
             *count += function.starts.count(start);
             reading.add(&function.starts.reading(start));
@@ -84,6 +89,13 @@ pub(super) fn functions<'a>(text: &mut String, functions: impl Iterator<Item = F
         Start::ALL.into_iter().for_each(|start| row(&label, start, function.starts.count(start), function.starts.reading(start)));
     }
     Start::ALL.into_iter().zip(others).for_each(|(start, (count, reading))| row(OTHER, start, count, reading));
+
+    let label = |function: &FunctionStarts<'_>| escape(&format!("{}/{}", function.tenant, function.name));
+    let mut used: Vec<_> = named.iter().map(|function| (label(function), function.sums)).collect();
+    if other_sums != Sums::default() {
+        used.push((OTHER.into(), other_sums));
+    }
+    used::sums(text, "function", &used);
 
     text.push_str("# HELP hob_function_starts Invocations of functions by the rung they began on.\n");
     text.push_str("# TYPE hob_function_starts counter\n");
@@ -148,8 +160,13 @@ mod tests {
         // The first ones have the most starts; the very first is on disk only.
         let all: Vec<StartTimes> = (0..names.len()).map(|number| times(Start::Stored, names.len() - number)).collect();
         let functions = names.iter().zip(&all).enumerate();
-        let functions =
-            functions.map(|(number, (name, starts))| FunctionStarts { tenant: &tenant, name, resident: number > 0, starts });
+        let functions = functions.map(|(number, (name, starts))| FunctionStarts {
+            tenant: &tenant,
+            name,
+            resident: number > 0,
+            starts,
+            sums: [1.0; 7],
+        });
         let mut text = String::new();
         super::functions(&mut text, functions);
         let counters: Vec<_> = text.lines().filter(|line| line.starts_with("hob_function_starts_total{")).collect();
@@ -159,7 +176,11 @@ mod tests {
         assert_eq!(counters[NAMED_MAX], "hob_function_starts_total{function=\"other\",start=\"stored\"} 206");
         assert!(text.contains("hob_function_start_seconds_count{function=\"other\",start=\"stored\"} 206"));
         assert!(text.contains("hob_function_start_seconds_bucket{function=\"default/f1\",start=\"stored\",le=\"4e-6\"} 202"));
-        assert!(text.len() < 400 << 10, "{}", text.len());
+        assert!(
+            text.contains("hob_function_cpu_seconds_total{function=\"other\"} 3\n"),
+            "one on disk, and two that were too many"
+        );
+        assert!(text.len() < 512 << 10, "{}", text.len());
     }
 
     #[test]

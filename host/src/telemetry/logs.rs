@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 
 use crate::id::{InvocationId, RevisionNumber};
+use crate::quota::{LogQuota, Quota};
 
 /// Longest single entry, in bytes; a longer line becomes several entries.
 pub const ENTRY_LEN_MAX: usize = 8 << 10;
@@ -128,6 +129,7 @@ impl LogSpace {
 pub struct FunctionLog {
     ring: Mutex<Ring>,
     space: Arc<LogSpace>,
+    quota: Arc<LogQuota>,
 }
 
 #[derive(Debug, Default)]
@@ -143,7 +145,13 @@ impl FunctionLog {
     /// An empty log, bounded by its share of `space` and by what other functions left of it.
     #[must_use]
     pub fn new(space: Arc<LogSpace>) -> Self {
-        Self { ring: Mutex::default(), space }
+        Self::of(space, Arc::default())
+    }
+
+    /// The same for a function whose tenant may log so much.
+    #[must_use]
+    pub fn of(space: Arc<LogSpace>, quota: Arc<LogQuota>) -> Self {
+        Self { ring: Mutex::default(), space, quota }
     }
 
     fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
@@ -224,13 +232,22 @@ pub struct LogSink {
     revision: RevisionNumber,
     left: AtomicU64,
     dropped: AtomicU64,
+    /// Of those, bytes that the tenant's quota had no room for.
+    over_quota: AtomicU64,
 }
 
 impl LogSink {
     /// A sink into `log` for one invocation; the guest may write `bytes_max` bytes.
     #[must_use]
     pub fn new(log: Arc<FunctionLog>, invocation: InvocationId, revision: RevisionNumber, bytes_max: u64) -> Self {
-        Self { log, invocation, revision, left: AtomicU64::new(bytes_max), dropped: AtomicU64::new(0) }
+        Self {
+            log,
+            invocation,
+            revision,
+            left: AtomicU64::new(bytes_max),
+            dropped: AtomicU64::new(0),
+            over_quota: AtomicU64::new(0),
+        }
     }
 
     /// Writes what the guest said. Lines past the limit are dropped and counted; see [`LogSink::finish`].
@@ -258,6 +275,8 @@ impl LogSink {
         if paid.is_err() {
             self.left.store(0, Ordering::Relaxed);
             self.dropped.fetch_add(cost, Ordering::Relaxed);
+        } else if !self.log.quota.take(cost) {
+            self.over_quota.fetch_add(cost, Ordering::Relaxed);
         } else if !line.is_empty() {
             // Copied before it is looked at: it may lie in memory that is taken away from the guest meanwhile.
             let text = String::from_utf8(line.to_vec());
@@ -297,6 +316,16 @@ impl LogSink {
 
     /// Says how much was dropped, if anything was. Called once, when the invocation has ended.
     pub fn finish(&self) {
+        let over_quota = self.over_quota.load(Ordering::Relaxed);
+        if over_quota > 0 {
+            let most = Quota::LogBytesPerMinute.show(self.log.quota.most());
+            self.host(
+                Level::Warn,
+                format!(
+                    "{over_quota} bytes of this invocation's log were dropped: the tenant has used up its quota log_bytes_per_minute of {most}; its operator may raise it"
+                ),
+            );
+        }
         let dropped = self.dropped();
         if dropped > 0 {
             self.host(
@@ -348,6 +377,22 @@ mod tests {
         over.finish();
         assert_eq!(texts(&log).len(), 2);
         assert!(texts(&log)[1].starts_with("7 bytes"), "{:?}", texts(&log));
+    }
+
+    #[test]
+    fn the_quota_of_the_tenant_holds_on_both_sides_and_is_told_in_one_line() {
+        let quota = Arc::new(LogQuota::default());
+        quota.set(6);
+        let log = Arc::new(FunctionLog::of(LogSpace::new(1 << 20, 1 << 20), quota.clone()));
+        let sink = sink(&log, 1 << 20);
+        sink.guest(Source::Log, Level::Info, b"abcdef");
+        assert_eq!(texts(&log), ["abcdef"]);
+        sink.guest(Source::Log, Level::Info, b"ghijkl");
+        sink.guest(Source::Log, Level::Info, b"ghijkl");
+        sink.finish();
+        assert_eq!(texts(&log).len(), 2);
+        assert!(texts(&log)[1].contains("12 bytes") && texts(&log)[1].contains("log_bytes_per_minute of 6"), "{:?}", texts(&log));
+        assert_eq!(quota.refused(), 2);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::exposition::{self, FunctionStarts};
+use super::used::{self, TenantUse};
 use crate::fault::Code;
 use crate::histogram::Histogram;
 use crate::invocation::{Phases, Start};
@@ -232,7 +233,7 @@ impl Metrics {
     /// # Cost
     /// One look at each function, and at most 1 MB of text.
     #[must_use]
-    pub fn text<'a>(&self, functions: impl Iterator<Item = FunctionStarts<'a>>) -> String {
+    pub fn text<'a>(&self, functions: impl Iterator<Item = FunctionStarts<'a>>, tenants: Vec<TenantUse>) -> String {
         let mut text = String::new();
         // Writing into a String cannot fail; an encoder's own error would be a bug of ours.
         if let Err(error) = encode_registry(&mut text, &self.registry) {
@@ -249,6 +250,7 @@ impl Metrics {
             }
         }
         exposition::functions(&mut text, functions);
+        used::tenants(&mut text, tenants);
         match encode_eof(&mut text) {
             Ok(()) => text,
             Err(error) => format!("# {error}\n"),
@@ -276,8 +278,8 @@ mod tests {
         let starts = crate::histogram::StartTimes::default();
         starts.observe(Start::Stored, &phases);
         let (tenant, name) = (crate::id::TenantId::default(), "a".parse().unwrap());
-        let function = FunctionStarts { tenant: &tenant, name: &name, resident: true, starts: &starts };
-        let text = metrics.text(std::iter::once(function));
+        let function = FunctionStarts { tenant: &tenant, name: &name, resident: true, starts: &starts, sums: [0.0; 7] };
+        let text = metrics.text(std::iter::once(function), vec![TenantUse { name: "default".into(), ..TenantUse::default() }]);
         for line in [
             "hob_starts_total{start=\"stored\"} 1",
             "hob_starts_total{start=\"ready\"} 0",
@@ -297,6 +299,7 @@ mod tests {
             "hob_phase_seconds_bucket{start=\"stored\",phase=\"load\",le=\"3.2e-5\"} 0",
             "hob_phase_seconds_bucket{start=\"stored\",phase=\"load\",le=\"6.4e-5\"} 1",
             "hob_phase_seconds_count{start=\"stored\",phase=\"run\"} 1",
+            "hob_tenant_running{tenant=\"default\"} 0",
             "hob_function_starts_total{function=\"default/a\",start=\"stored\"} 1",
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line} not in\n{text}");

@@ -5,3 +5,4 @@
 pub mod exposition;
 pub mod logs;
 pub mod metrics;
+pub mod used;

@@ -126,7 +126,7 @@ impl Rig {
     }
 
     fn count(&self, delivery: Delivery) -> u64 {
-        let text = self.metrics.text(std::iter::empty());
+        let text = self.metrics.text(std::iter::empty(), Vec::new());
         let name = format!("hob_deliveries_total{{kind=\"{}\"}} ", delivery.as_str());
         text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap()
     }

@@ -10,8 +10,8 @@ use ureq::SendBody;
 use super::super::failure::Failure;
 use super::{Client, accept, read};
 use crate::control::wire::{
-    AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, SecretList, TenantInfo, TenantList, TenantRequest, TokenInfo,
-    TokenList, TokenRequest,
+    AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, SecretList, TenantChange, TenantInfo, TenantList, TenantRequest,
+    TokenInfo, TokenList, TokenRequest, UsageReport,
 };
 use crate::id::{KeyName, SecretName, TenantId, TokenName};
 use crate::signing::PublicKey;
@@ -35,6 +35,16 @@ impl Client {
     /// Makes a tenant, or changes its hosts.
     pub(in crate::cli) fn put_tenant(&self, name: &TenantId, hosts: Vec<String>) -> Result<TenantInfo, Failure> {
         self.tell(Request::put(format!("{}/v1/tenants/{name}", self.base)), &TenantRequest { hosts })
+    }
+
+    /// Changes quotas of a tenant.
+    pub(in crate::cli) fn change_tenant(&self, name: &TenantId, change: &TenantChange) -> Result<TenantInfo, Failure> {
+        self.tell(Request::patch(format!("{}/v1/tenants/{name}", self.base)), change)
+    }
+
+    /// What functions used. `query`: as the API has it.
+    pub(in crate::cli) fn usage(&self, query: &str) -> Result<UsageReport, Failure> {
+        self.get(&format!("{}/v1/usage?{query}", self.base), None)
     }
 
     /// All tenants.

@@ -1,7 +1,11 @@
 //! The JSON of tokens, tenants, keys and the audit log.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::quota::Value;
 
 /// A token to be made.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
@@ -63,6 +67,16 @@ pub struct TenantRequest {
     pub hosts: Vec<String>,
 }
 
+/// Changes of a tenant.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantChange {
+    /// Quotas to be set, by name, such as `"memory": "1GiB"`; `"none"` is no bound, and null leaves one to the node's configuration.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, Option<String>>)]
+    pub quotas: BTreeMap<String, Option<Value>>,
+}
+
 /// A tenant.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TenantInfo {
@@ -72,6 +86,12 @@ pub struct TenantInfo {
     pub hosts: Vec<String>,
     /// Keys that its deploys are signed with.
     pub keys: Vec<KeyInfo>,
+    /// Quotas of its own, by name.
+    #[serde(default)]
+    pub quotas: BTreeMap<String, String>,
+    /// Quotas in force: its own, and the node's where it has none.
+    #[serde(default)]
+    pub in_force: BTreeMap<String, String>,
     /// When it was made; 0 for `default`.
     pub created_ms: u64,
 }

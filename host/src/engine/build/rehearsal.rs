@@ -130,6 +130,7 @@ impl Rehearsal {
             exchange: Exchange::default(),
             ticks: 1,
             hops: Hops::default(),
+            account: None,
         };
         let (mut store, _output) = store::build(&lane.engine, blueprint);
         let drawn = Drawn::default();

@@ -58,6 +58,7 @@ fn what_is_granted_goes_out_as_the_host_says() {
     let head = upstream.heads()[1].clone();
     assert!(head.ends_with(&format!("\r\n\r\n{body}")) && head.contains("content-length: 200000\r\n"), "{}", &head[..200]);
     assert!(!head.contains("chunked") && !head.contains("127.0.0.1\r\nx-forwarded"), "{}", &head[..200]);
+    assert_eq!(node.inspect("fetch1")["usage"]["requests"], 2);
     for wrong in ["content-length=3", "content-length=5,5", "content-length=+4"] {
         assert!(one(&node, &format!("POST {url}/ body=four {wrong}")).starts_with("error invalid"), "{wrong}");
     }

@@ -1,0 +1,492 @@
+//! Quotas of a tenant: ceilings over time or in sum, by name, with what each counts.
+//!
+//! Owns the list of quotas, how they are written, and the bucket of tokens that rates are held against. Knows nothing about who enforces them.
+//! Invariant: a [`Quotas`] only ever holds values inside each quota's range.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::limits::{Unit, display, parse_bytes};
+
+/// One quota of a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Quota {
+    /// Invocations that begin in a second.
+    InvocationsPerSecond,
+    /// Invocations that run at once.
+    Concurrency,
+    /// Seconds of processor time in a minute.
+    CpuSecondsPerMinute,
+    /// Guest memory of all invocations that run.
+    Memory,
+    /// Deploys in an hour.
+    DeploysPerHour,
+    /// Functions.
+    Functions,
+    /// What the buckets may hold together.
+    BytesStored,
+    /// Bytes that functions log in a minute.
+    LogBytesPerMinute,
+}
+
+/// What a quota is called and what it may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Spec {
+    /// Which one.
+    pub quota: Quota,
+    /// Its key in `[quota]`, in the API, and with `-` in place of `_` as a flag.
+    pub name: &'static str,
+    /// Whether it is written in bytes, as a whole number, or with up to three decimals.
+    pub form: Form,
+    /// One line for people.
+    pub about: &'static str,
+}
+
+/// How the number of a quota is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `64MiB`, or a plain number.
+    Bytes,
+    /// A whole number.
+    Count,
+    /// A number with up to three decimals; kept in thousandths.
+    Rate,
+}
+
+/// All quotas, in the order of [`Quota`].
+pub const SPECS: [Spec; 8] = [
+    spec(Quota::InvocationsPerSecond, "invocations_per_second", Form::Rate, "invocations that begin in a second"),
+    spec(Quota::Concurrency, "concurrency", Form::Count, "invocations that run at once"),
+    spec(Quota::CpuSecondsPerMinute, "cpu_seconds_per_minute", Form::Rate, "seconds of processor time in a minute"),
+    spec(Quota::Memory, "memory", Form::Bytes, "guest memory of all invocations that run"),
+    spec(Quota::DeploysPerHour, "deploys_per_hour", Form::Rate, "deploys in an hour"),
+    spec(Quota::Functions, "functions", Form::Count, "functions"),
+    spec(Quota::BytesStored, "bytes_stored", Form::Bytes, "bytes that all buckets may hold, by their own quotas"),
+    spec(Quota::LogBytesPerMinute, "log_bytes_per_minute", Form::Bytes, "bytes that functions log in a minute"),
+];
+
+const fn spec(quota: Quota, name: &'static str, form: Form, about: &'static str) -> Spec {
+    Spec { quota, name, form, about }
+}
+
+/// No quota.
+pub const NONE: u64 = u64::MAX;
+/// Largest value that is one: a thousandth of what a number in JSON may be for all who read it.
+const MOST: u64 = 1 << 50;
+
+impl Quota {
+    /// Name and form.
+    #[must_use]
+    pub fn spec(self) -> &'static Spec {
+        &SPECS[self as usize]
+    }
+
+    /// The quota of a name.
+    ///
+    /// # Errors
+    /// [`QuotaError::Unknown`].
+    pub fn named(name: &str) -> Result<Self, QuotaError> {
+        let found = SPECS.iter().find(|spec| spec.name == name);
+        found.map(|spec| spec.quota).ok_or_else(|| QuotaError::Unknown { name: name.chars().take(80).collect() })
+    }
+
+    /// The value of a text; `none` is [`NONE`].
+    ///
+    /// # Errors
+    /// [`QuotaError::Unreadable`].
+    pub fn parse(self, text: &str) -> Result<u64, QuotaError> {
+        if text == "none" {
+            return Ok(NONE);
+        }
+        let number = match self.spec().form {
+            Form::Bytes => parse_bytes(text),
+            Form::Count => text.parse().ok(),
+            Form::Rate => thousandths(text),
+        };
+        number.filter(|number| *number <= MOST).ok_or_else(|| QuotaError::Unreadable {
+            name: self.spec().name,
+            value: text.chars().take(80).collect(),
+            expected: match self.spec().form {
+                Form::Bytes => "bytes such as \"64MiB\", or \"none\"",
+                Form::Count => "a whole number, or \"none\"",
+                Form::Rate => "a number with at most three decimals, or \"none\"",
+            },
+        })
+    }
+
+    /// The text of a value, which [`Quota::parse`] reads back.
+    #[must_use]
+    pub fn show(self, value: u64) -> String {
+        match self.spec().form {
+            _ if value == NONE => "none".into(),
+            Form::Bytes => display(Unit::Bytes, value),
+            Form::Count => value.to_string(),
+            Form::Rate if value.is_multiple_of(1000) => (value / 1000).to_string(),
+            Form::Rate => format!("{}.{:03}", value / 1000, value % 1000).trim_end_matches('0').into(),
+        }
+    }
+}
+
+fn thousandths(text: &str) -> Option<u64> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 3 {
+        return None;
+    }
+    let part: u64 = format!("{part:0<3}").parse().ok()?;
+    whole.parse::<u64>().ok()?.checked_mul(1000)?.checked_add(part)
+}
+
+/// A quota that was written wrongly.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QuotaError {
+    /// No quota has this name.
+    #[error("there is no quota '{name}', expected one of {}", SPECS.map(|spec| format!("`{}`", spec.name)).join(", "))]
+    Unknown {
+        /// What was written.
+        name: String,
+    },
+    /// The value is none.
+    #[error("the quota '{name}' cannot be '{value}': expected {expected}")]
+    Unreadable {
+        /// Name of the quota.
+        name: &'static str,
+        /// What was written.
+        value: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+}
+
+/// Those quotas that somebody set; all others are somebody else's to say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quotas([Option<u64>; SPECS.len()]);
+
+impl Quotas {
+    /// What is set; [`NONE`] where no bound is.
+    #[must_use]
+    pub fn get(&self, quota: Quota) -> Option<u64> {
+        self.0[quota as usize]
+    }
+
+    /// Sets one, or leaves it to others.
+    pub fn set(&mut self, quota: Quota, value: Option<u64>) {
+        self.0[quota as usize] = value;
+    }
+
+    /// These, and `defaults` where they say nothing.
+    #[must_use]
+    pub fn or(&self, defaults: &Self) -> Self {
+        Self(std::array::from_fn(|index| self.0[index].or(defaults.0[index])))
+    }
+
+    /// Those that are set, as text.
+    pub fn entries(&self) -> impl Iterator<Item = (&'static str, String)> + '_ {
+        SPECS.iter().filter_map(|spec| Some((spec.name, spec.quota.show(self.get(spec.quota)?))))
+    }
+
+    /// Changes what `changes` names: a text sets, nothing leaves to others.
+    ///
+    /// # Errors
+    /// [`QuotaError`]; nothing has changed then.
+    pub fn change<'a>(&mut self, changes: impl IntoIterator<Item = (&'a str, Option<String>)>) -> Result<(), QuotaError> {
+        let mut changed = *self;
+        for (name, text) in changes {
+            let quota = Quota::named(name)?;
+            changed.set(quota, text.map(|text| quota.parse(&text)).transpose()?);
+        }
+        *self = changed;
+        Ok(())
+    }
+}
+
+impl Serialize for Quotas {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.entries())
+    }
+}
+
+/// A value as people write it: text, or a plain number.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// `"64MiB"`, `"none"`.
+    Text(String),
+    /// `100`.
+    Whole(u64),
+    /// `0.5`.
+    Part(f64),
+}
+
+impl Value {
+    /// As text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Whole(number) => number.to_string(),
+            Self::Part(number) => number.to_string(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Quotas {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let map = BTreeMap::<String, Value>::deserialize(deserializer)?;
+        let mut quotas = Self::default();
+        let changes = map.iter().map(|(name, value)| (name.as_str(), Some(value.text())));
+        quotas.change(changes).map_err(serde::de::Error::custom)?;
+        Ok(quotas)
+    }
+}
+
+static BEGAN: OnceLock<Instant> = OnceLock::new();
+
+/// Nanoseconds since the process first asked.
+fn nanos(now: Instant) -> u64 {
+    let passed = now.saturating_duration_since(*BEGAN.get_or_init(|| now));
+    u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A bucket of tokens: so many in a time, all of which may be taken at once; and debt, which later tokens pay.
+///
+/// It is one number: when the bucket would be full again ("generic cell rate algorithm").
+#[derive(Debug, Default)]
+pub struct TokenBucket {
+    full_at: AtomicU64,
+}
+
+/// How many tokens a time brings, in thousandths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Thousandths of a token.
+    pub tokens: u64,
+    /// In how long.
+    pub time: Duration,
+}
+
+impl Rate {
+    /// Nanoseconds that `count` tokens take to come.
+    fn span(self, count: u64) -> u64 {
+        let nanos = self.time.as_nanos().saturating_mul(count.into()).saturating_mul(1000) / u128::from(self.tokens.max(1));
+        u64::try_from(nanos).unwrap_or(u64::MAX)
+    }
+
+    fn span_of_time(self) -> u64 {
+        u64::try_from(self.time.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// How far ahead the bucket may be promised: it holds what `time` brings, and a whole token at least.
+    fn depth(self) -> u64 {
+        self.span_of_time().max(self.span(1))
+    }
+}
+
+impl TokenBucket {
+    /// Takes `count` tokens, if there are so many.
+    ///
+    /// # Errors
+    /// How long until there are; for ever if the bucket is never so full.
+    /// # Cost
+    /// A few atomic operations, no lock.
+    pub fn take(&self, rate: Rate, count: u64, now: Instant) -> Result<(), Duration> {
+        let (now, span, depth) = (nanos(now), rate.span(count), rate.depth());
+        let mut full_at = self.full_at.load(Ordering::Relaxed);
+        loop {
+            let next = full_at.max(now).saturating_add(span);
+            let late = next.saturating_sub(now.saturating_add(depth));
+            if late > 0 || rate.tokens == 0 {
+                return Err(if rate.tokens == 0 { Duration::MAX } else { Duration::from_nanos(late) });
+            }
+            match self.full_at.compare_exchange_weak(full_at, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(found) => full_at = found,
+            }
+        }
+    }
+
+    /// Whether no more is owed than a time brings, or how long until that is so.
+    ///
+    /// # Errors
+    /// How long.
+    pub fn look(&self, rate: Rate, now: Instant) -> Result<(), Duration> {
+        let late = self.full_at.load(Ordering::Relaxed).saturating_sub(nanos(now).saturating_add(rate.span_of_time()));
+        match (rate.tokens, late) {
+            (0, _) => Err(Duration::MAX),
+            (_, 0) => Ok(()),
+            (_, late) => Err(Duration::from_nanos(late)),
+        }
+    }
+
+    /// Takes what was used already, of which a part of a token is given in `nanos` of a whole one.
+    pub fn owe(&self, rate: Rate, used: Duration, now: Instant) {
+        // A token is a second of use here.
+        let span = rate.span(1);
+        let owed = u128::from(span) * used.as_nanos() / 1_000_000_000;
+        let (now, owed) = (nanos(now), u64::try_from(owed).unwrap_or(u64::MAX));
+        let update = |full_at: u64| Some(full_at.max(now).saturating_add(owed));
+        // It always has a new value.
+        let _ = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+    }
+
+    /// Fills it, when its rate changes: what was promised at another rate says nothing.
+    pub fn fill(&self) {
+        self.full_at.store(0, Ordering::Relaxed);
+    }
+}
+
+/// What functions of a tenant may log, in bytes of a minute.
+#[derive(Debug)]
+pub struct LogQuota {
+    most: AtomicU64,
+    refused: AtomicU64,
+    bucket: TokenBucket,
+}
+
+impl Default for LogQuota {
+    fn default() -> Self {
+        Self { most: AtomicU64::new(NONE), refused: AtomicU64::new(0), bucket: TokenBucket::default() }
+    }
+}
+
+impl LogQuota {
+    /// What is in force; [`NONE`] where nothing is.
+    #[must_use]
+    pub fn most(&self) -> u64 {
+        self.most.load(Ordering::Relaxed)
+    }
+
+    /// Puts another one in force.
+    pub fn set(&self, most: u64) {
+        if self.most.swap(most, Ordering::Relaxed) != most {
+            self.bucket.fill();
+        }
+    }
+
+    /// Whether so many bytes more may be logged, which counts them.
+    pub fn take(&self, bytes: u64) -> bool {
+        let most = self.most();
+        let rate = Rate { tokens: most.saturating_mul(1000), time: Duration::from_secs(60) };
+        let fits = most == NONE || self.bucket.take(rate, bytes, Instant::now()).is_ok();
+        if !fits {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// Lines that were refused.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_are_in_the_order_of_the_enum() {
+        for (index, spec) in SPECS.iter().enumerate() {
+            assert_eq!(spec.quota as usize, index);
+            assert_eq!(Quota::named(spec.name), Ok(spec.quota));
+        }
+    }
+
+    #[test]
+    fn values_are_written_as_they_are_read() {
+        for (quota, text, value) in [
+            (Quota::InvocationsPerSecond, "0.01", 10),
+            (Quota::InvocationsPerSecond, "2.5", 2500),
+            (Quota::InvocationsPerSecond, "100", 100_000),
+            (Quota::Memory, "64MiB", 64 << 20),
+            (Quota::Functions, "0", 0),
+            (Quota::Functions, "none", NONE),
+        ] {
+            assert_eq!(quota.parse(text), Ok(value), "{text}");
+            assert_eq!(quota.show(value), text);
+        }
+        for (quota, text) in [
+            (Quota::InvocationsPerSecond, "0.0001"),
+            (Quota::InvocationsPerSecond, "-1"),
+            (Quota::InvocationsPerSecond, "1."),
+            (Quota::InvocationsPerSecond, "1e3"),
+            (Quota::Functions, "1.5"),
+            (Quota::Functions, ""),
+            (Quota::Memory, "lots"),
+            (Quota::Functions, "9999999999999999999"),
+        ] {
+            assert!(quota.parse(text).is_err(), "{text}");
+        }
+        assert!(Quota::named("memroy").unwrap_err().to_string().contains("log_bytes_per_minute"));
+    }
+
+    #[test]
+    fn quotas_survive_json_and_changes_are_whole() {
+        let mut quotas = Quotas::default();
+        quotas.change([("memory", Some("1GiB".into())), ("functions", Some("none".into()))]).unwrap();
+        let json = serde_json::to_string(&quotas).unwrap();
+        assert_eq!(json, r#"{"memory":"1GiB","functions":"none"}"#);
+        assert_eq!(serde_json::from_str::<Quotas>(&json).unwrap(), quotas);
+        let numbers: Quotas = serde_json::from_str(r#"{"invocations_per_second": 0.5, "concurrency": 3}"#).unwrap();
+        assert_eq!((numbers.get(Quota::InvocationsPerSecond), numbers.get(Quota::Concurrency)), (Some(500), Some(3)));
+        let before = quotas;
+        quotas.change([("memory", None), ("nothing", None)]).unwrap_err();
+        assert_eq!(quotas, before);
+        quotas.change([("memory", None)]).unwrap();
+        assert_eq!((quotas.get(Quota::Memory), quotas.or(&before).get(Quota::Memory)), (None, Some(1 << 30)));
+    }
+
+    #[test]
+    fn a_bucket_gives_what_its_time_brings() {
+        let (bucket, began) = (TokenBucket::default(), Instant::now());
+        let rate = Rate { tokens: 2_000, time: Duration::from_secs(1) };
+        let at = |ms| began + Duration::from_millis(ms);
+        assert_eq!((bucket.take(rate, 1, at(0)), bucket.take(rate, 1, at(0))), (Ok(()), Ok(())));
+        assert_eq!(bucket.take(rate, 1, at(0)), Err(Duration::from_millis(500)));
+        assert_eq!(bucket.take(rate, 1, at(499)), Err(Duration::from_millis(1)));
+        assert_eq!(bucket.take(rate, 1, at(500)), Ok(()));
+        // Full again, and never fuller.
+        assert_eq!((bucket.take(rate, 2, at(9_000)), bucket.take(rate, 1, at(9_000)).is_err()), (Ok(()), true));
+        assert_eq!(bucket.take(rate, 3, at(90_000)), Err(Duration::from_millis(500)), "it never holds three");
+        let none = Rate { tokens: 0, ..rate };
+        assert_eq!(bucket.take(none, 1, at(99_000)), Err(Duration::MAX));
+    }
+
+    #[test]
+    fn less_than_one_in_its_time_is_one_in_a_longer_time() {
+        let (bucket, began) = (TokenBucket::default(), Instant::now());
+        let rate = Rate { tokens: 1, time: Duration::from_secs(1) };
+        assert_eq!(bucket.take(rate, 1, began), Ok(()));
+        assert_eq!(bucket.take(rate, 1, began), Err(Duration::from_secs(1000)));
+        bucket.fill();
+        assert_eq!(bucket.take(rate, 1, began), Ok(()));
+    }
+
+    #[test]
+    fn logs_on_both_sides() {
+        let quota = LogQuota::default();
+        assert!(quota.take(1 << 40) && quota.refused() == 0);
+        quota.set(10);
+        assert!(quota.take(10) && !quota.take(10) && quota.refused() == 1);
+        quota.set(11);
+        assert!(quota.take(11));
+    }
+
+    #[test]
+    fn debt_is_paid_back() {
+        let (bucket, began) = (TokenBucket::default(), Instant::now());
+        // Six seconds in each minute.
+        let rate = Rate { tokens: 6_000, time: Duration::from_secs(60) };
+        assert_eq!(bucket.look(rate, began), Ok(()));
+        bucket.owe(rate, Duration::from_secs(6), began);
+        assert_eq!(bucket.look(rate, began), Ok(()), "what a minute brings may be used at once");
+        bucket.owe(rate, Duration::from_secs(3), began);
+        assert_eq!(bucket.look(rate, began), Err(Duration::from_secs(30)));
+        assert_eq!(bucket.look(rate, began + Duration::from_secs(30)), Ok(()));
+    }
+}
