@@ -59,19 +59,35 @@ pub enum Form {
 
 /// All quotas, in the order of [`Quota`].
 pub const SPECS: [Spec; 8] = [
-    spec(Quota::InvocationsPerSecond, "invocations_per_second", Form::Rate, "invocations that begin in a second"),
-    spec(Quota::Concurrency, "concurrency", Form::Count, "invocations that run at once"),
-    spec(Quota::CpuSecondsPerMinute, "cpu_seconds_per_minute", Form::Rate, "seconds of processor time in a minute"),
-    spec(Quota::Memory, "memory", Form::Bytes, "guest memory of all invocations that run"),
-    spec(Quota::DeploysPerHour, "deploys_per_hour", Form::Rate, "deploys in an hour"),
-    spec(Quota::Functions, "functions", Form::Count, "functions"),
-    spec(Quota::BytesStored, "bytes_stored", Form::Bytes, "bytes that all buckets may hold, by their own quotas"),
-    spec(Quota::LogBytesPerMinute, "log_bytes_per_minute", Form::Bytes, "bytes that functions log in a minute"),
+    Spec {
+        quota: Quota::InvocationsPerSecond,
+        name: "invocations_per_second",
+        form: Form::Rate,
+        about: "invocations that begin in a second",
+    },
+    Spec { quota: Quota::Concurrency, name: "concurrency", form: Form::Count, about: "invocations that run at once" },
+    Spec {
+        quota: Quota::CpuSecondsPerMinute,
+        name: "cpu_seconds_per_minute",
+        form: Form::Rate,
+        about: "seconds of processor time in a minute",
+    },
+    Spec { quota: Quota::Memory, name: "memory", form: Form::Bytes, about: "guest memory of all invocations that run" },
+    Spec { quota: Quota::DeploysPerHour, name: "deploys_per_hour", form: Form::Rate, about: "deploys in an hour" },
+    Spec { quota: Quota::Functions, name: "functions", form: Form::Count, about: "functions" },
+    Spec {
+        quota: Quota::BytesStored,
+        name: "bytes_stored",
+        form: Form::Bytes,
+        about: "bytes that all buckets may hold, by their own quotas",
+    },
+    Spec {
+        quota: Quota::LogBytesPerMinute,
+        name: "log_bytes_per_minute",
+        form: Form::Bytes,
+        about: "bytes that functions log in a minute",
+    },
 ];
-
-const fn spec(quota: Quota, name: &'static str, form: Form, about: &'static str) -> Spec {
-    Spec { quota, name, form, about }
-}
 
 /// No quota.
 pub const NONE: u64 = u64::MAX;
