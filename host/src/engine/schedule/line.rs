@@ -40,6 +40,8 @@ pub(super) struct Line<W> {
     /// The keys of `accounts`; the first is the one whose turn it is.
     ring: VecDeque<TenantId>,
     waiting: usize,
+    /// How many of those are old.
+    old: usize,
 }
 
 #[derive(Debug)]
@@ -75,12 +77,16 @@ impl<W> Account<W> {
         Some((at, those))
     }
 
-    fn take(&mut self) -> Option<(u64, W)> {
+    fn take(&mut self) -> Option<(Age, (u64, W))> {
         if self.young.is_empty() || self.old.is_empty() {
             self.lead = 0;
-            return self.young.pop_front().or_else(|| self.old.pop_front());
         }
-        self.of(if self.lead <= 0 { Age::Young } else { Age::Old }).pop_front()
+        let age = match () {
+            () if self.young.is_empty() => Age::Old,
+            () if self.old.is_empty() || self.lead <= 0 => Age::Young,
+            () => Age::Old,
+        };
+        Some((age, self.of(age).pop_front()?))
     }
 
     /// In how many rounds from now it has credit.
@@ -91,7 +97,7 @@ impl<W> Account<W> {
 
 impl<W> Default for Line<W> {
     fn default() -> Self {
-        Self { accounts: HashMap::new(), ring: VecDeque::new(), waiting: 0 }
+        Self { accounts: HashMap::new(), ring: VecDeque::new(), waiting: 0, old: 0 }
     }
 }
 
@@ -113,6 +119,7 @@ impl<W> Line<W> {
     pub(super) fn join(&mut self, tenant: &TenantId, place: Place, waker: W) {
         self.account(tenant).of(place.age).push_back((place.number, waker));
         self.waiting += 1;
+        self.old += usize::from(place.age == Age::Old);
     }
 
     /// What would tell whoever has `place`, if it is still in line.
@@ -126,6 +133,7 @@ impl<W> Line<W> {
         let (at, those) = self.accounts.get_mut(tenant)?.find(place)?;
         let (_, waker) = those.remove(at)?;
         self.waiting -= 1;
+        self.old -= usize::from(place.age == Age::Old);
         Some(waker)
     }
 
@@ -150,6 +158,11 @@ impl<W> Line<W> {
         self.waiting > self.accounts.get(tenant).map_or(0, Account::len)
     }
 
+    /// Whether anybody waits who is old.
+    pub(super) fn old_wait(&self) -> bool {
+        self.old > 0
+    }
+
     /// Whoever is next leaves the line: its number, and what tells it.
     pub(super) fn next(&mut self) -> Option<(u64, W)> {
         if self.waiting == 0 {
@@ -159,8 +172,10 @@ impl<W> Line<W> {
         loop {
             let account = self.accounts.get_mut(self.ring.front()?)?;
             if account.credit > 0 && account.len() > 0 {
+                let (age, next) = account.take()?;
                 self.waiting -= 1;
-                return account.take();
+                self.old -= usize::from(age == Age::Old);
+                return Some(next);
             }
             let was_in_debt = account.credit < 0;
             account.credit = account.credit.saturating_add(QUANTUM).min(QUANTUM);

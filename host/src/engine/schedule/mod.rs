@@ -227,12 +227,14 @@ impl Turn {
         })
     }
 
-    /// Ticks of its first slice. One that had to wait for others does not make them wait for longer than any.
+    /// Ticks of its first slice. One that had to wait for others does not make them wait for longer than any. And where somebody waits who
+    /// computes for long, a longer slice would spare few an interruption, and all would meet their deadlines later.
     pub(super) fn first_ticks(&self) -> u64 {
-        match self.state {
-            State::Turn(Some(_)) if HERE.with(|here| here.line.borrow().others_wait(&self.tenant)) => 1,
-            _ => FIRST_SLICE,
-        }
+        HERE.with(|here| {
+            let line = here.line.borrow();
+            let stood = matches!(self.state, State::Turn(Some(_)));
+            if line.old_wait() || (stood && line.others_wait(&self.tenant)) { 1 } else { FIRST_SLICE }
+        })
     }
 
     /// Runs one slice if it may, else it stands in line. `used`: its processor time, to which that of the slice is added.

@@ -294,3 +294,22 @@ fn a_runtime_that_ends_leaves_the_thread_as_it_was() {
         assert_eq!(state(), IDLE);
     }
 }
+
+#[test]
+fn one_that_begins_beside_the_old_has_a_short_first_slice() {
+    let place = |age| {
+        HERE.with(|here| {
+            let place = Place { number: u64::MAX, age };
+            here.line.borrow_mut().join(&tenant("a"), place, Waker::noop().clone());
+            place
+        })
+    };
+    for (age, ticks) in [(Age::Young, FIRST_SLICE), (Age::Old, 1)] {
+        let place = place(age);
+        let mut turn = Turn::new(tenant("a"));
+        assert!(turn.begin(), "nobody drives them");
+        assert_eq!(turn.first_ticks(), ticks, "beside the {age:?}");
+        HERE.with(|here| here.line.borrow_mut().leave(&tenant("a"), place)).unwrap();
+        assert_eq!(turn.first_ticks(), FIRST_SLICE);
+    }
+}

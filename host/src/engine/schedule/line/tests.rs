@@ -185,3 +185,18 @@ fn who_leaves_leaves_nothing() {
     thread.line.settle();
     assert!(thread.line.accounts.is_empty() && thread.line.ring.is_empty());
 }
+
+#[test]
+fn the_old_who_wait_are_counted() {
+    let mut thread = Thread::default();
+    let old = thread.join("a", Age::Old);
+    thread.joins(2, "a", Age::Young);
+    thread.joins(1, "b", Age::Old);
+    assert!(thread.line.old_wait());
+    thread.line.leave(&tenant("a"), old).unwrap();
+    assert!(thread.line.old_wait());
+    while thread.line.len() > 0 {
+        thread.line.next().unwrap();
+    }
+    assert!(!thread.line.old_wait());
+}
