@@ -22,7 +22,7 @@ const GROUP_JOBS_MAX: usize = 256;
 const GROUP_BYTES_MAX: usize = 16 << 20;
 /// A group waits for those who were just answered, and are likely to write again, this part of what the last commit took: with 32
 /// writers half of them came too late for each commit without that. Source: docs/decisions/0014-data-store.md.
-const GATHER_PART: u32 = 8;
+const GATHER_PART: u32 = 4;
 /// And never longer than this.
 const GATHER_MAX: Duration = Duration::from_millis(1);
 /// How often the clock is looked at while something is to be swept later.
