@@ -48,6 +48,7 @@ use crate::config;
 use crate::grants::http::Destination;
 use crate::id::TenantId;
 use crate::invocation::Hops;
+use crate::limits::BLOCKING_IDLE;
 
 /// Threads that connect, encrypt and move bytes.
 const THREADS: usize = 2;
@@ -175,6 +176,7 @@ impl Egress {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .max_blocking_threads(LOOK_UP_THREADS)
+            .thread_keep_alive(BLOCKING_IDLE)
             .thread_name("hob-egress")
             .enable_all()
             .build()?;
