@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicI64;
 use redb::backends::InMemoryBackend;
 use rustix::io::Errno;
 
+use super::record::MAGIC;
 use super::*;
 use crate::storage::power::Power;
 
