@@ -43,6 +43,10 @@ impl Finding {
             (None, false) => "FAILED",
         }
     }
+
+    pub(crate) fn failed(&self) -> bool {
+        self.skipped.is_none() && !self.complaints.is_empty()
+    }
 }
 
 /// Where findings go.
