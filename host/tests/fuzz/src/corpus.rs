@@ -49,6 +49,16 @@ impl Corpus {
         input
     }
 
+    /// Any of the saved ones, as it is.
+    pub(crate) fn pick(&self, dice: &mut Dice) -> &[u8] {
+        dice.pick::<Vec<u8>>(&self.inputs)
+    }
+
+    /// How many are saved; they are the first of every run.
+    pub(crate) fn saved(&self) -> u64 {
+        self.inputs.len() as u64
+    }
+
     /// Runs `check` on an input. A panic is an error, as is what it answers.
     ///
     /// # Errors
