@@ -337,8 +337,11 @@ impl Engine {
         };
         let (mut store, _output) = store::build(&self.place(code.place).engine, blueprint);
         deadline::arm(&mut store, MAKING_MAX.min(limits.duration(Limit::Cpu)), 1);
+        let began = Instant::now();
         let making = schedule::in_turns(maker.tenant.clone(), call::instantiate(&code.entry, &mut store));
         let made = tokio::time::timeout(MAKING_MAX, making).await;
+        // Where instances wait no request makes one, and the first may have been slow for reasons that are gone.
+        ready.measured(began.elapsed());
         let host = store.data();
         let is_pure = !host.has_looked_outside() && !host.holds_handles() && !host.memory.was_refused();
         match made {
