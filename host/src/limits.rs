@@ -33,7 +33,7 @@ pub enum Limit {
     Memory,
     /// Processor time of the guest.
     Cpu,
-    /// Time from admission to the end of the guest.
+    /// Time from when the request was read, or from when the function had a place for it, to the end of the guest.
     Wall,
     /// Invocations of one function that run at once.
     Concurrency,
@@ -80,7 +80,13 @@ const GIB: u64 = 1 << 30;
 pub const SPECS: [Spec; 11] = [
     spec(Limit::Memory, "memory", Unit::Bytes, (128 * MIB, 64 * KIB, 4 * GIB), "sum over all memories and tables of an instance"),
     spec(Limit::Cpu, "cpu", Unit::Time, (1_000, 1, 3_600_000), "processor time of one invocation"),
-    spec(Limit::Wall, "wall", Unit::Time, (10_000, 1, 86_400_000), "time from admission to the end of the guest"),
+    spec(
+        Limit::Wall,
+        "wall",
+        Unit::Time,
+        (10_000, 1, 86_400_000),
+        "time from when the request was read, or from when the function had a place for it, to the end of the guest",
+    ),
     spec(Limit::Concurrency, "concurrency", Unit::Count, (100, 1, 100_000), "invocations of the function that run at once"),
     spec(Limit::Queue, "queue", Unit::Count, (200, 0, 100_000), "invocations of the function that wait for their turn"),
     spec(Limit::QueueWait, "queue_wait", Unit::Time, (1_000, 0, 60_000), "how long an invocation waits for its turn"),

@@ -182,11 +182,11 @@ impl Dispatcher {
 
     /// [`Invoke::invoke`] under an identifier that was given out before, so that it is known even if the invocation is lost.
     pub fn invoke_as(&self, id: InvocationId, invocation: Invocation) -> BoxFuture<'static, Invoked> {
-        let this = self.clone();
+        let (this, called) = (self.clone(), Instant::now());
         async move {
             // Unwind safety: the future is not used again, and what it shares with others is behind locks and atomics that have their own answer to
             // a panic.
-            let run = AssertUnwindSafe(this.run(id, invocation)).catch_unwind().await;
+            let run = AssertUnwindSafe(this.run(id, invocation, called)).catch_unwind().await;
             let result = run.unwrap_or_else(|panic| {
                 let metrics = this.0.engine.metrics();
                 metrics.panics.inc();
@@ -198,7 +198,7 @@ impl Dispatcher {
         .boxed()
     }
 
-    async fn run(&self, id: InvocationId, invocation: Invocation) -> Result<Outcome, Fault> {
+    async fn run(&self, id: InvocationId, invocation: Invocation, called: Instant) -> Result<Outcome, Fault> {
         let Invocation { tenant, target, request, received, start: asked } = invocation;
         let (mut head, body) = request.into_parts();
         let resolved = self.resolve(&tenant, &target, &head);
@@ -215,12 +215,14 @@ impl Dispatcher {
             if prefix_len > 0 {
                 head.headers.insert(PATH_PREFIX, function.prefix.clone());
             }
-            let permit = match function.admission.try_admit() {
-                Some(permit) => permit,
-                None => function.admission.admit().await.map_err(|error| no_place(function, error))?,
+            let (permit, waited) = match function.admission.try_admit() {
+                Some(permit) => (permit, false),
+                None => (function.admission.admit().await.map_err(|error| no_place(function, error))?, true),
             };
             let running = function.meter.tenant().run()?;
             let admitted = Instant::now();
+            // A thread that is busy with others takes this one's time; a function without a place does not.
+            let counts_from = if waited { admitted } else { called };
             let Loaded { template, start, verify } = match self.0.templates.get(function, asked).await {
                 // Its files go when it is deleted, which may have happened while this waited its turn.
                 Err(_) if !self.is_live(function) => return Err(no_such_function(&function.name)),
@@ -238,7 +240,7 @@ impl Dispatcher {
                 log: function.log.clone(),
                 meter: function.meter.clone(),
                 permit: Some((permit, running)),
-                admitted,
+                counts_from,
                 may_be_ready: asked.is_none_or(|asked| asked == Start::Ready),
             };
             let began = self.0.engine.run(&template, call).await?;

@@ -64,8 +64,8 @@ pub struct Call {
     pub meter: Arc<FunctionMeter>,
     /// Its places among the function's `concurrency` and the tenant's.
     pub permit: Option<(Permit, Place)>,
-    /// When it was admitted: its wall deadline counts from here.
-    pub admitted: Instant,
+    /// Its wall deadline counts from here: when it was asked for, or, if its function had no place for it, when it had one.
+    pub counts_from: Instant,
     /// Whether an instance that waits may serve it.
     pub may_be_ready: bool,
 }
@@ -104,7 +104,7 @@ impl Engine {
         let (limits, tenant) = (call.limits.clone(), call.tenant.clone());
         let mut turn = Turn::new(tenant.clone());
         if !turn.begin() {
-            its_turn(&mut turn, call.admitted, limits.duration(Limit::Wall)).await?;
+            its_turn(&mut turn, call.counts_from, limits.duration(Limit::Wall)).await?;
         }
         let began = self.run_in(vessel, template, call, turn).await;
         // What the guest still has to do comes first.
@@ -164,9 +164,9 @@ impl Engine {
 ///
 /// # Errors
 /// `wall-deadline` when its time was over before; then it was not executed.
-pub(super) async fn its_turn(turn: &mut Turn, admitted: Instant, wall: Duration) -> Result<(), Fault> {
+pub(super) async fn its_turn(turn: &mut Turn, counts_from: Instant, wall: Duration) -> Result<(), Fault> {
     let its_turn = std::future::poll_fn(|cx| turn.poll(cx, Duration::ZERO));
-    tokio::time::timeout_at((admitted + wall).into(), its_turn).await.map_err(|_| {
+    tokio::time::timeout_at((counts_from + wall).into(), its_turn).await.map_err(|_| {
         let detail = format!("the function's time of {wall:?} passed before the node had time to begin it");
         Fault::new(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml, or give the node less to do")
     })
@@ -293,7 +293,7 @@ impl Running {
             turn,
             began,
             looked: began,
-            deadline: (call.admitted + wall).into(),
+            deadline: (call.counts_from + wall).into(),
             wall,
             timer: None,
             response_limit: call.limits.get(Limit::ResponseBody),
