@@ -1,13 +1,15 @@
 //! Scenario `first-instruction`: in process, from `Store::new` to the first host call of the `hello` handler, which is the first
-//! thing it does; all limits on, through the same `Invoke` and the same store builder that serve requests.
+//! thing it does, and until its instance is gone; on the rung `resident`, all limits on, through the same `Invoke` and the same store
+//! builder that serve requests.
 //!
 //! No ceiling: the bound is in the specification.
 
 use std::time::Instant;
 
-use hob::invocation::{Invocation, Invoke, Payload, Target};
+use hob::invocation::{Invocation, Invoke, Payload, Start, Target};
 
 use crate::guests::Guest;
+use crate::local::in_turns;
 use crate::report::{Figure, Report, quantile};
 use crate::servers::{LOAD_CORE, pin, setup};
 
@@ -28,10 +30,10 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
             let request = http::Request::get("/").header("host", "localhost").body(Payload::empty())?;
             let target = Target::Function(record.name.clone());
             let began = Instant::now();
-            let invocation = Invocation { tenant: record.tenant.clone(), target, request, received: began, start: None };
-            let outcome = dispatcher.invoke(invocation).await.result?;
+            let invocation =
+                Invocation { tenant: record.tenant.clone(), target, request, received: began, start: Some(Start::Resident) };
+            let outcome = in_turns(dispatcher.invoke(invocation)).await.result?;
             let took = began.elapsed();
-            // The instance is dropped here, as it is between two requests.
             tokio::task::yield_now().await;
             if round >= count / 10 {
                 first.push((outcome.phases.instantiate + outcome.phases.enter).as_secs_f64() * 1e6);

@@ -16,7 +16,7 @@ thread_local! {
 }
 
 /// One turn of a connection: runs `turn`, then drops what was put off in it, also if it panics.
-pub(super) fn turn<R>(turn: impl FnOnce() -> R) -> R {
+pub fn turn<R>(turn: impl FnOnce() -> R) -> R {
     struct Turn(Option<Things>);
     impl Drop for Turn {
         fn drop(&mut self) {
