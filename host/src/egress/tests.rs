@@ -39,6 +39,27 @@ impl Resolve for Flips {
     }
 }
 
+/// Answers nobody before it is told to; counts who asks, and who was answered no more.
+#[derive(Clone, Default)]
+struct Slow {
+    asked: Arc<AtomicUsize>,
+    go: Arc<tokio::sync::Notify>,
+}
+
+impl Resolve for Slow {
+    fn addresses(&self, _name: String, turn: OwnedSemaphorePermit) -> BoxFuture<'static, std::io::Result<Vec<std::net::IpAddr>>> {
+        let this = self.clone();
+        async move {
+            let _turn = turn;
+            let told = this.go.notified();
+            this.asked.fetch_add(1, Ordering::SeqCst);
+            told.await;
+            Err(ErrorKind::NotFound.into())
+        }
+        .boxed()
+    }
+}
+
 /// A server that answers `ok` to every request, and how many connections it has taken.
 fn server(addr: &str) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind(addr).unwrap();
@@ -61,7 +82,7 @@ fn server(addr: &str) -> (SocketAddr, Arc<AtomicUsize>) {
     (addr, taken)
 }
 
-fn client(opened: &[String], resolver: Flips) -> Egress {
+fn client(opened: &[String], resolver: impl Resolve) -> Egress {
     let walls = Walls { opened: opened.iter().map(|opened| opened.parse().unwrap()).collect(), ..Walls::default() };
     Egress::start_with(&config::Egress::default(), walls, Box::new(resolver)).unwrap()
 }
@@ -147,6 +168,73 @@ fn places_bound_what_is_under_way_and_come_back() {
         assert!(Arc::ptr_eq(&tenant, &egress.tenant(&TenantId::default())));
         let another: TenantId = "other".parse().unwrap();
         assert!(!Arc::ptr_eq(&tenant, &egress.tenant(&another)), "others have places of their own");
+    });
+}
+
+/// Which of the bounds of requests is met first, by whose requests.
+#[test]
+fn who_has_no_place_left_sends_nothing() {
+    let (addr, _) = server("127.0.0.1:0");
+    let url = format!("http://{addr}");
+    let config =
+        config::Egress { invocation_requests_max: 100, tenant_requests_max: 2, requests_max: 3, ..config::Egress::default() };
+    let walls = Walls { opened: vec![addr.to_string().parse().unwrap()], ..Walls::default() };
+    let egress = Egress::start_with(&config, walls, Box::new(Flips::default())).unwrap();
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let [one, two, three] = ["one", "two", "three"].map(|id| egress.tenant(&id.parse().unwrap()));
+        let callers: [_; 5] = std::array::from_fn(|_| egress.caller(Hops::default()));
+        // A request is counted as soon as it has its places, and that is at the first poll if there are any.
+        let is_sent = |caller: &Caller| caller.used().totals()[0] == 1;
+        let held = [
+            one.send(request(&url), &callers[0], egress.times()).await.unwrap(),
+            one.send(request(&url), &callers[1], egress.times()).await.unwrap(),
+        ];
+        let mut third_of_one = Box::pin(one.send(request(&url), &callers[2], egress.times()));
+        assert!((&mut third_of_one).now_or_never().is_none() && !is_sent(&callers[2]), "the tenant has two");
+        let of_two = two.send(request(&url), &callers[3], egress.times()).await.unwrap();
+        assert!(is_sent(&callers[3]), "another tenant has places of its own");
+        let mut of_three = Box::pin(three.send(request(&url), &callers[4], egress.times()));
+        assert!((&mut of_three).now_or_never().is_none() && !is_sent(&callers[4]), "the node has three");
+        drop(of_two);
+        of_three.await.unwrap();
+        drop(held);
+        third_of_one.await.unwrap();
+        assert!(callers.iter().all(is_sent));
+    });
+}
+
+#[test]
+fn a_tenant_has_so_many_look_ups_at_once() {
+    let resolver = Slow::default();
+    let egress = client(&[], resolver.clone());
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let asked = async |count: usize| {
+        while resolver.asked.load(Ordering::SeqCst) < count {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(resolver.asked.load(Ordering::SeqCst), count);
+    };
+    let hour = Duration::from_secs(3600);
+    let times = Times { connect: hour, response: hour, idle: hour };
+    let look_up = |tenant: &str| {
+        let (tenant, caller) = (egress.tenant(&tenant.parse().unwrap()), egress.caller(Hops::default()));
+        tokio::spawn(async move { tenant.send(request("http://slow.example/"), &caller, times).await.map(drop) })
+    };
+    runtime.block_on(async {
+        let mut waiting: Vec<_> = (0..LOOK_UPS_MAX + 2).map(|_| look_up("one")).collect();
+        asked(LOOK_UPS_MAX).await;
+        // The others of it have to wait, and nobody else does.
+        waiting.push(look_up("two"));
+        asked(LOOK_UPS_MAX + 1).await;
+        resolver.go.notify_one();
+        asked(LOOK_UPS_MAX + 2).await;
+        resolver.go.notify_one();
+        asked(LOOK_UPS_MAX + 3).await;
+        resolver.go.notify_waiters();
+        for answer in waiting {
+            assert_eq!(answer.await.unwrap(), Err(EgressError::UnknownName));
+        }
     });
 }
 

@@ -1,5 +1,6 @@
 //! Outbound HTTP: what is granted goes out as the host says, and nothing else does, whoever is at the other end.
 
+mod bounds;
 mod calls;
 mod ssrf;
 mod tls;

@@ -91,6 +91,19 @@ impl<T: Read + Write + Send> Stream for T {}
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 
+/// The answer to `/bytes/N`, and in chunks to `/chunks/N`: so many bytes.
+fn sized(path: &str) -> Option<Vec<u8>> {
+    let (kind, len) = path.strip_prefix('/')?.split_once('/')?;
+    let body = "x".repeat(len.parse().ok()?);
+    let len = body.len();
+    let (header, body) = match kind {
+        "bytes" => (format!("content-length: {len}"), body),
+        "chunks" => ("transfer-encoding: chunked".into(), format!("{len:x}\r\n{body}\r\n0\r\n\r\n")),
+        _ => return None,
+    };
+    Some(format!("HTTP/1.1 200 OK\r\n{header}\r\n\r\n{body}").into_bytes())
+}
+
 impl Counts {
     /// One request and its answer; `None` at the end of the connection.
     fn serve(&self, stream: &mut BufReader<Box<dyn Stream>>) -> Option<()> {
@@ -157,7 +170,7 @@ impl Counts {
                 Some(elsewhere) => {
                     say(format!("HTTP/1.1 302 Found\r\nlocation: http://{elsewhere}/\r\ncontent-length: 0\r\n\r\n").as_bytes())
                 }
-                None => say(OK),
+                None => say(sized(path).as_deref().unwrap_or(OK)),
             },
         }
     }
