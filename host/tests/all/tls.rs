@@ -19,12 +19,12 @@ use crate::harness::wat::{does, says};
 use crate::harness::{Ended, Node, Setup, eventually};
 
 /// A certificate and its key in two files, which both are replaced by [`Pair::renew`].
-struct Pair {
+pub(crate) struct Pair {
     dir: TempDir,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let pair = Self { dir: tempfile::tempdir().unwrap() };
         pair.renew();
         pair
@@ -42,11 +42,11 @@ impl Pair {
         cert.der().clone()
     }
 
-    fn cert(&self) -> PathBuf {
+    pub(crate) fn cert(&self) -> PathBuf {
         self.dir.path().join("cert.pem")
     }
 
-    fn key(&self) -> PathBuf {
+    pub(crate) fn key(&self) -> PathBuf {
         self.dir.path().join("key.pem")
     }
 
@@ -61,7 +61,7 @@ impl Pair {
         Node::try_start(Setup { settings: &settings, ..Setup::default() })
     }
 
-    fn start(&self, more: &[&str]) -> Node {
+    pub(crate) fn start(&self, more: &[&str]) -> Node {
         self.try_start(more).unwrap_or_else(|ended| panic!("{ended:?}"))
     }
 
@@ -95,6 +95,14 @@ struct Client<'a> {
 const OLD: &[&SupportedProtocolVersion] = &[&TLS12];
 const NEW: &[&SupportedProtocolVersion] = &[&TLS13];
 const BOTH: &[&SupportedProtocolVersion] = &[&TLS12, &TLS13];
+
+impl Pair {
+    /// One request of somebody who trusts the certificate, and its answer.
+    pub(crate) fn get(&self, addr: SocketAddr, target: &str) -> String {
+        let root = root(self);
+        ask(&mut Client { root: Some(&root), versions: BOTH, alpn: &[] }.connect(addr).unwrap(), target)
+    }
+}
 
 impl Client<'_> {
     fn connect(&self, addr: SocketAddr) -> std::io::Result<Tls> {
