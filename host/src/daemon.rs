@@ -209,7 +209,7 @@ impl Node {
         let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
         let (drain, stop) = Drain::new();
-        let options = Options::new(&config.net, data_max, tls.clone());
+        let [options, control_options] = [data_max, control_max].map(|most| Options::new(&config.net, most, tls.clone()));
         let (release, released) = Drain::new();
         enclose::close(&mut walls, &metrics)?;
         let (threads, data_plane) = start_data_threads(listeners, &options, (&dispatcher, &identity), &stop, &released)?;
@@ -223,6 +223,7 @@ impl Node {
             data: data.clone(),
             secrets,
             metrics: metrics.clone(),
+            turned_away: [("data", options.turned_away.clone()), ("control", control_options.turned_away.clone())],
             stop: stop.clone(),
             places: Arc::default(),
             sandbox: walls.to_string().into(),
@@ -231,9 +232,8 @@ impl Node {
             first_start,
             audit,
         };
-        let options = Options::new(&config.net, control_max, tls.clone());
         let used = Used(Arc::new(Mutex::new(UseOrder::open(dir.path()))), dispatcher.clone());
-        let (control_thread, control) = start_control_thread(control_listeners, options, service, used.clone(), stop)?;
+        let (control_thread, control) = start_control_thread(control_listeners, control_options, service, used.clone(), stop)?;
         Ok(Self {
             addr,
             control_addr,

@@ -57,6 +57,7 @@ use crate::invocation::Invoke;
 use crate::net::body::IncomingBody;
 use crate::net::drain::Stop;
 use crate::net::panic_text;
+use crate::net::turned_away::TurnedAway;
 use crate::secrets::Secrets;
 use crate::telemetry::metrics::Metrics;
 
@@ -75,6 +76,8 @@ pub struct Control {
     pub secrets: Arc<Secrets>,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
+    /// The connections that nobody served, of each port.
+    pub turned_away: [(&'static str, Arc<TurnedAway>); 2],
     /// Ends those who follow a log when the node stops.
     pub stop: Stop,
     /// Places for what holds a thread while it lasts.

@@ -73,6 +73,9 @@ pub(super) async fn metrics(State(control): State<Control>, _caller: Caller) -> 
     let metered: Vec<_> = tenants.iter().map(|tenant| (tenant, control.dispatcher.metered(tenant))).collect();
     let all = metered.iter().flat_map(|(tenant, functions)| functions.iter().map(|function| (*tenant, function)));
     let began = all.filter(|(_, function)| function.meter.starts().total() > 0);
+    for (port, turned_away) in &control.turned_away {
+        control.metrics.turned_away(port, turned_away.counts());
+    }
     control.metrics.read_only.set(control.data.read_only().is_some().into());
     match control.data.outbox().waiting() {
         Ok(count) => _ = control.metrics.events.set(count),

@@ -94,8 +94,10 @@ where
                 // Its client has asked for nothing yet.
                 () = shared.stop.stopped() => return,
             };
-            let Some(stream) = shaken else { return };
-            stream
+            match shaken {
+                Ok(stream) => stream,
+                Err(why) => return shared.options.turned_away.count(why),
+            }
         }
     };
     run(stream, shared).await;

@@ -21,6 +21,7 @@ pub mod serve;
 pub mod status;
 mod stream;
 pub mod tls;
+pub mod turned_away;
 
 pub use connection::panic_text;
 

@@ -24,6 +24,7 @@ use super::drain::Stop;
 use super::places::{Full, Places};
 use super::stream::Stream;
 use super::tls::Tls;
+use super::turned_away::{TurnedAway, Why};
 use super::{listener, refuse, status};
 use crate::config::Net;
 use crate::fault::{Code, Fault};
@@ -49,6 +50,8 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Places for connections.
     pub places: Arc<Places>,
+    /// Counts the connections that nobody serves.
+    pub turned_away: Arc<TurnedAway>,
     /// Most requests of one connection.
     pub requests_max: u32,
     /// What connections begin with; plain HTTP when `None`.
@@ -86,6 +89,7 @@ impl Options {
         let size = |bytes: crate::config::Bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX);
         Self {
             places: Places::new(connections_max, net.connections_per_address),
+            turned_away: Arc::default(),
             requests_max: if net.requests_max == 0 { u32::MAX } else { net.requests_max },
             tls,
             handshake_timeout: net.handshake_timeout.0,
@@ -146,6 +150,7 @@ where
                 }
                 Err(error) if concerns_one_connection(&error) => tracing::debug!(%error, "a connection failed before accept"),
                 Err(error) => {
+                    door.shared.options.turned_away.count(Why::System);
                     door.complaints.say(|more| tracing::warn!(%error, more, "cannot accept connections; waiting"));
                     // The order to stop waits for at most this long.
                     tokio::time::sleep(backoff).await;
@@ -227,10 +232,11 @@ where
     }
 
     fn refuse(&mut self, stream: TcpStream, addr: SocketAddr, full: Full) {
-        let key = match full {
-            Full::Port => "net.connections_max",
-            Full::Address => "net.connections_per_address",
+        let (key, why) = match full {
+            Full::Port => ("net.connections_max", Why::Port),
+            Full::Address => ("net.connections_per_address", Why::Address),
         };
+        self.shared.options.turned_away.count(why);
         self.complaints.say(|more| tracing::warn!(more, %addr, key, "too many connections; refusing"));
         let full = &self.full[usize::from(full == Full::Address)];
         if self.shared.options.tls.is_some() {

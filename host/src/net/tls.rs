@@ -22,6 +22,7 @@ use tokio::signal::unix::Signal;
 use tokio_rustls::TlsAcceptor;
 
 use super::stream::Stream;
+use super::turned_away::Why;
 
 /// Largest file of certificates or a key, in bytes: a chain has some 4 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -117,18 +118,21 @@ impl Tls {
         Ok(Arc::new(Self { cert: cert.into(), key: key.into(), live, first: pair.hash() }))
     }
 
-    /// The stream after its handshake; `None` for a client that does not come to the end of one within `timeout`.
-    pub(super) async fn handshake(&self, stream: TcpStream, timeout: Duration) -> Option<Stream> {
+    /// The stream after its handshake.
+    ///
+    /// # Errors
+    /// Why a client has none, which must come to the end of it within `timeout`.
+    pub(super) async fn handshake(&self, stream: TcpStream, timeout: Duration) -> Result<Stream, Why> {
         let shaking = TlsAcceptor::from(self.live.load_full()).accept(stream);
         match tokio::time::timeout(timeout, shaking).await {
-            Ok(Ok(stream)) => Some(Stream::Tls(Box::new(stream))),
+            Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a handshake failed");
-                None
+                Err(Why::Handshake)
             }
             Err(_) => {
                 tracing::debug!(?timeout, "a handshake did not end (net.handshake_timeout)");
-                None
+                Err(Why::HandshakeTimeout)
             }
         }
     }

@@ -30,6 +30,12 @@ struct Rung {
     start: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    port: &'static str,
+    why: &'static str,
+}
+
 /// What became of an attempt to deliver an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
@@ -99,6 +105,8 @@ pub struct Metrics {
     pub artifacts_corrupt: Counter,
     /// Files that the collector removed.
     pub collected: Counter,
+    /// Counted where connections are accepted, and set by [`Metrics::turned_away`].
+    refused: Family<Refused, Counter>,
     /// Connections that had to be cut when the node stopped.
     pub cut: Counter,
     /// What became of reads of buckets that are caches.
@@ -182,6 +190,7 @@ impl Metrics {
             builds: Counter::default(),
             artifacts_corrupt: Counter::default(),
             collected: Counter::default(),
+            refused: Family::default(),
             cut: Counter::default(),
             origin: OriginMetrics::default(),
         };
@@ -200,6 +209,7 @@ impl Metrics {
         registry.register("builds", "Builds run", metrics.builds.clone());
         registry.register("artifacts_corrupt", "Artifacts found damaged and compiled again", metrics.artifacts_corrupt.clone());
         registry.register("collected", "Files removed by the collector", metrics.collected.clone());
+        registry.register("connections_refused", "Connections that nobody served, by port and reason", metrics.refused.clone());
         registry.register("connections_cut", "Connections cut when the node stopped", metrics.cut.clone());
         metrics.origin.register(registry);
         metrics
@@ -221,6 +231,14 @@ impl Metrics {
     /// Counts events.
     pub fn delivery(&self, delivery: Delivery, count: u64) {
         self.deliveries[delivery as usize].inc_by(count);
+    }
+
+    /// Sets how many connections of a port were turned away so far, for each reason. The names of both are this node's own words.
+    pub fn turned_away(&self, port: &'static str, counts: impl Iterator<Item = (&'static str, u64)>) {
+        for (why, count) in counts {
+            // Never less than it was: two may ask at once, and the later reading may be set first.
+            self.refused.get_or_create(&Refused { port, why }).inner().fetch_max(count, Ordering::Relaxed);
+        }
     }
 
     /// Counts a fault.
@@ -275,6 +293,8 @@ mod tests {
         metrics.started(Start::Stored, &phases);
         metrics.faulted(Code::GuestTrap);
         metrics.origin.set(3, 1, 4, 0, [5, 6]);
+        metrics.turned_away("data", [("address", 2)].into_iter());
+        metrics.turned_away("data", [("address", 1)].into_iter());
         let starts = crate::histogram::StartTimes::default();
         starts.observe(Start::Stored, &phases);
         let (tenant, name) = (crate::id::TenantId::default(), "a".parse().unwrap());
@@ -286,6 +306,7 @@ mod tests {
             "hob_faults_total{kind=\"guest-trap\"} 1",
             "hob_faults_total{kind=\"internal\"} 0",
             "hob_functions 0",
+            "hob_connections_refused_total{port=\"data\",why=\"address\"} 2",
             "hob_origin_hits_total 3",
             "hob_origin_fetched_bytes_total 4",
             "hob_origin_copies_bytes 5",

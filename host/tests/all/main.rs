@@ -52,4 +52,5 @@ mod templates;
 mod tls;
 mod tenants;
 mod triggers;
+mod turned_away;
 mod usage;

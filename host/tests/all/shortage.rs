@@ -12,7 +12,7 @@ use crate::harness::{Dice, Node, data_dir, eventually, files, is_there, serve};
 use crate::templates::start;
 
 /// A node that may have so many descriptors, and whose functions `0`, `1` and so on were deployed in this order.
-fn short_of_descriptors(limit: usize, functions: usize, settings: &[&str]) -> Node {
+pub(crate) fn short_of_descriptors(limit: usize, functions: usize, settings: &[&str]) -> Node {
     let settings = [&["engine.threads=1", "net.header_timeout=1h"], settings].concat();
     let node = behind(&format!("ulimit -n {limit};"), &["sh"], &settings);
     for name in 0..functions {
@@ -23,7 +23,7 @@ fn short_of_descriptors(limit: usize, functions: usize, settings: &[&str]) -> No
 
 /// Opens a few connections, all of which can be used, and takes what descriptors are left from the node: connections alone cannot, because it
 /// keeps some from them. They come back when the connections close.
-fn take_all_descriptors(node: &Node) -> Vec<Conn> {
+pub(crate) fn take_all_descriptors(node: &Node) -> Vec<Conn> {
     let number = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().to_str().unwrap().parse::<u64>().unwrap();
     let lowest_free = || {
         let taken: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().map(number).collect();
@@ -51,7 +51,7 @@ fn take_all_descriptors(node: &Node) -> Vec<Conn> {
 }
 
 /// Closes those connections, and gives the node the descriptors back that were taken from it.
-fn give_back(node: &Node, conns: Vec<Conn>) {
+pub(crate) fn give_back(node: &Node, conns: Vec<Conn>) {
     drop(conns);
     bound_descriptors(node, None);
 }
