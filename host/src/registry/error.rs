@@ -173,7 +173,8 @@ impl PublishError {
         let code = match self {
             Self::Precondition { .. } | Self::OldVersion { .. } => Code::PreconditionFailed,
             Self::RouteTaken { .. } | Self::TooManyTriggered { .. } => Code::Conflict,
-            Self::TooManyFunctions { .. } => Code::StorageFull,
+            // As for the quota `functions`: it bounds what one tenant has, and says nothing about the node's disk.
+            Self::TooManyFunctions { .. } => Code::QuotaExceeded,
             Self::NoSuchFunction { .. } | Self::NoSuchRevision { .. } => Code::NotFound,
             Self::Tenant(error) => return error.fault(),
             Self::Registry(error) => return error.fault(),

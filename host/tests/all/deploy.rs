@@ -189,6 +189,8 @@ fn functions_at_most() {
     let good = wasm(&wat::says("x"));
     assert_eq!(node.deploy("a", &good, "").status(), 201);
     assert_eq!(node.deploy("b", &good, "").status(), 201);
-    node.deploy("c", &good, "").problem(507, "storage-full");
+    let refused = node.deploy("c", &good, "");
+    let detail = refused.problem(429, "quota-exceeded")["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("at most 2 are allowed") && refused.header("retry-after").is_none(), "{detail}");
     assert_eq!(node.deploy("b", &good, "").status(), 200);
 }
