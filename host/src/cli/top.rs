@@ -76,7 +76,7 @@ struct Screen;
 
 impl Screen {
     fn enter() -> Result<Self, Failure> {
-        interrupt::on_signal(leave)?;
+        interrupt::on_signal(leave_for_good)?;
         output::raw(ENTER.as_bytes())?;
         Ok(Self)
     }
@@ -92,6 +92,12 @@ fn leave() {
     // Nobody is left to tell if it is gone.
     let mut stdout = std::io::stdout();
     let _ = stdout.write_all(LEAVE.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// As [`leave`], and nothing is drawn after it: the lock is not given back, and the process ends.
+fn leave_for_good() {
+    std::mem::forget(std::io::stdout().lock());
+    leave();
 }
 
 /// Lines of the terminal, if it says.

@@ -118,3 +118,73 @@ fn copies_show_how_far_they_are() {
         assert!(!stderr.contains('[') && !stderr.contains("ting ") && !stderr.contains('\u{1b}'), "{stderr:?}");
     }
 }
+
+/// Runs a command that has a terminal to itself: what comes to standard input is typed there, what it shows goes to standard output. At the end
+/// its code and whether the terminal is as it was go to standard error.
+const OWN_TERMINAL: &str = "
+import fcntl, os, pty, struct, subprocess, sys, termios, threading
+ours, theirs = pty.openpty()
+fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 120, 0, 0))
+before = termios.tcgetattr(theirs)
+own = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+child = subprocess.Popen(sys.argv[1:], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=own)
+def type():
+    while piece := os.read(0, 64):
+        os.write(ours, piece)
+def show():
+    seen = b''
+    while not seen.endswith(b'(ended)'):
+        piece = os.read(ours, 4096)
+        seen += piece
+        os.write(1, piece)
+threading.Thread(target=type, daemon=True).start()
+shows = threading.Thread(target=show)
+shows.start()
+code = child.wait()
+same = termios.tcgetattr(theirs) == before
+os.write(theirs, b'(ended)')
+shows.join()
+os.write(2, f'{code} {same}'.encode())
+os._exit(0)
+";
+
+#[test]
+fn top_is_drawn_anew_and_leaves_the_terminal_as_it_was() {
+    let found = Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !is_there("python3", found, "a terminal") {
+        return;
+    }
+    let node = Node::start(&[]);
+    node.deploy_wat("first-function", &crate::harness::wat::says("x"), "");
+    node.data.get("/first-function").ok();
+    let of_node = of_node(&node, &["top", "--interval", "100ms"]);
+    let mut command = Command::new("python3");
+    command.args(["-c", OWN_TERMINAL]).arg(of_node.get_program()).args(of_node.get_args());
+    command.env("HOB_SERVER", format!("http://{}", node.control.addr)).env("TERM", "xterm");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let text = Arc::new(Mutex::new(String::new()));
+    let (of_thread, mut terminal) = (Arc::clone(&text), child.stdout.take().unwrap());
+    let reader = std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(count @ 1..) = terminal.read(&mut piece) {
+            of_thread.lock().unwrap().push_str(&String::from_utf8_lossy(&piece[..count]));
+        }
+    });
+    let shows = |word: &str| text.lock().unwrap().contains(word);
+    eventually("the function has a row", || shows("FUNCTION") && shows("\nfirst-function "));
+    assert!(!shows("second-function"));
+    node.deploy_wat("second-function", &crate::harness::wat::says("x"), "");
+    node.data.get("/second-function").ok();
+    eventually("the table is drawn anew", || shows("\nsecond-function "));
+    assert!(text.lock().unwrap().matches("\u{1b}[H").count() >= 2);
+    child.stdin.take().unwrap().write_all(b"\x03").unwrap();
+    let output = child.wait_with_output().unwrap();
+    reader.join().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "130 True");
+    let text = text.lock().unwrap();
+    let (enter, leave) = ("\u{1b}[?1049h\u{1b}[?25l", "\u{1b}[?25h\u{1b}[?1049l");
+    assert!(text.starts_with(enter) && text.matches(enter).count() == 1, "{text:?}");
+    // What the terminal itself shows of the key is there too.
+    let after = text.rsplit_once(leave).unwrap_or_else(|| panic!("it is not left: {text:?}")).1;
+    assert_eq!(after, "(ended)", "{text:?}");
+}
