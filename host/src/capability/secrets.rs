@@ -140,6 +140,27 @@ impl SecretAccess {
     }
 }
 
+impl SecretAccess {
+    /// How often a secret changed by the API so far; see [`Secrets::changes`].
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        match &self.holder {
+            Holder::Node { secrets, .. } => secrets.changes(),
+            Holder::Nowhere | Holder::Build(_) => 0,
+        }
+    }
+
+    /// The granted secrets that cannot be read, and why, without a value or a path.
+    ///
+    /// # Cost
+    /// Blocks as [`Secrets::get`] says, for each.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<(SecretName, String)> {
+        let why = |grant: &SecretGrant| Some((grant.name.clone(), self.read(grant).err()?.to_string()));
+        self.grants.iter().filter_map(why).collect()
+    }
+}
+
 impl fmt::Debug for SecretAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.grants).finish()

@@ -13,6 +13,7 @@ use http::request::Parts;
 use rpds::HashTrieMapSync;
 
 use super::files::Files;
+use super::looked::Looked;
 use crate::capability::Environment;
 use crate::capability::data::DataAccess;
 use crate::capability::egress::EgressAccess;
@@ -55,6 +56,8 @@ pub struct Function {
     pub log: Arc<FunctionLog>,
     /// Value of `hob-path-prefix` when it is reached by its name.
     pub prefix: HeaderValue,
+    /// When its secrets were last looked at.
+    pub(super) looked: Looked,
     /// Whether it was looked up since this was last asked.
     recent: AtomicBool,
 }
@@ -147,6 +150,7 @@ impl Function {
                 egress: Arc::new(egress.unwrap_or_default()),
                 secrets: Arc::new(secrets.unwrap_or_default()),
             }),
+            looked: Looked::default(),
             recent: AtomicBool::new(true),
             tenant,
             name,

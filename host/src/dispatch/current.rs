@@ -2,7 +2,8 @@
 //!
 //! Owns the question, asked before each start of a function whose initialisation may read secrets, and that concurrent starts wait for one
 //! build. Knows nothing about how a build is made: `deploy` does, and gives [`Retake`] at the start of the node. Invariant: nothing starts from
-//! a snapshot that has a value in it which is not the secret's any more.
+//! a snapshot that has a value in it which is not the secret's any more, but that a file which others changed may go unnoticed for
+//! a second (`looked.rs`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,7 +16,7 @@ use tokio::task::AbortHandle;
 use super::Dispatcher;
 use super::catalog::Function;
 use super::functions::Key;
-use super::templates::COMPILE_WAIT;
+use super::templates::{COMPILE_WAIT, blocking};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, SecretName, TenantId};
 use crate::telemetry::logs::{Level, LogSink};
@@ -33,10 +34,11 @@ pub type Retake = Box<dyn Fn(TenantId, FunctionName) -> BoxFuture<'static, Resul
 type Building = Shared<BoxFuture<'static, Result<(), Fault>>>;
 
 /// The builds under way, and those that failed lately.
-#[derive(Default)]
 pub(super) struct Retakes {
     retake: OnceLock<Retake>,
     attempts: Mutex<HashMap<Key, Attempt>>,
+    /// What times of looks are counted from.
+    since: Instant,
 }
 
 #[derive(Clone)]
@@ -56,6 +58,12 @@ impl Attempt {
 
     fn is_recent(&self) -> bool {
         self.began.elapsed() < PAUSE
+    }
+}
+
+impl Default for Retakes {
+    fn default() -> Self {
+        Self { retake: OnceLock::new(), attempts: Mutex::default(), since: Instant::now() }
     }
 }
 
@@ -103,7 +111,7 @@ impl Dispatcher {
         let mut function = function.clone();
         // Twice, because they may change while it is built.
         for _ in 0..2 {
-            let Some(secrets) = self.stale(&function)? else { return Ok(function) };
+            let Some(secrets) = self.look(&function).await? else { return Ok(function) };
             let Attempt { of, building, .. } = self.build_again(&function, secrets);
             match tokio::time::timeout_at(until, building).await {
                 // What failed may have begun before they changed.
@@ -113,7 +121,7 @@ impl Dispatcher {
             }
             function = self.function(&function.tenant, &function.name)?;
         }
-        match self.stale(&function)? {
+        match self.look(&function).await? {
             None => Ok(function),
             Some(_) => {
                 let detail = "a secret has changed, and the function is being initialised again, which takes a while";
@@ -122,10 +130,37 @@ impl Dispatcher {
         }
     }
 
-    /// Digest of the secrets as they are, if the snapshot of a function was taken with others.
+    /// As [`Dispatcher::stale`], and not asked again while the answer is good.
+    ///
+    /// # Cost
+    /// One load and one look at the clock while it is; else a turn of a thread that may block.
+    async fn look(&self, function: &Arc<Function>) -> Result<Option<Digest>, Fault> {
+        if !function.depends_on_secrets() {
+            return Ok(None);
+        }
+        let (looked, secrets) = (&function.looked, &function.environment.secrets);
+        let since = || self.0.retakes.since.elapsed();
+        if looked.is_good(since(), secrets.changes()) {
+            return Ok(None);
+        }
+        // It is never closed. Held while another thread reads, so that a crowd that comes then waits for one reading and not for a thousand.
+        let _turn = looked.turn.acquire().await.map_err(Fault::internal)?;
+        // Before the reading: a change that comes while it goes on makes it worth nothing.
+        let (began, changes) = (since(), secrets.changes());
+        if looked.is_good(began, changes) {
+            return Ok(None);
+        }
+        let (this, of) = (self.clone(), function.clone());
+        let stale = blocking(move || this.stale(&of)).await??;
+        if stale.is_none() {
+            looked.found_good(began, changes);
+        }
+        Ok(stale)
+    }
+
+    /// Digest of the secrets as they are, if the snapshot of a function was taken with others. Blocks.
     fn stale(&self, function: &Function) -> Result<Option<Digest>, Fault> {
         let Some(taken) = function.revision.snapshot.as_ref().and_then(|snapshot| snapshot.secrets) else { return Ok(None) };
-        // It reads some files on a data thread, each small: the price of never starting with what was withdrawn.
         let now = function.environment.secrets.digest_of_init(&sink(self, function))?;
         Ok(now.filter(|now| *now != taken))
     }

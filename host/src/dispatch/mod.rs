@@ -9,6 +9,7 @@ mod current;
 pub mod files;
 mod buckets;
 mod functions;
+mod looked;
 pub mod templates;
 pub mod used;
 

@@ -18,6 +18,7 @@ mod store;
 mod value;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zeroize::Zeroizing;
 
@@ -41,6 +42,7 @@ pub struct Secrets {
     /// In the order in which they count.
     sources: Vec<Source>,
     digest_key: Zeroizing<[u8; 32]>,
+    changes: AtomicU64,
 }
 
 /// Places besides the API that secrets come from.
@@ -84,6 +86,7 @@ impl Secrets {
             store: Store::open(&dir.join("secrets"), key)?,
             sources: folder.into_iter().chain(credentials).collect(),
             digest_key: Zeroizing::new(blake3::derive_key("hob 2026-11-28 secrets of snapshots", key)),
+            changes: AtomicU64::new(0),
         })
     }
 
@@ -132,7 +135,9 @@ impl Secrets {
     /// # Errors
     /// [`SecretError::Empty`] and [`SecretError::TooLong`] for such a value, [`SecretError::TooMany`], [`SecretError::Io`].
     pub fn put(&self, tenant: &TenantId, name: &SecretName, value: &SecretValue) -> Result<(), SecretError> {
-        self.store.put(tenant, name, value)
+        let put = self.store.put(tenant, name, value);
+        self.changed();
+        put
     }
 
     /// Removes a secret that came by the API; whether there was one. Blocks.
@@ -140,7 +145,9 @@ impl Secrets {
     /// # Errors
     /// [`SecretError::Io`].
     pub fn remove(&self, tenant: &TenantId, name: &SecretName) -> Result<bool, SecretError> {
-        self.store.remove(tenant, name)
+        let removed = self.store.remove(tenant, name);
+        self.changed();
+        removed
     }
 
     /// The secrets of a tenant that came by the API, by name. Blocks for a read of each.
@@ -156,7 +163,20 @@ impl Secrets {
     /// # Errors
     /// [`SecretError::Io`]; some may be gone then.
     pub fn remove_tenant(&self, tenant: &TenantId) -> Result<(), SecretError> {
-        self.store.remove_tenant(tenant)
+        let removed = self.store.remove_tenant(tenant);
+        self.changed();
+        removed
+    }
+
+    /// How often a secret changed by the API, of whatever tenant: what was read while it was less may not be so any more. Files that others
+    /// change are not counted.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// After the change and before anybody hears of it. One that failed counts too: it may have come half-way.
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 }
 

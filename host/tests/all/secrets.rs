@@ -343,8 +343,21 @@ fn a_change_in_the_operator_s_folder_takes_another_snapshot_too() {
     let node = with_places(&folder, &credentials);
     node.deploy_wat("a", &reader(), "snapshot = \"required\"\n[grants]\nsecrets = [{ name = \"FROZEN\", init = true }]");
     assert_eq!(node.data.get("/a/").good(), b"one");
-    fs::write(folder.join("default/FROZEN"), "two").unwrap();
-    assert_eq!(settled(&node, "/a/"), b"two");
+    // Noticed within a second; meanwhile a start may find the former one.
+    let noticed = |text: &str| {
+        fs::write(folder.join("default/FROZEN"), text).unwrap();
+        eventually("it is noticed", || settled(&node, "/a/") == text.as_bytes());
+    };
+    noticed("two");
+    // Of the same length, in the same file: no time and no size says so.
+    noticed("six");
+    // What is set by the API is noticed at once, and so is that it is there no more.
+    set(&node.control, "FROZEN", "three");
+    assert_eq!(settled(&node, "/a/"), b"three");
+    assert_eq!(remove(&node.control, "FROZEN").status(), 204);
+    assert_eq!(settled(&node, "/a/"), b"six");
+    fs::remove_file(folder.join("default/FROZEN")).unwrap();
+    eventually("it is missed", || node.data.get("/a/").header("hob-error") == Some("secret-unavailable"));
 }
 
 #[test]
