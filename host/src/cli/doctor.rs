@@ -4,6 +4,7 @@
 //! fails and is required makes the command fail; one that is not is marked and passed over.
 
 mod data;
+mod secrets;
 
 use std::fs;
 use std::io;
@@ -119,8 +120,9 @@ impl Doctor {
         checks.push(open_files(&config.net));
         checks.push(sandbox());
         checks.extend(data::of_the_daemon(ctx.server.trim_end_matches('/'), trust));
+        let client = ctx.client().ok().filter(|_| client::is_live(ctx.server.trim_end_matches('/'), trust));
+        checks.extend(client.iter().flat_map(secrets::online));
         if !self.no_scrub {
-            let client = ctx.client().ok().filter(|_| client::is_live(ctx.server.trim_end_matches('/'), trust));
             checks.extend(client.iter().flat_map(data::online));
             checks.extend(dir.iter().flat_map(|dir| data::offline(dir, client.is_some())));
         }

@@ -4,6 +4,8 @@
 //! directory, by the one pipeline that there is. A command then runs on this terminal, and the directory is gone before it
 //! starts; anything else is served by a node over that directory, under the route `/*`, and what it logs is shown.
 
+mod secrets;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -22,6 +24,7 @@ use clap::Args;
 use tokio::runtime::{self, Runtime};
 use tokio::sync::broadcast::error::RecvError;
 
+use self::secrets::{Given, When};
 use super::failure::{Exit, next};
 use super::interrupt::or_signal;
 use super::output::Format;
@@ -31,6 +34,7 @@ use super::{Ctx, Failure, logs, output, serve};
 use crate::artifacts::{Artifacts, DataDir};
 use crate::capability::Environment;
 use crate::capability::egress::EgressAccess;
+use crate::capability::secrets::SecretAccess;
 use crate::config::{self, Config, Sandbox};
 use crate::daemon::{Node, Ports, Setup, Signals};
 use crate::deploy::{Allowed, Deployer, Sent};
@@ -58,6 +62,9 @@ pub(super) struct Run {
     /// A variable of the guest's environment, as often as needed
     #[arg(long, value_name = "K=V", value_parser = variable)]
     env: Vec<(String, String)>,
+    /// A secret that the guest may read by its name, as often as needed; NAME@FILE takes it from a file, which other users do not see
+    #[arg(long = "secret", value_name = "NAME=VALUE")]
+    secrets: Vec<OsString>,
     /// A folder of this machine that the guest may read and write, as often as needed
     #[arg(long, value_name = "HOST::GUEST", value_parser = folder)]
     dir: Vec<DirGrant>,
@@ -100,7 +107,9 @@ impl Run {
         let file = open(&path)?;
         // Which of the two applies is known only once the file was built.
         let (served, command) = (self.limits(Limits::default())?, self.limits(Limits::only_memory())?);
-        let manifest = self.manifest(&path, served)?;
+        let secrets = Given::read(&self.secrets)?;
+        let mut manifest = self.manifest(&path, served)?;
+        manifest.grants.secrets = secrets.grants(When::Served);
         let scratch = Scratch::new().context("cannot make a temporary folder")?;
         let data = scratch.path().join("data");
         let runtime = runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
@@ -110,6 +119,7 @@ impl Run {
         };
         if !template.shape().kind.is_command() {
             drop((runtime, template, engine));
+            secrets.keep(&data)?;
             return self.serve(ctx.format, &manifest, data).map(|()| 0);
         }
         // What was built stays mapped.
@@ -119,8 +129,10 @@ impl Run {
                 format!("'{}' is a command, which runs on this terminal: --addr is for what is served", path.display());
             return Err(Failure::new(Exit::Usage, sentence).next(format!("hob run {}", path.display())));
         }
-        let (args, env, grants, egress) = (self.argv(&path)?, self.env.clone(), self.grants(), self.egress()?);
-        let environment = Environment { args, env, grants, egress, ..Environment::default() };
+        let (args, mut env, grants, egress) = (self.argv(&path)?, self.env.clone(), self.grants(), self.egress()?);
+        env.extend(secrets.variables());
+        let secrets = Arc::new(SecretAccess::of_build(&secrets.grants(When::Command), secrets.into_values()));
+        let environment = Environment { args, env, grants, egress, secrets, ..Environment::default() };
         on_terminal(runtime, &engine, &template, environment, &command)
     }
 

@@ -55,7 +55,11 @@ impl Secret {
                     }
                     None => from_input()?,
                 };
-                ctx.client()?.set_secret(&name, &value)?;
+                let set = ctx.client()?.set_secret(&name, &value);
+                set.map_err(|failure| match value.is_empty() {
+                    true => failure.next(format!("hob secret set {name} --file FILE")),
+                    false => failure,
+                })?;
                 match ctx.format {
                     Format::Json => output::json(&serde_json::json!({ "name": name, "bytes": value.len() }))?,
                     Format::Text => output::note(format!("secret {name} is set")),

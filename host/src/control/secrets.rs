@@ -4,14 +4,17 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use http::StatusCode;
+use serde::Deserialize;
 use zeroize::Zeroize as _;
 
 use super::Control;
 use super::access::Caller;
 use super::answer::{Named, Refusal, body_fault};
-use super::wire::{Problem, SecretInfo, SecretList};
+use super::wire::{Problem, SecretInfo, SecretList, UnreadableSecret};
+use crate::dispatch::Unreadable;
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::SecretName;
@@ -21,6 +24,13 @@ impl From<Stored> for SecretInfo {
     fn from(stored: Stored) -> Self {
         let Stored { name, bytes, changed_ms } = stored;
         Self { name: name.to_string(), bytes: bytes as u64, changed_ms }
+    }
+}
+
+impl From<Unreadable> for UnreadableSecret {
+    fn from(unreadable: Unreadable) -> Self {
+        let Unreadable { function, secret, why } = unreadable;
+        Self { function: function.to_string(), name: secret.to_string(), why }
     }
 }
 
@@ -56,12 +66,31 @@ fn value_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
     if fault.code == Code::BodyTooLarge { SecretError::TooLong.fault() } else { fault }
 }
 
+#[derive(Debug, Deserialize)]
+pub(super) struct Wanted {
+    #[serde(default)]
+    unreadable: bool,
+}
+
 /// Lists the secrets of the tenant by name, without their values. Those that come from the node's folder or its credentials are not among them.
-#[utoipa::path(get, path = "/v1/secrets", operation_id = "secret_list", security(("token" = ["read"])), responses((status = 200, body = SecretList)))]
-pub(super) async fn list(State(control): State<Control>, caller: Caller) -> Result<Json<SecretList>, Refusal> {
-    let listed = blocking(move || control.secrets.list(&caller.tenant)).await?.map_err(|error| error.fault())?;
-    let Listed { secrets, damaged } = listed;
-    Ok(Json(SecretList { items: secrets.into_iter().map(SecretInfo::from).collect(), damaged: damaged as u64 }))
+#[utoipa::path(get, path = "/v1/secrets", operation_id = "secret_list", security(("token" = ["read"])),
+    params(("unreadable" = Option<bool>, Query, description = "whether to say which secrets functions may read and that cannot be read, from whatever place; of the first 1,000 functions that may read any")),
+    responses((status = 200, body = SecretList), (status = 400, body = Problem)))]
+pub(super) async fn list(
+    State(control): State<Control>,
+    caller: Caller,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Json<SecretList>, Refusal> {
+    let Query(Wanted { unreadable }) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    let work = move || {
+        let listed = control.secrets.list(&caller.tenant).map_err(|error| error.fault())?;
+        let find = || control.dispatcher.unreadable_secrets(&control.secrets, &caller.tenant);
+        Ok((listed, unreadable.then(find).transpose()?))
+    };
+    let (Listed { secrets, damaged }, unreadable) = blocking(work).await?.map_err(|fault: Fault| fault)?;
+    let items = secrets.into_iter().map(SecretInfo::from).collect();
+    let unreadable = unreadable.map(|found| found.into_iter().map(UnreadableSecret::from).collect());
+    Ok(Json(SecretList { items, damaged: damaged as u64, unreadable }))
 }
 
 /// Removes a secret of the tenant. What is initialised with it starts no more until it is set again.

@@ -22,7 +22,7 @@ pub use self::identity::{
     AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, TenantChange, TenantInfo, TenantList, TenantRequest, TokenInfo,
     TokenList, TokenRequest,
 };
-pub use self::secrets::{SecretGrantInfo, SecretInfo, SecretList};
+pub use self::secrets::{SecretGrantInfo, SecretInfo, SecretList, UnreadableSecret};
 pub use self::usage::{FunctionUsage, MinuteUsage, TenantUsage, UsageReport, UsedInfo};
 
 /// A deployed function and its live revision.

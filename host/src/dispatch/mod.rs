@@ -12,6 +12,7 @@ mod functions;
 mod looked;
 pub mod templates;
 pub mod used;
+mod wanted;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +32,7 @@ use functions::Functions;
 pub use functions::Metered;
 use templates::{Loaded, Templates};
 use used::UseOrder;
+pub use wanted::Unreadable;
 
 use crate::data::Data;
 use crate::engine::{Call, Engine, UnknownKind};

@@ -68,7 +68,8 @@ impl SecretError {
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Empty => Fault::new(Code::BadRequest, self.to_string()),
+            Self::Empty => Fault::new(Code::BadRequest, self.to_string())
+                .hint("send the value on standard input or by --file FILE, or remove the secret: hob secret rm NAME"),
             Self::TooLong => Fault::new(Code::BodyTooLarge, self.to_string()),
             Self::TooMany { .. } => {
                 Fault::new(Code::QuotaExceeded, self.to_string()).hint("remove one that is not needed: hob secret rm NAME")

@@ -227,6 +227,49 @@ fn a_deployed_command_reaches_nothing_outside() {
 }
 
 #[test]
+fn run_lets_a_guest_read_secrets_and_shows_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "of a file").unwrap();
+    let of_file = format!("B@{}", secret.display());
+    let command = guest("reach2");
+    let run = |given: &[&str], name: &str| {
+        hob(&[&["run"], given, &[command.to_str().unwrap(), "env", name]].concat()).output().unwrap()
+    };
+    assert_eq!(check(&run(&["--secret", "A=hunter2", "--secret", &of_file], "A"), 0).0, "hunter2");
+    assert_eq!(check(&run(&["--secret", "A=hunter2", "--secret", &of_file], "B"), 0).0, "of a file");
+    assert_eq!(run(&["--secret", "A=hunter2"], "B").status.code(), Some(1));
+    for bad in ["hunter2", "1A=hunter2", "hunter2-=x", "A@/nonexistent", "A="] {
+        let (stdout, stderr) = check(&run(&["--secret", bad], "A"), 2);
+        assert!(stdout.is_empty() && stderr.contains("next: hob run --help") && !stderr.contains("hunter2"), "{bad}: {stderr}");
+    }
+    // What is served reads it by its name, and only what was given.
+    let (_dir, path) = file("reader.wasm", &wasm(&crate::secrets::reader()));
+    let mut child = hob(&["run", "--addr", "127.0.0.1:0", "--secret", "A=hunter2", "--secret", &of_file, path.to_str().unwrap()])
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    let addr = line.trim().split("http://").nth(1).unwrap_or_else(|| panic!("{line}"));
+    let get = |path: &str| {
+        let mut stream = std::net::TcpStream::connect(addr).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(get("/A").ends_with("hunter2") && get("/B").ends_with("of a file"), "{}", get("/A"));
+    let denied = get("/OTHER");
+    assert!(denied.starts_with("HTTP/1.1 402 ") && denied.contains("denied"), "{denied}");
+    signal(&child, Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut said = String::new();
+    stderr.read_to_string(&mut said).unwrap();
+    assert!(!said.contains("hunter2") && !said.contains("of a file"), "{said}");
+}
+
+#[test]
 fn run_shows_what_a_served_function_logs() {
     let text = wat::handler(
         r#"(data (i32.const 0) "heard") (func (export "hob_handle") (call $log (i32.const 2) (i32.const 0) (i32.const 5)) unreachable)"#,

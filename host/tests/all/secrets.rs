@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::cli::{check, hob};
+use crate::cli::{at, check, hob};
 use crate::harness::examples::guest;
 use crate::harness::http::{Port, Reply};
 use crate::harness::wat::{command, handler_with, wasm};
@@ -17,7 +17,7 @@ use crate::snapshot::{done, has_snapshot};
 
 /// A handler that answers `/NAME` with the secret of that name, and `/` with what its initialisation read as `FROZEN`. What fails is told by
 /// a status of 400 and the number of the error, with its text; of a value that is longer than 8,000 bytes the length is told in four bytes.
-fn reader() -> String {
+pub(crate) fn reader() -> String {
     reader_and("")
 }
 
@@ -358,6 +358,64 @@ fn a_change_in_the_operator_s_folder_takes_another_snapshot_too() {
     assert_eq!(settled(&node, "/a/"), b"six");
     fs::remove_file(folder.join("default/FROZEN")).unwrap();
     eventually("it is missed", || node.data.get("/a/").header("hob-error") == Some("secret-unavailable"));
+}
+
+/// What `hob doctor` says about secrets, by name of the check.
+fn doctor(node: &Node) -> Vec<(String, String, String)> {
+    let output = at(node, &["doctor", "-o", "json", "--no-scrub"]);
+    let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |check: &Value, key: &str| check[key].as_str().unwrap().to_owned();
+    let secret = |check: &&Value| text(check, "check").starts_with("secret");
+    checks
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(secret)
+        .map(|check| (text(check, "check"), text(check, "state"), text(check, "found")))
+        .collect()
+}
+
+#[test]
+fn the_doctor_names_secrets_that_cannot_be_read() {
+    let temp = tempfile::tempdir().unwrap();
+    let (folder, credentials) = (temp.path().join("folder"), temp.path().join("credentials"));
+    fs::create_dir_all(folder.join("default/DIR")).unwrap();
+    fs::create_dir(&credentials).unwrap();
+    fs::write(folder.join("default/THERE"), "hunter2").unwrap();
+    let node = with_places(&folder, &credentials);
+    let good = vec![("secrets of functions".to_owned(), "ok".to_owned(), "can be read".to_owned())];
+    assert_eq!(doctor(&node), good, "no function wants any");
+    node.deploy_wat("b", &reader(), "[grants]\nsecrets = [\"SET\", \"THERE\"]");
+    node.deploy_wat("a", &reader(), "[grants]\nsecrets = [\"MISSING\", \"DIR\", \"THERE\"]");
+    set(&node.control, "SET", "hunter2");
+    let bad = |name: &str, found: &str| (name.to_owned(), "failed".to_owned(), found.to_owned());
+    assert_eq!(
+        doctor(&node),
+        [
+            bad("secret MISSING of a", "there is no secret 'MISSING': set it with hob secret set MISSING"),
+            bad("secret DIR of a", "the secret 'DIR' cannot be read from the operator's folder: it is no regular file"),
+        ]
+    );
+    let (stdout, stderr) = {
+        let output = at(&node, &["doctor", "--no-scrub"]);
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert!(stdout.contains("hob secret set MISSING"), "{stdout}");
+    assert!(!format!("{stdout}{stderr}").contains("hunter2"), "names only");
+    set(&node.control, "MISSING", "x");
+    set(&node.control, "DIR", "x");
+    assert_eq!(doctor(&node), good);
+    assert!(node.control.get("/v1/secrets").ok().json()["unreadable"].is_null(), "only for who asks");
+    node.control.get("/v1/secrets?unreadable=perhaps").problem(400, "bad-request");
+}
+
+#[test]
+fn an_empty_value_is_answered_with_what_helps() {
+    let node = Node::start(&[]);
+    let (_, stderr) = check(&at(&node, &["secret", "set", "A"]), 1);
+    for words in ["the value is empty", "hob secret rm NAME", "next: hob secret set A --file FILE"] {
+        assert!(stderr.contains(words), "{words}: {stderr}");
+    }
 }
 
 #[test]

@@ -84,6 +84,11 @@ impl Client {
         self.get(&format!("{}/v1/secrets", self.base), None)
     }
 
+    /// The secrets of a tenant, with those that its functions may read and that cannot be read.
+    pub(in crate::cli) fn unreadable_secrets(&self) -> Result<SecretList, Failure> {
+        self.get(&format!("{}/v1/secrets?unreadable=true", self.base), None)
+    }
+
     /// Removes a secret.
     pub(in crate::cli) fn remove_secret(&self, name: &SecretName) -> Result<(), Failure> {
         self.forget(&format!("{}/v1/secrets/{name}", self.base))

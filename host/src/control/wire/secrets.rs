@@ -22,6 +22,20 @@ pub struct SecretList {
     /// How many more there are that are damaged, or were set under another key of the node; their names are not known.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub damaged: u64,
+    /// Secrets that functions may read and that cannot be read, wherever they would come from; only when it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<Vec<UnreadableSecret>>,
+}
+
+/// A secret that a function may read, and cannot.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct UnreadableSecret {
+    /// The function.
+    pub function: String,
+    /// Name of the secret.
+    pub name: String,
+    /// Why it cannot be read.
+    pub why: String,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
