@@ -37,6 +37,8 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     let node = Node::start(setup_with(dir.path(), &["engine.threads=2".into()])?)?;
     let hello = Guest::build("hello")?;
     node.deploy_file("hello".parse()?, &hello.wasm, hello.manifest)?;
+    // A tenant that the node knows, or `/v1/usage` would not name it.
+    ask(&node, "PUT", "/v1/tenants/attacker", "{}")?;
     let spin = dir.path().join("spin.wasm");
     std::fs::write(&spin, SPIN)?;
     let attackers = |limits: &str| Spinners::deploy(&node, &spin, "attacker", SPINNERS, limits);
@@ -58,6 +60,7 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     let after = Metered::now(&node, &[&by_cpu, &by_wall, &victims])?;
     let metered = (after.metered - before.metered) / (after.kernel - before.kernel);
     figure(report, "metered of the kernel's", "ratio (0.97-1.03)", metered, "")?;
+    usage(report, &node, &by_cpu, if quick { time } else { Duration::from_secs(60) })?;
     node.stop();
     Ok(())
 }
@@ -233,16 +236,55 @@ struct Metered {
 impl Metered {
     fn now(node: &Node, of: &[&Spinners]) -> anyhow::Result<Self> {
         let hello = node.dispatcher().usage(&TenantId::default(), &"hello".parse()?).0.series().total().cpu.as_secs_f64() * 1e3;
-        let mut kernel = 0.0;
-        for task in std::fs::read_dir("/proc/self/task")? {
-            let path = task?.path();
-            if std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("hob-data-")) {
-                let stat = std::fs::read_to_string(path.join("schedstat"))?;
-                kernel += stat.split(' ').next().context("the system says nothing of a thread")?.parse::<f64>()? / 1e6;
-            }
-        }
-        Ok(Self { metered: hello + of.iter().map(|spinners| spinners.cpu_of_all()).sum::<f64>(), kernel })
+        Ok(Self { metered: hello + of.iter().map(|spinners| spinners.cpu_of_all()).sum::<f64>(), kernel: kernel_ms()? })
     }
+}
+
+/// Processor time of the data threads so far, as the kernel counts it.
+fn kernel_ms() -> anyhow::Result<f64> {
+    let mut kernel = 0.0;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let path = task?.path();
+        if std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("hob-data-")) {
+            let stat = std::fs::read_to_string(path.join("schedstat"))?;
+            kernel += stat.split(' ').next().context("the system says nothing of a thread")?.parse::<f64>()? / 1e6;
+        }
+    }
+    Ok(kernel)
+}
+
+/// What `/v1/usage` adds to the totals of all tenants over a minute of mixed load, small requests beside guests that spin, held against the
+/// kernel's own accounting of the threads that ran it.
+fn usage(report: &Report, node: &Node, spinners: &Spinners, time: Duration) -> anyhow::Result<()> {
+    let read = || anyhow::Ok((told_ms(node)?, kernel_ms()?));
+    let before = read()?;
+    let seen = beside(spinners, || victim(node.addr(), time))?.measured?;
+    let after = read()?;
+    ensure!(seen.errors == 0 && !seen.times.is_empty(), "the small requests were not answered: {} errors", seen.errors);
+    let ratio = (after.0 - before.0) / (after.1 - before.1);
+    figure(report, "usage of the kernel's", "ratio (0.97-1.03)", ratio, "")?;
+    Ok(())
+}
+
+/// Processor time of all tenants so far, as the API tells it.
+fn told_ms(node: &Node) -> anyhow::Result<f64> {
+    let told: serde_json::Value = serde_json::from_str(&ask(node, "GET", "/v1/usage?all=true&minutes=0", "")?)?;
+    let tenants = told["tenants"].as_array().context("/v1/usage names no tenants")?;
+    ensure!(tenants.iter().any(|tenant| tenant["tenant"] == "attacker"), "/v1/usage does not name all tenants: {told}");
+    tenants.iter().map(|tenant| tenant["total"]["cpu_ms"].as_f64().context("a tenant without cpu_ms")).sum()
+}
+
+/// The body of a good answer of the control port.
+fn ask(node: &Node, method: &str, target: &str, body: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(node.control_addr())?;
+    let len = body.len();
+    write!(stream, "{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n{body}")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an answer without an end of its head")?;
+    ensure!(head.starts_with("HTTP/1.1 2"), "{method} {target}: {answer}");
+    ensure!(head.to_ascii_lowercase().contains("\r\ncontent-length: "), "{target}: expected a body with a length, found {head}");
+    Ok(body.to_owned())
 }
 
 /// How late a thread wakes that sleeps for a millisecond at a time, as the one that ticks does.
