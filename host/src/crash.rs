@@ -45,12 +45,16 @@ pub const OBJECT_POINTS: [&str; 7] = [
 /// Every crash point of the delivery of an event, in order. A test hits each.
 pub const EVENT_POINTS: [&str; 2] = ["event-told", "event-settled"];
 
+/// The crash point of a change that keeps its answer: it is made and durable, and nobody was told. A test hits it.
+pub const ANSWER_POINTS: [&str; 1] = ["answer-kept"];
+
 /// Dies here by `SIGKILL` if `HOB_CRASH_AT` names `point`.
 #[cfg(debug_assertions)]
 pub fn point(point: &'static str) {
     use std::sync::OnceLock;
     static AT: OnceLock<Option<String>> = OnceLock::new();
-    let is_listed = [&POINTS[..], &BUNDLE_POINTS, &OBJECT_POINTS, &EVENT_POINTS].iter().any(|points| points.contains(&point));
+    let is_listed =
+        [&POINTS[..], &BUNDLE_POINTS, &OBJECT_POINTS, &EVENT_POINTS, &ANSWER_POINTS].iter().any(|points| points.contains(&point));
     debug_assert!(is_listed, "crash point '{point}' is not listed");
     #[expect(clippy::disallowed_methods, reason = "a test tells the real binary where to die; no release build reads it")]
     let at = AT.get_or_init(|| std::env::var("HOB_CRASH_AT").ok());

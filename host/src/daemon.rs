@@ -22,7 +22,7 @@ use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
 use crate::audit::{Audit, AuditError};
 use crate::capability::files::{FolderError, Folders};
 use crate::config::{Config, ConfigError};
-use crate::control::{Control, FirstStart};
+use crate::control::{Answers, Control, FirstStart};
 use crate::data::objects::{ObjectLimits, Origins};
 use crate::data::{Clock, Data, DataConfig, DataError};
 use crate::deploy::{Allowed, Deployer, Outside, Sent};
@@ -208,9 +208,8 @@ impl Node {
         let outside = base.files.clone().map(|files| Outside { data: data.clone(), files, secrets: secrets.clone() });
         let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
-        let (drain, stop) = Drain::new();
+        let ((drain, stop), (release, released)) = (Drain::new(), Drain::new());
         let [options, control_options] = [data_max, control_max].map(|most| Options::new(&config.net, most, tls.clone()));
-        let (release, released) = Drain::new();
         enclose::close(&mut walls, &metrics)?;
         let (threads, data_plane) = start_data_threads(listeners, &options, (&dispatcher, &identity), &stop, &released)?;
         let triggers =
@@ -226,6 +225,7 @@ impl Node {
             turned_away: [("data", options.turned_away.clone()), ("control", control_options.turned_away.clone())],
             stop: stop.clone(),
             places: Arc::default(),
+            answers: Answers::new(&config.data),
             sandbox: walls.to_string().into(),
             data_addr: addr,
             identity,

@@ -27,10 +27,11 @@ use crate::engine::{Engine, Shape, Template};
 use crate::fault::{Code, Fault};
 use crate::grants::{DataGrant, ManifestGrants};
 use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
+use crate::idempotency::KeptAnswer;
 use crate::manifest::{Manifest, SnapshotMode};
 use crate::quota::Quota;
 use crate::registry::{
-    FunctionRecord, NewRevision, Precondition, PublishError, Reference, Registry, RevisionRecord, SnapshotRecord,
+    FunctionRecord, NewRevision, Precondition, PublishError, Reference, Registry, RevisionRecord, SnapshotRecord, Terms,
 };
 use crate::secrets::Secrets;
 use crate::signing::{Message, PublicKey, Signed};
@@ -155,7 +156,7 @@ impl Deployer {
         tenant: TenantId,
         name: FunctionName,
         sent: Sent,
-        precondition: Precondition,
+        terms: impl Into<Terms<FunctionRecord>>,
         allowed: Allowed,
     ) -> Result<(FunctionRecord, bool), Fault> {
         let Sent { wasm: uploaded, bundle, manifest } = sent;
@@ -163,8 +164,8 @@ impl Deployer {
             let fault = Fault::new(Code::BadManifest, format!("the manifest is of '{other}', but the request deploys '{name}'"));
             return Err(fault.hint("change 'name' in hob.toml, or the address of the request"));
         }
-        let inner = self.0.clone();
-        inner.check(&tenant, &name, &precondition).await?;
+        let (inner, terms) = (self.0.clone(), terms.into());
+        inner.check(&tenant, &name, &terms.precondition).await?;
         let folders = inner.folders(&tenant, &manifest.grants, bundle.as_ref())?;
         let digest = bundle.as_ref().map(Bundle::digest);
         let secrets = inner.secrets_of_init(&tenant, &manifest.grants).await?;
@@ -209,7 +210,7 @@ impl Deployer {
             };
             let change = inner.dispatcher.begin_change(&tenant, &name);
             let (keep, functions_max) = (inner.config.revisions_max, inner.functions_max(&tenant));
-            let record = inner.registry.publish(&tenant, &name, new, &precondition, keep, functions_max);
+            let record = inner.registry.publish(&tenant, &name, new, terms, keep, functions_max);
             let record = record.map_err(|error| inner.not_published(&change, &tenant, &name, &error))?;
             inner.dispatcher.templates().insert(&tenant, key, Arc::new(template));
             change.publish(record.clone()).map_err(Fault::internal)?;
@@ -275,6 +276,14 @@ impl Deployer {
         blocking(move || inner.keys(&tenant).map(|keys| !keys.is_empty())).await?
     }
 
+    /// The kept answer to a key that was sent with a change of a function. Blocks.
+    ///
+    /// # Errors
+    /// `internal` when the registry cannot be read.
+    pub fn answer(&self, tenant: &TenantId, id: &Digest) -> Result<Option<KeptAnswer>, Fault> {
+        self.0.registry.answer(tenant, id).map_err(|error| error.fault())
+    }
+
     /// Makes an older revision live again; see [`Registry::rollback`].
     ///
     /// # Errors
@@ -284,13 +293,13 @@ impl Deployer {
         tenant: TenantId,
         name: FunctionName,
         to: Option<RevisionNumber>,
-        precondition: Precondition,
+        terms: Terms<FunctionRecord>,
     ) -> Result<FunctionRecord, Fault> {
         let inner = self.0.clone();
         blocking(move || {
-            inner.check_rollback(&tenant, &name, to, &precondition)?;
+            inner.check_rollback(&tenant, &name, to, &terms.precondition)?;
             let change = inner.dispatcher.begin_change(&tenant, &name);
-            let record = inner.registry.rollback(&tenant, &name, to, &precondition);
+            let record = inner.registry.rollback(&tenant, &name, to, terms);
             let record = record.map_err(|error| not_made(&change, &tenant, &name, &error))?;
             change.publish(record.clone()).map_err(Fault::internal)?;
             Ok(record)
@@ -302,11 +311,11 @@ impl Deployer {
     ///
     /// # Errors
     /// `not-found`, and as [`Deployer::deploy`].
-    pub async fn remove(&self, tenant: TenantId, name: FunctionName, precondition: Precondition) -> Result<(), Fault> {
+    pub async fn remove(&self, tenant: TenantId, name: FunctionName, terms: Terms<bool>) -> Result<(), Fault> {
         let inner = self.0.clone();
         blocking(move || {
             let change = inner.dispatcher.begin_change(&tenant, &name);
-            let removed = inner.registry.remove(&tenant, &name, &precondition);
+            let removed = inner.registry.remove(&tenant, &name, terms);
             if !removed.map_err(|error| not_made(&change, &tenant, &name, &error))? {
                 return Err(no_such_function(&name));
             }
@@ -650,6 +659,7 @@ impl Inner {
     fn collect_all(&self) -> Result<u64, Fault> {
         self.candidates().clear();
         drop(self.registry.take_released());
+        self.registry.sweep_answers().map_err(|error| error.fault())?;
         let referenced = || {
             let references = self.registry.references().map_err(|error| CollectError(error.fault()))?;
             Ok(references.into_iter().filter_map(file).collect())

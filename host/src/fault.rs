@@ -33,6 +33,10 @@ pub enum Code {
     ClientTimeout,
     /// Somebody else changed the function, or holds the route.
     Conflict,
+    /// The first request with this `Idempotency-Key` is still under way.
+    IdempotencyKeyRunning,
+    /// This `Idempotency-Key` was sent before, with another request.
+    IdempotencyKeyReused,
     /// `If-Match` or `If-None-Match` does not hold.
     PreconditionFailed,
     /// A range begins past the end of what it is of.
@@ -95,7 +99,7 @@ pub enum Code {
 
 impl Code {
     /// All codes, for documentation and tests.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 41] = [
         Self::BadRequest,
         Self::BadManifest,
         Self::Unauthenticated,
@@ -106,6 +110,8 @@ impl Code {
         Self::MethodNotAllowed,
         Self::ClientTimeout,
         Self::Conflict,
+        Self::IdempotencyKeyRunning,
+        Self::IdempotencyKeyReused,
         Self::PreconditionFailed,
         Self::RangeNotSatisfiable,
         Self::BodyTooLarge,
@@ -151,6 +157,8 @@ impl Code {
             Self::MethodNotAllowed => "method-not-allowed",
             Self::ClientTimeout => "client-timeout",
             Self::Conflict => "conflict",
+            Self::IdempotencyKeyRunning => "idempotency-key-running",
+            Self::IdempotencyKeyReused => "idempotency-key-reused",
             Self::PreconditionFailed => "precondition-failed",
             Self::RangeNotSatisfiable => "range-not-satisfiable",
             Self::BodyTooLarge => "body-too-large",
@@ -197,6 +205,8 @@ impl Code {
             Self::MethodNotAllowed => "The method does not apply",
             Self::ClientTimeout => "The client took too long",
             Self::Conflict => "Another change got there first",
+            Self::IdempotencyKeyRunning => "The first request with this key still runs",
+            Self::IdempotencyKeyReused => "The key was sent with another request",
             Self::PreconditionFailed => "The precondition does not hold",
             Self::RangeNotSatisfiable => "The range is not there",
             Self::BodyTooLarge => "The request body is too large",

@@ -16,6 +16,7 @@ pub mod grants;
 pub mod manifest;
 pub mod config;
 pub mod fault;
+pub mod idempotency;
 pub mod invocation;
 pub mod histogram;
 pub mod crash;

@@ -40,6 +40,7 @@ const LAYERS: [(&str, Within, &[&str]); 8] = [
             "manifest",
             "config",
             "fault",
+            "idempotency",
             "invocation",
             "histogram",
             "crash",

@@ -153,6 +153,7 @@ impl Config {
             ("net.body_idle_timeout", net.body_idle_timeout),
             ("net.write_idle_timeout", net.write_idle_timeout),
             ("data.upload_timeout", self.data.upload_timeout),
+            ("data.answers_time", self.data.answers_time),
             ("engine.ready_idle", self.engine.ready_idle),
         ] {
             range(!time.0.is_zero(), key, "0".into(), "more than no time")?;
@@ -165,12 +166,8 @@ impl Config {
         let requests = self.data.origin_requests_max;
         range((1..=1024).contains(&requests), "data.origin_requests_max", requests.to_string(), "1 to 1024")?;
         range(self.data.functions_max > 0, "data.functions_max", "0".into(), "1 or more")?;
-        range(
-            self.data.page_cache_bytes.0 >= 1 << 20,
-            "data.page_cache_bytes",
-            self.data.page_cache_bytes.0.to_string(),
-            "1MiB or more",
-        )?;
+        let pages = self.data.page_cache_bytes.0;
+        range(pages >= 1 << 20, "data.page_cache_bytes", pages.to_string(), "1MiB or more")?;
         range(
             self.logs.function_bytes.0 <= self.logs.total_bytes.0,
             "logs.function_bytes",

@@ -250,6 +250,10 @@ pub struct Data {
     /// Most events of one durable bucket that wait for the functions that it triggers; past it what would add one gets 507. Default
     /// 100,000, of some 150 bytes and the key each.
     pub events_max: u64,
+    /// How long the answer to a change with an `Idempotency-Key` is kept. Default 24 h.
+    pub answers_time: Time,
+    /// Most of those answers of one tenant, of functions and of entries each; one counts for each KiB that it begins. Default 10,000.
+    pub answers_max: u64,
     /// Largest object. Default 16 GiB.
     pub object_bytes_max: Bytes,
     /// Most bytes of all durable objects, those included that are being written. Default 64 GiB.
@@ -278,6 +282,8 @@ impl Default for Data {
             kv_cache_bytes: Bytes(64 << 20),
             volatile_bytes_max: Bytes(256 << 20),
             events_max: 100_000,
+            answers_time: Time(Duration::from_secs(24 * 60 * 60)),
+            answers_max: 10_000,
             object_bytes_max: Bytes(16 << 30),
             objects_bytes_max: Bytes(64 << 30),
             volatile_objects_bytes_max: Bytes(256 << 20),

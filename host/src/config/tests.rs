@@ -98,6 +98,7 @@ fn every_range_on_both_sides() {
         "data.upload_bytes_max=1023",
         "data.upload_bytes_max=1073741825",
         "data.upload_timeout=0s",
+        "data.answers_time=0s",
         "net.uri_bytes_max=0",
         "net.uri_bytes_max=32769",
         "net.connections_max=0",

@@ -25,6 +25,8 @@ use serde_json::Value;
 
 use super::answer::{self, Refusal};
 use super::audited::{Auditor, Line};
+use super::{once, openapi};
+use crate::crash;
 use crate::fault::{Code, Fault};
 use crate::id::TenantId;
 use crate::identity::{Identity, Presented, Token, missing};
@@ -55,10 +57,18 @@ enum Need {
     Operator(Scope),
 }
 
+/// The rule of one route and method.
+#[derive(Debug, Clone, Copy)]
+struct Rule {
+    need: Need,
+    /// Whether it says that it takes an `Idempotency-Key`.
+    takes_key: bool,
+}
+
 /// The rules of all routes, and who is known.
 #[derive(Debug)]
 pub(super) struct Access {
-    rules: HashMap<String, HashMap<String, Need>>,
+    rules: HashMap<String, HashMap<String, Rule>>,
     identity: Arc<Identity>,
     first_start: FirstStart,
     auditor: Auditor,
@@ -109,32 +119,48 @@ fn need(operation: &Value) -> Option<Need> {
     }
 }
 
+/// Of what anybody may look at.
+const OPEN: Rule = Rule { need: Need::Nothing, takes_key: false };
+
+impl Rule {
+    /// Refuses a key that would promise what the route does not hold. To look again is always possible, and what a function is sent is its
+    /// own.
+    fn check_key(self, path: &str, request: &Request) -> Result<(), Fault> {
+        let looks = matches!(self.need, Need::Nothing | Need::Token(Scope::Read) | Need::Operator(Scope::Read));
+        if looks || path.starts_with(ANY_METHOD) || once::key(request.headers())?.is_none() || self.takes_key {
+            return Ok(());
+        }
+        Err(once::not_here())
+    }
+}
+
 impl Access {
     /// Rules of a description.
     ///
     /// # Panics
     /// If an operation does not say what it needs: our own mistake, and every start would show it.
     pub(super) fn new(description: &Value, identity: Arc<Identity>, first_start: FirstStart, auditor: Auditor) -> Self {
-        let mut rules = HashMap::<String, HashMap<String, Need>>::new();
+        let mut rules = HashMap::<String, HashMap<String, Rule>>::new();
         for (path, operations) in description["paths"].as_object().into_iter().flatten() {
             for (method, operation) in operations.as_object().into_iter().flatten() {
                 let need = need(operation);
                 assert!(need.is_some(), "{method} {path} does not say what it needs: give it security(…)");
-                rules.entry(path.clone()).or_default().extend(need.map(|need| (method.to_ascii_uppercase(), need)));
+                let rule = need.map(|need| Rule { need, takes_key: openapi::takes_key(operation) });
+                rules.entry(path.clone()).or_default().extend(rule.map(|rule| (method.to_ascii_uppercase(), rule)));
             }
         }
         for path in UNDESCRIBED {
-            rules.insert(path.into(), HashMap::from([("GET".into(), Need::Nothing)]));
+            rules.insert(path.into(), HashMap::from([("GET".into(), OPEN)]));
         }
         if cfg!(debug_assertions) {
             // Where a test of a debug build looks at the walls around the process.
-            rules.insert("/debug/probe/{word}".into(), HashMap::from([("GET".into(), Need::Nothing)]));
+            rules.insert("/debug/probe/{word}".into(), HashMap::from([("GET".into(), OPEN)]));
         }
         Self { rules, identity, first_start, auditor }
     }
 
-    /// What a route needs; `path`: as axum has it.
-    fn need(&self, path: &str, method: &Method) -> Option<Need> {
+    /// The rule of a route; `path`: as axum has it.
+    fn rule(&self, path: &str, method: &Method) -> Option<Rule> {
         // A rest of a path that is empty is a rest.
         let rest = |rest: &str| self.rules.keys().find(|key| key.strip_prefix(path).is_some_and(|name| name == rest));
         let described = match path.strip_suffix('/') {
@@ -222,12 +248,12 @@ pub(super) async fn check(State(access): State<Arc<Access>>, mut request: Reques
         // Nobody may do anything where nothing is.
         return next.run(request).await;
     };
-    let Some(need) = access.need(path.as_str(), request.method()) else {
+    let Some(rule) = access.rule(path.as_str(), request.method()) else {
         return answer::no_method(request.method().clone(), request.uri().clone()).await.into_response();
     };
     let address = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
     let line = Line::of(&request, address);
-    let caller = match access.caller(request.headers(), address, need) {
+    let caller = match access.caller(request.headers(), address, rule.need) {
         Ok(Some(caller)) => caller,
         Ok(None) => return next.run(request).await,
         Err(fault) => {
@@ -240,11 +266,22 @@ pub(super) async fn check(State(access): State<Arc<Access>>, mut request: Reques
         // It was for Hob, and is nothing for a guest to see.
         request.headers_mut().remove(http::header::AUTHORIZATION);
     }
+    if let Err(fault) = rule.check_key(path.as_str(), &request) {
+        return Refusal::from(fault).into_response();
+    }
+    let keeps = rule.takes_key && request.headers().contains_key(once::KEY);
     let line = line.by(&caller);
     request.extensions_mut().insert(caller);
+    let response = async {
+        let response = next.run(request).await;
+        if keeps {
+            crash::point("answer-kept");
+        }
+        response
+    };
     match is_change {
-        true => access.auditor.around(line, next.run(request)).await,
-        false => next.run(request).await,
+        true => access.auditor.around(line, response).await,
+        false => response.await,
     }
 }
 

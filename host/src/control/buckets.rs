@@ -19,11 +19,13 @@ use super::Control;
 use super::access::Caller;
 use super::answer::{Refusal, body_fault};
 use super::keys;
+use super::once::{self, Found, Once, respond};
 use super::wire::{BucketInfo, BucketList, BucketRequest, CorruptInfo, Problem, ScrubInfo, SizeInfo, split};
-use crate::data::{Bucket, BucketSpec, Data, DataError, Durability, OriginUrl, Shares, Turn, Usage};
+use crate::data::{Bucket, BucketId, BucketSpec, Data, DataError, Durability, OriginUrl, Shares, Turn, Usage};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::BucketName;
+use crate::idempotency::Keep;
 use crate::limits::BLOCKING_THREADS_MAX;
 
 /// Where the name stands in a path, from 0: `/v1/buckets/NAME`.
@@ -289,15 +291,23 @@ pub(super) async fn get(
 }
 
 /// Deletes a bucket with all that is in it.
-#[utoipa::path(delete, path = "/v1/buckets/{name}", operation_id = "bucket_delete", security(("token" = ["deploy"])), params(("name" = String, Path)),
+#[utoipa::path(delete, path = "/v1/buckets/{name}", operation_id = "bucket_delete", security(("token" = ["deploy"])), params(("name" = String, Path),
+        ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn delete(
     State(control): State<Control>,
     caller: Caller,
+    once: Once,
     InBucket(name): InBucket,
-) -> Result<StatusCode, Refusal> {
-    match control.data.delete_bucket(&caller.tenant, &name).await.map_err(|error| error.fault())? {
-        Some(_) => Ok(StatusCode::NO_CONTENT),
+) -> Result<Response, Refusal> {
+    let ticket = match once.look(&control, Vec::new()).await? {
+        Found::Answer(answer) => return Ok(answer),
+        Found::Nothing(ticket) => ticket,
+    };
+    let gone = || once::bare(StatusCode::NO_CONTENT, None);
+    let keep = ticket.map(|ticket| Keep::new(ticket, move |deleted: &Option<BucketId>| deleted.map(|_| gone())));
+    match control.data.delete_bucket_once(&caller.tenant, &name, keep).await.map_err(|error| error.fault())? {
+        Some(_) => Ok(respond(gone())),
         None => Err(DataError::NoSuchBucket { name: name.to_string() }.fault().into()),
     }
 }

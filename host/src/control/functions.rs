@@ -1,11 +1,13 @@
 //! Routes about functions: put, list, inspect, revisions, rollback, delete.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 
@@ -13,6 +15,7 @@ use super::Control;
 use super::access::Caller;
 use super::answer::{Named, Refusal, body_fault, precondition};
 use super::audited::Detail;
+use super::once::{self, Found, Once, respond};
 use super::upload;
 use super::wire::{
     BundleInfo, DataGrantInfo, FileGrantInfo, FunctionDetail, FunctionInfo, FunctionList, GrantsInfo, Problem, RevisionInfo,
@@ -23,9 +26,10 @@ use crate::grants::ManifestGrants;
 use crate::grants::secrets::SecretGrant;
 use crate::histogram::StartTimes;
 use crate::id::{FunctionName, RevisionNumber};
+use crate::idempotency::{Answer, Keep};
 use crate::invocation::{Phases, Start};
 use crate::manifest::Trigger;
-use crate::registry::{FunctionRecord, RevisionRecord};
+use crate::registry::{FunctionRecord, RevisionRecord, Terms};
 use crate::signing::{DeploySignature, Signed};
 use crate::telemetry::metrics::millis;
 
@@ -92,11 +96,24 @@ fn signed(headers: &HeaderMap) -> Result<Option<Signed>, Fault> {
     }
 }
 
-fn tagged(status: StatusCode, record: &FunctionRecord, body: impl IntoResponse) -> Response {
-    // An entity tag is digits and quotes.
-    let etag = HeaderValue::try_from(record.etag()).unwrap_or(HeaderValue::from_static("\"\""));
-    let headers: [(HeaderName, HeaderValue); 1] = [(header::ETAG, etag)];
-    (status, headers, body).into_response()
+/// An entity tag is digits and quotes.
+fn etag(record: &FunctionRecord) -> HeaderValue {
+    HeaderValue::try_from(record.etag()).unwrap_or(HeaderValue::from_static("\"\""))
+}
+
+/// What a function is that was deployed, or rolled back.
+fn live(status: StatusCode, record: &FunctionRecord) -> Answer {
+    once::json(status, Some(etag(record)), &info(record))
+}
+
+/// What a deploy is answered with. `addr`: where functions are reached.
+fn deployed(record: &FunctionRecord, addr: SocketAddr) -> Answer {
+    let is_new = record.live.number == RevisionNumber::FIRST;
+    let mut answer = live(if is_new { StatusCode::CREATED } else { StatusCode::OK }, record);
+    // An address is digits and punctuation.
+    let addr = HeaderValue::try_from(addr.to_string()).unwrap_or(HeaderValue::from_static(""));
+    answer.headers_mut().insert(DATA_ADDR, addr);
+    answer
 }
 
 /// Deploys a function: raw Wasm as `application/wasm`, or `multipart/form-data` with the parts `manifest` (the text of
@@ -106,7 +123,8 @@ fn tagged(status: StatusCode, record: &FunctionRecord, body: impl IntoResponse) 
         ("if-match" = Option<String>, Header, description = "deploy only if this is the live revision's ETag"),
         ("if-none-match" = Option<String>, Header, description = "`*`: deploy only if there is no such function"),
         ("hob-signature" = Option<String>, Header, description = "Ed25519 signature in Base64, needed if the tenant has keys"),
-        ("hob-signed-version" = Option<u64>, Header, description = "version that it was signed as, which rises with each deploy")),
+        ("hob-signed-version" = Option<u64>, Header, description = "version that it was signed as, which rises with each deploy"),
+        ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")),
     responses((status = 201, description = "a new function", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String))),
         (status = 200, description = "a new revision", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String))),
         (status = 400, body = Problem), (status = 408, body = Problem), (status = 409, description = "a route is taken", body = Problem), (status = 412, body = Problem),
@@ -115,6 +133,7 @@ fn tagged(status: StatusCode, record: &FunctionRecord, body: impl IntoResponse) 
 pub(super) async fn put(
     State(control): State<Control>,
     caller: Caller,
+    once: Once,
     Named(name): Named<FunctionName>,
     request: Request,
 ) -> Result<Response, Refusal> {
@@ -122,13 +141,19 @@ pub(super) async fn put(
     let precondition = precondition(request.headers())?;
     let signed = signed(request.headers())?;
     let (sent, manifest_digest) = upload::receive(&control, request).await?;
+    // What it holds, and not its bytes: the same form may have another boundary each time.
+    let bundle = sent.bundle.as_ref().map(|bundle| bundle.digest());
+    let digests = [Some(sent.wasm.digest()), Some(manifest_digest), bundle].into_iter().flatten();
+    let parts = digests.map(|digest| Bytes::copy_from_slice(digest.bytes())).collect();
+    let ticket = match once.look(&control, parts).await? {
+        Found::Answer(answer) => return Ok(answer),
+        Found::Nothing(ticket) => ticket,
+    };
     let allowed = control.deployer.check_signature(&caller.tenant, &name, sent.wasm.digest(), manifest_digest, signed).await?;
-    let (record, is_new) = control.deployer.deploy(caller.tenant, name, sent, precondition, allowed).await?;
-    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-    let mut response = tagged(status, &record, Json(info(&record)));
-    // An address is digits and punctuation.
-    let addr = HeaderValue::try_from(control.data_addr.to_string()).unwrap_or(HeaderValue::from_static(""));
-    response.headers_mut().insert(DATA_ADDR, addr);
+    let addr = control.data_addr;
+    let keep = ticket.map(|ticket| Keep::new(ticket, move |record: &FunctionRecord| Some(deployed(record, addr))));
+    let (record, _) = control.deployer.deploy(caller.tenant, name, sent, Terms { precondition, keep }, allowed).await?;
+    let mut response = respond(deployed(&record, addr));
     response.extensions_mut().insert(detail(&record, signed.map(|signed| signed.version)));
     Ok(response)
 }
@@ -191,7 +216,7 @@ pub(super) async fn get(
             used: UsedInfo::from(&used),
         },
     };
-    Ok(tagged(StatusCode::OK, &record, Json(detail)))
+    Ok(([(header::ETAG, etag(&record))], Json(detail)).into_response())
 }
 
 fn grants(grants: &ManifestGrants) -> GrantsInfo {
@@ -257,11 +282,13 @@ pub(super) async fn revisions(
 
 /// Makes an older revision live again. The body may be empty.
 #[utoipa::path(post, path = "/v1/functions/{name}/rollback", security(("token" = ["deploy"])),
-    params(("name" = String, Path), ("if-match" = Option<String>, Header)), request_body = Option<RollbackRequest>,
+    params(("name" = String, Path), ("if-match" = Option<String>, Header),
+        ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")), request_body = Option<RollbackRequest>,
     responses((status = 200, body = FunctionInfo, headers(("etag" = String))), (status = 400, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 412, body = Problem)))]
 pub(super) async fn rollback(
     State(control): State<Control>,
     caller: Caller,
+    once: Once,
     Named(name): Named<FunctionName>,
     headers: HeaderMap,
     body: Body,
@@ -273,6 +300,10 @@ pub(super) async fn rollback(
         text => serde_json::from_slice(text)
             .map_err(|error| Fault::new(Code::BadRequest, format!("the body is not as expected, {{\"to\": NUMBER}}: {error}")))?,
     };
+    let ticket = match once.look(&control, vec![body]).await? {
+        Found::Answer(answer) => return Ok(answer),
+        Found::Nothing(ticket) => ticket,
+    };
     if !caller.is_admin() && control.deployer.asks_for_signatures(&caller.tenant).await? {
         let fault = Fault::new(
             Code::Forbidden,
@@ -280,21 +311,32 @@ pub(super) async fn rollback(
         );
         return Err(fault.hint("deploy it again, signed as a higher version, or use a token with the scope 'admin'").into());
     }
-    let record = control.deployer.rollback(caller.tenant, name, request.to.map(RevisionNumber), precondition).await?;
-    let mut response = tagged(StatusCode::OK, &record, Json(info(&record)));
+    let keep = ticket.map(|ticket| Keep::new(ticket, |record: &FunctionRecord| Some(live(StatusCode::OK, record))));
+    let terms = Terms { precondition, keep };
+    let record = control.deployer.rollback(caller.tenant, name, request.to.map(RevisionNumber), terms).await?;
+    let mut response = respond(live(StatusCode::OK, &record));
     response.extensions_mut().insert(detail(&record, None));
     Ok(response)
 }
 
 /// Removes a function with all its revisions. Invocations that run finish.
-#[utoipa::path(delete, path = "/v1/functions/{name}", security(("token" = ["deploy"])), params(("name" = String, Path), ("if-match" = Option<String>, Header)),
+#[utoipa::path(delete, path = "/v1/functions/{name}", security(("token" = ["deploy"])), params(("name" = String, Path), ("if-match" = Option<String>, Header),
+        ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem)))]
 pub(super) async fn delete(
     State(control): State<Control>,
     caller: Caller,
+    once: Once,
     Named(name): Named<FunctionName>,
     headers: HeaderMap,
-) -> Result<StatusCode, Refusal> {
-    control.deployer.remove(caller.tenant.clone(), name, precondition(&headers)?).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> Result<Response, Refusal> {
+    let precondition = precondition(&headers)?;
+    let ticket = match once.look(&control, Vec::new()).await? {
+        Found::Answer(answer) => return Ok(answer),
+        Found::Nothing(ticket) => ticket,
+    };
+    let gone = || once::bare(StatusCode::NO_CONTENT, None);
+    let keep = ticket.map(|ticket| Keep::new(ticket, move |removed: &bool| removed.then(gone)));
+    control.deployer.remove(caller.tenant, name, Terms { precondition, keep }).await?;
+    Ok(respond(gone()))
 }

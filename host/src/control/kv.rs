@@ -22,15 +22,17 @@ use super::answer::{Refusal, body_fault};
 use super::buckets::{InBucket, place};
 use super::conditions::{self, Read};
 use super::keys::{self, Key, Wanted};
+use super::once::{self, Found, Once, respond};
 use super::wire::{
     BatchInfo, BatchKind, BatchOp, BatchRequest, ChangeInfo, DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo,
     GetManyRequest, IncrementInfo, Problem, join, split,
 };
-use crate::data::Changed;
 use crate::data::kv::{Done, Entry, Op, VALUE_LEN_MAX, When, check_count};
+use crate::data::{Bucket, Changed, Data};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::BucketName;
+use crate::idempotency::{Answer, Keep, Ticket};
 use crate::net::drain::Stop;
 
 /// Longest body of a batch, in bytes: what a batch may hold, in Base64, and room for its words.
@@ -80,11 +82,50 @@ fn when(headers: &HeaderMap) -> Result<When, Fault> {
     })
 }
 
+/// What is answered to what was done; `None` for nothing that would be done again.
+type Make = fn(&[Done]) -> Option<Answer>;
+
 impl Control {
-    async fn write(&self, caller: &Caller, name: BucketName, ops: Vec<Op>) -> Result<Vec<Done>, Fault> {
-        let ack = self.in_bucket(caller, name, move |data, bucket| Ok(data.kv(&bucket)?.write(ops))).await?;
-        ack.await.map_err(|error| error.fault())
+    async fn write(
+        &self,
+        caller: &Caller,
+        name: BucketName,
+        ops: Vec<Op>,
+        ticket: Option<Ticket>,
+        make: Make,
+    ) -> Result<Option<Response>, Fault> {
+        let queue = move |data: &Data, bucket: Bucket| match ticket {
+            None => Ok(data.kv(&bucket)?.write(ops)),
+            Some(ticket) => Ok(data.write_once(&bucket, ops, Keep::new(ticket, move |done: &Vec<Done>| make(done)))),
+        };
+        let done = self.in_bucket(caller, name, queue).await?.await.map_err(|error| error.fault())?;
+        Ok(make(&done).map(respond))
     }
+}
+
+fn was_set(done: &[Done]) -> Option<Answer> {
+    let version = done.first().and_then(|done| done_info(done).version)?;
+    Some(once::bare(StatusCode::NO_CONTENT, Some(etag(version))))
+}
+
+fn was_deleted(done: &[Done]) -> Option<Answer> {
+    let found = done.first().and_then(|done| done_info(done).found)?;
+    found.then(|| once::bare(StatusCode::NO_CONTENT, None))
+}
+
+fn was_incremented(done: &[Done]) -> Option<Answer> {
+    let Some(Done::Incremented { value, version }) = done.first() else { return None };
+    Some(once::json(StatusCode::OK, Some(etag(*version)), &IncrementInfo { value: *value, version: *version }))
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the type of all of them")]
+fn was_batched(done: &[Done]) -> Option<Answer> {
+    Some(once::json(StatusCode::OK, None, &BatchInfo { done: done.iter().map(done_info).collect() }))
+}
+
+/// The store did something else than it was told.
+fn not_done() -> Fault {
+    Fault::internal("a write did something else than was asked")
 }
 
 /// Lists entries by key. With `watch=true` tells what is changed from now on, as server-sent events, each a ChangeInfo.
@@ -153,13 +194,15 @@ pub(super) async fn get(
     params(("name" = String, Path), ("key" = String, Path, description = "1 to 512 bytes, percent-encoded"),
         ("ttl" = Option<String>, Query, description = "how long it stays, such as `10s`; for ever when absent"),
         ("if-match" = Option<String>, Header, description = "only if the entry has this ETag"),
-        ("if-none-match" = Option<String>, Header, description = "`*`: only if there is no entry")),
+        ("if-none-match" = Option<String>, Header, description = "`*`: only if there is no entry"),
+        ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "the value, at most 1 MiB"),
     responses((status = 204, description = "written", headers(("etag" = String))), (status = 400, body = Problem), (status = 404, body = Problem),
         (status = 408, body = Problem), (status = 412, body = Problem), (status = 413, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn put(
     State(control): State<Control>,
     caller: Caller,
+    once: Once,
     InBucket(name): InBucket,
     Key(key): Key,
     request: Request,
@@ -168,9 +211,12 @@ pub(super) async fn put(
     let when = when(request.headers())?;
     conditions::no_part(request.headers())?;
     let value = axum::body::to_bytes(request.into_body(), VALUE_LEN_MAX).await.map_err(|error| value_fault(&error))?;
-    let done = control.write(&caller, name, vec![Op::Set { key: key.into(), value, ttl: wanted.ttl, when }]).await?;
-    let version = done.first().and_then(|done| done_info(done).version).unwrap_or_default();
-    Ok((StatusCode::NO_CONTENT, [(ETAG, etag(version))]).into_response())
+    let ticket = match once.look(&control, vec![value.clone()]).await? {
+        Found::Answer(answer) => return Ok(answer),
+        Found::Nothing(ticket) => ticket,
+    };
+    let ops = vec![Op::Set { key: key.into(), value, ttl: wanted.ttl, when }];
+    Ok(control.write(&caller, name, ops, ticket, was_set).await?.ok_or_else(not_done)?)
 }
 
 /// In the words of the other doors, as far as they can be said of a value whose end nobody saw.
@@ -186,65 +232,74 @@ fn value_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
 
 /// Deletes an entry.
 #[utoipa::path(delete, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_delete", security(("token" = ["deploy"])),
-    params(("name" = String, Path), ("key" = String, Path), ("if-match" = Option<String>, Header)),
+    params(("name" = String, Path), ("key" = String, Path), ("if-match" = Option<String>, Header),
+        ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem),
         (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, description = "the disk cannot be written", body = Problem)))]
 pub(super) async fn delete(
     State(control): State<Control>,
     caller: Caller,
+    once: Once,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,
-) -> Result<StatusCode, Refusal> {
-    let done = control.write(&caller, name, vec![Op::Delete { key: key.into(), when: when(&headers)? }]).await?;
-    match done.first() {
-        Some(Done::Deleted { found: false }) => Err(no_entry().into()),
-        _ => Ok(StatusCode::NO_CONTENT),
-    }
+) -> Result<Response, Refusal> {
+    let ops = vec![Op::Delete { key: key.into(), when: when(&headers)? }];
+    let ticket = match once.look(&control, Vec::new()).await? {
+        Found::Answer(answer) => return Ok(answer),
+        Found::Nothing(ticket) => ticket,
+    };
+    Ok(control.write(&caller, name, ops, ticket, was_deleted).await?.ok_or_else(no_entry)?)
 }
 
 /// Adds to the number in an entry: decimal text that an i64 holds. No entry counts as 0; the time to live stays.
 #[utoipa::path(post, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_increment", security(("token" = ["deploy"])),
-    params(("name" = String, Path), ("key" = String, Path), ("increment" = i64, Query, description = "what is added")),
+    params(("name" = String, Path), ("key" = String, Path), ("increment" = i64, Query, description = "what is added"),
+        ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")),
     responses((status = 200, body = IncrementInfo, headers(("etag" = String))), (status = 400, description = "the value is no number", body = Problem),
         (status = 404, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn increment(
     State(control): State<Control>,
     caller: Caller,
+    once: Once,
     InBucket(name): InBucket,
     Key(key): Key,
     uri: Uri,
 ) -> Result<Response, Refusal> {
     let by = Wanted::read(&uri, &["increment"])?.increment;
     let by = by.ok_or_else(|| Fault::new(Code::BadRequest, "a POST to a key adds to it: expected ?increment=NUMBER"))?;
-    match control.write(&caller, name, vec![Op::Increment { key: key.into(), by }]).await?.first() {
-        Some(Done::Incremented { value, version }) => {
-            let info = IncrementInfo { value: *value, version: *version };
-            Ok(([(ETAG, etag(*version))], Json(info)).into_response())
-        }
-        other => Err(Fault::internal(format!("an increment did {other:?}")).into()),
-    }
+    let ticket = match once.look(&control, Vec::new()).await? {
+        Found::Answer(answer) => return Ok(answer),
+        Found::Nothing(ticket) => ticket,
+    };
+    let ops = vec![Op::Increment { key: key.into(), by }];
+    Ok(control.write(&caller, name, ops, ticket, was_incremented).await?.ok_or_else(not_done)?)
 }
 
 /// Makes several changes, all or none, in order.
 #[utoipa::path(post, path = "/v1/buckets/{name}/kv", operation_id = "kv_batch", security(("token" = ["deploy"])),
-    params(("name" = String, Path)), request_body = BatchRequest,
+    params(("name" = String, Path),
+        ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")), request_body = BatchRequest,
     responses((status = 200, body = BatchInfo), (status = 400, body = Problem), (status = 404, body = Problem), (status = 408, body = Problem),
         (status = 412, description = "a condition does not hold", body = Problem), (status = 413, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn batch(
     State(control): State<Control>,
     caller: Caller,
+    once: Once,
     InBucket(name): InBucket,
     body: Body,
-) -> Result<Json<BatchInfo>, Refusal> {
+) -> Result<Response, Refusal> {
     let place = place(&control.places.batches, "batches")?;
     let body = axum::body::to_bytes(body, BATCH_LEN_MAX).await.map_err(|error| body_fault(&error))?;
+    let ticket = match once.look(&control, vec![body.clone()]).await? {
+        Found::Answer(answer) => return Ok(answer),
+        Found::Nothing(ticket) => ticket,
+    };
     // The place comes back from there, to be kept until all is written.
     let read = blocking(move || (read_batch(&body), place));
     let (ops, _place) = read.await?;
     let ops = ops?;
-    let done = control.write(&caller, name, ops).await?;
-    Ok(Json(BatchInfo { done: done.iter().map(done_info).collect() }))
+    Ok(control.write(&caller, name, ops, ticket, was_batched).await?.ok_or_else(not_done)?)
 }
 
 /// Reads several entries as they were at one moment, in the order of the keys; `null` where there is none.

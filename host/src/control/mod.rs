@@ -17,6 +17,7 @@ mod kv;
 mod logs;
 mod node;
 mod objects;
+mod once;
 mod openapi;
 mod receive;
 mod secrets;
@@ -44,6 +45,7 @@ use utoipa_axum::routes;
 
 pub use self::access::FirstStart;
 pub use self::buckets::Places;
+pub use self::once::Answers;
 
 use self::access::{Access, Peer};
 use self::audited::Auditor;
@@ -82,6 +84,8 @@ pub struct Control {
     pub stop: Stop,
     /// Places for what holds a thread while it lasts.
     pub places: Arc<Places>,
+    /// For changes that may be asked for again.
+    pub answers: Answers,
     /// Where functions are reached, told to whoever deploys one.
     pub data_addr: SocketAddr,
     /// Which walls stand around the process, in words for an operator.

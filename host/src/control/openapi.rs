@@ -7,6 +7,8 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 use utoipa::openapi::OpenApi;
 
+use super::once::KEY;
+
 /// Schema of a refusal.
 const PROBLEM: &str = "#/components/schemas/Problem";
 /// Where functions are invoked: described once, for `post`.
@@ -27,7 +29,12 @@ pub(super) fn complete(described: &OpenApi) -> Value {
         paths[FUNCTION]["put"]["requestBody"] = upload();
         paths[ENTRY]["head"] = head_of(&paths[ENTRY]["get"]);
         let operations = paths.values_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut);
-        for responses in operations.filter_map(|operation| operation["responses"].as_object_mut()) {
+        for operation in operations {
+            let takes_key = takes_key(operation);
+            let Some(responses) = operation["responses"].as_object_mut() else { continue };
+            if takes_key {
+                complete_once(responses);
+            }
             complete_responses(responses);
         }
     }
@@ -82,8 +89,35 @@ fn upload() -> Value {
     json!({ "required": true, "content": content })
 }
 
+/// Whether an operation says that it takes an `Idempotency-Key`.
+pub(super) fn takes_key(operation: &Value) -> bool {
+    let mut parameters = operation["parameters"].as_array().into_iter().flatten();
+    parameters.any(|parameter| parameter["in"] == "header" && parameter["name"] == KEY.as_str())
+}
+
+/// What is the same for all operations that take an `Idempotency-Key`.
+fn complete_once(responses: &mut Map<String, Value>) {
+    for (status, what) in [
+        ("409", "the first request with this idempotency-key is still under way"),
+        ("422", "this idempotency-key was sent before, with another request"),
+        ("429", "a quota is used up"),
+    ] {
+        let response = responses.entry(status).or_insert_with(|| json!({}));
+        let described = response["description"].as_str().filter(|text| !text.is_empty());
+        response["description"] = described.map_or_else(|| what.to_owned(), |text| format!("{text}; or {what}")).into();
+        response["content"] = problem();
+    }
+    for (_, response) in responses.iter_mut().filter(|(status, _)| status.starts_with('2')) {
+        response["headers"]["hob-replayed"] =
+            json!({ "description": "`1`: the answer to the same request before", "schema": { "type": "integer" } });
+    }
+}
+
+fn problem() -> Value {
+    json!({ "application/problem+json": { "schema": { "$ref": PROBLEM } } })
+}
+
 fn complete_responses(responses: &mut Map<String, Value>) {
-    let problem = || json!({ "application/problem+json": { "schema": { "$ref": PROBLEM } } });
     for (status, response) in responses.iter_mut() {
         if response["content"]["application/json"]["schema"]["$ref"] == PROBLEM {
             response["content"] = problem();

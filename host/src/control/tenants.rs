@@ -93,6 +93,7 @@ pub(super) async fn put(State(control): State<Control>, Named(name): Named<Tenan
             // What a removed tenant of this name left is nothing for a new one to find.
             this.has_no_buckets(&name)?;
             this.secrets.remove_tenant(&name).map_err(|error| error.fault())?;
+            this.data.forget_answers(&name).map_err(|error| error.fault())?;
         }
         this.identity.put_tenant(&name, hosts).map_err(|error| error.fault())
     });
@@ -133,7 +134,8 @@ pub(super) async fn delete(State(control): State<Control>, Named(name): Named<Te
         }
         control.identity.remove_tenant(&name).map_err(|error| error.fault())?;
         // What a failure leaves here goes before a tenant of this name is made again.
-        control.secrets.remove_tenant(&name).map_err(|error| error.fault())
+        control.secrets.remove_tenant(&name).map_err(|error| error.fault())?;
+        control.data.forget_answers(&name).map_err(|error| error.fault())
     });
     done.await??;
     Ok(StatusCode::NO_CONTENT)

@@ -21,11 +21,13 @@ use std::ops::Bound;
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::account::{Kind, STATES, State, Usage, find_state, reserve};
+use super::answers::once;
 use super::error::{DataError, storage};
 use super::row::{Numbers, SUM_LEN, sum};
 use super::store::{Ack, Commit, Store};
 use crate::bucket::{BucketSpec, Durability, OriginUrl};
 use crate::id::{BucketName, TenantId};
+use crate::idempotency::Keep;
 
 const BUCKETS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("buckets");
 const ORIGINS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("origins");
@@ -218,11 +220,12 @@ fn next_id(txn: &WriteTransaction) -> Result<BucketId, DataError> {
 
 /// Deletes a bucket with all that is in it, durably. From then on nothing in it can be reached; sweeps remove it bit by bit.
 /// Answers the bucket that was, `None` if there was none.
-/// `after` gets its number before the answer goes out.
+/// `keep`: what keeps its answer. `after` gets its number before the answer goes out.
 pub(super) fn delete(
     store: &Store,
     tenant: &TenantId,
     name: &BucketName,
+    keep: Option<Keep<Option<BucketId>>>,
     after: impl FnOnce(BucketId) + Send + 'static,
 ) -> Ack<Option<BucketId>> {
     let (tenant, name) = (tenant.clone(), name.clone());
@@ -244,7 +247,9 @@ pub(super) fn delete(
         drop((buckets, graves));
         Ok((Some(id), Commit::Yes))
     };
+    let (op, in_use) = once(keep, op);
     let after = move |result: &Result<Option<BucketId>, DataError>| {
+        drop(in_use);
         if let Ok(Some(id)) = result {
             after(*id);
         }

@@ -14,6 +14,8 @@ use super::bucket::BucketId;
 use super::events;
 use crate::fault::{Code, Fault, is_exhausted};
 use crate::id::{BucketName, Digest};
+use crate::idempotency::NotKept;
+use crate::storage::answers::AnswerError;
 use crate::storage::disk::{is_failing, is_full};
 
 /// When a client may try again after a queue was full.
@@ -105,6 +107,9 @@ pub enum DataError {
         /// Bytes that they may have.
         max: u64,
     },
+    /// It was to keep its answer, and may not. Nothing was done.
+    #[error(transparent)]
+    NotKept(#[from] NotKept),
     /// Too many writes wait.
     #[error("too many writes are waiting for the disk: try again")]
     Busy,
@@ -245,6 +250,7 @@ impl DataError {
             // behind makes room. A client that waited for a moment named here would only be refused again.
             Self::Quota { .. } => Code::QuotaExceeded,
             Self::VolatileFull { .. } => Code::StorageFull,
+            Self::NotKept(error) => return error.fault(),
             Self::Busy => return Fault::new(Code::Overloaded, self.to_string()).retry_after(BUSY_RETRY),
             Self::Closed => Code::Draining,
             Self::Origin { why: OriginFault::Timeout { .. } } => Code::OriginTimeout,
@@ -297,10 +303,21 @@ impl DataError {
             | Self::NotANumber { .. }
             | Self::Quota { .. }
             | Self::VolatileFull { .. }
+            | Self::NotKept(_)
             | Self::Busy
             | Self::Corrupt { .. }
             | Self::Origin { .. }
             | Self::Closed => true,
+        }
+    }
+}
+
+impl From<AnswerError> for DataError {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::Storage(error) => storage("look after kept answers")(error),
+            AnswerError::NotKept(error) => Self::NotKept(error),
+            damaged @ AnswerError::Damaged(_) => Self::Damaged { what: damaged.to_string() },
         }
     }
 }

@@ -14,6 +14,7 @@
 //! and power loss; what is read is what was written, or an error.
 
 mod account;
+mod answers;
 mod audit;
 mod bucket;
 mod clock;
@@ -59,6 +60,7 @@ pub use self::objects::CacheCounts;
 use self::objects::{Files, ObjectLimits, Objects, Origin, Origins};
 pub use crate::bucket::{BucketSpec, Durability, OriginUrl};
 use crate::id::{BucketName, TenantId};
+use crate::idempotency::Keep;
 use crate::manifest::{On, Trigger};
 use crate::storage::disk::create_dirs;
 
@@ -411,6 +413,19 @@ impl Data {
     /// # Errors
     /// Those of storage.
     pub fn delete_bucket(&self, tenant: &TenantId, name: &BucketName) -> Ack<Option<BucketId>> {
+        self.delete_bucket_once(tenant, name, None)
+    }
+
+    /// As [`Data::delete_bucket`], with the answer in the same commit if it is to be kept.
+    ///
+    /// # Errors
+    /// As there, and [`DataError::NotKept`].
+    pub fn delete_bucket_once(
+        &self,
+        tenant: &TenantId,
+        name: &BucketName,
+        keep: Option<Keep<Option<BucketId>>>,
+    ) -> Ack<Option<BucketId>> {
         let open = Arc::clone(&self.open);
         let (objects, origin) = (Arc::clone(&self.volatile_objects), self.origin.clone());
         let end_mount = self.durable_objects.ends();
@@ -422,7 +437,7 @@ impl Data {
                 origin.forget(id);
             }
         };
-        bucket::delete(&self.store, tenant, name, after)
+        bucket::delete(&self.store, tenant, name, keep, after)
     }
 
     /// Who wants to be told of which changes.
@@ -489,10 +504,16 @@ fn prepare(txn: &redb::WriteTransaction) -> Result<(), DataError> {
     durable::prepare(txn)?;
     objects::prepare_copies(txn)?;
     events::prepare(txn)?;
+    crate::storage::answers::prepare(txn)?;
     objects::prepare(txn)
 }
 
 /// What the store does by itself.
 fn sweeps(files: &Arc<Files>) -> Vec<Sweep> {
-    vec![Box::new(durable::sweep), objects::sweep(Arc::clone(files)), objects::sweep_graves(Arc::clone(files))]
+    vec![
+        Box::new(durable::sweep),
+        Box::new(answers::sweep),
+        objects::sweep(Arc::clone(files)),
+        objects::sweep_graves(Arc::clone(files)),
+    ]
 }

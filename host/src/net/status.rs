@@ -38,14 +38,16 @@ pub fn status(code: Code) -> StatusCode {
         Code::NotFound => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
-        Code::Conflict => StatusCode::CONFLICT,
+        Code::Conflict | Code::IdempotencyKeyRunning => StatusCode::CONFLICT,
         Code::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
         Code::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
         Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::UriTooLong => StatusCode::URI_TOO_LONG,
         Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::UnsupportedMedia => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        Code::NotDeployable | Code::ModuleOverCap | Code::BuildOverLimit | Code::BadSignature => StatusCode::UNPROCESSABLE_ENTITY,
+        Code::NotDeployable | Code::ModuleOverCap | Code::BuildOverLimit | Code::BadSignature | Code::IdempotencyKeyReused => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
         Code::Concurrency | Code::QuotaExceeded | Code::TooManyFailures => StatusCode::TOO_MANY_REQUESTS,
         Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         Code::GuestTrap

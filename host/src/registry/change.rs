@@ -9,13 +9,17 @@ use std::sync::PoisonError;
 
 use redb::{ReadableTable, Table, WriteTransaction};
 
+use super::answers::Terms;
 use super::error::{PublishError, RegistryError, storage};
 use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, Retaken, RevisionRecord, encode};
 use super::references::{Counting, Reference};
 use super::tenants::raise_version;
-use super::{Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, TRIGGERS, now_ms, read_function, read_numbers, read_revision};
+use super::{
+    Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, TRIGGERS, answers, now_ms, read_function, read_numbers, read_revision,
+};
 use crate::crash;
 use crate::id::{BucketName, Digest, FunctionName, RevisionNumber, TenantId};
+use crate::idempotency::Keep;
 use crate::manifest::{Manifest, Trigger};
 use crate::route::Route;
 
@@ -216,9 +220,28 @@ fn parse_name(text: &str) -> Result<FunctionName, RegistryError> {
 impl Registry {
     /// Makes a change of the tables, and remembers what it released.
     fn change<T>(&self, op: impl FnOnce(&mut Tables<'_>) -> Result<(T, Commit), PublishError>) -> Result<T, PublishError> {
+        self.change_once(None, op)
+    }
+
+    /// As [`Registry::change`]; with its answer, if that is to be kept.
+    fn change_once<T>(
+        &self,
+        keep: Option<Keep<T>>,
+        op: impl FnOnce(&mut Tables<'_>) -> Result<(T, Commit), PublishError>,
+    ) -> Result<T, PublishError> {
+        if keep.is_some() {
+            self.sweep_answers()?;
+        }
+        let (ticket, make) = keep.map(|keep| (keep.ticket, keep.make)).unzip();
         let (value, released) = self.write(|txn| {
+            ticket.as_ref().map_or(Ok(()), |ticket| answers::admit(txn, ticket))?;
             let mut tables = Tables::open(txn)?;
             let (value, commit) = op(&mut tables)?;
+            let answer = make.and_then(|make| make(&value));
+            let commit = match ticket.as_ref().zip(answer) {
+                Some((ticket, answer)) => answers::keep(txn, ticket, &answer).map(|()| Commit::Yes)?,
+                None => commit,
+            };
             Ok(((value, tables.counting.released), commit))
         })?;
         self.released.lock().unwrap_or_else(PoisonError::into_inner).extend(released);
@@ -233,11 +256,11 @@ impl Registry {
     }
 
     /// Publishes a revision and makes it live, durably, all or nothing. Its number is one more than the highest ever given.
-    /// `keep`: revisions that stay, the new one among them; at least 1. `functions_max`: functions that the tenant may have.
+    /// `keep`: revisions that stay, the new one among them; at least 1. With [`Terms`] that keep the answer, the answer is part of it. `functions_max`: functions that the tenant may have.
     ///
     /// # Errors
     /// [`PublishError::Precondition`], [`PublishError::RouteTaken`], [`PublishError::TooManyTriggered`],
-    /// [`PublishError::TooManyFunctions`], and those of storage.
+    /// [`PublishError::TooManyFunctions`], [`PublishError::NotKept`], and those of storage.
     ///
     /// # Cost
     /// One transaction with two fsyncs; writers take turns. It grows with the logarithm of the number of functions.
@@ -246,11 +269,12 @@ impl Registry {
         tenant: &TenantId,
         name: &FunctionName,
         new: NewRevision,
-        precondition: &Precondition,
+        terms: impl Into<Terms<FunctionRecord>>,
         keep: usize,
         functions_max: usize,
     ) -> Result<FunctionRecord, PublishError> {
-        let record = self.change(|tables| {
+        let Terms { precondition, keep: kept } = terms.into();
+        let record = self.change_once(kept, |tables| {
             crash::point("registry-begun");
             let before = tables.live(tenant, name)?;
             precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
@@ -317,9 +341,10 @@ impl Registry {
         tenant: &TenantId,
         name: &FunctionName,
         to: Option<RevisionNumber>,
-        precondition: &Precondition,
+        terms: impl Into<Terms<FunctionRecord>>,
     ) -> Result<FunctionRecord, PublishError> {
-        self.change(|tables| {
+        let Terms { precondition, keep } = terms.into();
+        self.change_once(keep, |tables| {
             let before = tables.live(tenant, name)?;
             precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
             let (row, from) = before.ok_or_else(|| PublishError::NoSuchFunction { name: name.clone() })?;
@@ -349,8 +374,9 @@ impl Registry {
     ///
     /// # Cost
     /// As [`Registry::publish`].
-    pub fn remove(&self, tenant: &TenantId, name: &FunctionName, precondition: &Precondition) -> Result<bool, PublishError> {
-        self.change(|tables| {
+    pub fn remove(&self, tenant: &TenantId, name: &FunctionName, terms: impl Into<Terms<bool>>) -> Result<bool, PublishError> {
+        let Terms { precondition, keep } = terms.into();
+        self.change_once(keep, |tables| {
             let before = tables.live(tenant, name)?;
             precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
             let Some((_, live)) = before else { return Ok((false, Commit::No)) };

@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind};
 use super::tenants::TenantError;
 use crate::fault::{Code, Fault};
 use crate::id::{BucketName, FunctionName, RevisionNumber};
+use crate::idempotency::NotKept;
 
 /// The registry could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +143,9 @@ pub enum PublishError {
         /// The highest that was deployed.
         before: u64,
     },
+    /// It was to keep its answer, and may not.
+    #[error(transparent)]
+    NotKept(#[from] NotKept),
     /// It was a change of tenants, tokens or keys.
     #[error(transparent)]
     Tenant(#[from] TenantError),
@@ -176,6 +180,7 @@ impl PublishError {
             // As for the quota `functions`: it bounds what one tenant has, and says nothing about the node's disk.
             Self::TooManyFunctions { .. } => Code::QuotaExceeded,
             Self::NoSuchFunction { .. } | Self::NoSuchRevision { .. } => Code::NotFound,
+            Self::NotKept(error) => return error.fault(),
             Self::Tenant(error) => return error.fault(),
             Self::Registry(error) => return error.fault(),
         };

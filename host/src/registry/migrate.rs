@@ -13,6 +13,7 @@ use super::references::{Counting, REFERENCES, Reference, TENANTS};
 use super::tenants::{SIGNED, TENANT_RECORDS, TOKENS};
 use super::{Commit, FUNCTIONS, REVISIONS, ROUTES, TRIGGERS, parse_key, with_live};
 use crate::id::TenantId;
+use crate::storage::answers;
 
 /// First format with the table of routes.
 const ROUTES_SINCE: u32 = 2;
@@ -27,13 +28,22 @@ pub(super) fn prepare(txn: &WriteTransaction, format: u32) -> Result<((), Commit
     let has_routes = format >= ROUTES_SINCE && is_there(&ROUTES);
     let has_counts = format >= COUNTS_SINCE && is_there(&REFERENCES) && is_there(&TENANTS);
     let has_tenants = is_there(&TENANT_RECORDS) && is_there(&TOKENS) && is_there(&SIGNED);
-    if has_routes && has_counts && has_tenants && is_there(&FUNCTIONS) && is_there(&REVISIONS) && is_there(&TRIGGERS) {
+    let has_answers = answers::are_there(&names);
+    if has_routes
+        && has_counts
+        && has_tenants
+        && has_answers
+        && is_there(&FUNCTIONS)
+        && is_there(&REVISIONS)
+        && is_there(&TRIGGERS)
+    {
         return Ok(((), Commit::No));
     }
     txn.open_table(FUNCTIONS).map_err(storage(doing))?;
     txn.open_table(REVISIONS).map_err(storage(doing))?;
     // No older format has revisions with triggers.
     txn.open_table(TRIGGERS).map_err(storage(doing))?;
+    answers::prepare(txn).map_err(RegistryError::from)?;
     // Nor tokens, nor tenants besides `default`.
     txn.open_table(TENANT_RECORDS).map_err(storage(doing))?;
     txn.open_table(TOKENS).map_err(storage(doing))?;

@@ -10,7 +10,7 @@
 //! tenants    tenant                     number of its functions                       (`references.rs`)
 //! ```
 //!
-//! Besides: who may do something, in the tables of `tenants.rs`.
+//! Besides: who may do something, in the tables of `tenants.rs`; and what changes answered, in those of `storage/answers.rs`.
 //!
 //! Whatever grows with the number of functions is read a function or a page at a time: nothing but routes and triggers is read whole
 //! at start.
@@ -22,6 +22,7 @@
 //! Where damage that came later makes redb itself panic, the panic ends here as [`RegistryError::Damaged`]. After an I/O error redb refuses everything until it is opened again, which the next call
 //! does, so that a disk that was full for a while does not cost a restart.
 
+mod answers;
 mod change;
 mod error;
 mod migrate;
@@ -52,6 +53,7 @@ use crate::manifest::Trigger;
 use crate::route::Route;
 use crate::storage::caught;
 
+pub use self::answers::Terms;
 pub use self::change::{Precondition, TRIGGERED_MAX};
 pub use self::error::{PublishError, RegistryError};
 pub use self::record::{BundleRecord, FunctionRecord, NewRevision, Retaken, RevisionRecord, SnapshotRecord};

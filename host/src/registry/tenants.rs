@@ -24,6 +24,7 @@ use crate::host::HostName;
 use crate::id::{Digest, FunctionName, KeyName, TenantId, TokenName};
 use crate::quota::{Quota, Quotas};
 use crate::signing::PublicKey;
+use crate::storage::answers;
 use crate::token::{Scope, Scopes};
 
 pub(super) const TENANT_RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tenant-records");
@@ -368,6 +369,7 @@ impl Registry {
             let is_of_it = |key: (&str, &str)| key.0 == name.as_str();
             tables.tokens.retain(|key, _| !is_of_it(key)).map_err(storage(doing))?;
             txn.open_table(SIGNED).map_err(storage(doing))?.retain(|key, _| !is_of_it(key)).map_err(storage(doing))?;
+            answers::forget(txn, name)?;
             Ok(((), Commit::Yes))
         })
     }

@@ -1,9 +1,10 @@
 //! Storage: how files and databases are kept so that they survive, whatever they hold. What several parts need of that is here.
 //!
 //! Owns the order of durable writes (`disk.rs`), the room that files take and who needs them (`space.rs`), which of them this process
-//! found good (`checked.rs`), huge pages (`huge.rs`), how redb is kept from harming the daemon (`overlay.rs`, [`caught`]), and how its commits become durable fast (`log.rs`).
+//! found good (`checked.rs`), what changes answered (`answers.rs`), huge pages (`huge.rs`), how redb is kept from harming the daemon (`overlay.rs`, [`caught`]), and how its commits become durable fast (`log.rs`).
 //! Knows nothing about what the files mean. Invariant: no panic of redb leaves [`caught`].
 
+pub(crate) mod answers;
 pub(crate) mod checked;
 pub(crate) mod disk;
 pub(crate) mod huge;

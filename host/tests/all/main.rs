@@ -28,6 +28,7 @@ mod fairness;
 mod exposed;
 mod harness;
 mod http;
+mod idempotency;
 mod identity;
 mod interop;
 mod invoke;

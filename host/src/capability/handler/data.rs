@@ -81,7 +81,9 @@ impl From<&AccessError> for Errno {
             DataError::StorageFull { .. } | DataError::VolatileFull { .. } => Self::Full,
             DataError::Busy => Self::Busy,
             DataError::Corrupt { .. } | DataError::Damaged { .. } => Self::Corrupt,
-            DataError::BucketExists { .. }
+            // No guest has a key.
+            DataError::NotKept(_)
+            | DataError::BucketExists { .. }
             | DataError::ReadOnly { .. }
             | DataError::Storage { .. }
             | DataError::Origin { .. }

@@ -24,12 +24,14 @@ use super::{
     check_sum,
 };
 use crate::data::account::{Kind, State, Usage};
+use crate::data::answers::once;
 use crate::data::bucket::{self, BucketId};
 use crate::data::error::{DataError, storage};
 use crate::data::events::{self, Emitter, Events, Lane};
 use crate::data::feed::Feed;
 use crate::data::row::{SUM_LEN, sum};
 use crate::data::store::{Ack, Commit, Store, Swept};
+use crate::idempotency::Keep;
 
 const ENTRIES: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefinition::new("entries");
 const EXPIRY: TableDefinition<'_, (u64, u64, &[u8]), ()> = TableDefinition::new("expiry");
@@ -71,13 +73,14 @@ impl Durable {
         Ok(())
     }
 
-    /// Queues a batch that was checked. `tell`: where its events are written down, `None` for nowhere. `more` is done in the same
-    /// transaction.
+    /// Queues a batch that was checked. `tell`: where its events are written down, `None` for nowhere. `keep`: what keeps its answer, `more`:
+    /// what else is done, in the same transaction.
     fn queue(
         &self,
         ops: Vec<Op>,
         bytes: usize,
         tell: Option<Arc<Events>>,
+        keep: Option<Keep<Vec<Done>>>,
         more: impl FnOnce(&WriteTransaction) -> Result<(), DataError> + Send + 'static,
     ) -> Ack<Vec<Done>> {
         let (id, emitter) = (self.id, self.emitter.clone());
@@ -90,7 +93,9 @@ impl Durable {
             more(txn)?;
             Ok(done)
         };
+        let (op, in_use) = once(keep, op);
         self.store.write_then(cost_bytes, op, move |result| {
+            drop(in_use);
             cache.end(id, &keys);
             events.flush();
             if let Ok(done) = result {
@@ -103,7 +108,19 @@ impl Durable {
     pub(in crate::data) fn bury(&self, lane: Lane, number: u64, key: Bytes, value: Bytes) -> Ack<Vec<Done>> {
         let ops = vec![Op::Set { key, value, ttl: None, when: When::Always }];
         match check_ops(&ops).and_then(|bytes| self.check().map(|()| bytes)) {
-            Ok(bytes) => self.queue(ops, bytes, None, move |txn| events::remove(txn, &lane, number).map(drop)),
+            Ok(bytes) => self.queue(ops, bytes, None, None, move |txn| events::remove(txn, &lane, number).map(drop)),
+            Err(error) => Ack::ready(Err(error)),
+        }
+    }
+
+    /// As [`KeyValue::write`], with the answer in the same commit.
+    pub(in crate::data) fn write_once(&self, ops: Vec<Op>, keep: Keep<Vec<Done>>) -> Ack<Vec<Done>> {
+        self.write_with(ops, Some(keep))
+    }
+
+    fn write_with(&self, ops: Vec<Op>, keep: Option<Keep<Vec<Done>>>) -> Ack<Vec<Done>> {
+        match check_ops(&ops).and_then(|bytes| self.check().map(|()| bytes)) {
+            Ok(bytes) => self.queue(ops, bytes, Some(Arc::clone(&self.events)), keep, |_| Ok(())),
             Err(error) => Ack::ready(Err(error)),
         }
     }
@@ -192,11 +209,7 @@ impl KeyValue for Durable {
     }
 
     fn write(&self, ops: Vec<Op>) -> Ack<Vec<Done>> {
-        let bytes = match check_ops(&ops).and_then(|bytes| self.check().map(|()| bytes)) {
-            Ok(bytes) => bytes,
-            Err(error) => return Ack::ready(Err(error)),
-        };
-        self.queue(ops, bytes, Some(Arc::clone(&self.events)), |_| Ok(()))
+        self.write_with(ops, None)
     }
 }
 
