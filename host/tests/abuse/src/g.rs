@@ -1,5 +1,7 @@
 //! G: the control plane, and who is who.
 
+mod retries;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -10,6 +12,7 @@ use crate::exposed::{BAD_STARTS, serve};
 use crate::guests::{self, says};
 use crate::http::Conn;
 use crate::victim::quantile;
+use retries::{counted, crowd, kills};
 
 pub(crate) const CASES: &[Kind] = &[
     Kind::Beside(
@@ -28,7 +31,23 @@ pub(crate) const CASES: &[Kind] = &[
             .at_control()
             .books(Books::Closed),
     ),
-    Kind::Missing { row: "G5", name: "retries with a key", why: "no idempotency keys yet" },
+    Kind::Beside(
+        case(
+            "G5",
+            "one key, many times",
+            &["200", "?201", "400 bad-request", "422 idempotency-key-reused", "?409 idempotency-key-running"],
+            counted,
+            crowd,
+        )
+        .at_control()
+        .books(Books::AtLeast),
+    ),
+    Kind::Alone(Alone {
+        row: "G5",
+        name: "kills between a change and its answer",
+        expects: &["200", "201", "422 idempotency-key-reused"],
+        run: kills,
+    }),
 ];
 
 /// Names of functions and buckets that could be paths, headers, other names or nothing.

@@ -3,6 +3,7 @@
 mod files;
 mod logs;
 mod outbound;
+mod secrets;
 mod upstreams;
 
 use crate::case::{Books, Case, Kind, Ready, Seen, Stage, case};
@@ -10,6 +11,7 @@ use crate::world;
 use files::{folder, paths, sockets, sockets_setup, swaps};
 use logs::{flood, floods, forge, forgers};
 use outbound::{call_itself, forbidden, forbidden_setup, itself};
+use secrets::{holders, search};
 use upstreams::{evil, fetcher, forge_headers, many};
 
 const fn outbound(
@@ -53,5 +55,17 @@ pub(crate) const CASES: &[Kind] = &[
     Kind::Beside(case("D7", "sockets", &["200"], sockets_setup, sockets)),
     Kind::Beside(case("D8", "log flood", &["200", "504 cpu-deadline"], floods, flood).burns()),
     Kind::Beside(case("D9", "escapes and lines in logs", &["200"], forgers, forge)),
-    Kind::Missing { row: "D10", name: "secrets of others", why: "no secrets yet" },
+    Kind::Beside(
+        case(
+            "D10",
+            "secrets of others",
+            &["200", "402", "416", "502 *", "400 bad-request", "413 body-too-large"],
+            holders,
+            search,
+        )
+        .books(Books::AtLeast)
+        // Builds are looked into while they last.
+        .settings(&["build.init=10m", "build.cpu=10m", "build.wall=10m"])
+        .burns(),
+    ),
 ];
