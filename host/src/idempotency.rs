@@ -117,7 +117,7 @@ pub struct Ticket {
     pub request: Digest,
     /// How long the answer is kept.
     pub time: Duration,
-    /// KeptAnswer answers that the tenant may have; see `data.answers_max`.
+    /// Kept answers that the tenant may have; see `data.answers_max`.
     pub answers_max: u64,
 }
 

@@ -266,11 +266,12 @@ pub(super) async fn check(State(access): State<Arc<Access>>, mut request: Reques
         // It was for Hob, and is nothing for a guest to see.
         request.headers_mut().remove(http::header::AUTHORIZATION);
     }
+    let line = line.by(&caller);
     if let Err(fault) = rule.check_key(path.as_str(), &request) {
+        access.auditor.refused(line, fault.code);
         return Refusal::from(fault).into_response();
     }
     let keeps = rule.takes_key && request.headers().contains_key(once::KEY);
-    let line = line.by(&caller);
     request.extensions_mut().insert(caller);
     let response = async {
         let response = next.run(request).await;

@@ -13,6 +13,7 @@ use zeroize::Zeroize as _;
 use super::Control;
 use super::access::Caller;
 use super::answer::{Named, Refusal, body_fault};
+use super::buckets::place;
 use super::wire::{Problem, SecretInfo, SecretList, UnreadableSecret};
 use crate::dispatch::Unreadable;
 use crate::dispatch::templates::blocking;
@@ -82,7 +83,10 @@ pub(super) async fn list(
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<SecretList>, Refusal> {
     let Query(Wanted { unreadable }) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    // It may read thousands of files.
+    let turn = unreadable.then(|| place(&control.places.scrubs, "looks at all of a tenant's secrets, and scrubs")).transpose()?;
     let work = move || {
+        let _turn = turn;
         let listed = control.secrets.list(&caller.tenant).map_err(|error| error.fault())?;
         let find = || control.dispatcher.unreadable_secrets(&control.secrets, &caller.tenant);
         Ok((listed, unreadable.then(find).transpose()?))

@@ -1,7 +1,7 @@
 //! Answers that are kept with writes.
 //!
-//! Owns how a job of the store becomes one that keeps its answer. Knows nothing about how they lie in the file (`storage/answers.rs`). Invariant: a write that keeps its answer is there with it, or neither
-//! is.
+//! Owns how a job of the store becomes one that keeps its answer. Knows nothing about how they lie in the file (`storage/answers.rs`).
+//! Invariant: a write that keeps its answer is there with it, or neither is.
 
 use std::sync::Arc;
 
@@ -52,11 +52,14 @@ impl Data {
         self.store.read(|txn| Ok(answers::find(txn, tenant, id, self.store.clock().now_ms())?))
     }
 
-    /// Forgets all kept answers of a tenant. Blocks.
+    /// Forgets all kept answers of a tenant; where there are none, also if nothing can be written. Blocks.
     ///
     /// # Errors
     /// Those of storage.
     pub fn forget_answers(&self, tenant: &TenantId) -> Result<(), DataError> {
+        if !self.store.read(|txn| Ok(answers::has_any(txn, tenant)?))? {
+            return Ok(());
+        }
         let tenant = tenant.clone();
         let op = move |txn: &WriteTransaction, _now_ms| match answers::forget(txn, &tenant)? {
             0 => Ok(((), Commit::No)),

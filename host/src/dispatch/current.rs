@@ -144,18 +144,23 @@ impl Dispatcher {
             return Ok(None);
         }
         // It is never closed. Held while another thread reads, so that a crowd that comes then waits for one reading and not for a thousand.
+        let came = since();
         let _turn = looked.turn.acquire().await.map_err(Fault::internal)?;
         // Before the reading: a change that comes while it goes on makes it worth nothing.
         let (began, changes) = (since(), secrets.changes());
         if looked.is_good(began, changes) {
             return Ok(None);
         }
-        let (this, of) = (self.clone(), function.clone());
-        let stale = blocking(move || this.stale(&of)).await??;
-        if stale.is_none() {
-            looked.found_good(began, changes);
+        if let Some(found) = looked.bad_since(came, changes) {
+            return found;
         }
-        Ok(stale)
+        let (this, of) = (self.clone(), function.clone());
+        let found = blocking(move || this.stale(&of)).await?;
+        match &found {
+            Ok(None) => looked.found_good(began, changes),
+            bad => looked.found_bad(began, changes, bad.clone()),
+        }
+        found
     }
 
     /// Digest of the secrets as they are, if the snapshot of a function was taken with others. Blocks.

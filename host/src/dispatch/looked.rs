@@ -4,9 +4,13 @@
 //! good for nothing, and none is good for longer than [`GOOD_FOR`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+
+use crate::fault::Fault;
+use crate::id::Digest;
 
 /// How long a look is good for: files that others change (a folder of the operator's, credentials) are noticed within it.
 const GOOD_FOR: Duration = Duration::from_secs(1);
@@ -22,11 +26,23 @@ pub(super) struct Looked {
     last: AtomicU64,
     /// Whoever looks holds it, so that a crowd waits for one look.
     pub(super) turn: Semaphore,
+    /// The last look that found something to do: for who waited for it.
+    bad: Mutex<Option<Bad>>,
+}
+
+/// What a look came to when not all was as it should be: the digest of other secrets, or why they cannot be read.
+pub(super) type Found = Result<Option<Digest>, Fault>;
+
+#[derive(Debug)]
+struct Bad {
+    began: Duration,
+    changes: u64,
+    found: Found,
 }
 
 impl Default for Looked {
     fn default() -> Self {
-        Self { last: AtomicU64::new(0), turn: Semaphore::new(1) }
+        Self { last: AtomicU64::new(0), turn: Semaphore::new(1), bad: Mutex::default() }
     }
 }
 
@@ -48,6 +64,19 @@ impl Looked {
     }
 }
 
+impl Looked {
+    /// What a look found that was not as it should be, for whoever came before it began and waited for it.
+    pub(super) fn found_bad(&self, began: Duration, changes: u64, found: Found) {
+        *self.bad.lock().unwrap_or_else(PoisonError::into_inner) = Some(Bad { began, changes, found });
+    }
+
+    /// What such a look found that began after `came`, unless something has changed since.
+    pub(super) fn bad_since(&self, came: Duration, changes: u64) -> Option<Found> {
+        let bad = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
+        bad.as_ref().filter(|bad| bad.began > came && bad.changes == changes).map(|bad| bad.found.clone())
+    }
+}
+
 fn moment(at: Duration, changes: u64) -> u64 {
     // One more, so that it is never 0.
     let ms = u64::try_from(at.as_millis()).unwrap_or(0) + 1;
@@ -57,6 +86,16 @@ fn moment(at: Duration, changes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waited_for_a_look_has_what_it_found() {
+        let (looked, ms) = (Looked::default(), Duration::from_millis);
+        let other = Digest::of(b"other secrets");
+        looked.found_bad(ms(10), 7, Ok(Some(other)));
+        let found = |came: u64, changes| looked.bad_since(ms(came), changes).map(|found| found.ok().flatten());
+        assert_eq!(found(9, 7), Some(Some(other)));
+        assert_eq!((found(10, 7), found(9, 8)), (None, None), "who came later, or after a change, looks again");
+    }
 
     #[test]
     fn a_look_is_good_until_a_change_or_for_its_time() {

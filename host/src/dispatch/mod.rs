@@ -224,8 +224,8 @@ impl Dispatcher {
             };
             let running = function.meter.tenant().run()?;
             let admitted = Instant::now();
-            // A thread that is busy with others takes this one's time; a function without a place does not.
-            let counts_from = if waited { admitted } else { called };
+            // A thread that is busy with others takes this one's time; a function without a place does not, nor one that is built again.
+            let counts_from = if waited || again.is_some() { admitted } else { called };
             let Loaded { template, start, verify } = match self.0.templates.get(function, asked).await {
                 // Its files go when it is deleted, which may have happened while this waited its turn.
                 Err(_) if !self.is_live(function) => return Err(no_such_function(&function.name)),

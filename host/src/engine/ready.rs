@@ -32,6 +32,9 @@ use crate::telemetry::metrics::Metrics;
 
 /// An instantiation that takes longer than this is worth doing ahead. Handing over one that waits costs about 1 us.
 const WORTH: Duration = Duration::from_micros(50);
+/// Where instances wait already, others are made ahead unless it takes less than this: a thread with nothing else to do makes them faster than
+/// a request would, and they are not to come and go with that.
+const STILL_WORTH: Duration = Duration::from_micros(25);
 /// Longest time that making one may take, on the clock and on the processor.
 const MAKING_MAX: Duration = Duration::from_secs(1);
 
@@ -190,12 +193,14 @@ impl Ready {
         self.cost_ns.store(mean, Ordering::Relaxed);
     }
 
-    fn is_worth_it(&self) -> bool {
-        Duration::from_nanos(self.cost_ns.load(Ordering::Relaxed)) > WORTH && !self.useless.load(Ordering::Relaxed)
+    /// Whether making one ahead is worth it, if it has to take more than `least` for that.
+    fn is_worth_it(&self, least: Duration) -> bool {
+        Duration::from_nanos(self.cost_ns.load(Ordering::Relaxed)) > least && !self.useless.load(Ordering::Relaxed)
     }
 
+    /// Whether those that wait are to be followed by others.
     fn is_wanted(&self) -> bool {
-        self.is_worth_it() && !self.lock().retired
+        self.is_worth_it(STILL_WORTH) && !self.lock().retired
     }
 
     /// An instance that waits on the calling thread, of at most `bytes_max` of memory.
@@ -271,13 +276,16 @@ impl Engine {
     /// task of this thread, after whatever runs now, under `limits`, and what they take is charged to `tenant`.
     pub(super) fn keep_ready(&self, template: &Arc<Template>, limits: &Arc<Limits>, tenant: &TenantId) {
         let ready = &template.ready;
-        if self.0.ready.each_max == 0 || !ready.is_worth_it() {
+        if self.0.ready.each_max == 0 || !ready.is_worth_it(STILL_WORTH) {
             return;
         }
         let thread = thread();
         let bit = 1 << (thread % 64);
         if ready.attended.load(Ordering::Relaxed) & bit != 0 {
             ready.taken.notify_waiters();
+            return;
+        }
+        if !ready.is_worth_it(WORTH) {
             return;
         }
         {
@@ -335,13 +343,15 @@ impl Engine {
             hops: Hops::default(),
             account: None,
         };
+        let began = Instant::now();
         let (mut store, _output) = store::build(&self.place(code.place).engine, blueprint);
         deadline::arm(&mut store, MAKING_MAX.min(limits.duration(Limit::Cpu)), 1);
-        let began = Instant::now();
         let making = schedule::in_turns(maker.tenant.clone(), call::instantiate(&code.entry, &mut store));
         let made = tokio::time::timeout(MAKING_MAX, making).await;
-        // Where instances wait no request makes one, and the first may have been slow for reasons that are gone.
-        ready.measured(began.elapsed());
+        if let Ok(Ok(_)) = &made {
+            // Where instances wait no request makes one, and the first may have been slow for reasons that are gone.
+            ready.measured(began.elapsed());
+        }
         let host = store.data();
         let is_pure = !host.has_looked_outside() && !host.holds_handles() && !host.memory.was_refused();
         match made {
@@ -379,5 +389,23 @@ async fn attend(engine: &Engine, ready: &Ready, template: &Weak<Template>, maker
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_making_takes_decides_and_one_slow_start_is_forgotten() {
+        let ready = Ready::default();
+        assert!(!ready.is_worth_it(WORTH), "nothing was measured");
+        ready.measured(Duration::from_micros(400));
+        assert!(ready.is_worth_it(WORTH) && ready.is_wanted());
+        // Between the two, those that wait are followed by others, and none begins.
+        (0..30).for_each(|_| ready.measured(Duration::from_micros(40)));
+        assert!(!ready.is_worth_it(WORTH) && ready.is_wanted());
+        (0..30).for_each(|_| ready.measured(Duration::from_micros(2)));
+        assert!(!ready.is_wanted());
     }
 }

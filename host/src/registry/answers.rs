@@ -1,6 +1,6 @@
 //! Answers that are kept with changes of the registry.
 //!
-//! Owns when they are swept: before the next change that keeps one, and when the collector looks at every file. Knows nothing about how
+//! Owns when they are swept: with the next change that keeps one, and when the collector looks at every file. Knows nothing about how
 //! they lie in the file (`storage/answers.rs`). Invariant: a change that keeps its answer is there with it, or neither is.
 
 use redb::WriteTransaction;
@@ -50,6 +50,11 @@ impl From<AnswerError> for RegistryError {
             damaged @ (AnswerError::Damaged(_) | AnswerError::NotKept(_)) => Self::Damaged { what: damaged.to_string() },
         }
     }
+}
+
+/// Removes some whose time is up.
+pub(super) fn sweep(txn: &WriteTransaction) -> Result<(), PublishError> {
+    Ok(answers::sweep(txn, now_ms()).map(drop)?)
 }
 
 /// Whether a change may be made with this ticket.

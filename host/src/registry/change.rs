@@ -229,12 +229,13 @@ impl Registry {
         keep: Option<Keep<T>>,
         op: impl FnOnce(&mut Tables<'_>) -> Result<(T, Commit), PublishError>,
     ) -> Result<T, PublishError> {
-        if keep.is_some() {
-            self.sweep_answers()?;
-        }
         let (ticket, make) = keep.map(|keep| (keep.ticket, keep.make)).unzip();
         let (value, released) = self.write(|txn| {
-            ticket.as_ref().map_or(Ok(()), |ticket| answers::admit(txn, ticket))?;
+            if let Some(ticket) = &ticket {
+                // In the same commit: more than one goes for each that comes, and none costs a flush of its own.
+                answers::sweep(txn)?;
+                answers::admit(txn, ticket)?;
+            }
             let mut tables = Tables::open(txn)?;
             let (value, commit) = op(&mut tables)?;
             let answer = make.and_then(|make| make(&value));

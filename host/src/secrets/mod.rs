@@ -146,7 +146,10 @@ impl Secrets {
     /// [`SecretError::Io`].
     pub fn remove(&self, tenant: &TenantId, name: &SecretName) -> Result<bool, SecretError> {
         let removed = self.store.remove(tenant, name);
-        self.changed();
+        // One that failed may have removed it.
+        if !matches!(removed, Ok(false)) {
+            self.changed();
+        }
         removed
     }
 

@@ -1,4 +1,4 @@
-//! KeptAnswer answers: what changes answered that may be asked for again, in the file that the change itself is in.
+//! Kept answers: what changes answered that may be asked for again, in the file that the change itself is in.
 //!
 //! ```text
 //! table          key                                  value
@@ -155,6 +155,13 @@ pub(crate) fn forget(txn: &WriteTransaction, tenant: &TenantId) -> Result<usize,
         remove(txn, (tenant.as_str(), id))?;
     }
     Ok(all.len())
+}
+
+/// Whether a tenant has any, their time up or not.
+pub(crate) fn has_any(txn: &ReadTransaction, tenant: &TenantId) -> Result<bool, AnswerError> {
+    let table = txn.open_table(ANSWERS).map_err(failed)?;
+    let first = table.range((tenant.as_str(), &[][..])..).map_err(failed)?.next().transpose().map_err(failed)?;
+    Ok(first.is_some_and(|(key, _)| key.value().0 == tenant.as_str()))
 }
 
 /// Whether there is something to sweep.
@@ -334,10 +341,13 @@ mod tests {
         for (tenant, key) in [("a", "1"), ("a", "2"), ("aa", "1"), ("b", "1")] {
             keep_one(&db, tenant, key, 0, b"").unwrap();
         }
+        let has_any = |tenant: &str| super::has_any(&db.begin_read().unwrap(), &tenant.parse().unwrap()).unwrap();
+        assert_eq!(["a", "aa", "b", "c", "0"].map(has_any), [true, true, true, false, false]);
         let txn = db.begin_write().unwrap();
         assert_eq!((forget(&txn, &"a".parse().unwrap()).unwrap(), forget(&txn, &"c".parse().unwrap()).unwrap()), (2, 0));
         assert_eq!(txn.open_table(UNTIL).unwrap().len().unwrap(), 2);
         txn.commit().unwrap();
+        assert_eq!(["a", "aa"].map(has_any), [false, true]);
         assert!(found(&db, "a", "1", 0).is_none() && found(&db, "aa", "1", 0).is_some() && found(&db, "b", "1", 0).is_some());
         assert_eq!((counted(&db, "a"), counted(&db, "aa")), (0, 1));
     }

@@ -337,7 +337,7 @@ fn what_was_refused_is_tried_again() {
 }
 
 #[test]
-fn an_answer_is_kept_for_its_time_and_no_longer() {
+fn an_answer_is_kept_no_longer_than_its_time() {
     let node = Node::start(&["data.answers_time=100ms"]);
     with_bucket(&node);
     assert_eq!(once(&node.control, "k", "PUT", "/v1/buckets/b/kv/k", b"1").status(), 204);

@@ -1,5 +1,6 @@
 //! Mutated modules: each is built or refused in a typed answer, by the build's own entry in this process and by the real child.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,10 +51,14 @@ fn changed(wasm: &[u8], dice: &mut Dice) -> Option<Vec<u8>> {
         Dice::new(seed, 0).mutate(data, &[], len_max.min(LEN_MAX));
         Ok(())
     };
-    let mut mutate = wasm_mutate::WasmMutate::default();
-    mutate.seed(seed).fuel(FUEL).raw_mutate_func(Some(Arc::new(bytes)));
-    let mut changed = mutate.run(wasm).ok()?;
-    changed.next()?.ok()
+    // Some of what it is given is no module at all, and what it makes of that is nobody's fault.
+    let change = || {
+        let mut mutate = wasm_mutate::WasmMutate::default();
+        mutate.seed(seed).fuel(FUEL).raw_mutate_func(Some(Arc::new(bytes)));
+        let mut changed = mutate.run(wasm).ok()?;
+        changed.next()?.ok()
+    };
+    catch_unwind(AssertUnwindSafe(change)).unwrap_or(None)
 }
 
 pub(crate) fn in_process(report: &mut Report, runs: u64, seed: u64) -> anyhow::Result<()> {
