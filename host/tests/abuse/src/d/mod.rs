@@ -51,7 +51,7 @@ pub(crate) const CASES: &[Kind] = &[
         evil,
         &["egress.response_timeout=300ms", "egress.idle_timeout=300ms", "egress.response_bytes_max=64KiB"],
     )),
-    Kind::Beside(outbound("D6", "outbound headers", forge_headers, &[])),
+    Kind::Beside(outbound("D6", "outbound headers", forge_headers, &[]).keeps(16)),
     Kind::Beside(case("D7", "sockets", &["200"], sockets_setup, sockets)),
     Kind::Beside(case("D8", "log flood", &["200", "504 cpu-deadline"], floods, flood).burns()),
     Kind::Beside(case("D9", "escapes and lines in logs", &["200"], forgers, forge)),
