@@ -71,7 +71,7 @@ impl Here {
 
     fn drive(&self) {
         if !self.driven.replace(true) {
-            tokio::spawn(drive());
+            tokio::spawn(drive(Ends));
         }
     }
 
@@ -100,20 +100,22 @@ impl Here {
     }
 }
 
-/// Lets those in line go on, one after the other, until nobody is.
-async fn drive() {
-    struct Ends;
-    impl Drop for Ends {
-        fn drop(&mut self) {
-            // Not there any more when the thread ends.
-            let _gone = HERE.try_with(|here| {
-                here.driven.set(false);
-                here.turn.set(None);
-                here.used.set(Duration::ZERO);
-            });
-        }
+/// Says that there is no driver any more, also of one that a runtime dropped before it was ever polled: another may come on its thread.
+struct Ends;
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // Not there any more when the thread ends.
+        let _gone = HERE.try_with(|here| {
+            here.driven.set(false);
+            here.turn.set(None);
+            here.used.set(Duration::ZERO);
+        });
     }
-    let _ends = Ends;
+}
+
+/// Lets those in line go on, one after the other, until nobody is.
+async fn drive(_ends: Ends) {
     let mut rounds = 0;
     loop {
         HERE.with(|here| here.used.set(Duration::ZERO));

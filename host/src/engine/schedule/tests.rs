@@ -313,3 +313,22 @@ fn one_that_begins_beside_the_old_has_a_short_first_slice() {
         assert_eq!(turn.first_ticks(), FIRST_SLICE);
     }
 }
+
+#[test]
+fn a_runtime_that_ends_before_its_driver_ran_leaves_none_behind() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let log = Log::default();
+    let first = runtime();
+    first.block_on(async {
+        let guest = in_turns(tenant("a"), computes(9, "a", log.clone()));
+        // One poll puts it in line and spawns a driver; then all of it is given up.
+        let mut guest = Box::pin(guest);
+        let polled = std::future::poll_fn(|cx| Poll::Ready(guest.as_mut().poll(cx).is_ready())).await;
+        assert!(!polled && state().1, "it computes, and has a driver");
+    });
+    drop(first);
+    assert_eq!(state(), IDLE);
+    // Another runtime on this thread has a driver of its own.
+    runtime().block_on(in_turns(tenant("a"), computes(9, "a", log.clone())));
+    assert_eq!(log.lock().unwrap().len(), 10);
+}
