@@ -136,6 +136,19 @@ fn other_files_are_named_and_refused() {
     assert!(node.files("staging").is_empty());
 }
 
+/// It imports a function of an exact type, which no engine of today runs; what takes snapshots panics at the sight of it.
+#[test]
+fn what_the_snapshot_cannot_cope_with_is_named_by_the_compiler() {
+    let node = Node::start(&[]);
+    let wasm = include_bytes!("../fuzz/corpus/modules/exact-import.wasm");
+    for (manifest, word) in [("", "custom-descriptors"), ("snapshot = 'required'", "cannot be snapshotted")] {
+        let problem = node.deploy("bad", wasm, manifest).problem(422, "not-deployable");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(word) && !detail.contains("unexpectedly"), "{problem}");
+        assert!(problem["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{problem}");
+    }
+}
+
 #[test]
 fn content_codings_and_types() {
     let node = Node::start(&[]);

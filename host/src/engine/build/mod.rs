@@ -235,8 +235,12 @@ impl Builder {
                 wasm.seek(SeekFrom::Start(0)).map_err(Fault::internal)?;
                 let mut plain = job;
                 plain.snapshot.mode = SnapshotMode::Off;
-                // The first end is the one to tell of, if this one is no better.
-                let mut built = self.run(&wasm, &plain, outputs).await.map_err(|_| fault.clone())?;
+                let mut built = match self.run(&wasm, &plain, outputs).await {
+                    Ok(built) => built,
+                    // It says what is wrong with it, where the first only ended.
+                    Err(Failed::Told(refused)) => return Err(refused),
+                    Err(Failed::Ended(_)) => return Err(fault),
+                };
                 let why = if fault.code == Code::BuildOverLimit { &fault.detail } else { UNEXPECTED };
                 built.notes.push(format!("no snapshot: {why}"));
                 built
