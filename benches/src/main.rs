@@ -5,6 +5,7 @@
 
 mod bare;
 mod broadcast;
+mod calls;
 mod density;
 mod disk;
 mod fairness;

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::harness::examples::guest;
 use crate::harness::wat::{component, handler, handler_with, says, wasm};
 use crate::harness::{Dice, Node, multipart};
 
@@ -136,15 +137,23 @@ fn other_files_are_named_and_refused() {
     assert!(node.files("staging").is_empty());
 }
 
-/// It imports a function of an exact type, which no engine of today runs; what takes snapshots panics at the sight of it.
+/// It imports a function of an exact type, which no engine of today runs, and at whose sight wizer panics.
 #[test]
 fn what_the_snapshot_cannot_cope_with_is_named_by_the_compiler() {
     let node = Node::start(&[]);
-    let wasm = include_bytes!("../fuzz/corpus/modules/exact-import.wasm");
-    for (manifest, word) in [("", "custom-descriptors"), ("snapshot = 'required'", "cannot be snapshotted")] {
+    let module = include_bytes!("../fuzz/corpus/modules/exact-import.wasm");
+    // The same behind a component: a section of its own, whose length is 188.
+    let component = [&std::fs::read(guest("counter2")).unwrap()[..], &[1, 0xbc, 0x01], module].concat();
+    let cases: [(&[u8], _, _); 4] = [
+        (module, "", "custom-descriptors"),
+        (module, "snapshot = 'required'", "custom-descriptors"),
+        (&component, "[snapshot]\nwarmup = ['GET /']", "custom-descriptors"),
+        (&component, "[snapshot]\nwarmup = ['GET /']\nmode = 'required'", "cannot be snapshotted"),
+    ];
+    for (wasm, manifest, word) in cases {
         let problem = node.deploy("bad", wasm, manifest).problem(422, "not-deployable");
         let detail = problem["detail"].as_str().unwrap();
-        assert!(detail.contains(word) && !detail.contains("unexpectedly"), "{problem}");
+        assert!(detail.contains(word) && !detail.contains("unexpectedly"), "{manifest}: {problem}");
         assert!(problem["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{problem}");
     }
 }

@@ -130,8 +130,10 @@ async fn of_module(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(Sna
     if let Some(init) = found.init {
         wizer.init_func(init);
     }
-    let (context, instrumented) = caught(|| wizer.instrument(wasm))?;
     let engine = settings::initialising(stage.shape.lane).map_err(|error| unsuited(&error))?;
+    // Wizer takes what any engine could ever run.
+    Module::validate(&engine, wasm).map_err(|error| unsuited(&error))?;
+    let (context, instrumented) = caught(|| wizer.instrument(wasm))?;
     let code = Code::Module(Module::from_binary(&engine, &instrumented).map_err(|error| unsuited(&error))?);
     drop(instrumented);
     let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
@@ -176,8 +178,8 @@ async fn rehearse(stage: &Stage<'_>, engine: wasmtime::Engine, code: &Code) -> R
     Ok((rehearsal, statuses, bytes))
 }
 
-/// What wizer comes to. It takes what any engine could ever run, and panics at what it has not learnt (an import of an exact
-/// function, say, which this engine does not take either). That costs the snapshot; whether it is a function at all, the compiler says.
+/// What wizer comes to. It panics at what it has not learnt (an import of an exact function in a component, say, for nothing validates a
+/// component but its compilation). That costs the snapshot; whether it is a function at all, the compiler says.
 fn caught<T>(op: impl FnOnce() -> wasmtime::Result<T>) -> Result<T, Unfit> {
     told(catch_unwind(AssertUnwindSafe(op)))
 }
