@@ -18,7 +18,7 @@ use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{CodeBuilder, Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
 
 use super::componentize::componentize;
-use super::detect::{Found, Surface};
+use super::detect::{Found, HINT_PROPOSALS, Surface};
 use super::job::Job;
 use super::rehearsal::{Rehearsal, Stage, Start, Times};
 use super::snapshot::{self, Snapshot, Taken, Unfit};
@@ -407,10 +407,7 @@ fn check_code(stage: &Stage<'_>, found: &Found, code: &Code) -> Result<(), Refus
 /// Validation failed, or the module needs a proposal that is off.
 fn invalid(error: &wasmtime::Error) -> Refused {
     let detail = format!("the module is not valid here: {}", sentence(format_args!("{error:#}")));
-    Refused::unfit(
-        detail,
-        "build it without threads, memory64, GC, exceptions and custom page sizes, which this host does not run",
-    )
+    Refused::unfit(detail, HINT_PROPOSALS)
 }
 
 fn check_module(engine: &Engine, kind: Kind, module: &Module) -> Result<(), Refused> {

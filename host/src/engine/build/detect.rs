@@ -3,7 +3,7 @@
 //! Owns the one pass over a binary before it is compiled, and the sentences for what is no function. Runs only in the build
 //! process. Invariant: whatever has a [`Surface`] is within every cap, and whatever passes has a kind.
 
-use wasmparser::{ComponentExternalKind, Encoding, ExternalKind, Parser, Payload};
+use wasmparser::{ComponentExternalKind, Encoding, ExternalKind, Parser, Payload, TypeRef};
 
 use super::Refused;
 use super::caps::{Counts, MODULES, Malformed};
@@ -47,6 +47,10 @@ pub fn check_magic(bytes: &[u8]) -> Result<(), Refused> {
         _ => Err(Refused::unfit("this is no Wasm binary: it does not begin with '\\0asm'", "send the .wasm file as it is")),
     }
 }
+
+/// What to do about a module of proposals that this host does not run.
+pub(super) const HINT_PROPOSALS: &str =
+    "build it without threads, memory64, GC, exceptions and custom page sizes, which this host does not run";
 
 /// What a binary looks like from outside.
 #[derive(Debug, Default)]
@@ -135,9 +139,13 @@ fn scan(bytes: &[u8]) -> Result<Surface, Malformed> {
                 }
             }
             Payload::CustomSection(section) if outermost => surface.typed |= section.name().starts_with(SECTION_STEM),
-            Payload::ImportSection(section) if outermost => {
+            Payload::ImportSection(section) => {
                 for import in section.clone().into_imports() {
-                    surface.imports.push(import?.module.into());
+                    let import = import?;
+                    check_import(import.ty)?;
+                    if outermost {
+                        surface.imports.push(import.module.into());
+                    }
                 }
             }
             Payload::ExportSection(section) if outermost => {
@@ -171,6 +179,16 @@ fn scan(bytes: &[u8]) -> Result<Surface, Malformed> {
         }
     }
     Ok(surface)
+}
+
+/// Wizer panics at what this engine does not compile; an exact function is valid even where its proposal is off.
+fn check_import(ty: TypeRef) -> Result<(), Refused> {
+    let what = match ty {
+        TypeRef::FuncExact(_) => "a function of an exact type (the proposal custom-descriptors)",
+        TypeRef::Tag(_) => "a tag of exceptions",
+        _ => return Ok(()),
+    };
+    Err(Refused::unfit(format!("a module imports {what}, which this host does not run"), HINT_PROPOSALS))
 }
 
 fn module(surface: &Surface) -> Result<Shape, Refused> {

@@ -5,9 +5,7 @@
 //! memory, and holds nothing that lives outside of it.
 
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use futures_util::FutureExt;
 use wasmtime::component::{Component, Lift, WasmList};
 use wasmtime::{Module, Val};
 use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, ValType, Wizer};
@@ -20,7 +18,6 @@ use crate::capability::Host;
 use crate::engine::artifact::Code;
 use crate::engine::{Engine, Kind, settings};
 use crate::manifest::Randomness;
-use crate::net::panic_text;
 
 /// A module with its memory.
 pub(super) struct Snapshot {
@@ -130,17 +127,15 @@ async fn of_module(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(Sna
     if let Some(init) = found.init {
         wizer.init_func(init);
     }
+    let (context, instrumented) = wizer.instrument(wasm).map_err(|error| unsuited(&error))?;
     let engine = settings::initialising(stage.shape.lane).map_err(|error| unsuited(&error))?;
-    // Wizer takes what any engine could ever run.
-    Module::validate(&engine, wasm).map_err(|error| unsuited(&error))?;
-    let (context, instrumented) = caught(|| wizer.instrument(wasm))?;
     let code = Code::Module(Module::from_binary(&engine, &instrumented).map_err(|error| unsuited(&error))?);
     drop(instrumented);
     let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
     let Instance::Module(instance) = rehearsal.instance else { return Err(unsuited(&"a component came of a module")) };
     let drawn = rehearsal.drawn.count();
     let mut state = ModuleState { rehearsal: &mut rehearsal, instance, outlined: Outlined::default(), missing: None };
-    let wasm = caught_later(wizer.snapshot(&context, &mut state)).await?;
+    let wasm = wizer.snapshot(&context, &mut state).await.map_err(|error| unsuited(&error))?;
     match state.missing {
         Some(name) => Err(unsuited(&format!("'{name}' could not be read"))),
         None => Ok((Snapshot { wasm, memory_bytes, statuses, notes: Vec::new() }, drawn)),
@@ -151,7 +146,7 @@ async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64),
     let mut wizer = Wizer::new();
     // It would take the export out of the core module, which the component around it still names.
     wizer.keep_init_func(true);
-    let (context, instrumented) = caught(|| wizer.instrument_component(wasm))?;
+    let (context, instrumented) = wizer.instrument_component(wasm).map_err(|error| unsuited(&error))?;
     let engine = settings::initialising(stage.shape.lane).map_err(|error| unsuited(&error))?;
     let code = Code::Component(Component::from_binary(&engine, &instrumented).map_err(|error| unsuited(&error))?);
     drop(instrumented);
@@ -159,7 +154,7 @@ async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64),
     let Instance::Component(instance) = rehearsal.instance else { return Err(unsuited(&"a module came of a component")) };
     let drawn = rehearsal.drawn.count();
     let mut state = ComponentState { rehearsal: &mut rehearsal, instance, outlined: Outlined::default(), failed: None };
-    let wasm = caught_later(wizer.snapshot_component(&context, &mut state)).await?;
+    let wasm = wizer.snapshot_component(&context, &mut state).await.map_err(|error| unsuited(&error))?;
     match state.failed {
         Some(error) => Err(unsuited(&error)),
         None => Ok((Snapshot { wasm, memory_bytes, statuses, notes: Vec::new() }, drawn)),
@@ -176,25 +171,6 @@ async fn rehearse(stage: &Stage<'_>, engine: wasmtime::Engine, code: &Code) -> R
         rehearsal.ask_all(&stage.job.snapshot.warmup).await.map_err(|fault| Unfit::new(fault.detail.into_owned(), HINT_INIT))?;
     let bytes = check(&rehearsal, &statuses, stage)?;
     Ok((rehearsal, statuses, bytes))
-}
-
-/// What wizer comes to. It panics at what it has not learnt (an import of an exact function in a component, say, for nothing validates a
-/// component but its compilation). That costs the snapshot; whether it is a function at all, the compiler says.
-fn caught<T>(op: impl FnOnce() -> wasmtime::Result<T>) -> Result<T, Unfit> {
-    told(catch_unwind(AssertUnwindSafe(op)))
-}
-
-/// The same of what takes its time.
-async fn caught_later<T>(op: impl Future<Output = wasmtime::Result<T>>) -> Result<T, Unfit> {
-    told(AssertUnwindSafe(op).catch_unwind().await)
-}
-
-/// Unwind safety: what was under way is not used again.
-fn told<T>(outcome: std::thread::Result<wasmtime::Result<T>>) -> Result<T, Unfit> {
-    match outcome {
-        Ok(done) => done.map_err(|error| unsuited(&error)),
-        Err(panic) => Err(unsuited(&panic_text(&*panic))),
-    }
 }
 
 fn unsuited(error: &dyn std::fmt::Display) -> Unfit {

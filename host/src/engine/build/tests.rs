@@ -26,7 +26,7 @@ async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
         std::fs::write(&wasm, "a module").unwrap();
         let manifest = Manifest::parse(&format!("snapshot = '{mode}'")).unwrap();
         let job = Job::deploy(&"a".parse().unwrap(), &manifest);
-        remove(&outputs.native).unwrap();
+        [&outputs.native, &outputs.snapshot].map(|left| remove(left).unwrap());
         builder.build(File::open(wasm).unwrap(), job, &outputs).await
     };
     let built = build("auto").await.unwrap();
@@ -35,6 +35,14 @@ async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
     assert!(!outputs.snapshot.exists(), "none was taken");
     assert_eq!(build("off").await.unwrap().notes, [""; 0]);
     assert_eq!(build("required").await.unwrap_err().code, Code::NotDeployable);
+    // What the second one says of the module is better than how the first one ended.
+    let refused = CHILD.replacen(
+        "{\"built\"",
+        "{\"refused\":{\"over_cap\":false,\"detail\":\"no function\",\"hint\":null}}' ; exit ; echo '{\"built\"",
+        1,
+    );
+    write_program(&dir.path().join("child"), &refused);
+    assert_eq!(build("auto").await.unwrap_err().detail, "no function");
 }
 
 #[tokio::test]
