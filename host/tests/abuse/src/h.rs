@@ -14,9 +14,10 @@ use crate::http::Conn;
 use crate::node::{Node, Setup};
 use crate::observe::Shot;
 use crate::run::panics;
+use crate::victim::{Clients, Phase, Refusals, Victim};
 
 pub(crate) const CASES: &[Kind] = &[
-    Kind::Missing { row: "H1", name: "a panic in a call of the host", why: "no place to plant one in a release build" },
+    Kind::Alone(Alone { row: "H1", name: "a panic in a call of the host", expects: &["500 internal"], run: planted }),
     Kind::Beside(case("H4", "calls that wait for the disk", &["200", "504 *"], writers, hammer).burns()),
     Kind::Alone(Alone {
         row: "H5",
@@ -26,6 +27,52 @@ pub(crate) const CASES: &[Kind] = &[
     }),
     Kind::Alone(Alone { row: "H7", name: "restarts under load", expects: &["200", "503 draining"], run: restarts }),
 ];
+
+/// A bug that is planted in a call of the host, which only a build with debug assertions lets one do: whoever makes the call has the only
+/// 500 that Hob may answer, and nobody else notices.
+fn planted(ground: &Ground<'_>, seen: &mut Seen) -> anyhow::Result<Ready> {
+    let target = ground.binary.parent().and_then(Path::parent).context("a program without a folder")?;
+    let binary = target.join("debug").join("hob");
+    if !binary.is_file() {
+        let why = format!(
+            "needs a build with debug assertions, where a panic can be planted: 'cargo build -p hob' ({})",
+            binary.display()
+        );
+        return Ok(Ready::Skipped(why));
+    }
+    let setup = Setup { variables: &[("HOB_PANIC_AT", "hob1-log")], ..Setup::default() };
+    let mut node = Node::start(&binary, &ground.dir.join("data"), &setup)?;
+    let logs = does("(call $log (i32.const 2) (i32.const 0) (i32.const 1))");
+    node.deploy_wat("logs", &logs, "snapshot = \"off\"\n[limits]\nconcurrency = 1\n")?;
+    let victim = Victim::start(&node, Clients::Renew, Refusals::Never)?;
+    victim.enter(Phase::Attack);
+    let calls = ground.times(200, 5000);
+    for number in 0..calls {
+        let mut conn = Conn::open(node.data, attacker(number))?;
+        conn.request("GET", "/logs", &[], b"");
+        match conn.reply() {
+            Some(reply) => {
+                let ran = reply.header("hob-executed") == Some("1");
+                seen.check(ran, || format!("not said to have run: {}", reply.key()));
+                seen.saw(&reply.key());
+            }
+            None => seen.saw("closed"),
+        }
+    }
+    let (tally, _) = victim.stop(&node)?;
+    seen.check(tally.errors == 0 && tally.good > 0, || {
+        format!("N4: the victim met {} errors, such as {:?}", tally.errors, tally.words)
+    });
+    let (panics, living) = (node.metric("hob_panics_total")?, node.metric("hob_instances")?);
+    seen.check(panics == calls as u64 && living == 0, || {
+        format!("{panics} panics of {calls} are counted, {living} instances are left")
+    });
+    let ended = node.ended()?;
+    seen.check(ended.is_none(), || format!("N6: the node ended: {ended:?}"));
+    let said = node.stderr().matches("panic in a host function: planted at hob1-log").count();
+    seen.check(said > 0, || "the node's log says nothing of it".into());
+    Ok(Ready::Yes)
+}
 
 /// A handler that writes entries and objects of a durable bucket, with all that a thread must wait for.
 fn writers(stage: &Stage<'_>) -> anyhow::Result<Ready> {

@@ -24,6 +24,8 @@ pub(crate) struct Setup {
     pub(crate) settings: Vec<String>,
     /// Further arguments.
     pub(crate) args: Vec<String>,
+    /// Variables of its environment.
+    pub(crate) variables: &'static [(&'static str, &'static str)],
     /// Limit of open files.
     pub(crate) files_max: Option<u64>,
     /// A control group of memory that it is put into: its file `cgroup.procs`.
@@ -62,7 +64,7 @@ impl Node {
         for setting in &setup.settings {
             command.args(["--set", setting]);
         }
-        command.args(&setup.args);
+        command.args(&setup.args).envs(setup.variables.iter().copied());
         command.current_dir(dir.parent().context("a folder without a parent")?);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let stderr = Arc::new(Mutex::new(String::new()));
