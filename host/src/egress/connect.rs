@@ -32,9 +32,32 @@ use crate::grants::http::{Destination, Host, Scheme};
 pub(super) struct Connector {
     pub(super) shared: Arc<Shared>,
     /// Sockets that the tenant may have, in use or kept for later.
-    pub(super) sockets: Arc<Semaphore>,
+    pub(super) sockets: Sockets,
     /// Names that the tenant may have looked up at once.
     pub(super) look_ups: Arc<Semaphore>,
+}
+
+/// Sockets of a tenant, or of the node: two for each request that it may have at once. Half of them at most are kept for later, so that
+/// whoever has its place as a request finds a socket.
+#[derive(Debug, Clone)]
+pub(super) struct Sockets {
+    free: Arc<Semaphore>,
+    requests_max: usize,
+}
+
+impl Sockets {
+    pub(super) fn new(requests_max: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(2 * requests_max)), requests_max }
+    }
+
+    async fn take(&self) -> Result<OwnedSemaphorePermit, EgressError> {
+        self.free.clone().acquire_owned().await.map_err(|_| EgressError::Closed)
+    }
+
+    /// Whether more are taken than may be kept.
+    fn are_short(&self) -> bool {
+        self.free.available_permits() < self.requests_max
+    }
 }
 
 impl tower_service::Service<Uri> for Connector {
@@ -60,8 +83,8 @@ impl tower_service::Service<Uri> for Connector {
 impl Connector {
     async fn connect(&self, to: &Destination) -> Result<Socket, EgressError> {
         let deadline = Instant::now() + self.shared.connect_timeout;
-        let tenant = self.sockets.clone().acquire_owned().await.map_err(|_| EgressError::Closed)?;
-        let node = self.shared.sockets.clone().acquire_owned().await.map_err(|_| EgressError::Closed)?;
+        let (tenant, node) = (self.sockets.take().await?, self.shared.sockets.take().await?);
+        let is_kept = !self.sockets.are_short() && !self.shared.sockets.are_short();
         let mut admitted = self.addresses(to).await?;
         admitted.retain(|addr| self.shared.walls.admit(*addr));
         if admitted.is_empty() {
@@ -82,7 +105,7 @@ impl Connector {
                 Stream::Tls(Box::new(stream))
             }
         };
-        Ok(Socket { stream, _places: [tenant, node] })
+        Ok(Socket { stream, is_kept, _places: [tenant, node] })
     }
 
     async fn addresses(&self, to: &Destination) -> Result<Vec<SocketAddr>, EgressError> {
@@ -119,6 +142,8 @@ async fn first(addrs: &[SocketAddr], deadline: Instant) -> Result<TcpStream, Egr
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: Stream,
+    /// Whether it may wait for another request to the same server.
+    is_kept: bool,
     _places: [OwnedSemaphorePermit; 2],
 }
 
@@ -130,7 +155,11 @@ enum Stream {
 
 impl Connection for Socket {
     fn connected(&self) -> Connected {
-        Connected::new()
+        let connected = Connected::new();
+        if !self.is_kept {
+            connected.poison();
+        }
+        connected
     }
 }
 

@@ -42,7 +42,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use self::body::Sending;
-use self::connect::Connector;
+use self::connect::{Connector, Sockets};
 use self::resolve::{Resolve, System};
 use crate::config;
 use crate::grants::http::Destination;
@@ -60,8 +60,6 @@ const LOOK_UPS_MAX: usize = 4;
 const KEPT: Duration = Duration::from_secs(15);
 /// Connections to one server that one tenant keeps.
 const KEPT_MAX: usize = 16;
-/// A tenant, and the node, has so many sockets for each request that it may have: some are kept for later.
-const SOCKETS_PER_REQUEST: usize = 2;
 
 /// The client of a node. Cheap to clone.
 #[derive(Clone)]
@@ -86,8 +84,7 @@ struct Shared {
     connect_timeout: Duration,
     response_bytes_max: u64,
     requests: Arc<Semaphore>,
-    sockets: Arc<Semaphore>,
-    requests_max: usize,
+    sockets: Sockets,
 }
 
 /// The requests of one tenant: its pool of connections and its places.
@@ -95,7 +92,6 @@ pub struct Tenant {
     egress: Egress,
     client: Client<Connector, Sending>,
     requests: Arc<Semaphore>,
-    sockets: Arc<Semaphore>,
 }
 
 /// How long each part of a request may take.
@@ -188,8 +184,7 @@ impl Egress {
             connect_timeout: config.connect_timeout.0,
             response_bytes_max: config.response_bytes_max.0,
             requests: Arc::new(Semaphore::new(requests_max)),
-            sockets: Arc::new(Semaphore::new(SOCKETS_PER_REQUEST * requests_max)),
-            requests_max,
+            sockets: Sockets::new(requests_max),
         };
         Ok(Self(Arc::new(Inner {
             shared: Arc::new(shared),
@@ -279,10 +274,9 @@ impl fmt::Debug for Tenant {
 impl Tenant {
     fn new(egress: Egress) -> Self {
         let requests_max = egress.0.tenant_max;
-        let sockets = Arc::new(Semaphore::new(SOCKETS_PER_REQUEST * requests_max));
         let connector = Connector {
             shared: egress.0.shared.clone(),
-            sockets: sockets.clone(),
+            sockets: Sockets::new(requests_max),
             look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)),
         };
         let client = Client::builder(TokioExecutor::new())
@@ -293,7 +287,7 @@ impl Tenant {
             .http1_max_buf_size(HEAD_BYTES_MAX)
             .set_host(false)
             .build(connector);
-        Self { egress, client, requests: Arc::new(Semaphore::new(requests_max)), sockets }
+        Self { egress, client, requests: Arc::new(Semaphore::new(requests_max)) }
     }
 
     /// The client that this is of.
@@ -332,10 +326,6 @@ impl Tenant {
         for of in [&caller.requests, &self.requests, &shared.requests] {
             places.push(of.clone().acquire_owned().await.map_err(|_| EgressError::Closed)?);
         }
-        if self.is_crowded() {
-            // One more that is kept would be one that somebody else cannot open.
-            parts.headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
-        }
         caller.used.requests.fetch_add(1, Ordering::Relaxed);
         let body = Sending::new(body, caller.used.clone());
         let exchange = exchange(self.client.clone(), Request::from_parts(parts, body), times);
@@ -345,13 +335,6 @@ impl Tenant {
         let bounds = body::Bounds { bytes_max: shared.response_bytes_max, idle: times.idle };
         let places = Places { _of: places, _tenant: self.clone() };
         response_of(response, bounds, caller.used.clone(), places)
-    }
-
-    /// Whether the tenant, or the node, has more sockets than it may have requests: then some are idle, and no further one is kept.
-    fn is_crowded(&self) -> bool {
-        let shared = &self.egress.0.shared;
-        // As many are left as there may be requests, or fewer.
-        self.sockets.available_permits() < self.egress.0.tenant_max || shared.sockets.available_permits() < shared.requests_max
     }
 }
 

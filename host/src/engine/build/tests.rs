@@ -26,7 +26,9 @@ async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
         std::fs::write(&wasm, "a module").unwrap();
         let manifest = Manifest::parse(&format!("snapshot = '{mode}'")).unwrap();
         let job = Job::deploy(&"a".parse().unwrap(), &manifest);
-        [&outputs.native, &outputs.snapshot].map(|left| remove(left).unwrap());
+        for left in [&outputs.native, &outputs.snapshot] {
+            remove(left).unwrap();
+        }
         builder.build(File::open(wasm).unwrap(), job, &outputs).await
     };
     let built = build("auto").await.unwrap();
