@@ -53,7 +53,7 @@ pub struct Places {
     pub(super) batches: Arc<Semaphore>,
     /// Readings of many entries, until their clients have taken them. Each may take some 100 MiB as JSON.
     pub(super) readings: Arc<Semaphore>,
-    /// Scrubs.
+    /// Scrubs, and looks at which secrets cannot be read.
     pub(super) scrubs: Arc<Semaphore>,
     /// Whatever is done with objects that are at an origin.
     pub(super) elsewhere: Shares,
@@ -315,13 +315,13 @@ pub(super) async fn delete(
 /// Reads everything in a durable bucket and holds it against its checksums. Of a volatile one there is nothing to read.
 #[utoipa::path(post, path = "/v1/buckets/{name}/scrub", operation_id = "bucket_scrub", security(("token" = ["deploy"])), params(("name" = String, Path)),
     responses((status = 200, body = ScrubInfo), (status = 400, body = Problem), (status = 404, body = Problem),
-        (status = 503, description = "another scrub is under way", body = Problem)))]
+        (status = 503, description = "another scrub, or a look at unreadable secrets, is under way", body = Problem)))]
 pub(super) async fn scrub(
     State(control): State<Control>,
     caller: Caller,
     InBucket(name): InBucket,
 ) -> Result<Json<ScrubInfo>, Refusal> {
-    let place = place(&control.places.scrubs, "scrubs")?;
+    let place = place(&control.places.scrubs, "scrubs and looks at unreadable secrets")?;
     Ok(Json(control.in_bucket(&caller, name, |data, bucket| holding(place, || scrubbed(data, &bucket))()).await?))
 }
 

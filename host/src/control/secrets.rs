@@ -76,7 +76,8 @@ pub(super) struct Wanted {
 /// Lists the secrets of the tenant by name, without their values. Those that come from the node's folder or its credentials are not among them.
 #[utoipa::path(get, path = "/v1/secrets", operation_id = "secret_list", security(("token" = ["read"])),
     params(("unreadable" = Option<bool>, Query, description = "whether to say which secrets functions may read and that cannot be read, from whatever place; of the first 1,000 functions that may read any")),
-    responses((status = 200, body = SecretList), (status = 400, body = Problem)))]
+    responses((status = 200, body = SecretList), (status = 400, body = Problem),
+        (status = 503, description = "with `unreadable`: another such look, or a scrub, is under way", body = Problem)))]
 pub(super) async fn list(
     State(control): State<Control>,
     caller: Caller,
@@ -84,7 +85,7 @@ pub(super) async fn list(
 ) -> Result<Json<SecretList>, Refusal> {
     let Query(Wanted { unreadable }) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
     // It may read thousands of files.
-    let turn = unreadable.then(|| place(&control.places.scrubs, "looks at all of a tenant's secrets, and scrubs")).transpose()?;
+    let turn = unreadable.then(|| place(&control.places.scrubs, "scrubs and looks at unreadable secrets")).transpose()?;
     let work = move || {
         let _turn = turn;
         let listed = control.secrets.list(&caller.tenant).map_err(|error| error.fault())?;

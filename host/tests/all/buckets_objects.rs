@@ -1,6 +1,7 @@
 //! Objects over the control port: HTTP as it is meant, uploads that go wrong, bytes that rot, disks that are full.
 
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::fs::File;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -306,6 +307,40 @@ fn a_flipped_byte_is_told_and_never_returned() {
     assert_eq!(put(&node, "/v1/buckets/b/objects/bad", &[], &vec![3; 50_000]).status(), 200);
     assert_eq!(node.control.get("/v1/buckets/b/objects/bad").good(), vec![3; 50_000]);
     check_whole(&node, "b");
+}
+
+/// A scrub waits where it opens a pipe, until somebody writes to that; so nothing here depends on time.
+#[test]
+fn one_scrub_or_look_at_unreadable_secrets_at_a_time() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    bucket(&node, "other", json!({}));
+    let looks = || node.control.get("/v1/secrets?unreadable=true");
+    looks().ok();
+    for key in ["1", "2"] {
+        assert_eq!(put(&node, &format!("/v1/buckets/b/objects/{key}"), &[], key.as_bytes()).status(), 201);
+    }
+    let mut pipes = files(&node.data_dir().join("data/objects"));
+    assert_eq!(pipes.len(), 2);
+    pipes.sort_by_key(|path| std::fs::read(path).unwrap());
+    for pipe in &pipes {
+        std::fs::remove_file(pipe).unwrap();
+        assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
+    }
+    // Without waiting, it can be opened for writing when somebody reads it.
+    let is_read = |pipe: &Path| File::options().write(true).custom_flags(libc::O_NONBLOCK).open(pipe).is_ok();
+    let port = node.control.clone();
+    let scrub = std::thread::spawn(move || port.post("/v1/buckets/b/scrub", b"").ok().json());
+    eventually("it has its place", || is_read(&pipes[0]));
+    let refused = looks();
+    let problem = refused.problem(503, "overloaded");
+    assert_eq!((refused.header("retry-after"), &problem["hint"]), (Some("1"), &"try again".into()));
+    node.control.post("/v1/buckets/other/scrub", b"").problem(503, "overloaded");
+    // The list alone reads no files of functions.
+    node.control.get("/v1/secrets").ok();
+    eventually("it is let go on", || is_read(&pipes[1]));
+    assert_eq!(scrub.join().unwrap()["corrupt_count"], 2);
+    looks().ok();
 }
 
 #[test]
