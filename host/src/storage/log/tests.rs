@@ -146,6 +146,51 @@ fn a_log_of_another_file_is_left_alone() {
     assert_eq!(look(&logged), 9);
 }
 
+/// What is logged meanwhile, by this thread.
+fn said(work: impl FnOnce()) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let subscriber = tracing_subscriber::fmt().with_writer(Arc::new(file.reopen().unwrap())).finish();
+    tracing::subscriber::with_default(subscriber, work);
+    std::fs::read_to_string(file.path()).unwrap()
+}
+
+#[test]
+fn a_log_in_which_the_file_only_grew_warns_of_no_backup() {
+    let [old, _] = killed(2);
+    // Killed after the file grew and before anything referred to what is there, unless a commit follows that does.
+    let grown = |last: Option<u64>| {
+        let power = Power::new([old.clone(), vec![]], u64::MAX);
+        let [file, log] = power.outlets();
+        let logged = Logged::open(file, log, SMALL).unwrap();
+        logged.set_len(2 << 20).unwrap();
+        logged.sync_data().unwrap();
+        logged.write(3 << 19, &[7; 4096]).unwrap();
+        logged.sync_data().unwrap();
+        if let Some(last) = last {
+            commit(&logged, &*logged.commits(), last, 3).unwrap();
+        }
+        power.outlets().map(|disk| bytes(&disk))
+    };
+    let [file, log] = grown(None);
+    assert_eq!(file.len(), 2 << 20);
+    for file in [&old, &file] {
+        let disk = memory(file);
+        assert_eq!(said(|| assert_eq!(replay(&memory(&log), &disk).unwrap(), 0)), "");
+        assert!(bytes(&disk) == *file, "nothing refers to what the log has more");
+        assert_eq!(look(&Logged::open(disk, memory(&log), SMALL).unwrap()), 2);
+    }
+    // Its records are whole: with a commit behind them all count.
+    let [_, log] = grown(Some(3));
+    let disk = memory(&old);
+    assert_eq!(said(|| assert_eq!(replay(&memory(&log), &disk).unwrap(), 3)), "");
+    assert_eq!((look(&disk), disk.len().unwrap()), (3, 2 << 20));
+    // What does warn: a log of another file.
+    let ([_, other], disk) = (killed(9), memory(&old));
+    let warned = said(|| assert_eq!(replay(&memory(&other), &disk).unwrap(), 0));
+    assert!(warned.contains("WARN") && warned.contains("the log of the data is of another file"), "{warned}");
+    assert_eq!(look(&disk), 2);
+}
+
 #[test]
 fn a_gap_between_the_halves_is_an_error() {
     // Some records in each half: sixteen blocks have three of them.
