@@ -18,8 +18,11 @@ use super::wire::{Problem, SecretInfo, SecretList, UnreadableSecret};
 use crate::dispatch::Unreadable;
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
-use crate::id::SecretName;
+use crate::id::{FunctionName, SecretName};
 use crate::secrets::{Listed, SecretError, SecretValue, Stored, VALUE_LEN_MAX};
+
+/// Functions whose secrets one answer looks at, when the request is silent and at most.
+const PAGE: usize = 1000;
 
 impl From<Stored> for SecretInfo {
     fn from(stored: Stored) -> Self {
@@ -71,11 +74,15 @@ fn value_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
 pub(super) struct Wanted {
     #[serde(default)]
     unreadable: bool,
+    cursor: Option<String>,
+    limit: Option<usize>,
 }
 
 /// Lists the secrets of the tenant by name, without their values. Those that come from the node's folder or its credentials are not among them.
 #[utoipa::path(get, path = "/v1/secrets", operation_id = "secret_list", security(("token" = ["read"])),
-    params(("unreadable" = Option<bool>, Query, description = "whether to say which secrets functions may read and that cannot be read, from whatever place; of the first 1,000 functions that may read any")),
+    params(("unreadable" = Option<bool>, Query, description = "whether to say which secrets functions may read and that cannot be read, from whatever place"),
+        ("cursor" = Option<String>, Query, description = "with `unreadable`: `next` of the page before; the answer has `unreadable` of the next functions, and no `items`"),
+        ("limit" = Option<usize>, Query, description = "with `unreadable`: of how many functions that may read any, at most 1000")),
     responses((status = 200, body = SecretList), (status = 400, body = Problem),
         (status = 503, description = "with `unreadable`: another such look, or a scrub, is under way", body = Problem)))]
 pub(super) async fn list(
@@ -83,19 +90,31 @@ pub(super) async fn list(
     caller: Caller,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<SecretList>, Refusal> {
-    let Query(Wanted { unreadable }) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    let Query(Wanted { unreadable, cursor, limit }) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    if !unreadable && (cursor.is_some() || limit.is_some()) {
+        return Err(
+            Fault::new(Code::BadRequest, "'cursor' and 'limit' are for 'unreadable=true': the list itself has no pages").into()
+        );
+    }
+    let after = cursor.map(|cursor| cursor.parse::<FunctionName>()).transpose();
+    let after = after.map_err(|_| Fault::new(Code::BadRequest, "the cursor is none that this host gave out"))?;
+    let limit = limit.unwrap_or(PAGE).clamp(1, PAGE);
     // It may read thousands of files.
     let turn = unreadable.then(|| place(&control.places.scrubs, "scrubs and looks at unreadable secrets")).transpose()?;
     let work = move || {
         let _turn = turn;
-        let listed = control.secrets.list(&caller.tenant).map_err(|error| error.fault())?;
-        let find = || control.dispatcher.unreadable_secrets(&control.secrets, &caller.tenant);
+        // What the first page has is not read again for each.
+        let list = || control.secrets.list(&caller.tenant).map_err(|error| error.fault());
+        let listed = if after.is_none() { list()? } else { Listed::default() };
+        let find = || control.dispatcher.unreadable_secrets(&control.secrets, &caller.tenant, after, limit);
         Ok((listed, unreadable.then(find).transpose()?))
     };
-    let (Listed { secrets, damaged }, unreadable) = blocking(work).await?.map_err(|fault: Fault| fault)?;
+    let (Listed { secrets, damaged }, found) = blocking(work).await?.map_err(|fault: Fault| fault)?;
     let items = secrets.into_iter().map(SecretInfo::from).collect();
+    let (unreadable, next) = found.unzip();
     let unreadable = unreadable.map(|found| found.into_iter().map(UnreadableSecret::from).collect());
-    Ok(Json(SecretList { items, damaged: damaged as u64, unreadable }))
+    let next = next.flatten().map(|last| last.to_string());
+    Ok(Json(SecretList { items, damaged: damaged as u64, unreadable, next }))
 }
 
 /// Removes a secret of the tenant. What is initialised with it starts no more until it is set again.

@@ -10,10 +10,8 @@ use crate::fault::Fault;
 use crate::id::{FunctionName, SecretName, TenantId};
 use crate::secrets::Secrets;
 
-/// Functions that may read any whose secrets one answer looks at.
-const LOOKED_AT_MAX: usize = 1000;
 /// Functions of one page of a walk.
-const PAGE: usize = 1000;
+const PAGE: usize = 100;
 
 /// A secret that a function may read, and cannot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,30 +25,38 @@ pub struct Unreadable {
 }
 
 impl Dispatcher {
-    /// Secrets that functions of a tenant may read by their live revisions and that cannot be read, by function. Blocks.
+    /// Secrets that functions of a tenant may read by their live revisions and that cannot be read, by function: of `count` functions that may
+    /// read any, from the one after `after`; and the last of those, if there are more. Blocks.
     ///
     /// # Errors
     /// When the registry cannot be read.
     /// # Cost
-    /// About 5 us for each function, and a reading of each secret of the first 1,000 that may read any.
-    pub fn unreadable_secrets(&self, secrets: &Arc<Secrets>, tenant: &TenantId) -> Result<Vec<Unreadable>, Fault> {
-        let (mut found, mut after, mut left) = (Vec::new(), None, LOOKED_AT_MAX);
+    /// About 5 us for each function, and a reading of each secret of those `count`.
+    pub fn unreadable_secrets(
+        &self,
+        secrets: &Arc<Secrets>,
+        tenant: &TenantId,
+        mut after: Option<FunctionName>,
+        count: usize,
+    ) -> Result<(Vec<Unreadable>, Option<FunctionName>), Fault> {
+        let (mut found, mut looked_at, mut last) = (Vec::new(), 0, None);
         loop {
             let page = self.0.registry.list(tenant, after.as_ref(), PAGE).map_err(|error| error.fault())?;
-            let Some(last) = page.last() else { return Ok(found) };
-            after = Some(last.name.clone());
+            let Some(end) = page.last() else { return Ok((found, None)) };
+            after = Some(end.name.clone());
             for record in page {
                 let grants = &record.live.manifest.grants.secrets;
                 if grants.is_empty() {
                     continue;
                 }
-                if left == 0 {
-                    return Ok(found);
+                if looked_at == count {
+                    return Ok((found, last));
                 }
-                left -= 1;
+                looked_at += 1;
                 let unreadable = SecretAccess::new(secrets.clone(), tenant.clone(), grants).unreadable();
                 let of = |(secret, why)| Unreadable { function: record.name.clone(), secret, why };
                 found.extend(unreadable.into_iter().map(of));
+                last = Some(record.name);
             }
         }
     }

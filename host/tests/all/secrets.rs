@@ -410,6 +410,39 @@ fn the_doctor_names_secrets_that_cannot_be_read() {
 }
 
 #[test]
+fn the_doctor_looks_at_every_function_a_page_at_a_time() {
+    let node = Node::start(&[]);
+    set(&node.control, "THERE", "x");
+    // One more than the doctor asks about at once; then one that may read none.
+    for number in 0..100 {
+        node.deploy_wat(&format!("f{number:03}"), &reader(), "[grants]\nsecrets = [\"THERE\"]");
+    }
+    let good = vec![("secrets of functions".to_owned(), "ok".to_owned(), "can be read".to_owned())];
+    assert_eq!(doctor(&node), good);
+    node.deploy_wat("f100", &reader(), "[grants]\nsecrets = [\"MISSING\"]");
+    node.deploy_wat("g", &reader(), "");
+    let missing = "there is no secret 'MISSING': set it with hob secret set MISSING";
+    assert_eq!(doctor(&node), [("secret MISSING of f100".to_owned(), "failed".to_owned(), missing.to_owned())]);
+
+    let page = |query: &str| node.control.get(&format!("/v1/secrets?unreadable=true{query}")).ok().json();
+    let found = json!([{ "function": "f100", "name": "MISSING", "why": missing }]);
+    // All 101 at once: what may read none counts for nothing and is no reason for another page.
+    for query in ["", "&limit=101", "&limit=9999"] {
+        let all = page(query);
+        assert_eq!((&all["unreadable"], &all["next"]), (&found, &Value::Null), "{query}");
+        assert_eq!(all["items"][0]["name"], "THERE");
+    }
+    let first = page("&limit=100");
+    assert_eq!((&first["unreadable"], &first["next"], &first["items"][0]["name"]), (&json!([]), &"f099".into(), &"THERE".into()));
+    let second = page("&limit=100&cursor=f099");
+    assert_eq!((&second["unreadable"], &second["next"], &second["items"]), (&found, &Value::Null, &json!([])));
+    assert_eq!(page("&limit=0&cursor=f0")["next"], "f000", "at least one");
+    for query in ["cursor=f", "limit=1", "unreadable=false&limit=1", "unreadable=true&cursor=-", "unreadable=true&limit=-1"] {
+        node.control.get(&format!("/v1/secrets?{query}")).problem(400, "bad-request");
+    }
+}
+
+#[test]
 fn an_empty_value_is_answered_with_what_helps() {
     let node = Node::start(&[]);
     let (_, stderr) = check(&at(&node, &["secret", "set", "A"]), 1);

@@ -8,7 +8,7 @@ use serde::Serialize;
 use ureq::SendBody;
 
 use super::super::failure::Failure;
-use super::{Client, accept, read};
+use super::{Client, accept, percent_encode, read};
 use crate::control::wire::{
     AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, SecretList, TenantChange, TenantInfo, TenantList, TenantRequest,
     TokenInfo, TokenList, TokenRequest, UsageReport,
@@ -84,9 +84,10 @@ impl Client {
         self.get(&format!("{}/v1/secrets", self.base), None)
     }
 
-    /// The secrets of a tenant, with those that its functions may read and that cannot be read.
-    pub(in crate::cli) fn unreadable_secrets(&self) -> Result<SecretList, Failure> {
-        self.get(&format!("{}/v1/secrets?unreadable=true", self.base), None)
+    /// Secrets that functions of a tenant may read and that cannot be read: of `count` functions, from the one after a cursor.
+    pub(in crate::cli) fn unreadable_secrets(&self, cursor: Option<&str>, count: usize) -> Result<SecretList, Failure> {
+        let cursor = cursor.map(|cursor| format!("&cursor={}", percent_encode(cursor))).unwrap_or_default();
+        self.get(&format!("{}/v1/secrets?unreadable=true&limit={count}{cursor}", self.base), None)
     }
 
     /// Removes a secret.

@@ -25,6 +25,9 @@ pub struct SecretList {
     /// Secrets that functions may read and that cannot be read, wherever they would come from; only when it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<Vec<UnreadableSecret>>,
+    /// Pass it as `?unreadable=true&cursor=`: functions after it were not looked at. Absent when all were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A secret that a function may read, and cannot.
