@@ -1,48 +1,45 @@
 //! Deploys: from uploaded bytes to a live revision, and back.
 //!
-//! Owns the order of the steps, and with it durability: files first, then the registry, then the catalog, then the answer. Knows
-//! no HTTP. Invariant: whatever kills the process in between, the old or the new revision is live afterwards, whole; what was
-//! acknowledged is there.
+//! Owns the order of the steps, and with it durability: files first, then the registry, then the catalog, then the answer. The steps of
+//! their own are in `deploy/`: what is built (`build.rs`), what is built again (`retake.rs`), folders (`files.rs`), and which files go
+//! (`collect.rs`). Knows no HTTP. Invariant: whatever kills the process in between, the old or the new revision is live afterwards,
+//! whole; what was acknowledged is there.
 
+mod build;
+mod collect;
 mod files;
 mod retake;
 
-use std::collections::HashSet;
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::artifacts::{Artifacts, Bundle, BundleLimits, Contents, FileId, StagedBuild, Upload, Uploaded, VerifiedArtifact};
+use self::build::{Frozen, Keys, Made};
+use crate::artifacts::{Artifacts, Bundle, BundleLimits, FileId, Upload, Uploaded};
 use crate::bucket::BucketDeclaration;
 use crate::config;
 use crate::crash;
 use crate::data::{Bucket, Data, DataError};
 use crate::dispatch::files::Files;
-use crate::dispatch::templates::{Templates, blocking};
+use crate::dispatch::templates::blocking;
 use crate::dispatch::{Change, Dispatcher, no_such_function};
-use crate::engine::build::{Builder, Built, Job, Kept, Outputs, Said};
-use crate::engine::{Engine, Shape, Template};
+use crate::engine::Engine;
+use crate::engine::build::{Builder, Job, Said};
 use crate::fault::{Code, Fault};
 use crate::grants::{DataGrant, ManifestGrants};
 use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
 use crate::idempotency::KeptAnswer;
-use crate::manifest::{Manifest, SnapshotMode};
+use crate::manifest::Manifest;
 use crate::quota::Quota;
-use crate::registry::{
-    FunctionRecord, NewRevision, Precondition, PublishError, Reference, Registry, RevisionRecord, SnapshotRecord, Terms,
-};
+use crate::registry::{FunctionRecord, NewRevision, Precondition, PublishError, Registry, RevisionRecord, Terms};
 use crate::secrets::Secrets;
 use crate::signing::{Message, PublicKey, Signed};
 use crate::telemetry::logs::{Level, LogSink, Source};
 
 /// What a function's initialisation and warm-up may leave in its log, in bytes.
 const BUILD_LOG_BYTES_MAX: u64 = 64 << 10;
-
-/// How often the collector looks at every file. In between it looks at those that changes released; what that leaves behind (by a
-/// disk that failed, say) is rare and may wait.
-const COLLECT_ALL_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// What a deploy sends.
 #[derive(Debug)]
@@ -360,41 +357,6 @@ impl Deployer {
         })
         .await?
     }
-
-    /// Says that there may be files that nothing needs any more.
-    pub fn collect_soon(&self) {
-        self.0.settle();
-    }
-
-    /// Removes files that nothing needs any more, each time there may be some, and never ends by itself. Looks at every file at
-    /// first, because a kill may have left some, and then at what each change released.
-    ///
-    /// # Cancellation
-    /// A collection that began goes on to its end.
-    pub async fn collect_forever(&self) {
-        let mut all_due = tokio::time::interval(COLLECT_ALL_EVERY);
-        let mut failed = false;
-        loop {
-            let all = tokio::select! {
-                biased;
-                _ = all_due.tick() => true,
-                () = self.0.collect.notified() => failed,
-            };
-            let inner = self.0.clone();
-            let collected = blocking(move || if all { inner.collect_all() } else { inner.collect_released() }).await;
-            failed = match collected {
-                Ok(Ok(files)) => {
-                    self.0.engine.metrics().collected.inc_by(files);
-                    self.0.settle_metrics();
-                    false
-                }
-                Ok(Err(fault)) | Err(fault) => {
-                    tracing::error!(%fault, "files that nothing needs could not be removed; the next deploy tries again");
-                    true
-                }
-            };
-        }
-    }
 }
 
 /// That something may be deployed, and as which version it was signed.
@@ -406,61 +368,6 @@ pub struct Allowed {
 impl Allowed {
     /// What whoever runs the process deploys needs no signature.
     pub const LOCAL: Self = Self { version: None };
-}
-
-/// Digests of what a guest may read during its initialisation besides its manifest.
-#[derive(Debug, Clone, Copy)]
-struct Frozen {
-    /// The files that the deploy brought.
-    bundle: Option<Digest>,
-    /// Its secrets.
-    secrets: Option<Digest>,
-}
-
-/// Under which names the files of a deploy may come to lie.
-#[derive(Debug, Clone, Copy)]
-struct Keys {
-    wasm: Digest,
-    snapshot: Digest,
-    frozen: Frozen,
-    /// Native code with the snapshot.
-    restored: Digest,
-    /// Native code without one.
-    plain: Digest,
-}
-
-impl Keys {
-    fn of(
-        templates: &Templates,
-        tenant: &TenantId,
-        name: &FunctionName,
-        wasm: Digest,
-        frozen: Frozen,
-        manifest: &Manifest,
-    ) -> Self {
-        let read = [frozen.bundle.as_ref(), frozen.secrets.as_ref()];
-        let snapshot = Templates::snapshot_key(tenant, name, &wasm, read, manifest);
-        let restored = templates.artifact_key(tenant, &wasm, Some(&snapshot));
-        Self { wasm, snapshot, frozen, restored, plain: templates.artifact_key(tenant, &wasm, None) }
-    }
-
-    fn files(&self, tenant: &TenantId) -> Vec<FileId> {
-        let files = [
-            FileId::wasm(tenant, self.wasm),
-            FileId::snapshot(tenant, self.snapshot),
-            FileId::artifact(tenant, self.restored),
-            FileId::artifact(tenant, self.plain),
-        ];
-        files.into_iter().chain(self.frozen.bundle.map(|bundle| FileId::bundle(tenant, bundle))).collect()
-    }
-}
-
-/// What is to be published.
-struct Made {
-    built: Built,
-    key: Digest,
-    /// Its files, unless they are in place already.
-    staged: Option<StagedBuild>,
 }
 
 impl Inner {
@@ -481,78 +388,6 @@ impl Inner {
     fn keys(&self, tenant: &TenantId) -> Result<Vec<PublicKey>, Fault> {
         let found = self.registry.tenant(tenant).map_err(|error| error.fault())?;
         Ok(found.map(|tenant| tenant.keys.into_values().collect()).unwrap_or_default())
-    }
-
-    /// What an earlier deploy left that would come out again: another name for the same module need not be built.
-    async fn find(self: &Arc<Self>, tenant: &TenantId, keys: Keys, job: Job) -> Result<Option<Made>, Fault> {
-        let (inner, tenant) = (self.clone(), tenant.clone());
-        blocking(move || {
-            let is_wanted = |key: Digest| job.snapshot.mode != SnapshotMode::Off || key == keys.plain;
-            [keys.restored, keys.plain].into_iter().filter(|key| is_wanted(*key)).find_map(|key| {
-                // Whatever is wrong with it, building anew heals it.
-                let meta = inner.artifacts.verify_artifact(&tenant, key).ok()?.meta;
-                let mut built: Built = serde_json::from_slice(&meta).ok()?;
-                let has_files = || built.snapshot.is_none() || inner.artifacts.open_snapshot(&tenant, keys.snapshot).is_ok();
-                if !built.serves(&job) || !has_files() {
-                    return None;
-                }
-                if job.snapshot.mode == SnapshotMode::Off {
-                    // They say why another function has no snapshot.
-                    built.notes.clear();
-                }
-                Some(Made { built, key, staged: None })
-            })
-        })
-        .await
-    }
-
-    async fn make(&self, keys: Keys, wasm: File, job: Job) -> Result<Made, Fault> {
-        let staged = self.artifacts.stage_build();
-        let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
-        let built = self.builder.build(wasm, job, &outputs).await?;
-        self.engine.metrics().builds.inc();
-        crash::point("build-done");
-        let key = if built.snapshot.is_some() { keys.restored } else { keys.plain };
-        Ok(Made { built, key, staged: Some(staged) })
-    }
-
-    /// Puts the files of a build in place; what the revision is to say about its snapshot.
-    fn keep(
-        &self,
-        tenant: &TenantId,
-        keys: Keys,
-        built: &Built,
-        key: Digest,
-        staged: Option<StagedBuild>,
-    ) -> Result<Option<SnapshotRecord>, Fault> {
-        if let Some(StagedBuild { native, snapshot }) = staged {
-            if built.snapshot.is_some() {
-                self.artifacts.put_snapshot(tenant, keys.snapshot, snapshot).map_err(|error| error.fault())?;
-            }
-            let meta = serde_json::to_vec(&Built { log: Vec::new(), ..built.clone() }).map_err(Fault::internal)?;
-            let contents = Contents { image: built.image.clone(), meta };
-            self.artifacts.put_artifact(tenant, key, native, contents).map_err(|error| error.fault())?;
-        }
-        let bytes = || self.artifacts.file_len(&FileId::snapshot(tenant, keys.snapshot)).unwrap_or_default();
-        let record = |kept: &Kept| SnapshotRecord {
-            key: keys.snapshot,
-            bytes: bytes(),
-            memory_bytes: kept.memory_bytes,
-            secrets: keys.frozen.secrets,
-        };
-        Ok(built.snapshot.as_ref().map(record))
-    }
-
-    /// Loads what a build made, as the first request would.
-    fn load(&self, shape: Shape, artifact: &VerifiedArtifact) -> Result<Template, Fault> {
-        self.engine.load(shape, artifact).map_err(|error| {
-            if error.is_exhausted() {
-                return Fault::exhausted();
-            }
-            // What the build process cannot see: whether the node's pool takes the whole of a component.
-            tracing::warn!(%error, "a module that was built cannot be loaded");
-            Fault::new(Code::ModuleOverCap, "the component has more instances, memories or tables than one function may have")
-        })
     }
 
     /// Makes the buckets that a manifest declares and nobody has made. One that exists keeps its quotas. Triggers must find theirs.
@@ -641,78 +476,10 @@ impl Inner {
             }
         }
     }
-
-    fn settle(&self) {
-        self.settle_metrics();
-        self.collect.notify_one();
-    }
-
-    fn settle_metrics(&self) {
-        self.engine.metrics().data_bytes.set(self.artifacts.used_bytes());
-    }
-
-    fn candidates(&self) -> std::sync::MutexGuard<'_, Vec<FileId>> {
-        self.candidates.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Looks at every file.
-    fn collect_all(&self) -> Result<u64, Fault> {
-        self.candidates().clear();
-        drop(self.registry.take_released());
-        self.registry.sweep_answers().map_err(|error| error.fault())?;
-        let referenced = || {
-            let references = self.registry.references().map_err(|error| CollectError(error.fault()))?;
-            Ok(references.into_iter().filter_map(file).collect())
-        };
-        self.artifacts.collect(referenced).map(|collected| collected.files).map_err(|CollectError(fault)| fault)
-    }
-
-    /// Looks at what changes released.
-    fn collect_released(&self) -> Result<u64, Fault> {
-        let mut candidates: HashSet<FileId> = self.candidates().drain(..).collect();
-        candidates.extend(self.registry.take_released().into_iter().filter_map(file));
-        let references: Vec<_> = candidates.iter().map(reference).collect();
-        let referenced = || {
-            let referenced = self.registry.referenced(&references).map_err(|error| CollectError(error.fault()))?;
-            Ok(referenced.into_iter().filter_map(file).collect())
-        };
-        let (collected, stayed) = self.artifacts.collect_among(&candidates, referenced).map_err(|CollectError(fault)| fault)?;
-        self.candidates().extend(stayed);
-        Ok(collected.files)
-    }
 }
 
 fn open_upload(uploaded: &Uploaded) -> Result<File, Fault> {
     File::open(uploaded.path()).map_err(|error| Fault::system(&error))
-}
-
-/// The file that a revision refers to.
-fn file((tenant, reference): (TenantId, Reference)) -> Option<FileId> {
-    match reference {
-        Reference::Wasm(digest) => Some(FileId::wasm(&tenant, digest)),
-        Reference::Artifact(key) => Some(FileId::artifact(&tenant, key)),
-        Reference::Snapshot(key) => Some(FileId::snapshot(&tenant, key)),
-        Reference::Bundle(digest) => Some(FileId::bundle(&tenant, digest)),
-    }
-}
-
-/// The inverse of [`file`].
-fn reference(file: &FileId) -> (TenantId, Reference) {
-    match file {
-        FileId::Wasm { tenant, digest } => (tenant.clone(), Reference::Wasm(*digest)),
-        FileId::Artifact { tenant, key } => (tenant.clone(), Reference::Artifact(*key)),
-        FileId::Snapshot { tenant, key } => (tenant.clone(), Reference::Snapshot(*key)),
-        FileId::Bundle { tenant, digest } => (tenant.clone(), Reference::Bundle(*digest)),
-    }
-}
-
-/// Either part's error on the way out of a collection.
-struct CollectError(Fault);
-
-impl From<crate::artifacts::ArtifactError> for CollectError {
-    fn from(error: crate::artifacts::ArtifactError) -> Self {
-        Self(error.fault())
-    }
 }
 
 /// The fault for a change that failed. Where the registry itself did, the change may have been made: what it holds is shown.

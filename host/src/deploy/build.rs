@@ -1,0 +1,147 @@
+//! What a deploy builds: the names that its files have, whether an earlier build will do, and the files' way into place.
+//!
+//! Owns these names. Knows nothing about when a build is due, and makes nothing live. Invariant: a file has its name from all that went
+//! into it, so what is found under a name need not be built.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::Inner;
+use crate::artifacts::{Contents, FileId, StagedBuild, VerifiedArtifact};
+use crate::crash;
+use crate::dispatch::templates::{Templates, blocking};
+use crate::engine::build::{Built, Job, Kept, Outputs};
+use crate::engine::{Shape, Template};
+use crate::fault::{Code, Fault};
+use crate::id::{Digest, FunctionName, TenantId};
+use crate::manifest::{Manifest, SnapshotMode};
+use crate::registry::SnapshotRecord;
+
+/// Digests of what a guest may read during its initialisation besides its manifest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frozen {
+    /// The files that the deploy brought.
+    pub(super) bundle: Option<Digest>,
+    /// Its secrets.
+    pub(super) secrets: Option<Digest>,
+}
+
+/// Under which names the files of a deploy may come to lie.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Keys {
+    wasm: Digest,
+    snapshot: Digest,
+    frozen: Frozen,
+    /// Native code with the snapshot.
+    restored: Digest,
+    /// Native code without one.
+    plain: Digest,
+}
+
+impl Keys {
+    pub(super) fn of(
+        templates: &Templates,
+        tenant: &TenantId,
+        name: &FunctionName,
+        wasm: Digest,
+        frozen: Frozen,
+        manifest: &Manifest,
+    ) -> Self {
+        let read = [frozen.bundle.as_ref(), frozen.secrets.as_ref()];
+        let snapshot = Templates::snapshot_key(tenant, name, &wasm, read, manifest);
+        let restored = templates.artifact_key(tenant, &wasm, Some(&snapshot));
+        Self { wasm, snapshot, frozen, restored, plain: templates.artifact_key(tenant, &wasm, None) }
+    }
+
+    pub(super) fn files(&self, tenant: &TenantId) -> Vec<FileId> {
+        let files = [
+            FileId::wasm(tenant, self.wasm),
+            FileId::snapshot(tenant, self.snapshot),
+            FileId::artifact(tenant, self.restored),
+            FileId::artifact(tenant, self.plain),
+        ];
+        files.into_iter().chain(self.frozen.bundle.map(|bundle| FileId::bundle(tenant, bundle))).collect()
+    }
+}
+
+/// What is to be published.
+pub(super) struct Made {
+    pub(super) built: Built,
+    pub(super) key: Digest,
+    /// Its files, unless they are in place already.
+    pub(super) staged: Option<StagedBuild>,
+}
+
+impl Inner {
+    /// What an earlier deploy left that would come out again: another name for the same module need not be built.
+    pub(super) async fn find(self: &Arc<Self>, tenant: &TenantId, keys: Keys, job: Job) -> Result<Option<Made>, Fault> {
+        let (inner, tenant) = (self.clone(), tenant.clone());
+        blocking(move || {
+            let is_wanted = |key: Digest| job.snapshot.mode != SnapshotMode::Off || key == keys.plain;
+            [keys.restored, keys.plain].into_iter().filter(|key| is_wanted(*key)).find_map(|key| {
+                // Whatever is wrong with it, building anew heals it.
+                let meta = inner.artifacts.verify_artifact(&tenant, key).ok()?.meta;
+                let mut built: Built = serde_json::from_slice(&meta).ok()?;
+                let has_files = || built.snapshot.is_none() || inner.artifacts.open_snapshot(&tenant, keys.snapshot).is_ok();
+                if !built.serves(&job) || !has_files() {
+                    return None;
+                }
+                if job.snapshot.mode == SnapshotMode::Off {
+                    // They say why another function has no snapshot.
+                    built.notes.clear();
+                }
+                Some(Made { built, key, staged: None })
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn make(&self, keys: Keys, wasm: File, job: Job) -> Result<Made, Fault> {
+        let staged = self.artifacts.stage_build();
+        let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
+        let built = self.builder.build(wasm, job, &outputs).await?;
+        self.engine.metrics().builds.inc();
+        crash::point("build-done");
+        let key = if built.snapshot.is_some() { keys.restored } else { keys.plain };
+        Ok(Made { built, key, staged: Some(staged) })
+    }
+
+    /// Puts the files of a build in place; what the revision is to say about its snapshot.
+    pub(super) fn keep(
+        &self,
+        tenant: &TenantId,
+        keys: Keys,
+        built: &Built,
+        key: Digest,
+        staged: Option<StagedBuild>,
+    ) -> Result<Option<SnapshotRecord>, Fault> {
+        if let Some(StagedBuild { native, snapshot }) = staged {
+            if built.snapshot.is_some() {
+                self.artifacts.put_snapshot(tenant, keys.snapshot, snapshot).map_err(|error| error.fault())?;
+            }
+            let meta = serde_json::to_vec(&Built { log: Vec::new(), ..built.clone() }).map_err(Fault::internal)?;
+            let contents = Contents { image: built.image.clone(), meta };
+            self.artifacts.put_artifact(tenant, key, native, contents).map_err(|error| error.fault())?;
+        }
+        let bytes = || self.artifacts.file_len(&FileId::snapshot(tenant, keys.snapshot)).unwrap_or_default();
+        let record = |kept: &Kept| SnapshotRecord {
+            key: keys.snapshot,
+            bytes: bytes(),
+            memory_bytes: kept.memory_bytes,
+            secrets: keys.frozen.secrets,
+        };
+        Ok(built.snapshot.as_ref().map(record))
+    }
+
+    /// Loads what a build made, as the first request would.
+    pub(super) fn load(&self, shape: Shape, artifact: &VerifiedArtifact) -> Result<Template, Fault> {
+        self.engine.load(shape, artifact).map_err(|error| {
+            if error.is_exhausted() {
+                return Fault::exhausted();
+            }
+            // What the build process cannot see: whether the node's pool takes the whole of a component.
+            tracing::warn!(%error, "a module that was built cannot be loaded");
+            Fault::new(Code::ModuleOverCap, "the component has more instances, memories or tables than one function may have")
+        })
+    }
+}
