@@ -6,37 +6,33 @@
 //! ```
 //!
 //! What may wait for the disk (puts, first openings, bytes that are not in memory) runs on threads that may block; the guest waits, and
-//! others run. Owns what an instance has open (`objects/records.rs` the records). Knows nothing about who may do what (`capability/data.rs`), how
+//! others run. Owns what an instance has open (`objects/uploads.rs` what it puts, `objects/records.rs` the records). Knows nothing about who may do what (`capability/data.rs`), how
 //! objects are kept (`data`), or how they are mapped (`mapping.rs`). Invariant: a guest that ends leaves nothing open and nothing half
 //! put, wherever it was.
 
 mod records;
+mod uploads;
 
 use std::sync::Arc;
 
 use wasmtime::{Caller, Linker, Result};
 
-use self::records::{head_len, put_head, take_options};
+use self::records::{head_len, put_head};
+use self::uploads::{Uploading, object_put, upload_drop, upload_finish, upload_write};
 use super::data::{Errno, deliver};
 use super::{MODULE, span, spans};
 use crate::capability::data::{AccessError, OpenBucket};
 use crate::capability::descriptors::{self, Descriptor};
 use crate::capability::{Host, Refusal, blocking};
 use crate::data::DataError;
-use crate::data::objects::{Head, KEY_BYTES_MAX, OpenNow, Opened, Page, Place, Upload, When};
+use crate::data::objects::{Head, KEY_BYTES_MAX, OpenNow, Opened, Page, Place, When};
 use crate::grants::Access;
 use crate::id::Digest;
 
 /// Objects that one instance may have open.
 const OBJECTS_MAX: usize = 64;
-/// Uploads that one instance may have under way.
-const UPLOADS_MAX: usize = 16;
 /// Most bytes that one `object_read` gives: what a data thread copies at once, or the host holds for a guest that waits.
 const READ_BYTES_MAX: u32 = 1 << 20;
-/// Most bytes of an upload that the host holds for a guest that waits.
-const PIECE_BYTES_MAX: usize = 256 << 10;
-/// What is put into memory is written on the data thread in pieces of this length, about 50 us each, most of which is the digest.
-const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Letting go of a longer object may take long: its key may be gone, and its memory with it.
 const CLOSE_BYTES_MAX: u64 = 1 << 20;
 
@@ -53,33 +49,6 @@ struct Reading {
     opened: Arc<Opened>,
     #[expect(dead_code, reason = "it is held, not read")]
     descriptor: Option<Descriptor>,
-}
-
-/// An upload under way. Its drop may unlink a file or free memory, so it happens on a thread that may block; an instance has few when it
-/// ends, and waits for those that it ends itself.
-#[derive(Debug)]
-struct Uploading {
-    upload: Option<Box<dyn Upload>>,
-    handle_of_bucket: u32,
-    place: Place,
-    written: u64,
-    descriptor: Option<Descriptor>,
-}
-
-impl Uploading {
-    /// Whether ending it, either way, takes no longer than a host call may.
-    fn is_quick(&self) -> bool {
-        matches!(self.place, Place::Memory) && self.written <= CLOSE_BYTES_MAX
-    }
-}
-
-impl Drop for Uploading {
-    fn drop(&mut self) {
-        let parts = (self.upload.take(), self.descriptor.take());
-        if parts.0.is_some() && !self.is_quick() {
-            blocking::discard(parts);
-        }
-    }
 }
 
 impl Drop for ObjectState {
@@ -116,11 +85,6 @@ impl ObjectState {
     fn opened(&self, handle: u32) -> Result<&Arc<Opened>, Refusal> {
         let reading = self.open.get(handle as usize).and_then(Option::as_ref);
         reading.map(|reading| &reading.opened).ok_or_else(|| no_handle(handle, "open object", "object_open"))
-    }
-
-    fn take_upload(&mut self, handle: u32) -> Result<Uploading, Refusal> {
-        let upload = self.uploads.get_mut(handle as usize).and_then(Option::take);
-        upload.ok_or_else(|| no_handle(handle, "upload", "object_put"))
     }
 }
 
@@ -377,110 +341,6 @@ async fn object_list(mut caller: Caller<'_, Host>, list: List, buf: u32, cap: u3
             put_head(writer, head);
         }
     })
-}
-
-async fn object_put(mut caller: Caller<'_, Host>, target: Target, options: u32, options_len: u32) -> Result<i32> {
-    let (record, _) = span(&mut caller, options, options_len)?;
-    let options = take_options(record)?;
-    let found = match (target.find(&mut caller, Access::ReadWrite)?, options) {
-        (Ok((bucket, key)), Ok(options)) => Ok((bucket, key, options)),
-        (Err(error), _) => Err(error),
-        (_, Err(error)) => Err(error.into()),
-    };
-    let (bucket, key, options) = match found {
-        Ok(found) => found,
-        Err(error) => return Ok(caller.data_mut().refuse(&error)),
-    };
-    let host = caller.data_mut();
-    let Some(handle) = vacancy(&mut host.data.objects.uploads, UPLOADS_MAX) else {
-        return Ok(host.refuse_limit(format!("an instance may have {UPLOADS_MAX} uploads under way: finish or drop one first")));
-    };
-    let place = bucket.objects.place(&bucket.bucket);
-    let Some(descriptor) = take_descriptor(place) else { return Ok(refuse_busy(host)) };
-    let jobs = bucket.jobs.clone();
-    let begin = move || bucket.objects.put(&bucket.bucket, &key, options);
-    let begun = match place {
-        Place::Memory => begin(),
-        Place::Disk | Place::Elsewhere => jobs.run_at(place, begin).await?,
-    };
-    let host = caller.data_mut();
-    let upload = match begun {
-        Ok(upload) => upload,
-        Err(error) => return Ok(host.refuse(&error.into())),
-    };
-    let uploading = Uploading { upload: Some(upload), handle_of_bucket: target.bucket, place, written: 0, descriptor };
-    // Still free: an instance makes one call at a time.
-    host.data.objects.uploads[handle as usize] = Some(uploading);
-    Ok(i32::try_from(handle).unwrap_or(i32::MAX))
-}
-
-/// Writes all of it, piece by piece. The upload is taken out meanwhile: an error, or the guest's end, drops it.
-async fn upload_write(mut caller: Caller<'_, Host>, upload: u32, ptr: u32, len: u32) -> Result<i32> {
-    span(&mut caller, ptr, len)?;
-    let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
-    let jobs = caller.data().environment.data.jobs();
-    let mut written = 0;
-    while written < len {
-        let piece_max = match uploading.place {
-            Place::Memory => INLINE_BYTES_MAX,
-            Place::Disk | Place::Elsewhere => PIECE_BYTES_MAX,
-        };
-        if written > 0 {
-            // Others on this thread have their turn between two pieces.
-            tokio::task::yield_now().await;
-        }
-        let count = (len - written).min(u32::try_from(piece_max).unwrap_or(u32::MAX));
-        let (piece, _) = span(&mut caller, ptr + written, count)?;
-        let result = match (uploading.place, uploading.upload.as_mut()) {
-            (Place::Memory, Some(upload)) => upload.write(piece),
-            _ => {
-                let piece = piece.to_vec();
-                let (back, result) = jobs
-                    .run_at(uploading.place, move || {
-                        let result = uploading.upload.as_mut().map_or(Err(DataError::Closed), |upload| upload.write(&piece));
-                        (uploading, result)
-                    })
-                    .await?;
-                uploading = back;
-                result
-            }
-        };
-        if let Err(error) = result {
-            return Ok(caller.data_mut().refuse(&error.into()));
-        }
-        written += count;
-        uploading.written += u64::from(count);
-    }
-    caller.data_mut().data.objects.uploads[upload as usize] = Some(uploading);
-    Ok(0)
-}
-
-async fn upload_finish(mut caller: Caller<'_, Host>, upload: u32, buf: u32, cap: u32) -> Result<i32> {
-    span(&mut caller, buf, cap)?;
-    let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
-    if let Err(error) = bucket(caller.data(), uploading.handle_of_bucket, Access::ReadWrite)? {
-        return Ok(caller.data_mut().refuse(&error));
-    }
-    let (place, is_quick, jobs) = (uploading.place, uploading.is_quick(), caller.data().environment.data.jobs());
-    let mut finish = move || uploading.upload.take().map(Upload::finish);
-    let ack = match is_quick {
-        true => finish(),
-        false => jobs.run_at(place, finish).await?,
-    };
-    let finished = match ack {
-        Some(ack) => ack.await,
-        None => Err(DataError::Closed),
-    };
-    deliver_head(&mut caller, buf, cap, finished.map(Some).map_err(AccessError::from))
-}
-
-async fn upload_drop(mut caller: Caller<'_, Host>, upload: u32) -> Result<()> {
-    let mut uploading = caller.data_mut().data.objects.take_upload(upload)?;
-    let (parts, jobs) = ((uploading.upload.take(), uploading.descriptor.take()), caller.data().environment.data.jobs());
-    match uploading.is_quick() {
-        true => Ok(()),
-        false => jobs.run(move || drop(parts)).await,
-    }
 }
 
 async fn object_delete(mut caller: Caller<'_, Host>, target: Target, etag: (u32, u32), buf: u32, cap: u32) -> Result<i32> {
