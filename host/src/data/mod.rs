@@ -24,6 +24,7 @@ mod feed;
 mod file;
 pub mod kv;
 pub mod objects;
+mod open;
 mod row;
 mod shares;
 mod store;
@@ -33,10 +34,8 @@ mod faults;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::broadcast::Receiver;
@@ -51,13 +50,13 @@ pub use self::shares::{Share, Shares, Turn};
 pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
 
 use self::error::io_error;
-use self::events::{Emitter, Events, Lane, Outbox};
+use self::events::{Events, Lane, Outbox};
 use self::kv::cache::Cache;
-use self::kv::durable::{self, Durable};
-use self::kv::volatile::Volatile;
+use self::kv::durable;
 use self::kv::{Done, KeyValue, Scrubbed};
 pub use self::objects::CacheCounts;
 use self::objects::{Files, ObjectLimits, Objects, Origin, Origins};
+use self::open::{Handle, Open};
 pub use crate::bucket::{BucketSpec, Durability, OriginUrl};
 use crate::id::{BucketName, TenantId};
 use crate::idempotency::Keep;
@@ -113,43 +112,6 @@ pub struct Data {
     origin: Option<Arc<Origin>>,
     routed: Arc<objects::Routed>,
     volatile_objects: Arc<objects::Volatile>,
-}
-
-/// The buckets that are in use. One bucket has one handle, so that its end reaches whoever uses it.
-#[derive(Debug, Default)]
-struct Open {
-    handles: Mutex<HashMap<BucketId, Handle>>,
-    /// Rises with every change of a bucket.
-    changes: AtomicU64,
-}
-
-#[derive(Debug, Clone)]
-enum Handle {
-    Durable(Arc<Durable>),
-    Volatile(Arc<Volatile>),
-}
-
-impl Open {
-    /// No code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, HashMap<BucketId, Handle>> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn resize(&self, bucket: &Bucket) {
-        self.changes.fetch_add(1, Ordering::Release);
-        if let Some(Handle::Volatile(volatile)) = self.lock().get(&bucket.id) {
-            volatile.resize(bucket.spec);
-        }
-    }
-
-    fn end(&self, id: BucketId) {
-        self.changes.fetch_add(1, Ordering::Release);
-        match self.lock().remove(&id) {
-            Some(Handle::Durable(durable)) => durable.end(),
-            Some(Handle::Volatile(volatile)) => volatile.end(),
-            None => {}
-        }
-    }
 }
 
 impl Data {
@@ -303,25 +265,6 @@ impl Data {
         })
     }
 
-    fn handle(&self, bucket: &Bucket) -> Result<Handle, DataError> {
-        let id = bucket.id;
-        // Held while the store is asked: a deletion that the store does not show yet finds the handle in here afterwards.
-        let mut open = self.open.lock();
-        if let Some(handle) = open.get(&id) {
-            return Ok(handle.clone());
-        }
-        let spec = self.store.read(|txn| bucket::spec(txn, id))?;
-        let handle = match spec.durability {
-            Durability::Durable => {
-                let (store, cache, events) = (Arc::clone(&self.store), Arc::clone(&self.cache), Arc::clone(&self.events));
-                Handle::Durable(Arc::new(Durable::new(Emitter::of(bucket), store, cache, events)))
-            }
-            Durability::Volatile => Handle::Volatile(Arc::new(Volatile::new(id, spec, self.store.clock().clone()))),
-        };
-        open.insert(id, handle.clone());
-        Ok(handle)
-    }
-
     /// Every change of a bucket's entries that is committed from now on, in order; ends with the bucket. A reader that falls behind by
     /// more than [`FEED_LEN`] changes is told how many it missed. What expires or is evicted is not told.
     ///
@@ -337,7 +280,7 @@ impl Data {
     /// A number that rises when a bucket is made, deleted or given other quotas: who keeps a [`Bucket`] looks it up again then.
     #[must_use]
     pub fn changes(&self) -> u64 {
-        self.open.changes.load(Ordering::Acquire)
+        self.open.changes()
     }
 
     /// What a bucket's entries take now.
