@@ -13,7 +13,7 @@ use super::answers::Terms;
 use super::error::{PublishError, RegistryError, storage};
 use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, Retaken, RevisionRecord, encode};
 use super::references::{Counting, Reference};
-use super::tenants::raise_version;
+use super::signed::raise_version;
 use super::{
     Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, TRIGGERS, answers, now_ms, read_function, read_numbers, read_revision,
 };

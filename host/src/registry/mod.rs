@@ -10,7 +10,8 @@
 //! tenants    tenant                     number of its functions                       (`references.rs`)
 //! ```
 //!
-//! Besides: who may do something, in the tables of `tenants.rs`; and what changes answered, in those of `storage/answers.rs`.
+//! Besides: who may do something, in the tables of `tenants.rs` and `signed.rs`; and what changes answered, in those of
+//! `storage/answers.rs`.
 //!
 //! Whatever grows with the number of functions is read a function or a page at a time: nothing but routes and triggers is read whole
 //! at start.
@@ -28,6 +29,7 @@ mod error;
 mod migrate;
 mod record;
 mod references;
+mod signed;
 mod tenants;
 mod verify;
 

@@ -1,9 +1,8 @@
 //! Tenants and their tokens and keys: who may do something on this node.
 //!
 //! ```text
-//! tenant-records   tenant          hosts, keys for signatures, when it was made; the tenant `default` needs none
-//! tokens           (tenant, name)  SHA-256 of the token, what it allows, its times
-//! signed-versions  (tenant, name)  highest version of a signed deploy; stays when the function is removed
+//! tenant-records  tenant          hosts, keys for signatures, when it was made; the tenant `default` needs none
+//! tokens          (tenant, name)  SHA-256 of the token, what it allows, its times
 //! ```
 //!
 //! Owns these tables and their rules. Knows nothing about requests. Invariants after each commit: a host belongs to one tenant; every token
@@ -18,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use super::error::{PublishError, RegistryError, storage};
 use super::record::{Place, decode, encode};
 use super::references::TENANTS;
-use super::{Commit, Registry, now_ms};
+use super::{Commit, Registry, now_ms, signed};
 use crate::fault::{Code, Fault};
 use crate::host::HostName;
-use crate::id::{Digest, FunctionName, KeyName, TenantId, TokenName};
+use crate::id::{Digest, KeyName, TenantId, TokenName};
 use crate::quota::{Quota, Quotas};
 use crate::signing::PublicKey;
 use crate::storage::answers;
@@ -29,7 +28,6 @@ use crate::token::{Scope, Scopes};
 
 pub(super) const TENANT_RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tenant-records");
 pub(super) const TOKENS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("tokens");
-pub(super) const SIGNED: TableDefinition<'_, (&str, &str), u64> = TableDefinition::new("signed-versions");
 
 /// Most tenants of a node besides `default`.
 pub const TENANTS_MAX: u64 = 10_000;
@@ -368,7 +366,7 @@ impl Registry {
             tables.tenants.remove(name.as_str()).map_err(storage(doing))?;
             let is_of_it = |key: (&str, &str)| key.0 == name.as_str();
             tables.tokens.retain(|key, _| !is_of_it(key)).map_err(storage(doing))?;
-            txn.open_table(SIGNED).map_err(storage(doing))?.retain(|key, _| !is_of_it(key)).map_err(storage(doing))?;
+            signed::forget(txn, name)?;
             answers::forget(txn, name)?;
             Ok(((), Commit::Yes))
         })
@@ -454,40 +452,9 @@ impl Registry {
             Ok(((), Commit::Yes))
         })
     }
-
-    /// The highest version of a signed deploy of a function, 0 if there was none.
-    ///
-    /// # Errors
-    /// [`RegistryError`].
-    pub fn signed_version(&self, tenant: &TenantId, name: &FunctionName) -> Result<u64, RegistryError> {
-        let doing = "read a version";
-        self.read(|txn| {
-            let table = txn.open_table(SIGNED).map_err(storage(doing))?;
-            let version = table.get((tenant.as_str(), name.as_str())).map_err(storage(doing))?;
-            Ok(version.map_or(0, |version| version.value()))
-        })
-    }
 }
 
-/// Notes the version of a signed deploy, as part of the transaction that makes it live; it must be higher than the one before.
-pub(super) fn raise_version(
-    txn: &WriteTransaction,
-    tenant: &TenantId,
-    name: &FunctionName,
-    version: u64,
-) -> Result<(), PublishError> {
-    let doing = "write a version";
-    let mut table = txn.open_table(SIGNED).map_err(storage(doing))?;
-    let key = (tenant.as_str(), name.as_str());
-    let before = table.get(key).map_err(storage(doing))?.map_or(0, |before| before.value());
-    if version <= before {
-        return Err(PublishError::OldVersion { found: version, before });
-    }
-    table.insert(key, version).map_err(storage(doing))?;
-    Ok(())
-}
-
-/// All that is in these tables, for whoever holds a repaired file against the one before.
+/// All that is in these tables and in that of `signed.rs`, for whoever holds a repaired file against the one before.
 pub(super) fn each(db: &redb::Database, mut add: impl FnMut(&str, &str, u64, &[u8])) -> Result<(), RegistryError> {
     let doing = "read the registry";
     let txn = db.begin_read().map_err(storage(doing))?;
@@ -504,11 +471,5 @@ pub(super) fn each(db: &redb::Database, mut add: impl FnMut(&str, &str, u64, &[u
             add(key.value().0, key.value().1, u64::MAX, value.value());
         }
     }
-    if let Ok(table) = txn.open_table(SIGNED) {
-        for entry in table.iter().map_err(storage(doing))? {
-            let (key, value) = entry.map_err(storage(doing))?;
-            add(key.value().0, key.value().1, u64::MAX - 1, &value.value().to_le_bytes());
-        }
-    }
-    Ok(())
+    signed::each(&txn, add)
 }
