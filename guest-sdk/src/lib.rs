@@ -83,6 +83,7 @@ mod request;
 mod response;
 pub mod secrets;
 mod start;
+mod upload;
 
 pub use ::http::StatusCode;
 pub use error::Error;

@@ -16,21 +16,22 @@
 //! is seen only when it is whole; its [`Etag`] is the SHA-256 of its bytes. What is read was checked against that once since the node
 //! started: the first reader of a large object waits for it.
 //!
-//! Owns the records of these calls. Knows nothing about what is kept where. There is no data in [`init`](macro@crate::init).
+//! Owns the records of these calls, but for puts (`upload.rs`). Knows nothing about what is kept where. There is no data in
+//! [`init`](macro@crate::init).
 
 use std::fmt;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::{Bound, RangeBounds};
 use std::time::{Duration, SystemTime};
 
 pub use crate::mapped::{Mapped, map, map_range};
+pub use crate::upload::Writer;
 
 use crate::abi;
-use crate::data::{Error, length, optional, required, time, ttl_ms};
+use crate::data::{Error, optional, time};
 use crate::record::{take, take_header, take_u32, take_u64, to_usize};
+use crate::upload::Upload;
 
-/// Bytes that a [`Writer`] gathers before it calls the host.
-const GATHER_LEN: usize = 64 << 10;
 /// Objects that a list takes from the host at once; as many as it gives.
 const PAGE_LEN: u32 = 1000;
 
@@ -195,7 +196,7 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::get`]; [`Conflict`](crate::data::ErrorKind::Conflict) if the condition does not hold already.
     pub fn writer(&self, key: impl AsRef<[u8]>, options: &PutOptions) -> Result<Writer, Error> {
-        Ok(Writer { upload: Upload::begin(self, key.as_ref(), options)?, buffer: Vec::new() })
+        Writer::begin(self, key.as_ref(), options)
     }
 
     /// The objects whose keys begin with `prefix`, in the order of their keys' bytes.
@@ -279,86 +280,6 @@ impl Seek for Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         abi::object_close(self.object);
-    }
-}
-
-/// An upload at the host; broken off by its drop.
-#[derive(Debug)]
-struct Upload {
-    /// `None` once it is over.
-    handle: Option<u32>,
-}
-
-impl Upload {
-    fn begin(bucket: &Bucket, key: &[u8], options: &PutOptions) -> Result<Self, Error> {
-        let handle = abi::object_put(bucket.handle, key, &put_record(options)?).map_err(Error::of)?;
-        Ok(Self { handle: Some(handle) })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let handle = self.handle.ok_or_else(|| Error::invalid("the upload has failed before: begin it anew"))?;
-        abi::upload_write(handle, bytes).map_err(|errno| {
-            // The host has no such upload any more.
-            self.handle = None;
-            Error::of(errno)
-        })
-    }
-
-    fn finish(mut self) -> Result<Head, Error> {
-        let handle = self.handle.take().ok_or_else(|| Error::invalid("the upload has failed before: begin it anew"))?;
-        required(abi::upload_finish(handle, |record| take_head(&mut &*record).ok_or_else(Error::malformed)))
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if let Some(handle) = self.handle {
-            abi::upload_drop(handle);
-        }
-    }
-}
-
-/// An object that is being written. It is there after [`Writer::finish`]; dropping it leaves nothing.
-///
-/// Small writes are gathered. Writing fails with an error that holds an [`Error`]; the writer is of no use then.
-#[derive(Debug)]
-#[must_use = "the object is there after `finish`"]
-pub struct Writer {
-    upload: Upload,
-    buffer: Vec<u8>,
-}
-
-impl Writer {
-    /// Ends the object, which is there from then on.
-    ///
-    /// # Errors
-    /// [`Invalid`](crate::data::ErrorKind::Invalid) if the bytes are not those of the digest,
-    /// [`Conflict`](crate::data::ErrorKind::Conflict) if the condition does not hold, and others; nothing is left then.
-    pub fn finish(mut self) -> Result<Head, Error> {
-        self.upload.write(&self.buffer)?;
-        self.upload.finish()
-    }
-}
-
-impl Write for Writer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.buffer.is_empty() && bytes.len() >= GATHER_LEN {
-            self.upload.write(bytes).map_err(io::Error::other)?;
-            return Ok(bytes.len());
-        }
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= GATHER_LEN {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if !self.buffer.is_empty() {
-            self.upload.write(&self.buffer).map_err(io::Error::other)?;
-            self.buffer.clear();
-        }
-        Ok(())
     }
 }
 
@@ -456,32 +377,7 @@ fn within(range: &impl RangeBounds<u64>, len: u64) -> (u64, u64) {
     (start, end.clamp(start, len))
 }
 
-fn put_record(options: &PutOptions) -> Result<Vec<u8>, Error> {
-    let PutOptions { content_type, metadata, ttl, when, digest } = options;
-    let (when, etag) = match when {
-        When::Always => (0_u32, [0; 32]),
-        When::Absent => (1, [0; 32]),
-        When::Etag(etag) => (2, etag.0),
-    };
-    let mut record = Vec::with_capacity(88 + content_type.len());
-    record.extend(u32::from(digest.is_some()).to_le_bytes());
-    record.extend(when.to_le_bytes());
-    record.extend(ttl_ms(*ttl)?.to_le_bytes());
-    record.extend(etag);
-    record.extend(digest.map_or([0; 32], |digest| digest.0));
-    record.extend(length(content_type.as_bytes()));
-    record.extend(u32::try_from(metadata.len()).unwrap_or(u32::MAX).to_le_bytes());
-    record.extend_from_slice(content_type.as_bytes());
-    for (name, value) in metadata {
-        record.extend(length(name.as_bytes()));
-        record.extend(length(value.as_bytes()));
-        record.extend_from_slice(name.as_bytes());
-        record.extend_from_slice(value.as_bytes());
-    }
-    Ok(record)
-}
-
-fn take_head(rest: &mut &[u8]) -> Option<Head> {
+pub(crate) fn take_head(rest: &mut &[u8]) -> Option<Head> {
     let etag = take(rest, 32)?.try_into().ok().map(Etag)?;
     let (len, version) = (take_u64(rest)?, take_u64(rest)?);
     let (modified_ms, expires_ms) = (take_u64(rest)?, take_u64(rest)?);
@@ -552,21 +448,5 @@ mod tests {
         for len in 0..record.len() {
             assert_eq!(take_head(&mut &record[..len]), None, "{len}");
         }
-    }
-
-    #[test]
-    fn options_are_laid_out_as_the_contract_says() {
-        let options = PutOptions {
-            content_type: "t".into(),
-            metadata: vec![("a".into(), "bc".into())],
-            ttl: Some(Duration::from_millis(5)),
-            when: When::Etag(Etag([1; 32])),
-            digest: Some(Etag([2; 32])),
-        };
-        let record = put_record(&options).unwrap();
-        assert_eq!(record[..16], *b"\x01\0\0\0\x02\0\0\0\x05\0\0\0\0\0\0\0");
-        assert_eq!((&record[16..48], &record[48..80]), (&[1; 32][..], &[2; 32][..]));
-        assert_eq!(record[80..], *b"\x01\0\0\0\x01\0\0\0t\x01\0\0\0\x02\0\0\0abc");
-        assert!(put_record(&PutOptions { ttl: Some(Duration::ZERO), ..PutOptions::default() }).is_err());
     }
 }

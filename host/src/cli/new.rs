@@ -82,6 +82,7 @@ const SDK: &[Source] = sdk!(
     "src/response.rs",
     "src/secrets.rs",
     "src/start.rs",
+    "src/upload.rs",
     "macros/Cargo.toml",
     "macros/src/lib.rs"
 );
