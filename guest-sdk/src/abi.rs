@@ -2,6 +2,9 @@
 //!
 //! The only file of the SDK with `unsafe`. It owns the pairing of pointers with lengths and knows nothing about what the bytes
 //! mean. Off `wasm32` there is no host: `log` goes to standard error, every other call panics.
+//!
+//! It is long so that it is one: whoever checks that the SDK is sound reads this file from end to end, and no other. A call is a few
+//! lines here, its declaration, and its stand-in off `wasm32`.
 #![expect(unsafe_code, reason = "host calls take addresses, and they fill memory that Rust has not seen written")]
 
 use std::io;
