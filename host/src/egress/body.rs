@@ -1,7 +1,7 @@
 //! Bodies on their way out and in.
 //!
-//! Owns what is counted, timed and bounded of them. Invariant: a response's places are given back as soon as nothing more of it will be
-//! read, whoever ended it.
+//! Owns what is counted, timed and bounded of them. Invariant: places are given back as soon as nothing more of the request will be sent and
+//! nothing more of its response will be read, whoever ended either.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,6 +35,8 @@ pub(super) struct Sending {
     body: RequestBody,
     used: Arc<Used>,
     progress: Progress,
+    /// A server may answer before it has all of the request: then the connection is there for as long as this is.
+    _places: Arc<Places>,
 }
 
 /// When the last piece of a body was taken.
@@ -58,8 +60,8 @@ impl Progress {
 }
 
 impl Sending {
-    pub(super) fn new(body: RequestBody, used: Arc<Used>) -> Self {
-        Self { body, used, progress: Progress(Arc::default()) }
+    pub(super) fn new(body: RequestBody, used: Arc<Used>, places: Arc<Places>) -> Self {
+        Self { body, used, progress: Progress(Arc::default()), _places: places }
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -102,7 +104,7 @@ pub(super) struct Bounds {
 #[derive(Debug)]
 pub struct ResponseBody {
     /// `None` once it has ended. The connection before the places: who gets one of them must find the descriptor free.
-    open: Option<(Incoming, Places)>,
+    open: Option<(Incoming, Arc<Places>)>,
     bounds: Bounds,
     left: u64,
     used: Arc<Used>,
@@ -113,7 +115,7 @@ pub struct ResponseBody {
 impl ResponseBody {
     /// # Errors
     /// [`EgressError::BodyTooLarge`] for one that is announced to be.
-    pub(super) fn new(body: Incoming, bounds: Bounds, used: Arc<Used>, places: Places) -> Result<Self, EgressError> {
+    pub(super) fn new(body: Incoming, bounds: Bounds, used: Arc<Used>, places: Arc<Places>) -> Result<Self, EgressError> {
         if body.size_hint().lower() > bounds.bytes_max {
             return Err(EgressError::BodyTooLarge { limit: bounds.bytes_max });
         }

@@ -18,7 +18,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -105,7 +105,7 @@ impl Connector {
                 Stream::Tls(Box::new(stream))
             }
         };
-        Ok(Socket { stream, is_kept, _places: [tenant, node] })
+        Ok(Socket { stream, is_kept, patience: self.shared.idle_timeout, stalled: None, _places: [tenant, node] })
     }
 
     async fn addresses(&self, to: &Destination) -> Result<Vec<SocketAddr>, EgressError> {
@@ -144,6 +144,10 @@ pub(super) struct Socket {
     stream: Stream,
     /// Whether it may wait for another request to the same server.
     is_kept: bool,
+    /// How long a server may take none of what is sent to it, and since when it does: one that has answered and reads no more would have the
+    /// connection for as long as it likes.
+    patience: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
     _places: [OwnedSemaphorePermit; 2],
 }
 
@@ -172,25 +176,41 @@ impl AsyncRead for Socket {
     }
 }
 
+impl Socket {
+    /// What a write came to; an error if it has been waiting for too long.
+    fn within_patience<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let patience = self.patience;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
+        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
+        let written = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        };
+        self.within_patience(written, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
+        let flushed = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        };
+        self.within_patience(flushed, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
+        let shut = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        };
+        self.within_patience(shut, cx)
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! Owns the threads, the pools and the places. `address.rs` is the filter, `headers.rs` what may be sent, `body.rs` what comes back.
 //! Knows nothing about guests and grants (`capability/egress.rs` has those). Invariants: no redirect is followed, no proxy is asked; a
-//! request holds its places until its response was read or dropped; a tenant's connections are never another's.
+//! request holds its places until it was sent or given up and its response was read or dropped; a tenant's connections are never another's.
 
 mod address;
 mod body;
@@ -82,6 +82,7 @@ struct Shared {
     resolver: Box<dyn Resolve>,
     tls: Arc<ClientConfig>,
     connect_timeout: Duration,
+    idle_timeout: Duration,
     response_bytes_max: u64,
     requests: Arc<Semaphore>,
     sockets: Sockets,
@@ -182,6 +183,7 @@ impl Egress {
             resolver,
             tls: Arc::new(tls(&config.ca_files)?),
             connect_timeout: config.connect_timeout.0,
+            idle_timeout: config.idle_timeout.0,
             response_bytes_max: config.response_bytes_max.0,
             requests: Arc::new(Semaphore::new(requests_max)),
             sockets: Sockets::new(requests_max),
@@ -327,18 +329,18 @@ impl Tenant {
             places.push(of.clone().acquire_owned().await.map_err(|_| EgressError::Closed)?);
         }
         caller.used.requests.fetch_add(1, Ordering::Relaxed);
-        let body = Sending::new(body, caller.used.clone());
+        let places = Arc::new(Places { _of: places, _tenant: self.clone() });
+        let body = Sending::new(body, caller.used.clone(), places.clone());
         let exchange = exchange(self.client.clone(), Request::from_parts(parts, body), times);
         let runtime = self.egress.0.runtime.as_ref().ok_or(EgressError::Closed)?;
         let mut task = Task(runtime.spawn(exchange));
         let response = (&mut task.0).await.map_err(|_| EgressError::Closed)??;
         let bounds = body::Bounds { bytes_max: shared.response_bytes_max, idle: times.idle };
-        let places = Places { _of: places, _tenant: self.clone() };
         response_of(response, bounds, caller.used.clone(), places)
     }
 }
 
-/// What a request holds until its response was read. The tenant too: while one of its requests is under way there is no other with its
+/// What a request holds until it was sent and its response was read. The tenant too: while one of its requests is under way there is no other with its
 /// name, and other places.
 #[derive(Debug)]
 struct Places {
@@ -390,7 +392,7 @@ fn response_of(
     response: Response<hyper::body::Incoming>,
     bounds: body::Bounds,
     used: Arc<Used>,
-    places: Places,
+    places: Arc<Places>,
 ) -> Result<Response<ResponseBody>, EgressError> {
     let (parts, incoming) = response.into_parts();
     let body = ResponseBody::new(incoming, bounds, used, places)?;

@@ -1,13 +1,13 @@
 //! The client against servers of the test, with a resolver of the test's own.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::AtomicUsize;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt as _};
 use http_body_util::{BodyExt as _, Full};
 
 use super::*;
@@ -169,6 +169,50 @@ fn places_bound_what_is_under_way_and_come_back() {
         let another: TenantId = "other".parse().unwrap();
         assert!(!Arc::ptr_eq(&tenant, &egress.tenant(&another)), "others have places of their own");
     });
+}
+
+/// It answers before it has read the request, and reads no more: the connection is there for as long as the server may take nothing, and
+/// the request's place as long as any of its body waits to be sent.
+#[test]
+fn a_server_that_answers_early_and_reads_no_more_keeps_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (sender, held) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, sender) = (stream.unwrap(), sender.clone());
+            std::thread::spawn(move || {
+                // One that was made for nothing is closed without a request.
+                if stream.read_exact(&mut [0; 16]).is_ok() {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+                    // Open for as long as the test has the other end.
+                    sender.send(stream).unwrap();
+                }
+            });
+        }
+    });
+    let config = config::Egress {
+        tenant_requests_max: 1,
+        idle_timeout: config::Time(Duration::from_millis(300)),
+        ..config::Egress::default()
+    };
+    let walls = Walls { opened: vec![addr.to_string().parse().unwrap()], ..Walls::default() };
+    let egress = Egress::start_with(&config, walls, Box::new(Flips::default())).unwrap();
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let tenant = egress.tenant(&TenantId::default());
+        // More than the buffers of the system take.
+        let piece = || Ok::<_, std::convert::Infallible>(http_body::Frame::data(Bytes::from(vec![0; 1 << 20])));
+        for turn in 0..4 {
+            let body = http_body_util::StreamBody::new(futures_util::stream::repeat_with(piece).take(64));
+            let request = Request::post(format!("http://{addr}/")).body(from_guest(body)).unwrap();
+            // After the first it waits for the place of the one before.
+            let response = tenant.send(request, &egress.caller(Hops::default()), egress.times()).await;
+            assert_eq!(response.map(|response| response.status().as_u16()), Ok(200), "{turn}");
+            assert_eq!(tenant.requests.available_permits(), 0, "its place is taken while its body is there");
+        }
+    });
+    assert_eq!(held.try_iter().count(), 4);
 }
 
 /// Which of the bounds of requests is met first, by whose requests.

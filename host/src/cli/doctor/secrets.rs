@@ -24,8 +24,9 @@ pub(super) fn online(client: &Client) -> Vec<Check> {
             Ok(SecretList { unreadable: Some(found), next, .. }) => {
                 unreadable.extend(found);
                 match next {
-                    Some(next) => cursor = Some(next),
-                    None => break,
+                    // Names rise from page to page; a daemon that has another order is not followed.
+                    Some(next) if cursor.as_ref().is_none_or(|last| next > *last) => cursor = Some(next),
+                    _ => break,
                 }
             }
             Err(failure) => {

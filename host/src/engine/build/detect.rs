@@ -50,7 +50,7 @@ pub fn check_magic(bytes: &[u8]) -> Result<(), Refused> {
 
 /// What to do about a module of proposals that this host does not run.
 pub(super) const HINT_PROPOSALS: &str =
-    "build it without threads, memory64, GC, exceptions and custom page sizes, which this host does not run";
+    "build it without threads, memory64, GC, exceptions, custom descriptors and custom page sizes, which this host does not run";
 
 /// What a binary looks like from outside.
 #[derive(Debug, Default)]

@@ -237,8 +237,12 @@ impl Builder {
                 plain.snapshot.mode = SnapshotMode::Off;
                 let mut built = match self.run(&wasm, &plain, outputs).await {
                     Ok(built) => built,
-                    // It says what is wrong with it, where the first only ended.
-                    Err(Failed::Told(refused)) => return Err(refused),
+                    // It says what is wrong, with the module or with the node's room, where the first only ended.
+                    Err(Failed::Told(told)) if told.code != Code::Internal => return Err(told),
+                    Err(Failed::Told(bug)) => {
+                        tracing::error!(%bug, "a build without a snapshot, after one that ended, failed");
+                        return Err(fault);
+                    }
                     Err(Failed::Ended(_)) => return Err(fault),
                 };
                 let why = if fault.code == Code::BuildOverLimit { &fault.detail } else { UNEXPECTED };

@@ -60,6 +60,8 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) door: Door,
     pub(crate) settings: &'static [&'static str],
+    /// In place of those, in a long run.
+    pub(crate) long_settings: &'static [&'static str],
     /// What must be there before the node is, in the folder that has the node's; further arguments of the node.
     pub(crate) prepare: fn(&Path) -> anyhow::Result<Vec<String>>,
     pub(crate) files_max: Option<u64>,
@@ -124,7 +126,7 @@ pub(crate) enum Ready {
 }
 
 type Setup = fn(&Stage<'_>) -> anyhow::Result<Ready>;
-type Attack = fn(&Stage<'_>, &mut Seen) -> anyhow::Result<()>;
+pub(crate) type Attack = fn(&Stage<'_>, &mut Seen) -> anyhow::Result<()>;
 
 /// A case with what most have: an attack on the data port that spares the processors.
 pub(crate) const fn case(
@@ -139,6 +141,7 @@ pub(crate) const fn case(
         name,
         door: Door::Data,
         settings: &[],
+        long_settings: &[],
         prepare: |_| Ok(Vec::new()),
         files_max: None,
         kept: 0,
@@ -160,6 +163,10 @@ impl Case {
 
     pub(crate) const fn settings(self, settings: &'static [&'static str]) -> Self {
         Self { settings, ..self }
+    }
+
+    pub(crate) const fn in_long(self, long_settings: &'static [&'static str]) -> Self {
+        Self { long_settings, ..self }
     }
 
     pub(crate) const fn prepared(self, prepare: fn(&Path) -> anyhow::Result<Vec<String>>) -> Self {

@@ -59,7 +59,10 @@ fn planted(ground: &Ground<'_>, seen: &mut Seen) -> anyhow::Result<Ready> {
             None => seen.saw("closed"),
         }
     }
-    let (tally, _) = victim.stop(&node)?;
+    let (tally, ledger) = victim.stop(&node)?;
+    seen.check(ledger.lost == 0, || format!("N1: {} of {} acknowledged writes are lost", ledger.lost, ledger.acknowledged()));
+    let age = binary.metadata()?.modified()?.elapsed().unwrap_or_default();
+    seen.note(format!("a build of {} minutes ago", age.as_secs() / 60));
     seen.check(tally.errors == 0 && tally.good > 0, || {
         format!("N4: the victim met {} errors, such as {:?}", tally.errors, tally.words)
     });

@@ -53,7 +53,8 @@ fn alone(case: &Alone, binary: &Path, scale: Scale, finding: &mut Finding) -> an
 
 fn beside(case: &Case, binary: &Path, scale: Scale, finding: &mut Finding) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    let mut settings: Vec<_> = case.settings.iter().map(ToString::to_string).collect();
+    let settings = if scale == Scale::Long && !case.long_settings.is_empty() { case.long_settings } else { case.settings };
+    let mut settings: Vec<_> = settings.iter().map(ToString::to_string).collect();
     match (case.address_cap, Node::knows(binary, ADDRESS_CAP)?) {
         (AddressCap::On, false) => {
             finding.skipped = Some(format!("the node has no setting {ADDRESS_CAP}"));

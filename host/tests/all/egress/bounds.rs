@@ -44,9 +44,15 @@ fn the_node_has_so_many_places_and_no_more() {
 
 #[test]
 fn who_may_have_a_request_has_a_socket_whatever_is_kept() {
+    half_is_kept(["egress.tenant_requests_max=2", "egress.requests_max=100"]);
+    half_is_kept(["egress.tenant_requests_max=100", "egress.requests_max=2"]);
+}
+
+/// Of a tenant, or a node, that may have two requests at once.
+fn half_is_kept([one_bound, other]: [&str; 2]) {
     let upstreams: [_; 6] = std::array::from_fn(|_| Upstream::start());
     let urls = urls(&upstreams);
-    let node = Node::start(&[&allow(&upstreams), "egress.tenant_requests_max=2"]);
+    let node = Node::start(&[&allow(&upstreams), one_bound, other]);
     deploy(&node, "fetch1", &urls, PATIENT);
     let node = &node;
     let both_at_once = |servers: [usize; 2]| {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{LATE, RATE_TIMER, TIMER, functions, many};
+use super::{HEAD_TIMER, LATE, RATE_TIMER, TIMER, functions, many};
 use crate::case::{Door, Ready, Seen, Stage};
 use crate::http;
 use crate::node::Node;
@@ -34,10 +34,10 @@ pub(super) fn heads(stage: &Stage<'_>, seen: &mut Seen, first: &[u8], drip: Opti
         until: Duration::from_secs(20),
         done: None,
     };
-    // In a long run they come again and again, for a minute.
+    // In a long run they come again and again, for a minute; each has the time that heads have if nobody sets another.
     let (began, lasts) = (Instant::now(), stage.times(Duration::ZERO, Duration::from_secs(60)));
     loop {
-        all_end(stage, seen, &plan, TIMER)?;
+        all_end(stage, seen, &plan, stage.times(TIMER, HEAD_TIMER))?;
         if began.elapsed() >= lasts {
             return Ok(());
         }
