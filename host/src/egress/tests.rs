@@ -177,7 +177,7 @@ fn places_bound_what_is_under_way_and_come_back() {
 fn a_server_that_answers_early_and_reads_no_more_keeps_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
-    let (sender, held) = std::sync::mpsc::channel();
+    let (sender, held) = std::sync::mpsc::sync_channel(4);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let (mut stream, sender) = (stream.unwrap(), sender.clone());
