@@ -1,7 +1,8 @@
 //! One connection, from accept to close.
 //!
 //! Owns its timers and its end; hyper owns the protocol. Knows nothing about what the service does. Invariant: a connection either
-//! waits for a head (at most `keepalive_timeout` and `header_timeout`), or has a request in hand, or is closing; nothing else keeps it open.
+//! waits for a head (at most `keepalive_timeout` and `header_timeout`, and as long as its place is not wanted for another), or has a request
+//! in hand, or is closing; nothing else keeps it open.
 //!
 //! hyper's own head timer is not used: it allocates and arms a timer for each request, and what hyper says when a head is broken
 //! is a bare status. One lazy timer here costs a clock read for each request, and every answer is a problem document.
@@ -33,9 +34,11 @@ use super::idle::Idle;
 use super::io::Io;
 use super::outgoing::{BoxError, Outgoing};
 use super::phase::Phase;
+use super::places::Place;
 use super::serve::Options;
 use super::status::problem;
 use super::stream::Stream;
+use super::turned_away::Why;
 use super::{head, refuse};
 use crate::fault::{Code, Fault};
 use crate::invocation::Payload;
@@ -75,10 +78,12 @@ enum End {
     HeadTimeout,
     /// The node drains, and no request is in hand.
     Stopped,
+    /// Its place is wanted, and no request is in hand.
+    Reclaimed,
 }
 
-/// Serves one connection, from its handshake if it has one, until it ends.
-pub(super) async fn begin<S, F, B>(stream: TcpStream, shared: Arc<Shared<S>>)
+/// Serves one connection, from its handshake if it has one, until it ends and gives its place back.
+pub(super) async fn begin<S, F, B>(stream: TcpStream, place: Place, shared: Arc<Shared<S>>)
 where
     S: Fn(Request<IncomingBody>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send,
@@ -90,9 +95,11 @@ where
         Some(tls) => {
             let handshake = tls.handshake(stream, shared.options.handshake_timeout);
             let shaken = tokio::select! {
+                biased;
                 shaken = handshake => shaken,
                 // Its client has asked for nothing yet.
                 () = shared.stop.stopped() => return,
+                () = wanted(&place.phase) => Err(Why::Reclaimed),
             };
             match shaken {
                 Ok(stream) => stream,
@@ -100,11 +107,21 @@ where
             }
         }
     };
-    run(stream, shared).await;
+    run(stream, Arc::clone(&place.phase), shared).await;
+    drop(place);
+}
+
+/// Waits until somebody else wants the place of this connection.
+async fn wanted(phase: &Phase) {
+    poll_fn(|cx| {
+        phase.register(cx.waker());
+        if phase.is_wanted() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Speaks HTTP until it ends.
-async fn run<S, F, B>(stream: Stream, shared: Arc<Shared<S>>)
+async fn run<S, F, B>(stream: Stream, phase: Arc<Phase>, shared: Arc<Shared<S>>)
 where
     S: Fn(Request<IncomingBody>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send,
@@ -113,8 +130,6 @@ where
 {
     let begun = Instant::now();
     let options = shared.options.clone();
-    let peer = stream.tcp().peer_addr().ok().map(|peer| peer.ip());
-    let phase = Arc::new(Phase::of(peer));
     let io = TokioIo::new(Io::new(stream, Arc::clone(&phase), options.write_idle_timeout));
     let service = {
         let (shared, phase) = (Arc::clone(&shared), Arc::clone(&phase));
@@ -128,20 +143,35 @@ where
 
     let mut stopped = pin!(shared.stop.stopped());
     // Polled here once, which leaves this task's waker with it. After that the order is asked for by one atomic load.
-    let mut stopping = poll_fn(|cx| Poll::Ready(stopped.as_mut().poll(cx).is_ready())).await;
+    let mut stopping = poll_fn(|cx| {
+        phase.register(cx.waker());
+        Poll::Ready(stopped.as_mut().poll(cx).is_ready())
+    })
+    .await;
     let mut closing = false;
-    let end = poll_fn(|cx| match afterwards::turn(|| Pin::new(&mut hyper).poll(cx)) {
-        Poll::Ready(result) => Poll::Ready(End::Finished(result)),
-        Poll::Pending if phase.is_trailed() && !std::mem::replace(&mut closing, true) => {
-            Pin::new(&mut hyper).graceful_shutdown();
-            // hyper notices only when it is polled.
-            cx.waker().wake_by_ref();
-            Poll::Pending
+    let mut looked = None;
+    let mut end = loop {
+        let end = poll_fn(|cx| match afterwards::turn(|| Pin::new(&mut hyper).poll(cx)) {
+            Poll::Ready(result) => Poll::Ready(End::Finished(result)),
+            Poll::Pending if phase.is_trailed() && !std::mem::replace(&mut closing, true) => {
+                Pin::new(&mut hyper).graceful_shutdown();
+                // hyper notices only when it is polled.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Pending if stopping || shared.stop.is_stopped() => Poll::Ready(End::Stopped),
+            Poll::Pending if phase.is_wanted() => Poll::Ready(End::Reclaimed),
+            Poll::Pending => head_timer.poll(cx, &phase),
+        });
+        let end = end.await;
+        let requests = Some(phase.requests());
+        match end {
+            End::Reclaimed if !phase.is_waiting() => phase.keep_place(),
+            // As below: the request that it waits for may have arrived.
+            End::Reclaimed if std::mem::replace(&mut looked, requests) != requests => tokio::task::yield_now().await,
+            end => break end,
         }
-        Poll::Pending if stopping || shared.stop.is_stopped() => Poll::Ready(End::Stopped),
-        Poll::Pending => head_timer.poll(cx, &phase),
-    });
-    let mut end = end.await;
+    };
     if let End::Stopped = end {
         // A request may have arrived that the runtime has not noticed yet: one turn of its driver, one more look.
         tokio::task::yield_now().await;
@@ -250,30 +280,49 @@ async fn close((stream, owed): (Stream, bool), unparsed: &[u8], end: End, phase:
         End::HeadTimeout if begun && phase.is_silent() => Some(problem(&slow_head(options), None)),
         // Its head had not come whole, so nobody has seen the request.
         End::Stopped if begun => Some(problem(&draining(), None)),
+        End::Reclaimed => {
+            options.turned_away.count(Why::Reclaimed);
+            let answer = begun.then(|| refuse::raw(problem(&reclaimed(), None)));
+            return refuse::tell(stream, answer.as_deref().unwrap_or_default());
+        }
         End::HeadTimeout | End::Stopped | End::Finished(Ok(())) => None,
         End::Finished(Err(error)) => {
             tracing::debug!(%error, "connection ended");
             broken_head(error, owed, unparsed, phase, options)
         }
     };
-    if let Some(mut answer) = answer {
-        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        refuse::answer(stream, &refuse::raw(answer)).await;
-    } else if phase.is_cut_unmarked() {
-        // Without chunks or a length an orderly close would read as the end of the body: only a reset says that it is not.
-        if let Err(error) = stream.tcp().set_zero_linger() {
-            tracing::debug!(%error, "could not reset a connection");
+    let ending = async {
+        if let Some(mut answer) = answer {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            refuse::answer(stream, &refuse::raw(answer)).await;
+        } else if phase.is_cut_unmarked() {
+            // Without chunks or a length an orderly close would read as the end of the body: only a reset says that it is not.
+            if let Err(error) = stream.tcp().set_zero_linger() {
+                tracing::debug!(%error, "could not reset a connection");
+            }
+        } else if phase.is_unread() {
+            refuse::linger(stream).await;
+        } else if !phase.is_cut() {
+            refuse::farewell(stream).await;
         }
-    } else if phase.is_unread() {
-        refuse::linger(stream).await;
-    } else if !phase.is_cut() {
-        refuse::farewell(stream).await;
+    };
+    tokio::select! {
+        biased;
+        () = ending => {}
+        // All that the system took is said by then.
+        () = wanted(phase) => options.turned_away.count(Why::Reclaimed),
     }
 }
 
 fn draining() -> Fault {
     Fault::new(Code::Draining, "the node is shutting down, and the head of the request had not ended")
         .hint("send the request again on a new connection")
+        .retry_after(Duration::from_secs(1))
+}
+
+fn reclaimed() -> Fault {
+    Fault::new(Code::Overloaded, "the node needs the place of this connection, and the head of the request had not ended")
+        .hint("send the whole head at once")
         .retry_after(Duration::from_secs(1))
 }
 

@@ -1,11 +1,13 @@
 //! What a connection is doing, as its parts see it.
 //!
 //! hyper owns the stream, the service and the bodies of a connection and tells nobody which of them it waits for. Each of them
-//! notes here what it knows, and the timers ask. Invariant: a connection waits for a head exactly when no response is under way,
-//! all that hyper wrote has left its buffers, and nobody holds a request's body.
+//! notes here what it knows, and the timers ask, as does the port that needs the place of one that waits. Invariant: a connection waits
+//! for a head exactly when no response is under way, all that hyper wrote has left its buffers, and nobody holds a request's body.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::task::Waker;
 
 use http::Version;
 
@@ -26,14 +28,18 @@ const OLD: u8 = 1 << 6;
 /// A request's body had trailers: the connection takes no other request.
 const TRAILED: u8 = 1 << 7;
 
-/// Shared by the parts of one connection, which mostly run in one task; nothing but the bits themselves is published by them,
-/// so relaxed order is enough.
+/// Shared by the parts of one connection, which mostly run in one task, and its port; nothing but the bits themselves is published by
+/// them, so relaxed order is enough.
 #[derive(Debug, Default)]
 pub(super) struct Phase {
     bits: AtomicU8,
     requests: AtomicU32,
     /// Some of the next head has come.
     head_begun: AtomicBool,
+    /// Its place is wanted for another connection.
+    is_wanted: AtomicBool,
+    /// Its task.
+    task: OnceLock<Waker>,
     /// Where the connection comes from.
     pub(super) peer: Option<IpAddr>,
 }
@@ -54,6 +60,7 @@ impl Phase {
         self.bits.fetch_or(ANSWERING | UNFLUSHED | old, Relaxed);
         self.requests.fetch_add(1, Relaxed);
         self.head_begun.store(false, Relaxed);
+        self.keep_place();
     }
 
     /// Something was read from the stream. While nobody holds a body it belongs to the next head.
@@ -145,5 +152,64 @@ impl Phase {
     /// How many requests began: tells one wait for a head from the next.
     pub(super) fn requests(&self) -> u32 {
         self.requests.load(Relaxed)
+    }
+
+    /// Has the connection's task woken by [`Phase::want_place`]. A task has one waker from its begin to its end, so once is enough.
+    pub(super) fn register(&self, task: &Waker) {
+        self.task.get_or_init(|| task.clone());
+        // Whoever asks finds the task, or the task finds that it was asked.
+        fence(SeqCst);
+    }
+
+    /// Asks the connection to end, unless a request of it turns out to be there. False if it was asked already.
+    pub(super) fn want_place(&self) -> bool {
+        let first = !self.is_wanted.swap(true, Relaxed);
+        fence(SeqCst);
+        if first && let Some(task) = self.task.get() {
+            task.wake_by_ref();
+        }
+        first
+    }
+
+    /// Whether its place is wanted.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.is_wanted.load(Relaxed)
+    }
+
+    /// A request of it is there: it stays, until it is asked again.
+    pub(super) fn keep_place(&self) {
+        self.is_wanted.store(false, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn each_time_that_a_place_is_wanted_its_task_is_woken_once() {
+        let (phase, woken) = (Phase::default(), Arc::new(Woken::default()));
+        assert!(phase.want_place() && phase.is_wanted(), "before there is a task, which looks when it begins");
+        phase.keep_place();
+        phase.register(&woken.clone().into());
+        for count in 1..4 {
+            assert!(phase.want_place() && !phase.want_place());
+            assert_eq!(woken.0.load(Relaxed), count);
+            phase.begin(Version::HTTP_11);
+            assert!(!phase.is_wanted(), "its request is there");
+        }
     }
 }

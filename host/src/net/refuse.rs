@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{Response, header};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
@@ -44,6 +45,15 @@ pub(super) async fn answer(mut stream: Stream, answer: &[u8]) {
     if let Ok(Ok(())) = timeout(LINGER, stream.write_all(answer)).await {
         linger(stream).await;
     }
+}
+
+/// Writes what the system takes of `answer` and of a farewell at once, and closes: for a connection that may take no more time.
+pub(super) fn tell(mut stream: Stream, answer: &[u8]) {
+    if let Some(Err(error)) = stream.write_all(answer).now_or_never() {
+        tracing::debug!(%error, "a connection missed its answer");
+    }
+    // As above: who takes nothing more does not hear it.
+    let _said = farewell(stream).now_or_never();
 }
 
 /// Says that nothing more is sent, where the client would take a bare end for a cut. Bounded by [`LINGER`].

@@ -224,11 +224,13 @@ where
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "could not set TCP_NODELAY");
         }
-        let shared = Arc::clone(&self.shared);
-        self.connections.spawn(async move {
-            connection::begin(stream, shared).await;
-            drop(place);
-        });
+        if place.made_room {
+            let key = "net.connections_max";
+            self.complaints.say(|more| {
+                tracing::warn!(more, %addr, key, "nearly as many connections as there may be; those that wait for a request make room");
+            });
+        }
+        self.connections.spawn(connection::begin(stream, place, Arc::clone(&self.shared)));
     }
 
     fn refuse(&mut self, stream: TcpStream, addr: SocketAddr, full: Full) {

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::future::Future;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::body::IncomingBody;
 use super::drain::{Drain, Stop};
 use super::listener::bind;
 use super::serve::{Options, serve};
+use super::turned_away::TurnedAway;
 use crate::config::{Net, Time};
 
 /// How long a test waits for what must happen before it says that it did not.
@@ -34,6 +36,7 @@ pub(crate) fn quick() -> Net {
 
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
+    pub(crate) turned_away: Arc<TurnedAway>,
     drain: Drain,
     thread: Option<JoinHandle<usize>>,
 }
@@ -50,8 +53,9 @@ impl Server {
         let (drain, stop) = Drain::new();
         let options = Options::new(net, net.connections_max, None);
         let listener = listeners.remove(0);
+        let turned_away = options.turned_away.clone();
         let thread = std::thread::spawn(move || run(listener, options, service, stop));
-        Self { addr, drain, thread: Some(thread) }
+        Self { addr, turned_away, drain, thread: Some(thread) }
     }
 
     pub(crate) fn client(&self) -> Client {

@@ -19,6 +19,7 @@ use crate::invocation::BodyError;
 
 mod draining;
 mod heads;
+mod places;
 
 const GET: &str = "GET /x HTTP/1.1\r\nhost: t\r\n\r\n";
 const LAST: &str = "GET /x HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n";

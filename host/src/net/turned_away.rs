@@ -11,6 +11,8 @@ pub enum Why {
     Port,
     /// The client's address has.
     Address,
+    /// It waited for a request, its first or the next one, and its place was wanted for another.
+    Reclaimed,
     /// The system had no descriptor or memory for it. Counted each time that the port has to pause for that.
     System,
     /// Its handshake of TLS failed.
@@ -21,7 +23,8 @@ pub enum Why {
 
 impl Why {
     /// All of them; `self as usize` is the position.
-    pub const ALL: [Self; 5] = [Self::Port, Self::Address, Self::System, Self::Handshake, Self::HandshakeTimeout];
+    pub const ALL: [Self; 6] =
+        [Self::Port, Self::Address, Self::Reclaimed, Self::System, Self::Handshake, Self::HandshakeTimeout];
 
     /// Its label.
     #[must_use]
@@ -29,6 +32,7 @@ impl Why {
         match self {
             Self::Port => "port",
             Self::Address => "address",
+            Self::Reclaimed => "reclaimed",
             Self::System => "system",
             Self::Handshake => "handshake",
             Self::HandshakeTimeout => "handshake-timeout",

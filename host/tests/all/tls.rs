@@ -238,6 +238,23 @@ fn handshakes_count_as_connections() {
 }
 
 #[test]
+fn handshakes_make_room() {
+    let pair = Pair::new();
+    let node = pair.start(&["net.handshake_timeout=1h", "net.connections_max=16", "engine.threads=1"]);
+    let root = root(&pair);
+    let client = Client { root: Some(&root), versions: BOTH, alpn: &[] };
+    let mut silent: Vec<_> = (0..15).map(|_| node.data.connect()).collect();
+    let mut newcomers = Vec::new();
+    for mut first in silent.drain(..3) {
+        newcomers.push(client.connect(node.data.addr).unwrap());
+        assert!(first.is_closed(), "in the order in which they came");
+    }
+    for newcomer in &mut newcomers {
+        assert!(ask(newcomer, "/nobody").starts_with("HTTP/1.1 404 "));
+    }
+}
+
+#[test]
 fn a_new_certificate_is_shown_without_a_restart() {
     let pair = Pair::new();
     let mut node = pair.start(&[]);
