@@ -51,10 +51,11 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     quiet.print(report, "quiet", None)?;
     let before = Metered::now(&node, &[&by_cpu, &by_wall, &victims])?;
     let (ticks, during) = (Ticks::start(), beside(&by_cpu, || victim(node.addr(), time))?);
-    ticks.print(report)?;
+    ticks.print(report, "tick of 1 ms, cpu limit")?;
     during.measured?.print(report, "beside 64, cpu limit", Some(&quiet))?;
     late(report, "die at the cpu limit", during.late, 2.0)?;
-    let during = beside(&by_wall, || victim(node.addr(), time))?;
+    let (ticks, during) = (Ticks::start(), beside(&by_wall, || victim(node.addr(), time))?);
+    ticks.print(report, "tick of 1 ms, wall limit")?;
     during.measured?.print(report, "beside 64, wall limit", Some(&quiet))?;
     late(report, "die at the wall limit", during.late, 5.0)?;
     share(report, &by_cpu, &victims, time)?;
@@ -292,7 +293,8 @@ fn ask(node: &Node, method: &str, target: &str, body: &str) -> anyhow::Result<St
     Ok(body.to_owned())
 }
 
-/// How late a thread wakes that sleeps for a millisecond at a time, as the one that ticks does.
+/// How late a thread wakes that sleeps for a millisecond at a time, as the one that ticks does: what the machine keeps from everybody. All 64
+/// meet their wall deadline within a few milliseconds, so one such pause moves that figure.
 struct Ticks {
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<Vec<f64>>,
@@ -314,11 +316,11 @@ impl Ticks {
         Self { stop, thread }
     }
 
-    fn print(self, report: &Report) -> anyhow::Result<()> {
+    fn print(self, report: &Report, system: &str) -> anyhow::Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let mut gaps = self.thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?;
-        figure(report, "tick of 1 ms", "p99 (<= 20)", quantile(&mut gaps, 0.99), "ms")?;
-        figure(report, "tick of 1 ms", "longest", quantile(&mut gaps, 1.0), "ms")?;
+        figure(report, system, "p99 (<= 20)", quantile(&mut gaps, 0.99), "ms")?;
+        figure(report, system, "longest", quantile(&mut gaps, 1.0), "ms")?;
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! Deadlines: one thread ticks for all engines, and each slice of a guest is measured.
 //!
 //! Owns the tick and the measuring of slices. A guest yields at its third tick and at each one after that: most have ended before
-//! the third, and what runs longer gets in line with its neighbours (`schedule`). Invariant: the tick never depends on a runtime's
+//! the third, and what runs longer gets in line with its neighbours (`schedule`). It yields earlier if a wall deadline has passed on its
+//! thread: who is over ends in tokio's turn. Invariant: the tick never depends on a runtime's
 //! threads being free.
 
 use std::cell::{Cell, RefCell};
@@ -39,6 +40,21 @@ pub(super) fn start_ticker(engines: &[wasmtime::Engine]) -> std::io::Result<()> 
     std::thread::Builder::new().name("hob-tick".into()).spawn(tick).map(drop)
 }
 
+/// When a slice ends at the next tick, whatever it has had.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Until {
+    /// The guest's own wall deadline.
+    pub(super) own: Option<Instant>,
+    /// The first of those who wait on this thread. Asked at ticks alone, for it looks at all of them.
+    pub(super) others: fn() -> Option<Instant>,
+}
+
+impl Until {
+    fn has_passed(self, now: Instant) -> bool {
+        self.own.is_some_and(|own| now >= own) || (self.others)().is_some_and(|first| now >= first)
+    }
+}
+
 /// The slice that runs on this thread.
 #[derive(Debug, Clone, Copy)]
 struct Slice {
@@ -46,6 +62,7 @@ struct Slice {
     used_before: Duration,
     /// What the turn had before it.
     had: Duration,
+    until: Until,
     /// What the kernel has given to others since it began.
     lost: Duration,
 }
@@ -82,9 +99,9 @@ impl Drop for Outer {
 }
 
 /// Runs one slice of a guest that used `used` before, `had` of it in this turn, and adds what this one took. `began`: now.
-pub(super) fn slice<R>(used: &mut Duration, had: Duration, began: Instant, run: impl FnOnce() -> R) -> Sliced<R> {
+pub(super) fn slice<R>(used: &mut Duration, had: Duration, began: Instant, until: Until, run: impl FnOnce() -> R) -> Sliced<R> {
     clock::begin(began);
-    let new = Slice { began, used_before: *used, had, lost: Duration::ZERO };
+    let new = Slice { began, used_before: *used, had, until, lost: Duration::ZERO };
     let outer = Outer(SLICE.replace(Some(new)));
     let in_slice = InSlice::begin();
     let result = run();
@@ -127,9 +144,8 @@ impl Future for EndOfSlice {
 
 /// Arms a store: yield when a slice is over, end when the guest has used `cpu` on its processor. `ticks`: of its first slice.
 pub(super) fn arm(store: &mut Store<Host>, cpu: Duration, ticks: u64) {
-    // Who may have less than a slice is looked at earlier.
-    let limit = u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX);
-    store.set_epoch_deadline(limit.clamp(1, ticks));
+    store.set_epoch_deadline(1);
+    let mut more = ticks.saturating_sub(1);
     store.epoch_deadline_callback(move |mut store| {
         let Host { mappings, memory, .. } = store.data_mut();
         mappings.check(memory)?;
@@ -142,9 +158,121 @@ pub(super) fn arm(store: &mut Store<Host>, cpu: Duration, ticks: u64) {
             let detail = format!("the function used up its processor time of {cpu:?}");
             return Err(Refusal { code: Code::CpuDeadline, detail }.into());
         }
-        if had < SLICE_MIN {
+        // In its first turn it has had all that it used.
+        more = if used == had { more } else { 0 };
+        let goes_on = (more > 0 || had < SLICE_MIN) && !slice.is_some_and(|slice| slice.until.has_passed(now));
+        more = more.saturating_sub(1);
+        if goes_on {
             return Ok(UpdateDeadline::Continue(1));
         }
         Ok(UpdateDeadline::YieldCustom(1, Box::pin(EndOfSlice::new())))
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use rustix::time::{ClockId, clock_gettime};
+    use wasmtime::{Caller, Linker, Module};
+
+    use super::super::store::{self, Blueprint, Streams};
+    use super::super::{Kind, kind::Lane, settings};
+    use super::*;
+    use crate::capability::Environment;
+    use crate::capability::handler::Exchange;
+    use crate::capability::reply::Reply;
+    use crate::id::{InvocationId, RevisionNumber};
+    use crate::invocation::Hops;
+    use crate::limits::Limits;
+    use crate::telemetry::logs::{FunctionLog, LogSink, LogSpace};
+
+    /// A guest that makes its own ticks, each after more processor time than the least that a turn has.
+    struct Guest {
+        store: Store<Host>,
+        ticks: Arc<AtomicU32>,
+    }
+
+    impl Guest {
+        fn new(ticks: u64) -> Self {
+            let engine = settings::initialising(Lane::Plain).unwrap();
+            let log = FunctionLog::new(LogSpace::new(1 << 20, 1 << 20));
+            let blueprint = Blueprint {
+                kind: Kind::Handler,
+                limits: &Limits::default(),
+                environment: Arc::new(Environment::default()),
+                log: Arc::new(LogSink::new(Arc::new(log), InvocationId::new(0, 0), RevisionNumber::FIRST, 0)),
+                reply: Arc::new(Reply::default()),
+                streams: Streams::Served { input: None },
+                exchange: Exchange::default(),
+                ticks,
+                hops: Hops::default(),
+                account: None,
+            };
+            let (store, _output) = store::build(&engine, blueprint);
+            Self { store, ticks: Arc::default() }
+        }
+
+        /// Runs one slice after the other; how many ticks each had.
+        fn slices(mut self, slices: impl IntoIterator<Item = (Duration, Until)>) -> Vec<u32> {
+            let ticks = self.ticks.clone();
+            let mut linker = Linker::new(self.store.engine());
+            let tick = move |caller: Caller<'_, Host>| {
+                let used = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+                let began = used();
+                while used() - began < SLICE_MIN + SLICE_MIN / 10 {}
+                ticks.fetch_add(1, Ordering::Relaxed);
+                caller.engine().increment_epoch();
+            };
+            linker.func_wrap("", "tick", tick).unwrap();
+            let spins = r#"(module (import "" "tick" (func $tick)) (func (export "spin") (loop (call $tick) (br 0))))"#;
+            let module = Module::new(self.store.engine(), wat::parse_str(spins).unwrap()).unwrap();
+            let mut guest = Box::pin(async {
+                let instance = linker.instantiate_async(&mut self.store, &module).await.unwrap();
+                instance.get_typed_func::<(), ()>(&mut self.store, "spin").unwrap().call_async(&mut self.store, ()).await
+            });
+            let mut cx = Context::from_waker(Waker::noop());
+            let (mut used, mut before) = (Duration::ZERO, 0);
+            let mut slice_of = |(had, until)| {
+                let had = if had == Duration::MAX { used } else { had };
+                let sliced = slice(&mut used, had, Instant::now(), until, || guest.as_mut().poll(&mut cx));
+                assert!(sliced.result.is_pending() && sliced.yielded.len() == 1);
+                let ticks = self.ticks.load(Ordering::Relaxed);
+                ticks - std::mem::replace(&mut before, ticks)
+            };
+            slices.into_iter().map(&mut slice_of).collect()
+        }
+    }
+
+    /// Of a turn that goes on where the last slice ended, and of a new one.
+    const FIRST: Duration = Duration::MAX;
+    const LATER: Duration = Duration::ZERO;
+
+    fn nobody() -> Option<Instant> {
+        None
+    }
+
+    fn somebody() -> Option<Instant> {
+        Instant::now().checked_sub(Duration::from_secs(1))
+    }
+
+    const NEVER: Until = Until { own: None, others: nobody };
+    const OTHERS: Until = Until { own: None, others: somebody };
+
+    #[test]
+    fn the_first_slice_has_its_ticks_and_later_ones_have_one() {
+        assert_eq!(Guest::new(FIRST_SLICE).slices([(FIRST, NEVER), (LATER, NEVER), (LATER, NEVER)]), [3, 1, 1]);
+        assert_eq!(Guest::new(1).slices([(FIRST, NEVER), (LATER, NEVER)]), [1, 1]);
+    }
+
+    #[test]
+    fn a_slice_ends_at_the_first_tick_past_a_deadline() {
+        let now = Instant::now();
+        let own = |ends| Until { own: Some(ends), others: nobody };
+        assert_eq!(Guest::new(FIRST_SLICE).slices([(FIRST, own(now))]), [1]);
+        assert_eq!(Guest::new(FIRST_SLICE).slices([(FIRST, own(now + Duration::from_secs(3600)))]), [3]);
+        // What is left of the first slice is not given later.
+        assert_eq!(Guest::new(FIRST_SLICE).slices([(FIRST, OTHERS), (LATER, NEVER)]), [1, 1]);
+    }
 }

@@ -102,7 +102,7 @@ impl Engine {
             }
         };
         let (limits, tenant) = (call.limits.clone(), call.tenant.clone());
-        let mut turn = Turn::new(tenant.clone());
+        let mut turn = Turn::new(tenant.clone()).until(call.counts_from + limits.duration(Limit::Wall));
         if !turn.begin() {
             its_turn(&mut turn, call.counts_from, limits.duration(Limit::Wall)).await?;
         }

@@ -123,7 +123,7 @@ impl<W> Line<W> {
     }
 
     /// What would tell whoever has `place`, if it is still in line.
-    pub(super) fn waker(&mut self, tenant: &TenantId, place: Place) -> Option<&mut W> {
+    pub(super) fn waiter(&mut self, tenant: &TenantId, place: Place) -> Option<&mut W> {
         let (at, those) = self.accounts.get_mut(tenant)?.find(place)?;
         those.get_mut(at).map(|(_, waker)| waker)
     }
@@ -156,6 +156,11 @@ impl<W> Line<W> {
     /// Whether anybody waits for whom a tenant would have to make room.
     pub(super) fn others_wait(&self, tenant: &TenantId) -> bool {
         self.waiting > self.accounts.get(tenant).map_or(0, Account::len)
+    }
+
+    /// All who wait.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &W> {
+        self.accounts.values().flat_map(|account| account.young.iter().chain(&account.old)).map(|(_, waits)| waits)
     }
 
     /// Whether anybody waits who is old.

@@ -3,7 +3,8 @@
 //! A guest runs inside of the task of whoever waits for it, as ever; what is scheduled is when it may go on. While a thread has one guest at
 //! a time, nothing happens here. Once one computes for longer than its first slice, or a round is over, guests stand in [`line`], and the
 //! *driver*, a task that lives as long as anybody does, lets one of them go on after the other. Before each it gives tokio a turn, which
-//! polls I/O and timers: so new requests are seen, and guests in line whose time is over end, between any two slices.
+//! polls I/O and timers: so new requests are seen, and guests in line whose time is over end, between any two slices. A slice that is
+//! longer than a tick ends at the first tick at which anybody's time is over.
 //!
 //! ```text
 //! begins, or can go on after it waited   nobody in line: at once
@@ -22,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::deadline::{self, FIRST_SLICE, Sliced, TICK};
+use super::deadline::{self, FIRST_SLICE, Sliced, TICK, Until};
 use crate::id::TenantId;
 use line::{Age, Line, Place};
 
@@ -36,10 +37,18 @@ const _: () = assert!(TICK.as_millis() == 1, "slices are counted in ticks");
 /// Rounds after which a guest whose turn it is, and whose task does not run it, no longer keeps the others.
 const PATIENCE: u32 = 4;
 
+/// One in line.
+#[derive(Debug)]
+struct Waiter {
+    task: Waker,
+    /// When its time is over, if it has a wall deadline.
+    ends: Option<Instant>,
+}
+
 /// What happens on a thread.
 #[derive(Default)]
 struct Here {
-    line: RefCell<Line<Waker>>,
+    line: RefCell<Line<Waiter>>,
     /// Whether there is a driver.
     driven: Cell<bool>,
     /// How long guests ran in this round that began at once.
@@ -61,10 +70,10 @@ impl Here {
         self.used.get() < ROUND && (line.has_credit(tenant) || !line.others_wait(tenant))
     }
 
-    fn join(&self, tenant: &TenantId, age: Age, waker: Waker) -> Place {
+    fn join(&self, tenant: &TenantId, age: Age, waiter: Waiter) -> Place {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let place = Place { number: NEXT.fetch_add(1, Ordering::Relaxed), age };
-        self.line.borrow_mut().join(tenant, place, waker);
+        self.line.borrow_mut().join(tenant, place, waiter);
         self.drive();
         place
     }
@@ -130,7 +139,7 @@ async fn drive(_ends: Ends) {
             let next = here.line.borrow_mut().next();
             here.turn.set(next.as_ref().map(|(number, _)| *number));
             match next {
-                Some((_, waker)) => waker.wake(),
+                Some((_, next)) => next.task.wake(),
                 // A guest that computes is in line again before its slice is over, so nobody does.
                 None => here.line.borrow_mut().settle(),
             }
@@ -140,6 +149,11 @@ async fn drive(_ends: Ends) {
             return;
         }
     }
+}
+
+/// The first wall deadline of those who are in line.
+fn first_to_end() -> Option<Instant> {
+    HERE.with(|here| here.line.borrow().iter().filter_map(|waiter| waiter.ends).min())
 }
 
 /// Charges a tenant with what was done for one of its guests outside of a slice.
@@ -159,6 +173,8 @@ pub(super) struct Turn {
     computes: bool,
     /// What it used in this turn.
     had: Duration,
+    /// Its wall deadline, if it has one.
+    ends: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -173,7 +189,13 @@ enum State {
 impl Turn {
     /// Of a guest that has not begun.
     pub(super) fn new(tenant: TenantId) -> Self {
-        Self { tenant, state: State::Away, inner: Vec::new(), computes: false, had: Duration::ZERO }
+        Self { tenant, state: State::Away, inner: Vec::new(), computes: false, had: Duration::ZERO, ends: None }
+    }
+
+    /// The same with a wall deadline.
+    pub(super) fn until(mut self, ends: Instant) -> Self {
+        self.ends = Some(ends);
+        self
     }
 
     /// Whose guest it is.
@@ -211,17 +233,17 @@ impl Turn {
                 Poll::Ready(())
             }
             State::Away => {
-                self.state = State::InLine(here.join(&self.tenant, age(used), cx.waker().clone()));
+                self.state = State::InLine(here.join(&self.tenant, age(used), self.waiter(cx)));
                 Poll::Pending
             }
             State::InLine(place) => {
                 // A waker is dropped when nobody looks at the line: what it holds may be a guest in it.
                 let mut line = here.line.borrow_mut();
-                let Some(waker) = line.waker(&self.tenant, place) else {
+                let Some(Waiter { task, .. }) = line.waiter(&self.tenant, place) else {
                     (self.state, self.had) = (State::Turn(Some(place.number)), Duration::ZERO);
                     return Poll::Ready(());
                 };
-                let other = (!waker.will_wake(cx.waker())).then(|| std::mem::replace(waker, cx.waker().clone()));
+                let other = (!task.will_wake(cx.waker())).then(|| std::mem::replace(task, cx.waker().clone()));
                 drop(line);
                 drop(other);
                 Poll::Pending
@@ -237,6 +259,10 @@ impl Turn {
             let stood = matches!(self.state, State::Turn(Some(_)));
             if line.old_wait() || (stood && line.others_wait(&self.tenant)) { 1 } else { FIRST_SLICE }
         })
+    }
+
+    fn waiter(&self, cx: &Context<'_>) -> Waiter {
+        Waiter { task: cx.waker().clone(), ends: self.ends }
     }
 
     /// Runs one slice if it may, else it stands in line. `used`: its processor time, to which that of the slice is added.
@@ -258,9 +284,9 @@ impl Turn {
         }
         let (before, waited) = (*used, matches!(self.state, State::Turn(Some(_))));
         let mut sliced = {
-            let had = self.had;
+            let (had, until) = (self.had, Until { own: self.ends, others: first_to_end });
             let _turn = Over(self);
-            deadline::slice(used, had, now, || run(cx))
+            deadline::slice(used, had, now, until, || run(cx))
         };
         self.had += sliced.took;
         self.inner = std::mem::take(&mut sliced.yielded);
@@ -271,7 +297,7 @@ impl Turn {
                 false => here.did(&self.tenant, age(before), sliced.took),
             }
             if self.computes {
-                self.state = State::InLine(here.join(&self.tenant, age(*used), cx.waker().clone()));
+                self.state = State::InLine(here.join(&self.tenant, age(*used), self.waiter(cx)));
             } else if here.used.get() >= ROUND {
                 // A driver without a line looks at I/O once, and ends.
                 here.drive();

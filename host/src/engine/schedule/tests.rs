@@ -13,6 +13,11 @@ fn tenant(name: &str) -> TenantId {
     name.parse().unwrap()
 }
 
+/// Without a wall deadline.
+fn waiter(task: Waker) -> Waiter {
+    Waiter { task, ends: None }
+}
+
 /// A guest that computes for so many slices, and logs each.
 async fn computes(slices: usize, name: &'static str, log: Log) {
     for _ in 0..slices {
@@ -172,7 +177,7 @@ async fn a_turn_that_nobody_takes_passes() {
     // It stands in line, is woken when it is its turn, and nobody runs it.
     let mut absent = Turn::new(tenant("a"));
     let woken = Arc::new(Flag(AtomicUsize::new(0)));
-    absent.state = State::InLine(HERE.with(|here| here.join(&absent.tenant, Age::Young, woken.clone().into())));
+    absent.state = State::InLine(HERE.with(|here| here.join(&absent.tenant, Age::Young, waiter(woken.clone().into()))));
     while woken.0.load(Ordering::Relaxed) == 0 {
         tokio::task::yield_now().await;
     }
@@ -300,7 +305,7 @@ fn one_that_begins_beside_the_old_has_a_short_first_slice() {
     let place = |age| {
         HERE.with(|here| {
             let place = Place { number: u64::MAX, age };
-            here.line.borrow_mut().join(&tenant("a"), place, Waker::noop().clone());
+            here.line.borrow_mut().join(&tenant("a"), place, waiter(Waker::noop().clone()));
             place
         })
     };
@@ -331,4 +336,26 @@ fn a_runtime_that_ends_before_its_driver_ran_leaves_none_behind() {
     // Another runtime on this thread has a driver of its own.
     runtime().block_on(in_turns(tenant("a"), computes(9, "a", log.clone())));
     assert_eq!(log.lock().unwrap().len(), 10);
+}
+
+#[tokio::test]
+async fn the_first_in_line_whose_time_ends_is_known() {
+    let now = Instant::now();
+    let at = |seconds| now + Duration::from_secs(seconds);
+    let mut cx = Context::from_waker(Waker::noop());
+    assert_eq!(first_to_end(), None);
+    // Each computes once, or comes after that: it stands in line.
+    let mut waits: Vec<_> = [Some(7), None, Some(3)].map(|ends| (Turn::new(tenant("a")), ends.map(at))).into();
+    for (turn, ends) in &mut waits {
+        turn.ends = *ends;
+        let sliced =
+            turn.slice(&mut cx, &mut Duration::ZERO.clone(), now, |cx| std::pin::pin!(deadline::EndOfSlice::new()).poll(cx));
+        assert!(sliced.result.is_pending() && matches!(turn.state, State::InLine(_)));
+    }
+    assert_eq!(first_to_end(), Some(at(3)));
+    waits.pop();
+    assert_eq!(first_to_end(), Some(at(7)), "who left is forgotten");
+    drop(waits);
+    assert_eq!(first_to_end(), None);
+    until_idle().await;
 }

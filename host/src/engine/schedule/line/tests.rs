@@ -176,7 +176,7 @@ fn who_leaves_leaves_nothing() {
     assert!(thread.line.others_wait(&tenant("a")) && thread.line.others_wait(&tenant("b")));
     assert_eq!((thread.line.leave(&tenant("b"), third), thread.line.leave(&tenant("b"), third)), (Some("b"), None));
     assert!(!thread.line.others_wait(&tenant("a")) && thread.line.others_wait(&tenant("c")));
-    assert!(thread.line.waker(&tenant("a"), second).is_some() && thread.line.waker(&tenant("a"), third).is_none());
+    assert!(thread.line.waiter(&tenant("a"), second).is_some() && thread.line.waiter(&tenant("a"), third).is_none());
     assert_eq!(thread.line.leave(&tenant("a"), Place { age: Age::Old, ..first }), None, "it is of the other age");
     assert!(thread.line.leave(&tenant("a"), first).is_some());
     assert_eq!(thread.line.next(), Some((second.number, "a")));
