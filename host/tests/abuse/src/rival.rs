@@ -61,6 +61,7 @@ pub(crate) fn run(rival: &str, binary: &Path, scale: Scale, report: &mut Report)
                 from: &from,
                 first,
                 drip: drip.map(|bytes| (Duration::from_secs(1), bytes)),
+                stay: None,
                 reads: Reads::All,
                 until: hold,
                 done: None,

@@ -86,7 +86,8 @@ fn beside(case: &Case, binary: &Path, scale: Scale, finding: &mut Finding) -> an
         victim.enter(Phase::After);
         attacked.with_context(|| format!("attack {round}"))?;
         // Memory that the allocator gives back in these five seconds is none that grew.
-        let most = memory.last().map_or(u64::MAX, |last| last + memory_spare(*last));
+        let peak = Shot::of(&node)?.memory_peak_bytes;
+        let most = memory.last().map_or(u64::MAX, |last| last + memory_spare(*last, peak));
         let (shot, took) = observe::settle(&node, &finding.before, case.kept, most)?;
         finding.settled = finding.settled.max(took);
         for what in shot.beyond(&finding.before, case.kept) {
@@ -97,7 +98,7 @@ fn beside(case: &Case, binary: &Path, scale: Scale, finding: &mut Finding) -> an
     }
     let [.., second, third] = memory[..] else { anyhow::bail!("too few rounds") };
     finding.grown_bytes = i64::try_from(third)? - i64::try_from(second)?;
-    seen.check(third <= second + memory_spare(second), || {
+    seen.check(third <= second + memory_spare(second, finding.after.memory_peak_bytes), || {
         format!("memory grew by {} KiB from the second attack to the third", finding.grown_bytes >> 10)
     });
     let (tally, ledger) = victim.stop(&node)?;
@@ -113,8 +114,9 @@ fn beside(case: &Case, binary: &Path, scale: Scale, finding: &mut Finding) -> an
     Ok(())
 }
 
-fn memory_spare(bytes: u64) -> u64 {
-    (bytes / 20).max(MEMORY_SPARE_BYTES)
+/// What an allocator keeps in holes goes by what it once gave out.
+fn memory_spare(bytes: u64, peak: u64) -> u64 {
+    (bytes / 20).max(MEMORY_SPARE_BYTES).max(peak / 32)
 }
 
 /// What was seen, held against what is expected.

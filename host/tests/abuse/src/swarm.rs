@@ -1,5 +1,6 @@
 //! Thousands of connections from one thread: silent, dripping, or greedy for answers that they never read.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -19,8 +20,10 @@ pub(crate) struct Plan<'a> {
     pub(crate) from: &'a [Ipv4Addr],
     /// What each sends first.
     pub(crate) first: &'a [u8],
-    /// What each sends again and again, and how often.
+    /// What each sends again and again, and how often; counted from its own begin.
     pub(crate) drip: Option<(Duration, &'a [u8])>,
+    /// They come one after the other, and whoever the node ends comes again, for this long.
+    pub(crate) stay: Option<Duration>,
     pub(crate) reads: Reads,
     /// When those that are still open are given up.
     pub(crate) until: Duration,
@@ -56,6 +59,8 @@ struct Client {
 
 /// Connections that are being made at once: fewer than the kernel's queue holds.
 const BATCH: usize = 500;
+/// Connections of those that stay which begin in a second: ten thousand are there when the first has had its ten seconds.
+const STAY_RATE: f64 = 1000.0;
 const KEPT: usize = 1024;
 
 /// Runs a plan to its end; what was answered goes to `seen`.
@@ -65,38 +70,58 @@ pub(crate) fn run(plan: &Plan<'_>, seen: &mut Seen) -> anyhow::Result<Ended> {
     let mut clients: Vec<Client> = Vec::with_capacity(plan.count);
     let mut ended = Ended::default();
     let began = Instant::now();
-    let mut next_drip = began;
+    // Those that are to come, and come again; those that drip, first who is due first.
+    let (mut absent, mut drips): (VecDeque<usize>, VecDeque<(Instant, usize)>) = ((0..plan.count).collect(), VecDeque::new());
+    let (mut pending, mut connected) = (0, 0_usize);
     loop {
-        let pending =
-            clients.iter().rev().take(BATCH).filter(|client| client.stream.is_some() && client.opened.is_none()).count();
-        for _ in pending..BATCH.min(plan.count - clients.len() + pending) {
-            let from = plan.from[clients.len() % plan.from.len()];
-            let stream = connect(plan, from)?;
-            let mut client = Client { stream: Some(stream), opened: None, received: Vec::new() };
-            if let Some(stream) = &mut client.stream {
-                poll.registry().register(stream, Token(clients.len()), Interest::READABLE | Interest::WRITABLE)?;
-            }
-            clients.push(client);
+        let stays = plan.stay.is_some_and(|stay| began.elapsed() < stay);
+        if plan.stay.is_some() && !stays {
+            absent.clear();
         }
-        poll.poll(&mut events, Some(Duration::from_millis(20)))?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousands, not negative")]
+        let may = plan.stay.map_or(usize::MAX, |_| (began.elapsed().as_secs_f64() * STAY_RATE) as usize);
+        while pending < BATCH
+            && connected < may
+            && let Some(number) = absent.pop_front()
+        {
+            let mut stream = connect(plan, plan.from[number % plan.from.len()])?;
+            poll.registry().register(&mut stream, Token(number), Interest::READABLE | Interest::WRITABLE)?;
+            let client = Client { stream: Some(stream), opened: None, received: Vec::new() };
+            match clients.get_mut(number) {
+                Some(known) => *known = client,
+                None => clients.push(client),
+            }
+            (pending, connected) = (pending + 1, connected + 1);
+        }
+        poll.poll(&mut events, Some(Duration::from_millis(if plan.stay.is_some() { 1 } else { 20 })))?;
         for event in &events {
-            let client = &mut clients[event.token().0];
-            if event.is_writable() && client.opened.is_none() {
-                client.begin(plan);
+            let number = event.token().0;
+            let client = &mut clients[number];
+            if event.is_writable() && client.opened.is_none() && client.begin(plan) {
+                pending -= 1;
+                drips.extend(plan.drip.map(|(pause, _)| (Instant::now() + pause, number)));
             }
             let over = event.is_error() || (plan.reads == Reads::Nothing && event.is_read_closed());
-            if over || (plan.reads == Reads::All && event.is_readable() && client.read()) {
+            if client.stream.is_some() && (over || (plan.reads == Reads::All && event.is_readable() && client.read())) {
+                pending -= usize::from(client.opened.is_none());
                 client.end(&mut ended, seen);
+                if stays {
+                    absent.push_back(number);
+                }
             }
         }
-        if let Some((pause, bytes)) = plan.drip
-            && next_drip <= Instant::now()
-        {
-            next_drip = Instant::now() + pause;
-            clients.iter_mut().for_each(|client| client.drip(bytes));
+        if let Some((pause, bytes)) = plan.drip {
+            while let Some((due, number)) = drips.pop_front_if(|(due, _)| *due <= Instant::now()) {
+                let client = &mut clients[number];
+                // One that has come again since then has drips of its own.
+                if client.opened.is_some_and(|opened| opened + pause <= due) && client.drip(bytes) {
+                    drips.push_back((due + pause, number));
+                }
+            }
         }
-        let over = clients.len() == plan.count && clients.iter().all(|client| client.stream.is_none());
-        let all_connected = clients.len() == plan.count && clients.iter().all(|client| client.opened.is_some());
+        let all_came = clients.len() == plan.count && (absent.is_empty() || !stays);
+        let over = all_came && !stays && clients.iter().all(|client| client.stream.is_none());
+        let all_connected = all_came && clients.iter().all(|client| client.opened.is_some());
         let done = all_connected && began.elapsed() > Duration::from_secs(1) && plan.done.is_some_and(|done| done());
         if over || done || began.elapsed() > plan.until {
             break;
@@ -120,20 +145,22 @@ fn connect(plan: &Plan<'_>, from: Ipv4Addr) -> anyhow::Result<TcpStream> {
 }
 
 impl Client {
-    fn begin(&mut self, plan: &Plan<'_>) {
-        let Some(stream) = &mut self.stream else { return };
-        if stream.peer_addr().is_ok() {
+    /// Whether it is connected now.
+    fn begin(&mut self, plan: &Plan<'_>) -> bool {
+        let Some(stream) = &mut self.stream else { return false };
+        let begins = stream.peer_addr().is_ok();
+        if begins {
             self.opened = Some(Instant::now());
             // Whether it arrived, the answer tells.
             let _sent = stream.write(plan.first);
         }
+        begins
     }
 
-    fn drip(&mut self, bytes: &[u8]) {
-        if let (Some(stream), Some(_)) = (&mut self.stream, self.opened) {
-            // A connection that is over says so when it is read.
-            let _sent = stream.write(bytes);
-        }
+    /// Whether it is there to go on.
+    fn drip(&mut self, bytes: &[u8]) -> bool {
+        // A connection that is over says so when it is read.
+        self.stream.as_mut().map(|stream| stream.write(bytes)).is_some()
     }
 
     /// Reads what is there; true when the node has ended the connection.

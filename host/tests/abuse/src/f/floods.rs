@@ -78,6 +78,7 @@ pub(super) fn exhaust(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> 
             from: &from,
             first: b"",
             drip: None,
+            stay: None,
             reads: Reads::All,
             until: Duration::from_secs(15),
             done: None,

@@ -24,24 +24,20 @@ fn all_end(stage: &Stage<'_>, seen: &mut Seen, plan: &Plan<'_>, timer: Duration)
 
 pub(super) fn heads(stage: &Stage<'_>, seen: &mut Seen, first: &[u8], drip: Option<&[u8]>) -> anyhow::Result<()> {
     let from = stage.from();
+    // In a long run they stay for a minute; each connection has the time that heads have if nobody sets another.
+    let stay = stage.times(None, Some(Duration::from_secs(60)));
     let plan = Plan {
         to: stage.addr(),
         count: many(stage),
         from: &from,
         first,
         drip: drip.map(|bytes| (Duration::from_millis(500), bytes)),
+        stay,
         reads: Reads::All,
-        until: Duration::from_secs(20),
+        until: stay.unwrap_or_default() + Duration::from_secs(20),
         done: None,
     };
-    // In a long run they come again and again, for a minute; each has the time that heads have if nobody sets another.
-    let (began, lasts) = (Instant::now(), stage.times(Duration::ZERO, Duration::from_secs(60)));
-    loop {
-        all_end(stage, seen, &plan, stage.times(TIMER, HEAD_TIMER))?;
-        if began.elapsed() >= lasts {
-            return Ok(());
-        }
-    }
+    all_end(stage, seen, &plan, stage.times(TIMER, HEAD_TIMER)).map(drop)
 }
 
 /// `timer`: after how long the node must have ended them. Beyond its own, they drip.
@@ -54,6 +50,7 @@ pub(super) fn bodies(stage: &Stage<'_>, seen: &mut Seen, len: usize, timer: Dura
         from: &from,
         first: first.as_bytes(),
         drip: (timer == RATE_TIMER).then_some((Duration::from_millis(500), &b"x"[..])),
+        stay: None,
         reads: Reads::All,
         until: Duration::from_secs(30),
         done: None,
@@ -85,6 +82,7 @@ pub(super) fn slow_readers(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result
         from: &from,
         first: first.as_bytes(),
         drip: None,
+        stay: None,
         reads: Reads::Nothing,
         until: TIMER + LATE + LATE,
         done: Some(&done),
