@@ -10,10 +10,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::BucketName;
+use crate::id::{BucketName, FunctionName};
 
 use self::http::HttpGrant;
 use self::secrets::SecretGrant;
+
+/// Most functions that one function may be granted.
+pub const FUNCTION_GRANTS_MAX: usize = 64;
 
 /// What one guest was granted. The default grants nothing.
 #[derive(Debug, Clone, Default)]
@@ -51,6 +54,9 @@ pub struct ManifestGrants {
     /// Secrets of the function's tenant, each named once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretGrant>,
+    /// Functions of the function's tenant that it may call, each named once; they need not exist yet. Nothing calls any so far.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub functions: Vec<FunctionName>,
 }
 
 impl ManifestGrants {

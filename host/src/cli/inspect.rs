@@ -80,6 +80,9 @@ fn describe(detail: &FunctionDetail) -> String {
         let early = if *init { ", during its initialisation too" } else { "" };
         add("may read", format!("secret {name}{variable}{early}"));
     }
+    for name in &detail.grants.functions {
+        add("may call", format!("function {name}, once there are calls"));
+    }
     for TriggerInfo { on, bucket, prefix, attempts, dead_letter } in &detail.triggers {
         let below = if prefix.is_empty() { String::new() } else { format!(" below {prefix}") };
         let then = dead_letter.as_ref().map(|bucket| format!(", then to bucket {bucket}")).unwrap_or_default();

@@ -234,7 +234,8 @@ fn grants(grants: &ManifestGrants) -> GrantsInfo {
     let secret =
         |SecretGrant { name, env, init }: &SecretGrant| SecretGrantInfo { name: name.to_string(), env: env.clone(), init: *init };
     let secrets = grants.secrets.iter().map(secret).collect();
-    GrantsInfo { data: data.collect(), files: files.collect(), http, secrets, clock: grants.clock.as_str().into() }
+    let functions = grants.functions.iter().map(ToString::to_string).collect();
+    GrantsInfo { data: data.collect(), files: files.collect(), http, secrets, functions, clock: grants.clock.as_str().into() }
 }
 
 fn trigger(trigger: &Trigger) -> TriggerInfo {

@@ -134,6 +134,9 @@ pub struct GrantsInfo {
     /// Secrets that it may read.
     #[serde(default)]
     pub secrets: Vec<SecretGrantInfo>,
+    /// Functions that it may call, once there are calls.
+    #[serde(default)]
+    pub functions: Vec<String>,
 }
 
 /// A bucket that a function may use.

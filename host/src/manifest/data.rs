@@ -2,6 +2,8 @@
 //!
 //! Owns its keys and the messages for wrong ones. Knows nothing about buckets that exist. Invariant: no bucket is declared twice.
 
+use std::fmt::Display;
+
 use toml::{Table, Value};
 
 use super::{ManifestError, problem, string, unknown};
@@ -17,7 +19,7 @@ const BUCKET_KEYS: [&str; 5] = ["name", "durability", "bytes_max", "keys_max", "
 /// Reads `[[bucket]]`.
 pub(super) fn buckets(value: Value) -> Result<Vec<BucketDeclaration>, ManifestError> {
     let buckets = list("bucket", value, BUCKETS_MAX, declaration)?;
-    distinct("bucket", buckets.iter().map(|bucket| &bucket.name))?;
+    distinct("bucket", "bucket", buckets.iter().map(|bucket| &bucket.name))?;
     Ok(buckets)
 }
 
@@ -101,11 +103,16 @@ pub(super) fn count(key: &str, value: &Value) -> Result<u64, ManifestError> {
     number.ok_or_else(|| problem(key, format!("expected a number above 0, found {value}")))
 }
 
-pub(super) fn distinct<'a>(key: &str, names: impl Iterator<Item = &'a BucketName>) -> Result<(), ManifestError> {
+/// Whether each of the names, of a `kind`, is there once.
+pub(super) fn distinct<'a, N: Ord + Display + 'a>(
+    key: &str,
+    kind: &str,
+    names: impl Iterator<Item = &'a N>,
+) -> Result<(), ManifestError> {
     let mut names: Vec<_> = names.collect();
     names.sort();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(problem(key, format!("bucket '{}' is named twice", pair[0]))),
+        Some(pair) => Err(problem(key, format!("{kind} '{}' is named twice", pair[0]))),
         None => Ok(()),
     }
 }

@@ -7,9 +7,11 @@ use toml::Value;
 use super::data::{BUCKETS_MAX, bucket_name, distinct, fields, list, table, word};
 use super::files::{FOLDERS_MAX, clock, distinct_guests, file_grant};
 use super::{ManifestError, http, problem, secrets, string, unknown};
-use crate::grants::{Access, DataGrant, ManifestGrants};
+use crate::grants::{Access, DataGrant, FUNCTION_GRANTS_MAX, ManifestGrants};
+use crate::id::FunctionName;
 
-const KEYS: [&str; 5] = ["data", "files", "http", "secrets", "clock"];
+const KEYS: [&str; 6] = ["data", "files", "http", "secrets", "functions", "clock"];
+const FUNCTIONS: &str = "grants.functions";
 const DATA_KEYS: [&str; 3] = ["bucket", "access", "mount"];
 
 /// Reads `[grants]`.
@@ -22,10 +24,12 @@ pub(super) fn grants(value: Value) -> Result<ManifestGrants, ManifestError> {
             "clock" => grants.clock = clock(value)?,
             "http" => grants.http = http::grants(value)?,
             "secrets" => grants.secrets = secrets::grants(value)?,
+            "functions" => grants.functions = list(FUNCTIONS, value, FUNCTION_GRANTS_MAX, function_grant)?,
             _ => return Err(unknown(key, "[grants]", &KEYS)),
         }
     }
-    distinct("grants.data", grants.data.iter().map(|grant| &grant.bucket))?;
+    distinct("grants.data", "bucket", grants.data.iter().map(|grant| &grant.bucket))?;
+    distinct(FUNCTIONS, "function", grants.functions.iter())?;
     let mounts = grants.data.iter().filter_map(|grant| grant.mount.as_deref());
     distinct_guests(grants.files.iter().map(|grant| grant.guest.as_str()).chain(mounts))?;
     Ok(grants)
@@ -37,6 +41,17 @@ fn data_grant(value: Value) -> Result<DataGrant, ManifestError> {
     let access = word("grants.data.access", fields.remove("access"), &Access::ALL.map(|access| (access.as_str(), access)))?;
     let mount = fields.remove("mount").map(|value| mount(string("grants.data.mount", value)?)).transpose()?;
     Ok(DataGrant { bucket, access: access.unwrap_or(Access::Read), mount })
+}
+
+fn function_grant(value: Value) -> Result<FunctionName, ManifestError> {
+    string(FUNCTIONS, value)?.parse().map_err(|error| problem(FUNCTIONS, error))
+}
+
+/// What is granted and cannot be used yet.
+pub(super) fn unused(grants: &ManifestGrants) -> Option<String> {
+    (!grants.functions.is_empty()).then(|| {
+        "[grants] functions: kept and shown, but this version of Hob has no call from one function to another".to_owned()
+    })
 }
 
 fn mount(path: String) -> Result<String, ManifestError> {
@@ -69,6 +84,17 @@ mod tests {
     }
 
     #[test]
+    fn grants_of_functions_are_read_and_told_to_do_nothing_yet() {
+        let manifest = Manifest::parse("[grants]\nfunctions = ['resize', 'thumb-2']").unwrap();
+        assert_eq!(manifest.grants.functions.iter().map(FunctionName::as_str).collect::<Vec<_>>(), ["resize", "thumb-2"]);
+        let json = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
+        let notes = manifest.notes();
+        assert!(notes.len() == 1 && notes[0].contains("no call from one function to another"), "{notes:?}");
+        assert_eq!(Manifest::parse("[grants]\nfunctions = []").unwrap().notes(), [""; 0]);
+    }
+
+    #[test]
     fn wrong_ones_say_what_was_expected() {
         assert!(error("[grants]\ndta = []").contains("did you mean 'data'?"));
         assert!(error("grants = 1").contains("expected a table"));
@@ -81,6 +107,11 @@ mod tests {
         );
         assert!(error("[grants]\ndata = [{ bucket = 'a', mount = 'a' }]").contains("expected a path"));
         assert!(error("[grants]\ndata = [{ bucket = 'a' }, { bucket = 'a' }]").contains("'a' is named twice"));
+        assert!(error("[grants]\nfunction = ['a']").contains("did you mean 'functions'?"));
+        assert!(error("[grants]\nfunctions = 'a'").contains("expected a list"));
+        assert!(error("[grants]\nfunctions = [1]").contains("expected text in quotes, found integer"));
+        assert!(error("[grants]\nfunctions = ['A']").contains("'A' is not a valid name"));
+        assert!(error("[grants]\nfunctions = ['a', 'b', 'a']").contains("function 'a' is named twice"));
     }
 
     #[test]
@@ -90,5 +121,10 @@ mod tests {
             format!("[grants]\ndata = [{}]", grants.join(","))
         };
         assert!(Manifest::parse(&grants(BUCKETS_MAX)).is_ok() && Manifest::parse(&grants(BUCKETS_MAX + 1)).is_err());
+        let functions = |count: usize| {
+            let names: Vec<_> = (0..count).map(|number| format!("'f{number}'")).collect();
+            Manifest::parse(&format!("[grants]\nfunctions = [{}]", names.join(",")))
+        };
+        assert!(functions(FUNCTION_GRANTS_MAX).is_ok() && functions(FUNCTION_GRANTS_MAX + 1).is_err());
     }
 }

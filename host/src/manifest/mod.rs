@@ -204,7 +204,9 @@ impl Manifest {
     /// What its author should know, though it is allowed.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
-        trigger::loops(&self.trigger, &self.grants)
+        let mut notes = trigger::loops(&self.trigger, &self.grants);
+        notes.extend(grants::unused(&self.grants));
+        notes
     }
 
     /// The parts that decide what is in a snapshot, as bytes for a digest: what is run, and what a guest may read meanwhile, which is

@@ -174,7 +174,7 @@ fn the_command_line_packs_the_folder_beside_the_manifest() {
     fs::create_dir_all(project.path().join("site/deep")).unwrap();
     fs::write(project.path().join("site/deep/a"), "from beside hob.toml").unwrap();
     fs::copy(guest("files1"), project.path().join("f.wasm")).unwrap();
-    fs::write(project.path().join("hob.toml"), format!("name = 'f'\nwasm = 'f.wasm'\n{SITE}")).unwrap();
+    fs::write(project.path().join("hob.toml"), format!("name = 'f'\nwasm = 'f.wasm'\n{SITE}functions = ['other']\n")).unwrap();
     let hob = |args: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_hob"));
         command.args(args).args(["--server", &format!("http://{}", node.control.addr)]);
@@ -186,7 +186,7 @@ fn the_command_line_packs_the_folder_beside_the_manifest() {
     assert_eq!(code, Some(0), "{text}");
     assert_eq!(run(&node, "f", "read=/site/deep/a"), "from beside hob.toml");
     let (_, text) = hob(&["inspect", "f"]);
-    assert!(text.contains("folder site as /site: read") && text.contains("coarse"), "{text}");
+    assert!(text.contains("folder site as /site: read") && text.contains("coarse") && text.contains("function other"), "{text}");
     symlink("/etc/passwd", project.path().join("site/link")).unwrap();
     let (code, text) = hob(&["deploy", path]);
     assert!(code == Some(1) && text.contains("neither a file nor a folder"), "{code:?} {text}");

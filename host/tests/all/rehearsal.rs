@@ -84,9 +84,17 @@ fn a_core_module_s_initialisation_opens_no_socket() {
 #[test]
 fn there_is_no_call_of_another_function_to_make() {
     let node = Node::start(&[]);
+    let granted = "[grants]\nfunctions = [\"resize\", \"a\"]";
+    let notes = notes(&done(deploy(&node, "granted", &handler("(func (export \"hob_handle\"))"), granted)));
+    assert!(notes.len() == 1 && notes[0].contains("no call from one function to another"), "{notes:?}");
+    let detail = node.inspect("granted");
+    assert_eq!(
+        (&detail["grants"]["functions"], &detail["notes"]),
+        (&serde_json::json!(["resize", "a"]), &serde_json::json!(notes))
+    );
     let text = handler("(func (export \"hob_init\") (call $call)) (func (export \"hob_handle\"))");
     let text = text.replacen("(module", "(module (import \"hob1\" \"call\" (func $call))", 1);
-    let refused = deploy(&node, "a", &text, "").problem(422, "not-deployable");
+    let refused = deploy(&node, "a", &text, granted).problem(422, "not-deployable");
     assert!(refused["detail"].as_str().unwrap().contains("'call' from 'hob1'"), "{refused}");
     let calls = component("(import \"hob:functions/call\" (instance (export \"call\" (func))))");
     let refused = deploy(&node, "a", &calls, "").problem(422, "not-deployable");
