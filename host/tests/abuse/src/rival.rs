@@ -47,7 +47,7 @@ pub(crate) fn run(rival: &str, binary: &Path, scale: Scale, report: &mut Report)
     let count = if scale == Scale::Long { 10_000 } else { 3000 };
     let from: Vec<_> = (0..100).map(attacker).collect();
     report.text(&format!(
-        "{count} connections for {hold:?}, and a client that asks 50 times per second on connections of its own"
+        "{count} connections for {hold:?}, each of which comes again when it is closed, and a client that asks 50 times per second on connections of its own"
     ))?;
     for (attack, first, drip) in
         [("silent", &b""[..], None), ("dripping", &b"GET / HTTP/1.1\r\nhost: localhost\r\nx-drip: "[..], Some(&b"x"[..]))]
@@ -61,9 +61,10 @@ pub(crate) fn run(rival: &str, binary: &Path, scale: Scale, report: &mut Report)
                 from: &from,
                 first,
                 drip: drip.map(|bytes| (Duration::from_secs(1), bytes)),
-                stay: None,
+                stay: Some(hold),
                 reads: Reads::All,
-                until: hold,
+                // Those of the last second are closed when their own time is over.
+                until: hold + Duration::from_secs(20),
                 done: None,
             };
             attack_on(&server, attack, &plan, report)?;
