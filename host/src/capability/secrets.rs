@@ -13,7 +13,7 @@ use crate::fault::{Code, Fault};
 use crate::grants::secrets::SecretGrant;
 use crate::id::{Digest, SECRET_NAME_LEN_MAX, SecretName, TenantId};
 use crate::manifest::ENV_LEN_MAX;
-use crate::secrets::{InitError, SecretError, SecretValue, Secrets};
+use crate::secrets::{Changes, InitError, SecretError, SecretValue, Secrets};
 use crate::telemetry::logs::{Level, LogSink};
 
 /// What one revision of a function may read. The default reads nothing.
@@ -32,6 +32,7 @@ enum Holder {
     Node {
         secrets: Arc<Secrets>,
         tenant: TenantId,
+        changes: Changes,
     },
     /// The guest runs in a build, which got those that its initialisation may read.
     Build(Vec<(SecretName, SecretValue)>),
@@ -63,7 +64,8 @@ impl SecretAccess {
     /// What `grants` allow of the secrets of a tenant.
     #[must_use]
     pub fn new(secrets: Arc<Secrets>, tenant: TenantId, grants: &[SecretGrant]) -> Self {
-        Self { holder: Holder::Node { secrets, tenant }, grants: grants.into() }
+        let changes = secrets.changes(&tenant);
+        Self { holder: Holder::Node { secrets, tenant, changes }, grants: grants.into() }
     }
 
     /// The same in a build, which has these values.
@@ -96,7 +98,9 @@ impl SecretAccess {
                 let found = values.iter().find(|(of, _)| of == name).map(|(_, value)| value.clone());
                 found.ok_or_else(|| SecretRefusal::Missing(name.clone()))
             }
-            Holder::Node { secrets, tenant } => secrets.get(tenant, name)?.ok_or_else(|| SecretRefusal::Missing(name.clone())),
+            Holder::Node { secrets, tenant, .. } => {
+                secrets.get(tenant, name)?.ok_or_else(|| SecretRefusal::Missing(name.clone()))
+            }
         }
     }
 
@@ -131,7 +135,7 @@ impl SecretAccess {
     /// # Cost
     /// Blocks as [`Secrets::of_init`] says.
     pub fn digest_of_init(&self, log: &LogSink) -> Result<Option<Digest>, Fault> {
-        let Holder::Node { secrets, tenant } = &self.holder else { return Ok(None) };
+        let Holder::Node { secrets, tenant, .. } = &self.holder else { return Ok(None) };
         match secrets.of_init(tenant, &self.grants) {
             Ok(init) => Ok(init.map(|init| init.digest)),
             Err(InitError::Secret(SecretError::Io { source, .. })) => Err(Fault::system(&source)),
@@ -141,11 +145,11 @@ impl SecretAccess {
 }
 
 impl SecretAccess {
-    /// How often a secret changed by the API so far; see [`Secrets::changes`].
+    /// How often a secret of the tenant changed by the API so far.
     #[must_use]
     pub fn changes(&self) -> u64 {
         match &self.holder {
-            Holder::Node { secrets, .. } => secrets.changes(),
+            Holder::Node { changes, .. } => changes.count(),
             Holder::Nowhere | Holder::Build(_) => 0,
         }
     }

@@ -17,8 +17,10 @@ mod sources;
 mod store;
 mod value;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use zeroize::Zeroizing;
 
@@ -42,7 +44,21 @@ pub struct Secrets {
     /// In the order in which they count.
     sources: Vec<Source>,
     digest_key: Zeroizing<[u8; 32]>,
-    changes: AtomicU64,
+    /// Of each tenant whose secrets anybody asked for since the node began.
+    changes: Mutex<HashMap<TenantId, Changes>>,
+}
+
+/// How often a secret of one tenant changed by the API: what was read while it was less may not be so any more. Files that others change
+/// are not counted.
+#[derive(Debug, Clone, Default)]
+pub struct Changes(Arc<AtomicU64>);
+
+impl Changes {
+    /// So far.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// Places besides the API that secrets come from.
@@ -86,7 +102,7 @@ impl Secrets {
             store: Store::open(&dir.join("secrets"), key)?,
             sources: folder.into_iter().chain(credentials).collect(),
             digest_key: Zeroizing::new(blake3::derive_key("hob 2026-11-28 secrets of snapshots", key)),
-            changes: AtomicU64::new(0),
+            changes: Mutex::default(),
         })
     }
 
@@ -136,7 +152,7 @@ impl Secrets {
     /// [`SecretError::Empty`] and [`SecretError::TooLong`] for such a value, [`SecretError::TooMany`], [`SecretError::Io`].
     pub fn put(&self, tenant: &TenantId, name: &SecretName, value: &SecretValue) -> Result<(), SecretError> {
         let put = self.store.put(tenant, name, value);
-        self.changed();
+        self.changed(tenant);
         put
     }
 
@@ -148,7 +164,7 @@ impl Secrets {
         let removed = self.store.remove(tenant, name);
         // One that failed may have removed it.
         if !matches!(removed, Ok(false)) {
-            self.changed();
+            self.changed(tenant);
         }
         removed
     }
@@ -167,19 +183,22 @@ impl Secrets {
     /// [`SecretError::Io`]; some may be gone then.
     pub fn remove_tenant(&self, tenant: &TenantId) -> Result<(), SecretError> {
         let removed = self.store.remove_tenant(tenant);
-        self.changed();
+        self.changed(tenant);
         removed
     }
 
-    /// How often a secret changed by the API, of whatever tenant: what was read while it was less may not be so any more. Files that others
-    /// change are not counted.
-    pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+    /// The count of a tenant's changes, which goes on by itself.
+    ///
+    /// # Cost
+    /// A lock and a look into a map, where there is an entry for each tenant: for who keeps what it gets.
+    pub fn changes(&self, tenant: &TenantId) -> Changes {
+        let mut all = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(tenant.clone()).or_default().clone()
     }
 
     /// After the change and before anybody hears of it. One that failed counts too: it may have come half-way.
-    fn changed(&self) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
+    fn changed(&self, tenant: &TenantId) {
+        self.changes(tenant).0.fetch_add(1, Ordering::AcqRel);
     }
 }
 

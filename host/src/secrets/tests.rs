@@ -54,6 +54,23 @@ fn what_was_put_is_there_after_a_restart_and_nobody_else_s() {
 }
 
 #[test]
+fn changes_are_counted_for_whose_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mine, other) = (TenantId::default(), tenant("other"));
+    let secrets = open(dir.path());
+    let [of_mine, of_other] = [&mine, &other].map(|of| secrets.changes(of));
+    let counts = || (of_mine.count(), of_other.count());
+    secrets.put(&other, &name("A"), &secret("1")).unwrap();
+    assert_eq!(counts(), (0, 1));
+    secrets.put(&mine, &name("A"), &secret("1")).unwrap();
+    assert!(secrets.remove(&mine, &name("A")).unwrap() && !secrets.remove(&mine, &name("A")).unwrap());
+    assert_eq!(counts(), (2, 1), "nothing was removed the second time");
+    secrets.remove_tenant(&other).unwrap();
+    assert_eq!(counts(), (2, 2));
+    assert_eq!(secrets.changes(&mine).count(), 2);
+}
+
+#[test]
 fn the_disk_shows_neither_names_nor_values_and_only_to_its_owner() {
     let dir = tempfile::tempdir().unwrap();
     let secrets = open(dir.path());
