@@ -255,6 +255,28 @@ fn handshakes_make_room() {
 }
 
 #[test]
+fn who_makes_room_is_told_that_nothing_more_comes() {
+    let pair = Pair::new();
+    let node = pair.start(&["net.header_timeout=1h", "net.keepalive_timeout=1h", "net.connections_max=16", "engine.threads=1"]);
+    let root = root(&pair);
+    let client = Client { root: Some(&root), versions: BOTH, alpn: &[] };
+    let mut waiting: Vec<_> = (0..15).map(|_| client.connect(node.data.addr).unwrap()).collect();
+    // The first has sent nothing, the second a part of a head.
+    waiting[1].write_all(b"GET / HTTP/1.1\r\nhost: a\r\nx: ").unwrap();
+    waiting[1].flush().unwrap();
+    let (mut newcomers, mut answers) = (Vec::new(), Vec::new());
+    for mut first in waiting.drain(..2) {
+        newcomers.push(client.connect(node.data.addr).unwrap());
+        let mut answer = String::new();
+        // A bare end would be an error here: it may be a cut of somebody between.
+        first.read_to_string(&mut answer).unwrap();
+        answers.push(answer);
+    }
+    assert_eq!(answers[0], "");
+    assert!(answers[1].starts_with("HTTP/1.1 503 ") && answers[1].contains("hob-executed: 0"), "{}", answers[1]);
+}
+
+#[test]
 fn a_new_certificate_is_shown_without_a_restart() {
     let pair = Pair::new();
     let mut node = pair.start(&[]);
