@@ -196,6 +196,14 @@ fn malformed_heads() {
         for bad in [
             get(""),
             get("host: localhost\r\nhost: y\r\n"),
+            get("host: a b/c\r\n"),
+            get("host: [::1\r\n"),
+            get("host: a@b\r\n"),
+            get("host: x,y\r\n"),
+            get("host: \u{ff}\r\n"),
+            get("host: x:99999\r\n"),
+            get("host: localhost:65536\r\n"),
+            format!("GET http://a@localhost{target} HTTP/1.0\r\n\r\n"),
             get("host: localhost\r\na b: c\r\n"),
             get("host: localhost\r\ncontent-length: x\r\n"),
             get("host: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n"),
@@ -216,6 +224,8 @@ fn malformed_heads() {
         check(port, format!("GET {target}?{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "q".repeat(8192)), 414, "uri-too-long");
         check(port, format!("GET {target}?{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "q".repeat(40_000)), 414, "uri-too-long");
         // At the limits all is well.
+        send(port, get("host: localhost:65535\r\n")).reply().ok();
+        send(port, get("host: [::1]:\r\n")).reply().ok();
         send(port, get(&format!("host: localhost\r\n{}", "x-a: b\r\n".repeat(63)))).reply().ok();
         send(port, format!("GET {target}?{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "q".repeat(8191 - target.len()))).reply().ok();
     }

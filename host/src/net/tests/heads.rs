@@ -44,6 +44,12 @@ fn malformed_heads_get_400_and_a_close() {
         "GET /x HTTP/1.1\r\n\r\n",
         "GET /x HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
         "GET /x HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n",
+        "GET /x HTTP/1.1\r\nhost: a b/c\r\n\r\n",
+        "GET /x HTTP/1.0\r\nhost: a@b\r\n\r\n",
+        "GET http://a@b/x HTTP/1.1\r\nhost: a@b\r\n\r\n",
+        "GET http://a@b/x HTTP/1.0\r\n\r\n",
+        "GET http://:80/x HTTP/1.1\r\nhost: :80\r\n\r\n",
+        "GET http://a/x HTTP/1.1\r\nhost:\r\n\r\n",
         "GET http://a/x HTTP/1.1\r\nhost: b\r\n\r\n",
         "GET * HTTP/1.1\r\nhost: a\r\n\r\n",
         "GET a HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -75,6 +81,9 @@ fn unusual_heads_that_are_good() {
     for (head, text) in [
         ("\r\nGET /x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", "GET /x 0"),
         ("GET /x HTTP/1.0\r\n\r\n", "GET /x 0"),
+        ("GET /x HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n", "GET /x 0"),
+        ("GET /x HTTP/1.1\r\nhost: [::1]:3000\r\nconnection: close\r\n\r\n", "GET /x 0"),
+        ("GET http://[::1]:80/x HTTP/1.0\r\n\r\n", "GET http://[::1]:80/x 0"),
         ("GET http://a/x HTTP/1.1\r\nhost: A\r\nconnection: close\r\n\r\n", "GET http://a/x 0"),
         ("GET /x HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade, close\r\n\r\n", "GET /x 0"),
         // Both: the length is ignored and nothing after the request is believed (RFC 9112, 6.3).

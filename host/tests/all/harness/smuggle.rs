@@ -188,6 +188,55 @@ impl Corpus {
             self.add(format!("GET http://{authority}{target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
         }
         self.add(format!("GET http://localhost{target} HTTP/1.1\r\n\r\n"));
+        self.odd_hosts();
+    }
+
+    /// Names that are one host to some readers, and another or none to others; and good ones that look like them.
+    fn odd_hosts(&mut self) {
+        let target = self.target.clone();
+        for host in [
+            "local host",
+            "localhost/x",
+            "a b/c",
+            "a@localhost",
+            "localhost,evil",
+            "localhost,",
+            "localhost\\evil",
+            "localhost#",
+            "localhost?",
+            "http://localhost",
+            "\u{e9}",
+            "localhost:",
+            "localhost:65535",
+            "localhost:0080",
+            "localhost:65536",
+            "localhost:99999",
+            "localhost:x",
+            "localhost:80:80",
+            "127.0.0.1:80",
+            "[::1]",
+            "[::1]:80",
+            "[0:0:0:0:0:0:0:1]:",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[::1%25lo]",
+            "[v1.a]",
+            "[localhost]",
+            "%",
+            "%zz",
+            ":x",
+        ] {
+            for version in ["HTTP/1.1", "HTTP/1.0"] {
+                self.add(format!("GET {target} {version}\r\nHost: {host}\r\n\r\n"));
+                self.add(format!("GET http://{host}{target} {version}\r\nHost: {host}\r\n\r\n"));
+            }
+            // With these its path would be another.
+            if !host.contains(['/', '?', '#']) {
+                self.add(format!("GET http://{host}{target} HTTP/1.0\r\n\r\n"));
+            }
+        }
+        self.add([format!("GET {target} HTTP/1.1\r\nHost: ").as_bytes(), b"\xff\r\n\r\n"].concat());
     }
 
     fn lines(&mut self) {

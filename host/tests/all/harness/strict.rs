@@ -175,6 +175,10 @@ impl<'a> Fields<'a> {
     }
 
     fn frame(&self, is_new: bool, authority: Option<&[u8]>) -> Result<Head, End> {
+        // No host is known by an impossible name (3.2), and an address of http has one (RFC 9110, 4.2.1).
+        if !self.hosts.iter().copied().chain(authority).all(is_host) || authority.is_some_and(|authority| authority[0] == b':') {
+            return Err(End::Close);
+        }
         match self.hosts.as_slice() {
             [] if is_new => return Err(End::Close),
             [] => {}
@@ -206,6 +210,54 @@ impl<'a> Fields<'a> {
             len = Some(found);
         }
         Ok(len.unwrap_or_default())
+    }
+}
+
+/// `uri-host [ ":" port ]` (RFC 9110, 7.2), in the words of RFC 3986 (3.2.2, 3.2.3). Stricter than that: no comma, of which others make lists, no
+/// address of a version to come, and no port that there is not.
+fn is_host(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let without_digits = text.trim_end_matches(|c: char| c.is_ascii_digit());
+    let (host, port) = match without_digits.strip_suffix(':') {
+        Some(host) => (host, &text[without_digits.len()..]),
+        None => (text, ""),
+    };
+    let port = port.trim_start_matches('0');
+    let is_port = port.is_empty() || (port.len() <= 5 && port.parse::<u32>().unwrap() < 1 << 16);
+    let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    is_port && inside.map_or_else(|| is_reg_name(host), is_ipv6)
+}
+
+/// `*( unreserved / pct-encoded / sub-delims )`, of which an IPv4 address is a case.
+fn is_reg_name(name: &str) -> bool {
+    let mut parts = name.split('%');
+    let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "-._~!$&'()*+;=".contains(c));
+    // Each part but the first begins with the two digits of what is encoded.
+    parts.next().is_none_or(is_plain)
+        && parts.all(|part| part.len() >= 2 && part.chars().take(2).all(|c| c.is_ascii_hexdigit()) && is_plain(part))
+}
+
+/// `IPv6address`: eight pieces of 16 bits, the last two perhaps as an IPv4 address, or fewer around one `::`.
+fn is_ipv6(text: &str) -> bool {
+    match text.split_once("::") {
+        None => pieces(text) == Some(8),
+        Some((before, _)) if before.contains('.') => false,
+        Some((before, behind)) => pieces(before).zip(pieces(behind)).is_some_and(|(before, behind)| before + behind <= 7),
+    }
+}
+
+fn pieces(text: &str) -> Option<usize> {
+    if text.is_empty() {
+        return Some(0);
+    }
+    let (first, last) = text.rsplit_once(':').map_or((None, text), |(first, last)| (Some(first), last));
+    let is_h16 = |piece: &str| (1..=4).contains(&piece.len()) && piece.chars().all(|c| c.is_ascii_hexdigit());
+    let before = first.map_or(Some(0), |first| first.split(':').all(is_h16).then(|| first.split(':').count()))?;
+    let octet = |text: &str| text.parse::<u8>().is_ok_and(|octet| octet.to_string() == text);
+    if is_h16(last) {
+        Some(before + 1)
+    } else {
+        (last.split('.').count() == 4 && last.split('.').all(octet)).then_some(before + 2)
     }
 }
 
@@ -311,9 +363,82 @@ mod tests {
             (format!("GET / HTTP/1.1\r\n{host}{host}\r\n"), vec![], End::Close),
             ("GET / HTTP/1.1\r\n\r\n".into(), vec![], End::Close),
             ("GET / HTTP/1.0\r\n\r\nGET".into(), vec![Request::Whole(0)], End::Close),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n".into(), vec![], End::Close),
+            ("GET / HTTP/1.0\r\nHost: a@b\r\n\r\n".into(), vec![], End::Close),
+            ("GET / HTTP/1.1\r\nHost:\r\n\r\n".into(), vec![Request::Whole(0)], End::Open),
+            ("GET http://a@b/ HTTP/1.1\r\nHost: a@b\r\n\r\n".into(), vec![], End::Close),
+            ("GET http://:80/ HTTP/1.1\r\nHost: :80\r\n\r\n".into(), vec![], End::Close),
+            ("GET http://[::1]:80/ HTTP/1.1\r\nHost: [::1]:80\r\n\r\n".into(), vec![Request::Whole(0)], End::Open),
             (format!("GET / HTTP/1.1\r\n{host} folded\r\n\r\n"), vec![], End::Close),
         ] {
             assert_eq!(parse(stream.as_bytes()), Stream { requests, end }, "{stream:?}");
         }
+    }
+
+    #[test]
+    fn hosts_are_what_the_grammar_says() {
+        for good in [
+            "",
+            ":",
+            "a",
+            "A.b-c_d~:",
+            "%41%c3%BC",
+            "!$&'()*+;=:1",
+            "1.2.3.4:65535",
+            "a:0065535",
+            "[::]",
+            "[::1]:80",
+            "[1::]:",
+            "[1:2:3:4:5:6:7:8]",
+            "[1:2:3:4:5:6:1.2.3.4]",
+            "[1::7:1.2.3.4]",
+            "[1:2:3::5:6:7:ABCD]",
+        ] {
+            assert!(is_host(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "a b",
+            "a/b",
+            "a@b",
+            "a,b",
+            "a\\b",
+            "a\"",
+            "a|",
+            "\u{fc}",
+            "%",
+            "%4",
+            "%4g",
+            "%\u{fc}",
+            "a:65536",
+            "a:100000",
+            "a:b",
+            "a:1:1",
+            "::1",
+            "[::1",
+            "::1]",
+            "[]",
+            "[]:1",
+            "[::1]1",
+            "[::1]:b",
+            "[1]",
+            "[1.2.3.4]",
+            "[:1]",
+            "[1:]",
+            "[:::]",
+            "[1::2::3]",
+            "[1:2:3:4:5:6:7]",
+            "[1:2:3:4::5:6:7:8]",
+            "[1:2:3:4:5:6:7:1.2.3.4]",
+            "[1.2.3.4::]",
+            "[::1.2.3]",
+            "[::1.2.3.04]",
+            "[::12345]",
+            "[::g]",
+            "[::1%25lo]",
+            "[v1.a]",
+        ] {
+            assert!(!is_host(bad.as_bytes()), "{bad:?}");
+        }
+        assert!(!is_host(b"\xff"));
     }
 }

@@ -30,6 +30,18 @@ const OTHERS: [(&str, &str); 9] = [
     ("127.0.0.1", "default"),
 ];
 
+/// What can be the name of no host.
+const IMPOSSIBLE: [&str; 8] = [
+    "acme.example/x",
+    "x/acme.example",
+    "acme .example",
+    "x@acme.example",
+    "acme.example,beta.example",
+    "acme.example:99999",
+    "[acme.example]",
+    "[::1",
+];
+
 /// Whose function answers under a host; the status and code, if none does.
 fn answers(stage: &Stage<'_>, index: usize, host: &str, target: &str, seen: &mut Seen) -> String {
     let Ok(mut conn) = stage.connect(index) else { return "no connection".into() };
@@ -47,6 +59,10 @@ pub(super) fn hosts(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
                 let said = answers(stage, index, host, &target, seen);
                 seen.check(said == expected, || format!("{host}, {target}: '{said}', expected '{expected}'"));
             }
+        }
+        for host in IMPOSSIBLE {
+            let said = answers(stage, index, host, "/same", seen);
+            seen.check(said == "400 bad-request", || format!("'{host}', which is no host: {said}"));
         }
         // Two hosts in one request.
         let said = answers(stage, index, "beta.example", "http://acme.example/same", seen);

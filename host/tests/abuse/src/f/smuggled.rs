@@ -41,6 +41,9 @@ fn corpus(target: &str) -> Vec<(String, usize)> {
         // Who is meant.
         (format!("GET {target} HTTP/1.1\r\n\r\n{smuggled}"), 0),
         (format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nhost: other\r\n\r\n{smuggled}"), 0),
+        (format!("GET {target} HTTP/1.1\r\nhost: localhost,other\r\n\r\n{smuggled}"), 0),
+        (format!("GET {target} HTTP/1.1\r\nhost: localhost:99999\r\n\r\n{smuggled}"), 0),
+        (format!("GET http://other@localhost{target} HTTP/1.1\r\nhost: other@localhost\r\n\r\n{smuggled}"), 0),
         (format!("GET http://other{target} HTTP/1.1\r\nhost: localhost\r\n\r\n{smuggled}"), 0),
         (format!("CONNECT localhost:80 HTTP/1.1\r\nhost: localhost\r\n\r\n{smuggled}"), 0),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), 0),
