@@ -4,11 +4,13 @@
 //! Invariant: a [`Quotas`] only ever holds values inside each quota's range.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::{Serialize, Serializer};
 
 use crate::limits::{Unit, display, parse_bytes};
 
@@ -91,7 +93,7 @@ pub const SPECS: [Spec; 8] = [
 
 /// No quota.
 pub const NONE: u64 = u64::MAX;
-/// Largest value that is one: a thousandth of what a number in JSON may be for all who read it.
+/// Largest value that is one: a thousandth of what a number in JSON may be for all who read it. [`Quota::parse`] names it as it is written.
 const MOST: u64 = 1 << 50;
 
 impl Quota {
@@ -127,9 +129,9 @@ impl Quota {
             name: self.spec().name,
             value: text.chars().take(80).collect(),
             expected: match self.spec().form {
-                Form::Bytes => "bytes such as \"64MiB\", or \"none\"",
-                Form::Count => "a whole number, or \"none\"",
-                Form::Rate => "a number with at most three decimals, or \"none\"",
+                Form::Bytes => "0 to 1024TiB, in bytes such as \"64MiB\", or \"none\"",
+                Form::Count => "a whole number from 0 to 1125899906842624, or \"none\"",
+                Form::Rate => "a number from 0 to 1125899906842.624 with at most three decimals, or \"none\"",
             },
         })
     }
@@ -226,27 +228,40 @@ impl Serialize for Quotas {
     }
 }
 
-/// A value as people write it: text, or a plain number.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Value {
-    /// `"64MiB"`, `"none"`.
-    Text(String),
-    /// `100`.
-    Whole(u64),
-    /// `0.5`.
-    Part(f64),
+/// A value as people write it, such as `"64MiB"`, `"none"`, `100` or `0.5`: as text, and not looked at yet.
+#[derive(Debug, Clone, Serialize)]
+pub struct Value(pub String);
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Written)
+    }
 }
 
-impl Value {
-    /// As text.
-    #[must_use]
-    pub fn text(&self) -> String {
-        match self {
-            Self::Text(text) => text.clone(),
-            Self::Whole(number) => number.to_string(),
-            Self::Part(number) => number.to_string(),
-        }
+/// Reads a [`Value`], and says what one is to who wrote something else.
+struct Written;
+
+impl Visitor<'_> for Written {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number, or text such as \"64MiB\" or \"none\"")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
+        Ok(Value(text.into()))
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Value, E> {
+        Ok(Value(number.to_string()))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Value, E> {
+        Ok(Value(number.to_string()))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Value, E> {
+        Ok(Value(number.to_string()))
     }
 }
 
@@ -254,8 +269,8 @@ impl<'de> Deserialize<'de> for Quotas {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let map = BTreeMap::<String, Value>::deserialize(deserializer)?;
         let mut quotas = Self::default();
-        let changes = map.iter().map(|(name, value)| (name.as_str(), Some(value.text())));
-        quotas.change(changes).map_err(serde::de::Error::custom)?;
+        let changes = map.iter().map(|(name, Value(text))| (name.as_str(), Some(text.clone())));
+        quotas.change(changes).map_err(Error::custom)?;
         Ok(quotas)
     }
 }
@@ -439,6 +454,34 @@ mod tests {
             assert!(quota.parse(text).is_err(), "{text}");
         }
         assert!(Quota::named("memroy").unwrap_err().to_string().contains("log_bytes_per_minute"));
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_told_the_range() {
+        for (quota, most, more) in [
+            (Quota::CpuSecondsPerMinute, "1125899906842.624", ["-1", "1125899906842.625", "10000000000000"]),
+            (Quota::Concurrency, "1125899906842624", ["-1", "1125899906842625", "99999999999999999999"]),
+            (Quota::Memory, "1024TiB", ["-1", "1125899906842625", "1025TiB"]),
+        ] {
+            assert_eq!((quota.parse("0"), quota.parse(most)), (Ok(0), Ok(MOST)), "{most}");
+            for text in more {
+                let error = quota.parse(text).unwrap_err().to_string();
+                assert!(error.contains(&format!("'{text}'")) && error.contains(&format!("0 to {most}")), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_told_what_one_is() {
+        for (json, found) in [("[1]", "sequence"), ("true", "boolean `true`"), ("{}", "map"), ("null", "null")] {
+            let error = serde_json::from_str::<Quotas>(&format!(r#"{{"concurrency":{json}}}"#)).unwrap_err().to_string();
+            let expected = format!(r#"invalid type: {found}, expected a number, or text such as "64MiB" or "none""#);
+            assert!(error.starts_with(&expected), "{error}");
+        }
+        // A number is one, and in its range or not.
+        let below = serde_json::from_str::<Quotas>(r#"{"concurrency":-1}"#).unwrap_err().to_string();
+        assert!(below.contains("cannot be '-1'"), "{below}");
+        assert_eq!(serde_json::from_str::<Quotas>(r#"{"concurrency":0}"#).unwrap().get(Quota::Concurrency), Some(0));
     }
 
     #[test]

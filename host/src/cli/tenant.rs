@@ -90,7 +90,7 @@ impl Quotas {
             (Quota::BytesStored, self.bytes_stored),
             (Quota::LogBytesPerMinute, self.log_bytes_per_minute),
         ];
-        let set = |text: String| (text != "default").then_some(Value::Text(text));
+        let set = |text: String| (text != "default").then_some(Value(text));
         let quotas = named.into_iter().filter_map(|(quota, text)| Some((quota.spec().name.to_owned(), set(text?))));
         TenantChange { quotas: quotas.collect() }
     }

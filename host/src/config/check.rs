@@ -4,7 +4,7 @@
 
 use std::path::{Component, Path};
 
-use super::{Build, Config, ConfigError, Engine, Folder, Net, Origin, Secrets};
+use super::{Build, Config, ConfigError, Engine, Folder, Net, Origin, Process, Secrets};
 
 /// Most `[[origin]]`.
 const ORIGINS_MAX: usize = 64;
@@ -31,6 +31,7 @@ impl Engine {
     fn check(&self) -> Result<(), ConfigError> {
         range(self.threads <= 1024, "engine.threads", self.threads.to_string(), "at most 1024")?;
         range((1..=10_000).contains(&self.instances_max), "engine.instances_max", self.instances_max.to_string(), "1 to 10000")?;
+        range(self.memory_max.is_none_or(|most| most.0 > 0), "engine.memory_max", "0".into(), "more than 0")?;
         range(self.templates_max > 0, "engine.templates_max", "0".into(), "1 or more")?;
         let large = self.large_instances_max;
         range(large <= 10_000, "engine.large_instances_max", large.to_string(), "at most 10000")?;
@@ -117,6 +118,18 @@ impl Secrets {
     }
 }
 
+impl Process {
+    /// A relative path would be another one after a start from another folder.
+    fn check(&self) -> Result<(), ConfigError> {
+        for (key, paths) in [("process.read", &self.read), ("process.write", &self.write)] {
+            for path in paths {
+                range(path.is_absolute(), key, format!("'{}'", path.display()), "absolute paths")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Config {
     /// Checks what the types do not.
     ///
@@ -163,6 +176,7 @@ impl Config {
         folders(&self.folder, self.data.dir.as_deref())?;
         self.egress.check()?;
         self.secrets.check(&self.folder, self.data.dir.as_deref())?;
+        self.process.check()?;
         let requests = self.data.origin_requests_max;
         range((1..=1024).contains(&requests), "data.origin_requests_max", requests.to_string(), "1 to 1024")?;
         range(self.data.functions_max > 0, "data.functions_max", "0".into(), "1 or more")?;

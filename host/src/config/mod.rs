@@ -393,9 +393,9 @@ pub struct Process {
     pub sandbox: Sandbox,
     /// Whether it may leave a core file, and a debugger of its user may look into it. Default false: both show secrets.
     pub core_dumps: bool,
-    /// Files and folders that it may read besides what follows from other keys. Default none.
+    /// Files and folders that it may read besides what follows from other keys, absolute. Default none.
     pub read: Vec<PathBuf>,
-    /// Folders that it may write to besides the data directory: where links in that lead to. Default none.
+    /// Folders that it may write to besides the data directory, absolute: where links in that lead to. Default none.
     pub write: Vec<PathBuf>,
 }
 

@@ -48,6 +48,7 @@ fn every_range_on_both_sides() {
         "engine.instances_max=1",
         "engine.instances_max=10000",
         "engine.threads=1024",
+        "engine.memory_max=1",
         "engine.templates_max=1",
         "engine.templates_bytes_max=1MiB",
         "engine.functions_hot_max=1",
@@ -81,6 +82,7 @@ fn every_range_on_both_sides() {
         "engine.instances_max=0",
         "engine.instances_max=10001",
         "engine.threads=1025",
+        "engine.memory_max=0",
         "engine.templates_max=0",
         "engine.templates_bytes_max=1048575",
         "engine.functions_hot_max=0",
@@ -98,16 +100,29 @@ fn every_range_on_both_sides() {
         "data.upload_bytes_max=1023",
         "data.upload_bytes_max=1073741825",
         "data.upload_timeout=0s",
-        "data.answers_time=0s",
         "net.uri_bytes_max=0",
         "net.uri_bytes_max=32769",
         "net.connections_max=0",
         "net.control_connections_max=0",
-        "net.header_timeout=0s",
-        "net.body_idle_timeout=0s",
-        "net.write_idle_timeout=0s",
         "net.control=0.0.0.0:3900",
     ] {
+        assert!(matches!(set(bad), Err(ConfigError::Range { .. })), "{bad}: {:?}", set(bad));
+    }
+}
+
+#[test]
+fn times_are_more_than_nothing() {
+    for bad in ["data.answers_time=0s", "net.header_timeout=0s", "net.body_idle_timeout=0s", "net.write_idle_timeout=0s"] {
+        assert!(matches!(set(bad), Err(ConfigError::Range { .. })), "{bad}: {:?}", set(bad));
+    }
+}
+
+#[test]
+fn paths_that_stay_in_reach_are_absolute() {
+    for good in ["process.read=[]", "process.read=['/a', '/b/../c']", "process.write=['/a']"] {
+        set(good).unwrap();
+    }
+    for bad in ["process.read=['/a', 'b']", "process.read=['']", "process.write=['./a']"] {
         assert!(matches!(set(bad), Err(ConfigError::Range { .. })), "{bad}: {:?}", set(bad));
     }
 }
@@ -134,6 +149,11 @@ fn unknown_keys_and_wrong_types_are_named() {
         ("net.header_timeout=5", "a time"),
         ("net.addr=nowhere", "addr"),
         ("data.bytes_max=lots", "bytes"),
+        ("quota.concurrency=true", "a number, or text such as"),
+        ("quota.concurrency=[1]", "a number, or text such as"),
+        ("quota.cpu_seconds_per_minute=10000000000000", "0 to 1125899906842.624"),
+        ("quota.concurrency=99999999999999999999", "0 to 1125899906842624"),
+        ("quota.memory=1025TiB", "0 to 1024TiB"),
     ] {
         let error = set(bad).unwrap_err().to_string();
         let table = bad.split_once('.').unwrap().0;

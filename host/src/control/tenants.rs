@@ -114,7 +114,7 @@ pub(super) async fn patch(
     let wanted: TenantChange = json_body(body).await?;
     let change = |(name, value): (&String, &Option<Value>)| {
         let quota = Quota::named(name)?;
-        Ok((quota, value.as_ref().map(|value| quota.parse(&value.text())).transpose()?))
+        Ok((quota, value.as_ref().map(|Value(text)| quota.parse(text)).transpose()?))
     };
     let changes = wanted.quotas.iter().map(change).collect::<Result<Vec<_>, QuotaError>>();
     let changes = changes.map_err(|error| Fault::new(Code::BadRequest, error.to_string()))?;

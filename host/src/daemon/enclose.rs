@@ -3,11 +3,12 @@
 //! Owns the order in which they come, and the list of all that a node opens while it runs. Knows nothing about how a wall is made. Invariant: no
 //! thread exists before the wall around files stands.
 
+use std::fs;
 use std::path::Path;
 
 use super::StartError;
 use crate::capability;
-use crate::config::{Config, Sandbox};
+use crate::config::{self, Config, Sandbox};
 use crate::engine::build::Helper;
 use crate::grants::Access;
 use crate::process::{self, Calls, Reach, Walls};
@@ -41,6 +42,11 @@ pub(super) fn enclose(
     }
     let mut walls = Walls::new(config.process.sandbox);
     walls.stand_before_files(&reach)?;
+    if walls.are_around_files() {
+        warn_of_named(&config.process);
+        let [read, write] = reach.there();
+        tracing::info!(?read, ?write, "a wall stands around files: what is not in these paths cannot be opened");
+    }
     if !config.process.core_dumps {
         capability::handler::prepare_process();
         process::forbid_dumps().map_err(StartError::Dumps)?;
@@ -53,6 +59,27 @@ pub(super) fn close(walls: &mut Walls, metrics: &Metrics) -> Result<(), StartErr
     walls.stand_before_calls(Calls::Node)?;
     metrics.sandboxed.set(walls.are_whole().into());
     Ok(())
+}
+
+/// Says which of the paths that somebody named do not do what they are named for. Those that Hob adds by itself may be missing without a
+/// word: no system has all of them.
+fn warn_of_named(named: &config::Process) {
+    for (key, paths) in [("process.read", &named.read), ("process.write", &named.write)] {
+        for path in paths {
+            let shown = path.display();
+            match fs::metadata(path) {
+                Err(error) => tracing::warn!(
+                    key, path = %shown, %error,
+                    "a path that is named cannot be opened: what comes to be there later stays out of reach; make it, and start hob again"
+                ),
+                Ok(meta) if key == "process.write" && !meta.is_dir() => tracing::warn!(
+                    key, path = %shown,
+                    "a path that is named is no folder: it can be written to, but not be removed or replaced; name the folder that it is in"
+                ),
+                Ok(_) => {}
+            }
+        }
+    }
 }
 
 /// What a node that serves may reach of files. Whoever reads or writes a path that the configuration names adds it here: what is not

@@ -44,6 +44,12 @@ impl Walls {
         self.missing.is_empty() && !self.standing.is_empty()
     }
 
+    /// Whether one stands around files.
+    #[must_use]
+    pub fn are_around_files(&self) -> bool {
+        self.standing.contains(&"landlock")
+    }
+
     /// From here on the calling thread, and each that it starts, reaches only what `reach` says. No other thread is bound by it: to be called
     /// before there are any.
     ///
@@ -164,9 +170,10 @@ mod tests {
         let mut walls = Walls::new(Sandbox::Auto);
         assert_eq!((walls.to_string(), walls.are_whole()), ("none".into(), false));
         walls.note("seccomp", Missing::Nothing).unwrap();
-        assert_eq!((walls.to_string(), walls.are_whole()), ("seccomp".into(), true));
+        assert_eq!((walls.to_string(), walls.are_whole(), walls.are_around_files()), ("seccomp".into(), true, false));
         walls.note("landlock", part()).unwrap();
         assert_eq!((walls.to_string(), walls.are_whole()), ("seccomp and landlock; missing: no rule for ports".into(), false));
+        assert!(walls.are_around_files());
         let mut walls = Walls::new(Sandbox::Auto);
         walls.note("landlock", Missing::All("no landlock".into())).unwrap();
         assert_eq!(walls.to_string(), "none; missing: no landlock");

@@ -30,6 +30,9 @@ const RESOLVER: [&str; 8] = [
 const TRUST: [&str; 5] =
     ["/etc/ssl/certs", "/etc/ssl/cert.pem", "/etc/pki", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates"];
 
+/// Folders with more in them than would be opened for the sake of one file.
+const FOR_ALL: [&str; 5] = ["/", "/etc", "/usr", "/var", "/run"];
+
 /// What is read of the kernel at run time: maps and mappings of the own process, limits of mappings, control groups, huge pages, processors.
 ///
 /// `/proc` as a whole, because the files in it get new inodes whenever the kernel is short of memory, and a rule is for an inode. Landlock
@@ -69,16 +72,18 @@ impl Reach {
     }
 
     /// A file may be read that others replace while this process runs, as certificates are: a rule is for one file, and not for a name. So
-    /// the folder that a link leads to may be read too, and the file's own folder, unless that is `/etc`.
+    /// the folder that a link leads to may be read too, with all that is in it, and the file's own folder, unless that is one of [`FOR_ALL`].
     pub fn read_replaced(&mut self, path: impl AsRef<Path>) {
-        let path = path.as_ref();
-        self.read.push(path.to_owned());
-        let real = fs::canonicalize(path).ok();
-        for folder in [Some(path), real.as_deref()].into_iter().flatten().filter_map(Path::parent) {
-            if !["/", "/etc", "/usr", "/var", "/run"].iter().any(|wide| folder == Path::new(wide)) {
-                self.read.push(folder.to_owned());
+        let path = absolute(path.as_ref().to_owned());
+        let real = fs::canonicalize(&path).ok();
+        let folders = [Some(&*path), real.as_deref()].into_iter().flatten().filter_map(Path::parent);
+        // Their real names, because '..' and links may lead to one for all.
+        for folder in folders.filter_map(|folder| fs::canonicalize(folder).ok()) {
+            if !FOR_ALL.iter().any(|wide| folder == Path::new(wide)) {
+                self.read.push(folder);
             }
         }
+        self.read.push(path);
     }
 
     /// A folder, and all that is in it, may be read, written, made and removed.
@@ -90,6 +95,17 @@ impl Reach {
     pub fn run_self(&mut self) {
         self.execute.push("/proc/self/exe".into());
         self.execute.extend(libraries());
+    }
+
+    /// Those of its paths that are there, each once and in order: what may be read, and what may be read and written.
+    #[must_use]
+    pub fn there(&self) -> [Vec<&Path>; 2] {
+        [&self.read, &self.write].map(|paths| {
+            let mut there: Vec<_> = paths.iter().map(PathBuf::as_path).filter(|path| PathFd::new(path).is_ok()).collect();
+            there.sort_unstable();
+            there.dedup();
+            there
+        })
     }
 
     /// As arguments of a process that is to have the same reach.
@@ -138,7 +154,7 @@ impl Reach {
         for (paths, access) in [(&self.read, read), (&self.write, write), (&self.execute, AccessFs::Execute | AccessFs::ReadFile)]
         {
             for path in paths {
-                // What is not there cannot be reached; what cannot be opened now could not be later.
+                // What is not there cannot be reached; what cannot be opened now could not be later. Whoever named it may be told.
                 let Ok(file) = PathFd::new(path) else { continue };
                 let access = if path.is_dir() { access } else { access & AccessFs::from_file(WHOLE) };
                 ruleset = ruleset.add_rule(PathBeneath::new(file, access))?;
@@ -275,6 +291,39 @@ mod tests {
             renew();
             done.send(()).unwrap();
         });
+    }
+
+    #[test]
+    fn what_is_there_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for file in ["cert", "key"] {
+            fs::write(path(file), "text").unwrap();
+        }
+        let mut reach = Reach::default();
+        reach.read_replaced(path("cert"));
+        reach.read_replaced(path("key"));
+        reach.read(path("missing"));
+        reach.write(path("key"));
+        reach.write(path("key/below"));
+        let real = fs::canonicalize(dir.path()).unwrap();
+        let mut read = [real, path("cert"), path("key")];
+        read.sort();
+        assert_eq!(reach.there(), [read.iter().map(PathBuf::as_path).collect(), vec![&*path("key")]]);
+    }
+
+    #[test]
+    fn no_folder_for_all_is_opened_for_a_file_in_it() {
+        for file in ["/etc/passwd", "/etc/ssl/../passwd"] {
+            let mut reach = Reach::default();
+            reach.read_replaced(file);
+            assert_eq!(reach.there(), [vec![Path::new(file)], vec![]]);
+        }
+        // One that is named from the current folder is told as it is from any.
+        let mut reach = Reach::default();
+        reach.read_replaced("Cargo.toml");
+        let here = fs::canonicalize(".").unwrap();
+        assert_eq!(reach.there()[0], [&*here, &here.join("Cargo.toml")]);
     }
 
     #[test]

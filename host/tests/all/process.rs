@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use rustix::process::{Pid, Signal, kill_process};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use serde_json::Value;
 
 use crate::harness::http::{Conn, Reply};
 use crate::harness::wat::{component, does, handler, says, wasm};
 use crate::harness::{Node, Setup, data_dir, eventually, serve};
+use crate::tls::Pair;
 
 /// A field of `/proc/PID/status`.
 fn status(pid: u32, field: &str) -> String {
@@ -146,6 +148,97 @@ fn a_node_reaches_nothing_but_what_is_named() {
     assert_eq!(std::fs::read_to_string(at("shown/page")).unwrap(), "text");
 }
 
+/// What a node that has ended said at this level, each line with all its fields.
+fn said(node: &Node, level: &str) -> Vec<Value> {
+    let lines = node.stderr();
+    let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line}")));
+    lines.filter(|line| line["level"] == level).map(|line| line["fields"].clone()).collect()
+}
+
+/// Its warnings about paths that somebody named, whatever else there was to warn of.
+fn warned(node: &Node) -> Vec<Value> {
+    let about_paths = |line: &Value| line["message"].as_str().unwrap().starts_with("a path that is named");
+    said(node, "WARN").into_iter().filter(about_paths).collect()
+}
+
+/// The paths that a line of the log names.
+fn paths(line: &Value, field: &str) -> Vec<String> {
+    serde_json::from_str(line[field].as_str().unwrap()).unwrap()
+}
+
+#[test]
+fn what_stays_in_reach_is_told_at_start() {
+    let outside = tempfile::tempdir().unwrap();
+    let at = |name: &str| outside.path().join(name).to_str().unwrap().to_owned();
+    for folder in ["shown", "work"] {
+        std::fs::create_dir(at(folder)).unwrap();
+    }
+    let (read, write) = (format!("process.read=['{}']", at("shown")), format!("process.write=['{}']", at("work")));
+    let mut node = Node::start(&[&read, &write]);
+    node.stop();
+    // One line has all, and what Hob names by itself and is not there is told nowhere.
+    let told: Vec<_> = said(&node, "INFO").into_iter().filter(|line| !line["read"].is_null()).collect();
+    let [line] = &told[..] else { panic!("{}", node.stderr()) };
+    let mut written = [at("work"), node.data_dir().to_str().unwrap().to_owned()];
+    written.sort();
+    assert_eq!(paths(line, "write"), written);
+    let read = paths(line, "read");
+    for path in [&at("shown"), "/etc/hosts", "/proc"] {
+        assert!(read.iter().any(|one| one == path), "{path}: {read:?}");
+    }
+    assert!(read.iter().all(|path| Path::new(path).exists()), "{read:?}");
+    assert!(warned(&node).is_empty(), "{}", node.stderr());
+    // Of a certificate, its whole folder.
+    let pair = Pair::new();
+    let mut node = pair.start(&[]);
+    node.stop();
+    let line = said(&node, "INFO").into_iter().find(|line| !line["read"].is_null()).unwrap();
+    let folder = std::fs::canonicalize(pair.cert().parent().unwrap()).unwrap();
+    assert!(paths(&line, "read").iter().any(|path| Path::new(path) == folder), "{line}");
+    // Without a wall, nothing is said to be behind it, and no rule is missed.
+    let mut node = Node::start(&["process.sandbox=off", "process.read=['/nonexistent']"]);
+    node.stop();
+    assert!(!node.stderr().contains("wall stands") && warned(&node).is_empty(), "{}", node.stderr());
+}
+
+#[test]
+fn paths_that_are_named_and_cannot_be_are_warned_of() {
+    let outside = tempfile::tempdir().unwrap();
+    let at = |name: &str| outside.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("file"), "text").unwrap();
+    // A file is what may be read; below it nothing can be opened.
+    let read = format!("process.read=['{}', '{}']", at("file"), at("file/below"));
+    let write = format!("process.write=['{}', '{}']", at("nope"), at("file"));
+    let mut node = Node::start(&[&read, &write]);
+    std::fs::create_dir(at("nope")).unwrap();
+    assert_eq!(probe(&node, "write", &at("nope/new")), "EACCES", "as the warning says");
+    assert_eq!(probe(&node, "write", &at("file")), "done");
+    node.stop();
+    let warned = warned(&node);
+    let [below, nope, file] = &warned[..] else { panic!("{}", node.stderr()) };
+    for (line, key, path, follows) in [
+        (below, "process.read", "file/below", "stays out of reach"),
+        (nope, "process.write", "nope", "stays out of reach"),
+        (file, "process.write", "file", "not be removed or replaced"),
+    ] {
+        assert_eq!((line["key"].as_str(), line["path"].as_str()), (Some(key), Some(&*at(path))), "{line}");
+        assert!(line["message"].as_str().unwrap().contains(follows), "{line}");
+    }
+    let line = said(&node, "INFO").into_iter().find(|line| !line["read"].is_null()).unwrap();
+    assert!(paths(&line, "read").contains(&at("file")) && !paths(&line, "read").contains(&at("file/below")), "{line}");
+    assert!(paths(&line, "write").contains(&at("file")) && !paths(&line, "write").contains(&at("nope")), "{line}");
+}
+
+#[test]
+fn paths_from_the_current_folder_refuse_the_start() {
+    for key in ["process.read", "process.write"] {
+        let setting = format!("{key}=['/', 'shown']");
+        let ended = Node::try_start(Setup { settings: &[&setting], ..Setup::default() }).unwrap_err();
+        assert_ne!(ended.status.code(), Some(0));
+        assert!(ended.stderr.contains(&format!("{key} is 'shown': expected absolute paths")), "{}", ended.stderr);
+    }
+}
+
 #[test]
 fn what_a_kernel_lacks_is_told_or_refused() {
     for (call, wall) in [(444, "Landlock"), (317, "seccomp")] {
@@ -167,6 +260,7 @@ fn what_a_kernel_lacks_is_told_or_refused() {
         let node = without(&[]).unwrap();
         let readyz = node.control.get("/readyz").ok().text();
         assert!(readyz.contains("missing: ") && readyz.contains(wall), "{readyz}");
+        assert_eq!(node.stderr().contains("wall stands around files"), wall != "Landlock", "{}", node.stderr());
         assert!(node.stderr().contains("not all walls"), "{}", node.stderr());
         assert_eq!(node.metric("hob_sandboxed"), 0);
         node.deploy_wat("a", &says("a"), "");

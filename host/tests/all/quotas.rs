@@ -166,8 +166,12 @@ fn bytes_that_buckets_may_hold() {
     node.deploy("says", &wasm(&says("x")), manifest).problem(507, "storage-full");
     node.control.get("/v1/functions/says").problem(404, "not-found");
     assert_eq!(put("b", 1 << 19).status(), 200);
+    // Of two for which there is no room together none is made.
+    let two = "[[bucket]]\nname = \"d1\"\nbytes_max = \"256KiB\"\n[[bucket]]\nname = \"d2\"\nbytes_max = \"257KiB\"\n";
+    node.deploy("says", &wasm(&says("x")), two).problem(507, "storage-full");
+    node.control.get("/v1/buckets/d1").problem(404, "not-found");
     assert_eq!(put("c", 1 << 19).status(), 201);
-    assert_eq!(node.metric("hob_quota_refused_total{tenant=\"default\",quota=\"bytes_stored\"}"), 3);
+    assert_eq!(node.metric("hob_quota_refused_total{tenant=\"default\",quota=\"bytes_stored\"}"), 4);
     // What is there may stay, and become smaller.
     set(&node, &json!({ "bytes_stored": 1 }));
     assert_eq!(put("a", 1 << 19).status(), 200);
@@ -223,6 +227,15 @@ fn quotas_are_the_operators_and_one_tenant_s_are_not_anothers() {
         r#"{"hosts": []}"#,
     ] {
         patch(wrong).problem(400, "bad-request");
+    }
+    for (wrong, told) in [
+        (r#"{"quotas": {"concurrency": [1]}}"#, "expected a number, or text such as"),
+        (r#"{"quotas": {"concurrency": true}}"#, "expected a number, or text such as"),
+        (r#"{"quotas": {"memory": "1025TiB"}}"#, "0 to 1024TiB"),
+        (r#"{"quotas": {"concurrency": 99999999999999999999}}"#, "0 to 1125899906842624"),
+    ] {
+        let problem = patch(wrong).problem(400, "bad-request");
+        assert!(problem["detail"].as_str().unwrap().contains(told), "{problem}");
     }
     node.control.request("PATCH", "/v1/tenants/none", &[], b"{}").problem(404, "not-found");
     doors[0].request("PATCH", "/v1/tenants/acme", &[], b"{}").problem(403, "forbidden");
