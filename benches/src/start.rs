@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use hob::fault::{Code, Fault};
+use anyhow::Context as _;
 use hob::invocation::Start;
 
 use crate::guests::Guest;
@@ -43,10 +43,6 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     peers::over_http(report, SCENARIO, &components, quick)
 }
 
-fn is_overload(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Fault>().is_some_and(|fault| fault.code == Code::Overloaded)
-}
-
 fn is_core(name: &str) -> bool {
     matches!(name, "hello" | "wordcount")
 }
@@ -73,18 +69,7 @@ fn in_process(report: &Report, guest: &Guest, weight: Weight, quick: bool) -> an
             // Where a guest belongs is found out in its first invocations.
             .repeat(&function, Start::Resident, 20, Duration::from_millis(1), |_| "/".into())
             .and_then(|_| local.repeat(&function, rung, count + count / 10, pause, |_| "/".into()));
-        let mut taken = match measured {
-            Ok(taken) => taken,
-            Err(error) if rung == Start::Compiled && is_overload(&error) => {
-                let longest = hob::dispatch::templates::COMPILE_WAIT;
-                report.note(&format!(
-                    "skipped: {} on compiled: it takes longer than the {longest:?} that a request waits",
-                    guest.name
-                ));
-                continue;
-            }
-            Err(error) => return Err(error.context(format!("{} on {}", guest.name, rung.as_str()))),
-        };
+        let mut taken = measured.with_context(|| format!("{} on {}", guest.name, rung.as_str()))?;
         taken.drain(..count / 10);
         taken.retain(|taken| taken.rung == rung);
         if taken.len() < count / 2 {

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! with `data = [{ bucket = "photos", access = "read" }]` under `[grants]` of `hob.toml`. A key has 1 to 512 bytes, any bytes. An object
-//! is seen only when it is whole; its [`Etag`] is the SHA-256 of its bytes. What is read was checked against that once since the node
-//! started: the first reader of a large object waits for it.
+//! is seen only when it is whole; its [`Etag`] is the SHA-256 of its bytes, but in a bucket with an origin. What is read was checked
+//! against the SHA-256 once since the node started: the first reader of a large object waits for it.
 //!
 //! Owns the records of these calls, but for puts (`upload.rs`). Knows nothing about what is kept where. There is no data in
 //! [`init`](macro@crate::init).
@@ -41,14 +41,14 @@ pub struct Bucket {
     handle: u32,
 }
 
-/// SHA-256 of an object's bytes. Shown as 64 hexadecimal digits.
+/// SHA-256 of an object's bytes; in a bucket with an origin, what stands for the version there. Shown as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Etag(pub [u8; 32]);
 
 /// What is known of an object without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// SHA-256 of the bytes.
+    /// SHA-256 of the bytes; in a bucket with an origin, what stands for the version there.
     pub etag: Etag,
     /// Number of bytes.
     pub len: u64,

@@ -22,7 +22,7 @@ use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
 use crate::audit::{Audit, AuditError};
 use crate::capability::files::{FolderError, Folders};
 use crate::config::{Config, ConfigError};
-use crate::control::{Answers, Control, FirstStart};
+use crate::control::{Answers, Control, FirstStart, InHand};
 use crate::data::objects::{ObjectLimits, Origins};
 use crate::data::{Clock, Data, DataConfig, DataError};
 use crate::deploy::{Allowed, Deployer, Outside, Sent};
@@ -198,14 +198,13 @@ impl Node {
         let metrics = Arc::new(Metrics::new());
         metrics.data_bytes.set(artifacts.used_bytes());
         let engine = Engine::new(&config.engine, metrics.clone()).map_err(|error| StartError::Engine(format!("{error:#}")))?;
-        let builder = Arc::new(Builder::new(helper, config.build.clone())?);
-        let bounds = Bounds::find(&config);
+        let (builder, bounds) = (Arc::new(Builder::new(helper, config.build.clone())?), Bounds::find(&config));
         let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
         let node = getrandom::u64().map_err(StartError::Random)?;
         let egress = Some(start_egress(&config.egress, &grants, [addr, control_addr])?);
         let base = Base { egress, identity: Some(identity.clone()), ..base(&config, grants, &data, &artifacts, &secrets)? };
-        let hot_max = config.engine.functions_hot_max;
         let outside = base.files.clone().map(|files| Outside { data: data.clone(), files, secrets: secrets.clone() });
+        let hot_max = config.engine.functions_hot_max;
         let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
         let ((drain, stop), (release, released)) = (Drain::new(), Drain::new());
@@ -225,6 +224,7 @@ impl Node {
             turned_away: [("data", options.turned_away.clone()), ("control", control_options.turned_away.clone())],
             stop: stop.clone(),
             places: Arc::default(),
+            in_hand: InHand::new(control_max),
             answers: Answers::new(&config.data),
             sandbox: walls.to_string().into(),
             data_addr: addr,

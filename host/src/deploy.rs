@@ -1,10 +1,11 @@
 //! Deploys: from uploaded bytes to a live revision, and back.
 //!
 //! Owns the order of the steps, and with it durability: files first, then the registry, then the catalog, then the answer. The steps of
-//! their own are in `deploy/`: what is built (`build.rs`), what is built again (`retake.rs`), folders (`files.rs`), and which files go
-//! (`collect.rs`). Knows no HTTP. Invariant: whatever kills the process in between, the old or the new revision is live afterwards,
+//! their own are in `deploy/`: what is built (`build.rs`), what is built again (`retake.rs`), buckets (`buckets.rs`), folders (`files.rs`), and
+//! which files go (`collect.rs`). Knows no HTTP. Invariant: whatever kills the process in between, the old or the new revision is live afterwards,
 //! whole; what was acknowledged is there.
 
+mod buckets;
 mod build;
 mod collect;
 mod files;
@@ -18,17 +19,15 @@ use tokio::sync::Notify;
 
 use self::build::{Frozen, Keys, Made};
 use crate::artifacts::{Artifacts, Bundle, BundleLimits, FileId, Upload, Uploaded};
-use crate::bucket::BucketDeclaration;
 use crate::config;
 use crate::crash;
-use crate::data::{Bucket, Data, DataError};
+use crate::data::Data;
 use crate::dispatch::files::Files;
 use crate::dispatch::templates::blocking;
 use crate::dispatch::{Change, Dispatcher, no_such_function};
 use crate::engine::Engine;
 use crate::engine::build::{Builder, Job, Said};
 use crate::fault::{Code, Fault};
-use crate::grants::{DataGrant, ManifestGrants};
 use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
 use crate::idempotency::KeptAnswer;
 use crate::manifest::Manifest;
@@ -36,7 +35,7 @@ use crate::quota::Quota;
 use crate::registry::{FunctionRecord, NewRevision, Precondition, PublishError, Registry, RevisionRecord, Terms};
 use crate::secrets::Secrets;
 use crate::signing::{Message, PublicKey, Signed};
-use crate::telemetry::logs::{Level, LogSink, Source};
+use crate::telemetry::logs::LogSink;
 
 /// What a function's initialisation and warm-up may leave in its log, in bytes.
 const BUILD_LOG_BYTES_MAX: u64 = 64 << 10;
@@ -174,7 +173,7 @@ impl Deployer {
         let job = Job::deploy(&name, &manifest).reading(folders, digest).with_secrets(&manifest.grants.secrets, secrets);
         let made = match inner.find(&tenant, keys, job.clone()).await? {
             Some(found) => found,
-            None => inner.make(keys, open_upload(&uploaded)?, job).await?,
+            None => inner.make(&tenant, keys, open_upload(&uploaded)?, job).await?,
         };
         let this = inner.clone();
         let publish = move || {
@@ -190,7 +189,6 @@ impl Deployer {
             let shape = built.shape().map_err(Fault::internal)?;
             let template = inner.load(shape, &artifact)?;
             inner.make_buckets(&tenant, &manifest)?;
-            inner.check_mounts(&tenant, &manifest.grants)?;
             let mut notes = built.notes;
             notes.extend(manifest.notes());
             let new = NewRevision {
@@ -390,28 +388,6 @@ impl Inner {
         Ok(found.map(|tenant| tenant.keys.into_values().collect()).unwrap_or_default())
     }
 
-    /// Makes the buckets that a manifest declares and nobody has made. One that exists keeps its quotas. Triggers must find theirs.
-    fn make_buckets(&self, tenant: &TenantId, manifest: &Manifest) -> Result<(), Fault> {
-        let Some(data) = &self.data else { return Ok(()) };
-        for BucketDeclaration { name, spec, origin } in &manifest.bucket {
-            match data.bucket(tenant, name).map_err(|error| error.fault())? {
-                Some(Bucket { spec: found, origin: of, .. })
-                    if found.durability == spec.durability && (origin.is_none() || of == *origin) => {}
-                // Refused by the data if it is of the other durability, or of another origin.
-                _ => {
-                    drop(self.dispatcher.put_bucket(data, tenant, name, *spec, origin.as_ref())?);
-                }
-            }
-        }
-        data.check_triggers(tenant, &manifest.trigger).map_err(|error| match error {
-            DataError::NoSuchBucket { .. } | DataError::Invalid { .. } => {
-                let fault = Fault::new(Code::BadManifest, format!("a trigger in hob.toml cannot work: {error}"));
-                fault.hint("make a durable bucket, or declare one with [[bucket]]")
-            }
-            error => error.fault(),
-        })
-    }
-
     /// Functions that a tenant may have: by its quota, or what every tenant may have.
     fn functions_max(&self, tenant: &TenantId) -> usize {
         let quota = self.dispatcher.tenant_meter(tenant).quota(Quota::Functions);
@@ -442,24 +418,8 @@ impl Inner {
         let live = found.live.number;
         // What is not there the registry refuses.
         let Some(target) = kept.find(|kept| to.map_or(kept.number < live, |wanted| kept.number == wanted)) else { return Ok(()) };
-        self.make_buckets(tenant, &target.manifest)?;
-        self.check_mounts(tenant, &target.manifest.grants)?;
-        self.check_folders(tenant, &target.manifest.grants)
-    }
-
-    /// Refuses what could never be: a folder of a bucket that has no files. One that is not there yet may be made later.
-    fn check_mounts(&self, tenant: &TenantId, grants: &ManifestGrants) -> Result<(), Fault> {
-        let Some(data) = &self.data else { return Ok(()) };
-        for DataGrant { bucket, .. } in grants.data.iter().filter(|grant| grant.mount.is_some()) {
-            let found = data.bucket(tenant, bucket).map_err(|error| error.fault())?;
-            if let Some(why) = found.and_then(|found| found.without_files()) {
-                let detail = format!("'grants.data.mount': bucket '{bucket}' cannot be a folder: {why}");
-                return Err(
-                    Fault::new(Code::BadManifest, detail).hint("leave 'mount' out, or name a durable bucket without an origin")
-                );
-            }
-        }
-        Ok(())
+        self.check_folders(tenant, &target.manifest.grants)?;
+        self.make_buckets(tenant, &target.manifest)
     }
 
     /// Puts what a function said in its build into its log.
@@ -467,12 +427,11 @@ impl Inner {
         // It may be gone again.
         let Ok(function) = self.dispatcher.function(&record.tenant, &record.name) else { return };
         let sink = LogSink::new(function.log.clone(), self.dispatcher.next_id(), record.live.number, BUILD_LOG_BYTES_MAX);
-        for Said { source, text } in said {
-            let source = [Source::Stdout, Source::Stderr, Source::Log].into_iter().find(|known| known.as_str() == source);
-            match source {
-                Some(source) => sink.guest(source, Level::Info, text.as_bytes()),
+        for said in said {
+            match said.by_guest() {
+                Some((source, level)) => sink.guest(source, level, said.text.as_bytes()),
                 // Said once for a revision, in its build or later.
-                None => function.environment.explained.say(text.clone(), &sink),
+                None => function.environment.explained.say(said.text.clone(), &sink),
             }
         }
     }

@@ -73,7 +73,7 @@ pub enum Code {
     GuestNoResponse,
     /// The response body passes its limit.
     ResponseTooLarge,
-    /// The node is full.
+    /// The node is busy, or has no room.
     Overloaded,
     /// The node is shutting down.
     Draining,
@@ -225,7 +225,7 @@ impl Code {
             Self::GuestBadCall => "The function broke the rules of a host call",
             Self::GuestNoResponse => "The function ended without a response",
             Self::ResponseTooLarge => "The response body is too large",
-            Self::Overloaded => "The node is full",
+            Self::Overloaded => "The node is busy",
             Self::Draining => "The node is shutting down",
             Self::Damaged => "What was stored is lost or damaged",
             Self::SecretUnavailable => "A secret of the function is not available",

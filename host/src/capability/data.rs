@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::Host;
 use super::blocking::Jobs;
-use super::explain::Denied;
+use super::explain::{Denied, How};
 use crate::data::kv::KeyValue;
 use crate::data::objects::Objects;
 use crate::data::{Bucket, Data, DataError};
@@ -138,7 +138,7 @@ impl DataAccess {
     pub fn open(&self, name: &str) -> Result<Arc<OpenBucket>, AccessError> {
         let Some(Node { data, tenant }) = &self.node else { return Err(AccessError::Absent) };
         let granted = self.grants.iter().find(|granted| granted.grant.bucket.as_str() == name);
-        let granted = granted.ok_or_else(|| denied(&shown(name), Access::Read))?;
+        let granted = granted.ok_or_else(|| denied(&shown(name), How::Add, Access::Read))?;
         let changes = data.changes();
         if let Some((seen, found)) = lock(&granted.found).as_ref()
             && *seen == changes
@@ -274,7 +274,8 @@ impl OpenBucket {
                 }
                 Ok(())
             }
-            false => Err(denied(self.bucket.name.as_str(), need)),
+            // Whoever has the bucket has a grant of it.
+            false => Err(denied(self.bucket.name.as_str(), How::Change, need)),
         }
     }
 }
@@ -285,9 +286,13 @@ impl fmt::Debug for DataAccess {
     }
 }
 
-fn denied(bucket: &str, need: Access) -> AccessError {
-    let line = format!("data = [{{ bucket = \"{bucket}\", access = \"{need}\" }}]");
-    AccessError::Denied(Denied { what: format!("bucket '{bucket}'"), line })
+fn denied(bucket: &str, how: How, need: Access) -> AccessError {
+    // A guest may ask for no name at all, and no line can grant that.
+    let (what, name) = match bucket {
+        "" => ("bucket without a name".to_owned(), "NAME"),
+        _ => (format!("bucket '{bucket}'"), bucket),
+    };
+    AccessError::Denied(Denied { what, how, line: format!("data = [{{ bucket = \"{name}\", access = \"{need}\" }}]") })
 }
 
 /// As much of a name that a guest made up as a name may have: it is kept, and written to the log.
@@ -328,11 +333,14 @@ mod tests {
         let mine = access.open("mine").unwrap();
         mine.allow(Access::Read).unwrap();
         let refused = mine.allow(Access::ReadWrite).unwrap_err();
-        assert!(refused.to_string().contains("{ bucket = \"mine\", access = \"read-write\" }"), "{refused}");
+        let line = "denied: change in hob.toml: [grants] data = [{ bucket = \"mine\", access = \"read-write\" }]";
+        assert_eq!(refused.to_string(), line, "it may be granted once only");
         for bucket in ["other", "mine2", "", "../mine"] {
             let refused = access.open(bucket).unwrap_err();
             assert!(matches!(&refused, AccessError::Denied(denied) if denied.line.contains("\"read\"")), "{bucket}: {refused}");
         }
+        let nameless = access.open("").unwrap_err().to_string();
+        assert_eq!(nameless, "denied: add to hob.toml: [grants] data = [{ bucket = \"NAME\", access = \"read\" }]");
         let long = "é".repeat(1 << 20);
         let refused = access.open(&long).unwrap_err().to_string();
         assert!(refused.len() < 4 * NAME_LEN_MAX, "{} bytes are kept of a name that is none", refused.len());

@@ -7,12 +7,13 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Uri;
 
-use super::explain::Denied;
+use super::explain::{Denied, How};
 use super::{Environment, Host};
-use crate::egress::{Caller, Egress, EgressError, Tenant};
+use crate::egress::{Caller, Egress, EgressError, Payer, Pays, Tenant};
 use crate::grants::http::{Destination, HttpGrant};
 use crate::id::TenantId;
 use crate::invocation::Hops;
@@ -85,7 +86,7 @@ impl EgressAccess {
             true => Ok(tenant),
             false => {
                 let (what, line) = (format!("request to {to}"), format!("http = [\"{to}\"]"));
-                Err(OutboundError::Denied(Denied { what, line }))
+                Err(OutboundError::Denied(Denied { what, how: How::Add, line }))
             }
         }
     }
@@ -95,6 +96,16 @@ impl fmt::Debug for EgressAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.grants).finish()
     }
+}
+
+impl Pays for FunctionMeter {
+    fn pay(&self, took: Duration) {
+        self.used_besides(took);
+    }
+}
+
+fn payer(environment: &Environment) -> Payer {
+    environment.egress.meter.clone().map(|meter| -> Arc<dyn Pays> { meter })
 }
 
 /// The requests of one instance. It costs nothing until the first.
@@ -130,7 +141,7 @@ impl Outbound {
         if let Some(meter) = &environment.egress.meter {
             meter.requested();
         }
-        let caller = self.caller.get_or_insert_with(|| tenant.egress().caller(self.hops));
+        let caller = self.caller.get_or_insert_with(|| tenant.egress().caller(self.hops, payer(environment)));
         Ok((tenant.clone(), caller.clone()))
     }
 

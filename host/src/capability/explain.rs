@@ -4,6 +4,7 @@
 //! guest that asks for more and more does not fill the log: what is said of one revision is bounded.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use super::Host;
@@ -14,12 +15,32 @@ const EXPLANATIONS_MAX: usize = 64;
 
 /// What a guest was refused, because the manifest does not grant it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("denied: add to hob.toml: [grants] {line}")]
+#[error("denied: {how} hob.toml: [grants] {line}")]
 pub struct Denied {
     /// What it asked for, such as `bucket 'photos'`. What of it a guest made up is short.
     pub what: String,
+    /// What to do with the line.
+    pub how: How,
     /// The line below `[grants]` that would allow it.
     pub line: String,
+}
+
+/// What an author has to do with a line of the manifest. A thing may be granted once only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// There is none for it.
+    Add,
+    /// There is one for it, which allows less.
+    Change,
+}
+
+impl fmt::Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Add => "add to",
+            Self::Change => "change in",
+        })
+    }
 }
 
 /// What the log of a function was told about one of its revisions.
@@ -62,7 +83,8 @@ mod tests {
     fn each_refusal_is_explained_once_and_not_without_end() {
         let log = Arc::new(FunctionLog::new(LogSpace::new(1 << 20, 1 << 20)));
         let sink = LogSink::new(log.clone(), InvocationId::new(0, 0), RevisionNumber::FIRST, 0);
-        let denied = |number: usize| Denied { what: format!("thing {number}"), line: format!("things = [{number}]") };
+        let denied =
+            |number: usize| Denied { what: format!("thing {number}"), how: How::Add, line: format!("things = [{number}]") };
         let explained = Explained::default();
         for number in [1, 2, 1, 2] {
             explained.tell(&denied(number), &sink);

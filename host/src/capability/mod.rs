@@ -128,8 +128,8 @@ pub struct Host {
     pub stdio: Stdio,
     /// What a command exited with.
     pub exit_code: Option<i32>,
-    /// Counts random numbers; only in the build.
-    pub drawn: Option<wasi::Drawn>,
+    /// How often the guest drew random numbers. Counted only in the build.
+    pub drawn: u64,
     table: ResourceTable,
     wasi: Option<WasiCtx>,
     preview1: Option<WasiP1Ctx>,
@@ -165,7 +165,7 @@ impl Host {
             environment,
             stdio,
             exit_code: None,
-            drawn: None,
+            drawn: 0,
             table,
             wasi: None,
             preview1: None,

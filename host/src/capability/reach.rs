@@ -21,7 +21,7 @@ use wasmtime_wasi::sockets::{TcpSocket as TcpSocket3, UdpSocket as UdpSocket3, W
 use wiggle::GuestMemory;
 
 use super::Host;
-use super::explain::Denied;
+use super::explain::{Denied, How};
 
 /// `EBADF` of the first preview: what a descriptor is that is no folder of the host's giving.
 const BADF: i32 = 8;
@@ -143,7 +143,8 @@ impl Host {
         self.has_asked = true;
         let has_none = self.has_no_folders();
         if has_none {
-            self.explain(&Denied { what: "folders".into(), line: r#"files = [{ host = "site", guest = "/site" }]"#.into() });
+            let line = r#"files = [{ host = "site", guest = "/site" }]"#.into();
+            self.explain(&Denied { what: "folders".into(), how: How::Add, line });
         }
         has_none
     }
@@ -155,6 +156,7 @@ impl Host {
         if is_denied {
             self.explain(&Denied {
                 what: "sockets, which no function of this node has; over HTTP one reaches what it is granted".into(),
+                how: How::Add,
                 line: r#"http = ["https://api.example.com"]"#.into(),
             });
         }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::explain::Denied;
+use super::explain::{Denied, How};
 use super::{Environment, Host};
 use crate::fault::{Code, Fault};
 use crate::grants::secrets::SecretGrant;
@@ -174,7 +174,7 @@ impl fmt::Debug for SecretAccess {
 /// What of a guest's text is repeated: as much as could be a name.
 fn denied(name: &str) -> Denied {
     let shown: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(SECRET_NAME_LEN_MAX).collect();
-    Denied { what: format!("secret '{shown}'"), line: format!("secrets = [\"{shown}\"]") }
+    Denied { what: format!("secret '{shown}'"), how: How::Add, line: format!("secrets = [\"{shown}\"]") }
 }
 
 /// The answer to a client whose function cannot start. Which secret it is, is for the function's log.

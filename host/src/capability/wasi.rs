@@ -7,17 +7,21 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand_core::TryRng;
 use wasmtime::component::Linker as ComponentLinker;
-use wasmtime::{Linker as ModuleLinker, Result, StoreContextMut};
+use wasmtime::{Caller, Extern, Linker as ModuleLinker, Result, StoreContextMut};
+use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p0;
+use wasmtime_wasi::p1::wasi_snapshot_preview1::{fd_fdstat_get, fd_prestat_dir_name, random_get};
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
+use wasmtime_wasi::p2::bindings::random::{insecure, random};
+use wasmtime_wasi::random::{WasiRandomCtx, WasiRandomView as _};
 use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wiggle::GuestMemory;
 
 use super::data::Mount;
 use super::egress::EgressAccess;
@@ -25,6 +29,11 @@ use super::stdio::Stdio;
 use super::{Environment, Host, reach, written};
 use crate::grants::ClockResolution;
 use crate::telemetry::logs::LogSink;
+
+/// Bytes of a `fdstat`, by which preview 1 describes a descriptor.
+const DESCRIBED_BYTES: i32 = 24;
+/// Bytes of a folder's name that are looked at; a longer one is none.
+const NAME_BYTES_MAX: i32 = 4096;
 
 /// Links `wasi_snapshot_preview1`, and `wasi_unstable`, as it was called before: programs of 2019 and 2020 import that, and
 /// `wasmtime run` takes them.
@@ -63,27 +72,61 @@ pub fn link_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> 
 
 impl Host {
     pub(super) fn preview1(&mut self) -> &mut WasiP1Ctx {
-        self.preview1.get_or_insert_with(|| {
-            builder(&self.environment, &self.stdio, self.drawn.as_ref(), &self.mounts, &self.log).build_p1()
-        })
+        self.preview1.get_or_insert_with(|| builder(&self.environment, &self.stdio, &self.mounts, &self.log).build_p1())
     }
+
+    /// Whether a program of previews 0 and 1 has other descriptors than every instance begins with: one is open that it opened, or one of the
+    /// first, which are the standard streams and the granted folders, is closed or another. Such a program cannot be snapshotted, for the same
+    /// reason as one that [holds handles](Self::holds_handles). Not seen: standard output and standard error that changed places.
+    ///
+    /// # Errors
+    /// Only those of WASI's library, none of which a guest is known to cause.
+    pub async fn holds_descriptors(&mut self) -> Result<bool> {
+        let Some(preview1) = &mut self.preview1 else { return Ok(false) };
+        let mut first = builder(&self.environment, &self.stdio, &self.mounts, &self.log).build_p1();
+        for fd in 0.. {
+            let begins = descriptor(&mut first, fd).await?;
+            if descriptor(preview1, fd).await? != begins {
+                return Ok(true);
+            }
+            if begins.is_none() {
+                break;
+            }
+        }
+        // The number of an open one may be behind any number of free ones.
+        Ok(files(preview1) != files(&mut first))
+    }
+}
+
+/// What a descriptor of preview 1 is, and the name of a folder that the host gave. `None`: it is not open.
+async fn descriptor(preview1: &mut WasiP1Ctx, fd: i32) -> Result<Option<(i32, Vec<u8>)>> {
+    let mut bytes = vec![0; (DESCRIBED_BYTES + NAME_BYTES_MAX).cast_unsigned() as usize];
+    let memory = &mut GuestMemory::Unshared(&mut bytes);
+    if fd_fdstat_get(preview1, memory, fd, 0).await? != 0 {
+        return Ok(None);
+    }
+    let named = fd_prestat_dir_name(preview1, memory, fd, DESCRIBED_BYTES, NAME_BYTES_MAX)?;
+    Ok(Some((named, bytes)))
+}
+
+/// How many files and folders a program of preview 1 has open.
+fn files(preview1: &mut WasiP1Ctx) -> usize {
+    preview1.ctx().table.iter_mut().filter(|entry| entry.is::<Descriptor>()).count()
 }
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let builder = || builder(&self.environment, &self.stdio, self.drawn.as_ref(), &self.mounts, &self.log);
+        let builder = || builder(&self.environment, &self.stdio, &self.mounts, &self.log);
         let ctx: &mut WasiCtx = self.wasi.get_or_insert_with(|| builder().build());
         WasiCtxView { ctx, table: &mut self.table }
     }
 }
 
-fn builder(environment: &Environment, stdio: &Stdio, drawn: Option<&Drawn>, mounts: &[Mount], log: &LogSink) -> WasiCtxBuilder {
+fn builder(environment: &Environment, stdio: &Stdio, mounts: &[Mount], log: &LogSink) -> WasiCtxBuilder {
     let mut builder = WasiCtxBuilder::new();
     let clock = environment.clock;
     builder.args(&environment.args).envs(&environment.env).monotonic_clock(SharedEpoch(clock)).wall_clock(Wall(clock));
-    if let Some(drawn) = drawn {
-        builder.secure_random(Counted(drawn.clone())).insecure_random(Counted(drawn.clone()));
-    }
+    builder.secure_random(Kernel);
     stdio.attach(&mut builder);
     if environment.grants.net {
         builder.inherit_network().allow_tcp(true).allow_udp(true).allow_ip_name_lookup(true);
@@ -167,62 +210,102 @@ impl HostWallClock for Wall {
     }
 }
 
-/// How often a guest drew random numbers. Counted only in the build, where what is drawn would be the same in every instance.
-#[derive(Debug, Clone, Default)]
-pub struct Drawn(Arc<AtomicU64>);
+/// The kernel's random numbers, drawn when they are asked for: no memory of this process knows what comes next.
+struct Kernel;
 
-impl Drawn {
-    /// Draws so far.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+impl Kernel {
+    fn draw<const N: usize>(&mut self) -> std::result::Result<[u8; N], Infallible> {
+        let mut bytes = [0; N];
+        self.try_fill_bytes(&mut bytes).map(|()| bytes)
     }
 }
 
-/// The system's random numbers, counted.
-struct Counted(Drawn);
-
-impl TryRng for Counted {
+impl TryRng for Kernel {
     type Error = Infallible;
 
     fn try_next_u32(&mut self) -> std::result::Result<u32, Infallible> {
-        self.0.add();
-        wasmtime_wasi::random::thread_rng().try_next_u32()
+        self.draw().map(u32::from_le_bytes)
     }
 
     fn try_next_u64(&mut self) -> std::result::Result<u64, Infallible> {
-        self.0.add();
-        wasmtime_wasi::random::thread_rng().try_next_u64()
+        self.draw().map(u64::from_le_bytes)
     }
 
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> std::result::Result<(), Infallible> {
-        self.0.add();
-        wasmtime_wasi::random::thread_rng().try_fill_bytes(bytes)
+        match getrandom::fill(bytes) {
+            Ok(()) => Ok(()),
+            // Not on a node, which drew from there when it started; and never fewer random numbers than without.
+            Err(_) => wasmtime_wasi::random::thread_rng().try_fill_bytes(bytes),
+        }
     }
 }
 
-/// Counts the one kind of randomness that comes from no generator: the seed of `wasi:random/insecure-seed`, with which programs
-/// seed their hash tables. `linker` must allow shadowing.
+/// Counts how often guests draw random numbers. Only for the build, where what is drawn would be the same in every instance. `linker` must
+/// allow shadowing.
+///
+/// # Errors
+/// Only if a name is not WASI's: a bug of ours.
+pub fn count_draws_of_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
+    let draw = |mut caller: Caller<'_, Host>, buf: i32, len: i32| {
+        let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
+            wasmtime::bail!("missing required memory export");
+        };
+        let (bytes, host) = memory.data_and_store_mut(&mut caller);
+        host.drawn += 1;
+        random_get(host.preview1(), &mut GuestMemory::Unshared(bytes), buf, len)
+    };
+    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
+        linker.func_wrap(preview, "random_get", draw)?;
+    }
+    Ok(())
+}
+
+/// As [`count_draws_of_previews`]. The seed of `wasi:random/insecure-seed`, with which programs seed their hash tables, is counted too, and new
+/// at each call.
 ///
 /// # Errors
 /// Only if wasmtime names its interfaces differently: a bug of ours, found by the test of this function.
-pub fn count_seeds(linker: &mut ComponentLinker<Host>, concurrent: bool) -> Result<()> {
-    let seed = |mut store: StoreContextMut<'_, Host>, (): ()| {
-        let host = store.data_mut();
-        if let Some(drawn) = &host.drawn {
-            drawn.add();
-        }
-        let mut rng = wasmtime_wasi::random::thread_rng();
-        let (Ok(a), Ok(b)) = (rng.try_next_u64(), rng.try_next_u64());
-        Ok(((a, b),))
+pub fn count_draws_of_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> Result<()> {
+    type Store<'a> = StoreContextMut<'a, Host>;
+    let bytes = |mut store: Store<'_>, (len,): (u64,)| Ok((random::Host::get_random_bytes(drawing(&mut store), len)?,));
+    let number = |mut store: Store<'_>, (): ()| Ok((random::Host::get_random_u64(drawing(&mut store))?,));
+    let insecure_bytes =
+        |mut store: Store<'_>, (len,): (u64,)| Ok((insecure::Host::get_insecure_random_bytes(drawing(&mut store), len)?,));
+    let insecure_number = |mut store: Store<'_>, (): ()| Ok((insecure::Host::get_insecure_random_u64(drawing(&mut store))?,));
+    let seed = |mut store: Store<'_>, (): ()| {
+        let random = drawing(&mut store);
+        Ok(((random::Host::get_random_u64(random)?, random::Host::get_random_u64(random)?),))
     };
-    linker.instance("wasi:random/insecure-seed@0.2.12")?.func_wrap("insecure-seed", seed)?;
-    if concurrent {
-        linker.instance("wasi:random/insecure-seed@0.3.0")?.func_wrap("get-insecure-seed", seed)?;
+    let versions = [("0.2.12", "insecure-seed"), ("0.3.0", "get-insecure-seed")];
+    for (version, name) in versions.into_iter().take(if concurrent { 2 } else { 1 }) {
+        let mut random = linker.instance(&format!("wasi:random/random@{version}"))?;
+        random.func_wrap("get-random-bytes", bytes)?;
+        random.func_wrap("get-random-u64", number)?;
+        let mut insecure = linker.instance(&format!("wasi:random/insecure@{version}"))?;
+        insecure.func_wrap("get-insecure-random-bytes", insecure_bytes)?;
+        insecure.func_wrap("get-insecure-random-u64", insecure_number)?;
+        linker.instance(&format!("wasi:random/insecure-seed@{version}"))?.func_wrap(name, seed)?;
     }
     Ok(())
+}
+
+/// What a guest draws from, once.
+fn drawing<'a>(store: &'a mut StoreContextMut<'_, Host>) -> &'a mut WasiRandomCtx {
+    let host = store.data_mut();
+    host.drawn += 1;
+    host.random()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_numbers_are_drawn_anew_and_fill_what_was_asked_for() {
+        let (Ok(first), Ok(second)) = (Kernel.try_next_u64(), Kernel.try_next_u64());
+        assert_ne!(first, second);
+        let mut bytes = [0; 1000];
+        let Ok(()) = Kernel.try_fill_bytes(&mut bytes);
+        assert!(bytes.chunks(20).all(|chunk| chunk.iter().any(|byte| *byte != 0)), "{bytes:?}");
+    }
 }

@@ -215,14 +215,14 @@ fn write(client: &Client, definition: &Definition, file: &File, bar: &ProgressBa
             key: object.key,
             key_base64: object.key_base64,
             bytes: len,
-            digest: object.digest.clone(),
+            digest: object.digest.clone().unwrap_or_default(),
             expires_ms: object.expires_ms,
             content_type: object.content_type,
             metadata: object.metadata,
             ..Record::new(Kind::Object)
         })?;
         let found = copy(&mut *from, len, |piece| out.all(piece))?;
-        if found.to_string() != object.digest {
+        if Some(found.to_string()) != object.digest {
             return Err(Failure::new(
                 Exit::Failure,
                 "an object was replaced while it was exported: export again when nobody writes",

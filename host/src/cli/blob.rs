@@ -165,7 +165,11 @@ impl Cp {
                     (Format::Json, all) => output::json(&all)?,
                     (Format::Text, all) => all.iter().for_each(|object| {
                         let key = shown(object.key.as_deref(), object.key_base64.as_deref());
-                        output::note(format!("{key} {} {}", bytes(object.bytes), clean(&object.digest)));
+                        output::note(format!(
+                            "{key} {} {}",
+                            bytes(object.bytes),
+                            clean(object.digest.as_ref().unwrap_or(&object.etag))
+                        ));
                     }),
                 }
                 Ok(())

@@ -99,10 +99,12 @@ impl Doctor {
         let bad: Vec<_> = checks.iter().filter(|check| check.state == State::Bad).collect();
         let Some(first) = bad.first() else { return Ok(()) };
         let failure = Failure::new(Exit::Failure, format!("{} of {} checks failed", bad.len(), checks.len()));
-        let is_target = bad.iter().any(|check| check.name.starts_with("target "));
-        Err(match &first.remedy {
-            _ if is_target && !self.fix => failure.next("hob doctor --fix"),
-            Some(remedy) => failure.hint(remedy.clone()).next("hob doctor"),
+        // What is kept counts more than what is built, and what can be mended at once more than the rest.
+        let of = |begin: &str| bad.iter().find(|check| check.name.starts_with(begin));
+        let worst = of("bucket ").or_else(|| of("target ").filter(|_| !self.fix)).unwrap_or(first);
+        let failure = failure.next(next_command(&worst.name, self.fix));
+        Err(match &worst.remedy {
+            Some(remedy) => failure.hint(remedy.clone()),
             None => failure,
         })
     }
@@ -127,6 +129,15 @@ impl Doctor {
             checks.extend(dir.iter().flat_map(|dir| data::offline(dir, client.is_some())));
         }
         checks
+    }
+}
+
+/// What to type after a check that failed; the remedy says what to do before.
+fn next_command(check: &str, is_fixed: bool) -> String {
+    match check.split(' ').collect::<Vec<_>>()[..] {
+        ["target", _] if !is_fixed => "hob doctor --fix".into(),
+        ["bucket", name] => format!("hob bucket inspect {name}"),
+        _ => "hob doctor --help".into(),
     }
 }
 
@@ -322,6 +333,19 @@ mod tests {
         assert_eq!(mappings(&engine).state, State::Bad);
         let net = config::Net { connections_max: usize::MAX / 4, ..config::Net::default() };
         assert_ne!(open_files(&net).found, "");
+    }
+
+    #[test]
+    fn what_failed_first_says_what_is_next() {
+        for (check, is_fixed, expected) in [
+            ("target wasm32-wasip1", false, "hob doctor --fix"),
+            ("target wasm32-wasip1", true, "hob doctor --help"),
+            ("bucket b", false, "hob bucket inspect b"),
+            ("bucket b on disk", false, "hob doctor --help"),
+            ("open files", false, "hob doctor --help"),
+        ] {
+            assert_eq!(next_command(check, is_fixed), expected, "{check}");
+        }
     }
 
     #[test]

@@ -73,7 +73,11 @@ impl Failure {
     pub(super) fn from_problem(problem: Problem, function: Option<&str>) -> Self {
         let exit = exit_of(problem.status);
         let of = |command: &str| function.map_or_else(|| "hob ls".into(), |name| format!("hob {command} {name}"));
+        // A hint that ends in a command knows better what it is about.
+        let hinted =
+            problem.hint.as_ref().and_then(|hint| hint.rsplit(": ").next()).filter(|command| command.starts_with("hob "));
         let next = match exit {
+            _ if hinted.is_some() => hinted.map(clean).unwrap_or_default(),
             Exit::NotFound => "hob ls".into(),
             Exit::Auth if problem.code == "unauthenticated" => "hob --token-file FILE ls".into(),
             Exit::Auth => "hob token --help".into(),
@@ -207,6 +211,21 @@ mod tests {
         let error = anyhow::anyhow!("the \x1b[2J bottom").context("the top");
         let text = Failure::from(error).next("hob ls").hint("look").text();
         assert_eq!(text, "error: the top\n  caused by: the \\u{1b}[2J bottom\n  hint: look\n  next: hob ls\n");
+    }
+
+    #[test]
+    fn a_hint_that_ends_in_a_command_is_next() {
+        let next = |hint: Option<&str>| {
+            let hint = hint.map(ToOwned::to_owned);
+            let problem =
+                serde_json::json!({ "type": "", "title": "", "status": 409, "code": "conflict", "detail": "x", "hint": hint });
+            Failure::from_problem(serde_json::from_value(problem).unwrap(), Some("f")).next
+        };
+        assert_eq!(next(Some("hob bucket inspect b")), "hob bucket inspect b");
+        assert_eq!(next(Some("list them with: hob token ls")), "hob token ls");
+        for hint in [None, Some("look at hob ls"), Some("first: look")] {
+            assert_eq!(next(hint), "hob inspect f", "{hint:?}");
+        }
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Project {
         let text = fs::read_to_string(&file).map_err(missing)?;
         let manifest = Manifest::parse(&text)
             .with_context(|| format!("'{}' cannot be used", file.display()))
-            .map_err(next(format!("hob build {}", dir.display())))?;
+            .map_err(next("hob deploy --help"))?;
         Ok(Self { dir: dir.to_owned(), text, manifest })
     }
 

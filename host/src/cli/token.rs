@@ -112,8 +112,11 @@ impl New {
         let admin = "admin".parse().context("'admin' is a name")?;
         let name = self.name.unwrap_or(admin);
         let scopes = if self.scopes.is_empty() { vec![Scope::Admin] } else { self.scopes };
-        let wrong = |text: &String| Failure::new(Exit::Usage, format!("'{text}' is no time: expected one such as 30days"));
-        let expires = self.expires.as_ref().map(|text| parse_time(text).ok_or_else(|| wrong(text))).transpose()?;
+        let wrong =
+            |text: &String| Failure::new(Exit::Usage, format!("'{text}' is no time to come: expected one such as 30days"));
+        let expires =
+            self.expires.as_ref().map(|text| parse_time(text).filter(|time| time.as_millis() > 0).ok_or_else(|| wrong(text)));
+        let expires = expires.transpose()?;
         let line = serde_json::json!({ "path": "hob token new --data-dir", "tenant": tenant, "name": name, "scopes": scopes });
         audit.append("begin", line.as_object().cloned().unwrap_or_default()).map_err(|error| failed(error.into()))?;
         let (begun, _) = audit.head();

@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use super::answer::{self, Refusal};
 use super::audited::{Auditor, Line};
-use super::{once, openapi};
+use super::{InHand, once, openapi};
 use crate::crash;
 use crate::fault::{Code, Fault};
 use crate::id::TenantId;
@@ -72,6 +72,7 @@ pub(super) struct Access {
     identity: Arc<Identity>,
     first_start: FirstStart,
     auditor: Auditor,
+    in_hand: Arc<InHand>,
 }
 
 /// Who asks.
@@ -139,7 +140,13 @@ impl Access {
     ///
     /// # Panics
     /// If an operation does not say what it needs: our own mistake, and every start would show it.
-    pub(super) fn new(description: &Value, identity: Arc<Identity>, first_start: FirstStart, auditor: Auditor) -> Self {
+    pub(super) fn new(
+        description: &Value,
+        identity: Arc<Identity>,
+        first_start: FirstStart,
+        auditor: Auditor,
+        in_hand: Arc<InHand>,
+    ) -> Self {
         let mut rules = HashMap::<String, HashMap<String, Rule>>::new();
         for (path, operations) in description["paths"].as_object().into_iter().flatten() {
             for (method, operation) in operations.as_object().into_iter().flatten() {
@@ -156,7 +163,7 @@ impl Access {
             // Where a test of a debug build looks at the walls around the process.
             rules.insert("/debug/probe/{word}".into(), HashMap::from([("GET".into(), OPEN)]));
         }
-        Self { rules, identity, first_start, auditor }
+        Self { rules, identity, first_start, auditor, in_hand }
     }
 
     /// The rule of a route; `path`: as axum has it.
@@ -271,6 +278,11 @@ pub(super) async fn check(State(access): State<Arc<Access>>, mut request: Reques
         access.auditor.refused(line, fault.code);
         return Refusal::from(fault).into_response();
     }
+    // Whoever runs the node is never in its own way.
+    let held = match (!caller.is_operator).then(|| access.in_hand.take(&caller.tenant)).transpose() {
+        Ok(held) => held,
+        Err(fault) => return Refusal::from(fault).into_response(),
+    };
     let keeps = rule.takes_key && request.headers().contains_key(once::KEY);
     request.extensions_mut().insert(caller);
     let response = async {
@@ -280,9 +292,13 @@ pub(super) async fn check(State(access): State<Arc<Access>>, mut request: Reques
         }
         response
     };
-    match is_change {
+    let response = match is_change {
         true => access.auditor.around(line, response).await,
         false => response.await,
+    };
+    match held {
+        Some(held) => held.until_sent(response),
+        None => response,
     }
 }
 

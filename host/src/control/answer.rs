@@ -11,6 +11,7 @@ use http::{HeaderMap, Method, Uri, header};
 use http_body_util::LengthLimitError;
 use serde::de::DeserializeOwned;
 
+use super::conditions;
 use crate::fault::{Code, Fault};
 use crate::id::NameError;
 use crate::invocation::BodyError;
@@ -80,7 +81,8 @@ pub(super) async fn json_body<T: DeserializeOwned>(body: axum::body::Body) -> Re
 /// `If-Match` and `If-None-Match`.
 ///
 /// # Errors
-/// `bad-request` for both at once, for text that is no header value, and for `If-None-Match` with anything but `*`.
+/// `bad-request` for both at once, for text that is no header value, for `If-None-Match` with anything but `*`, and for a date in place of
+/// them.
 pub(super) fn precondition(headers: &HeaderMap) -> Result<Precondition, Fault> {
     let text = |name: &header::HeaderName| -> Result<Option<String>, Fault> {
         let values: Result<Vec<_>, _> = headers.get_all(name).iter().map(|value| value.to_str()).collect();
@@ -91,6 +93,7 @@ pub(super) fn precondition(headers: &HeaderMap) -> Result<Precondition, Fault> {
         }
     };
     match (text(&header::IF_MATCH)?, text(&header::IF_NONE_MATCH)?) {
+        (None, None) if headers.contains_key(header::IF_UNMODIFIED_SINCE) => Err(conditions::undated()),
         (None, None) => Ok(Precondition::Any),
         (Some(tags), None) => Ok(Precondition::Match(tags)),
         (None, Some(star)) if star.trim() == "*" => Ok(Precondition::NoneMatch),

@@ -32,40 +32,38 @@ use crate::limits::BLOCKING_THREADS_MAX;
 const NAME_SEGMENT: usize = 3;
 /// Longest definition of a bucket, in bytes.
 const DEFINITION_LEN_MAX: usize = 4 << 10;
-/// Buckets on one page, when the request is silent and at most.
-const PAGE: usize = 1000;
 /// Damaged keys that the answer of a scrub names.
 const CORRUPT_MAX: usize = 1000;
 /// How often the account is counted again if somebody writes meanwhile.
 const COUNTS_MAX: usize = 3;
 
 /// Places for what holds a thread, or much memory, while it lasts. A runtime has [`BLOCKING_THREADS_MAX`] for blocking work, and
-/// some must be left for what is short.
+/// some must be left for what is short. Of what lasts as long as a client likes, or as another machine, no tenant gets all.
 #[derive(Debug)]
 pub struct Places {
     /// Uploads of functions.
-    pub(super) uploads: Semaphore,
+    pub(super) uploads: Shares,
     /// Uploads of objects. Each holds a thread.
-    pub(super) objects: Arc<Semaphore>,
+    pub(super) objects: Shares,
     /// Objects that are being opened: the first time in a process the whole object is read.
     pub(super) opening: Shares,
     /// Batches, each of which may be [`super::kv::BATCH_LEN_MAX`] long.
-    pub(super) batches: Arc<Semaphore>,
+    pub(super) batches: Shares,
     /// Readings of many entries, until their clients have taken them. Each may take some 100 MiB as JSON.
-    pub(super) readings: Arc<Semaphore>,
+    pub(super) readings: Shares,
     /// Scrubs, and looks at which secrets cannot be read.
     pub(super) scrubs: Arc<Semaphore>,
     /// Whatever is done with objects that are at an origin.
     pub(super) elsewhere: Shares,
 }
 
-/// Uploads of objects at once.
+/// Uploads of objects at once; as with all of these, more wait for [`OPEN_WAIT`].
 pub(super) const OBJECT_PUTS_MAX: usize = 8;
-/// Objects that are being opened at once; more wait for [`OPEN_WAIT`].
+/// Objects that are being opened at once.
 pub(super) const OPENING_MAX: usize = 4;
-/// How long an object waits to be opened.
+/// How long a request waits for a place.
 pub(super) const OPEN_WAIT: Duration = Duration::from_secs(10);
-/// Requests at once that may wait for an origin; more wait for [`OPEN_WAIT`].
+/// Requests at once that may wait for an origin.
 pub(super) const ELSEWHERE_MAX: usize = 4;
 /// Batches at once.
 pub(super) const BATCHES_MAX: usize = 4;
@@ -78,11 +76,11 @@ const _: () = assert!(super::upload::UPLOADS_MAX + OBJECT_PUTS_MAX + OPENING_MAX
 impl Default for Places {
     fn default() -> Self {
         Self {
-            uploads: Semaphore::new(super::upload::UPLOADS_MAX),
-            objects: Arc::new(Semaphore::new(OBJECT_PUTS_MAX)),
+            uploads: Shares::new(super::upload::UPLOADS_MAX),
+            objects: Shares::new(OBJECT_PUTS_MAX),
             opening: Shares::new(OPENING_MAX),
-            batches: Arc::new(Semaphore::new(BATCHES_MAX)),
-            readings: Arc::new(Semaphore::new(READINGS_MAX)),
+            batches: Shares::new(BATCHES_MAX),
+            readings: Shares::new(READINGS_MAX),
             scrubs: Arc::new(Semaphore::new(1)),
             elsewhere: Shares::new(ELSEWHERE_MAX),
         }
@@ -219,7 +217,7 @@ pub(super) async fn list(
     let Query(page) = page.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
     let after = page.cursor.map(|cursor| cursor.parse::<BucketName>()).transpose();
     let after = after.map_err(|_| Fault::new(Code::BadRequest, "the cursor is none that this host gave out"))?;
-    let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE);
+    let limit = keys::page(page.limit)?;
     let list = blocking(move || {
         let mut buckets = control.data.buckets(&caller.tenant, after.as_ref(), limit + 1)?;
         let more = buckets.len() > limit;

@@ -20,8 +20,12 @@ pub(super) enum When {
     Always,
     /// If there is nothing under the key.
     Absent,
-    /// If what is there has this ETag, given without its quotes.
-    Tag(String),
+    /// If there is something under the key.
+    Present,
+    /// If what is there has one of these ETags, given without their quotes; there is one at least.
+    Tags(Vec<String>),
+    /// If what is there was not written after this time.
+    Unmodified(SystemTime),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -70,25 +74,41 @@ fn tags(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Tags>, Fault> {
     }
 }
 
-/// The condition of a write.
+/// The condition of a write. A date counts only where no tag does: beside `If-Match` it is passed over (RFC 9110, 13.1.4), and where
+/// `If-None-Match` holds there is nothing that has one.
 ///
 /// # Errors
-/// `bad-request` for what cannot be understood, for both headers at once, and for what no store checks in one step: several tags, and
-/// `If-Match: *`. `precondition-failed` for a weak tag, which matches nothing.
+/// `bad-request` for what cannot be understood, a date among it, and for both headers with tags at once. `precondition-failed` if all tags
+/// are weak, which match nothing.
 pub(super) fn of_write(headers: &HeaderMap) -> Result<When, Fault> {
     match (tags(headers, &IF_MATCH)?, tags(headers, &IF_NONE_MATCH)?) {
-        (None, None) => Ok(When::Always),
+        (None, None) => Ok(unmodified_since(headers)?.map_or(When::Always, When::Unmodified)),
         (None, Some(Tags::Any)) => Ok(When::Absent),
         (None, Some(Tags::List(_))) => {
             Err(bad("'if-none-match' takes only '*' on a write: if there is nothing under the key".into()))
         }
-        (Some(Tags::List(mut list)), None) if list.len() == 1 => match list.pop() {
-            Some((false, tag)) => Ok(When::Tag(tag)),
-            _ => Err(failed()),
-        },
-        (Some(_), None) => Err(bad("'if-match' takes one ETag on a write: the one of what is to be replaced".into())),
+        (Some(Tags::Any), None) => Ok(When::Present),
+        (Some(Tags::List(list)), None) => {
+            let strong: Vec<_> = list.into_iter().filter(|(weak, _)| !weak).map(|(_, tag)| tag).collect();
+            if strong.is_empty() { Err(failed()) } else { Ok(When::Tags(strong)) }
+        }
         (Some(_), Some(_)) => Err(bad("'if-match' and 'if-none-match' contradict each other: send one".into())),
     }
+}
+
+fn unmodified_since(headers: &HeaderMap) -> Result<Option<SystemTime>, Fault> {
+    let wrong = |_| bad(format!("'{IF_UNMODIFIED_SINCE}' cannot be read: expected a date such as Sun, 06 Nov 1994 08:49:37 GMT"));
+    text(headers, &IF_UNMODIFIED_SINCE)?.map(|text| httpdate::parse_http_date(text.trim()).map_err(wrong)).transpose()
+}
+
+/// Whether something was not written after a time, in whole seconds, as headers have it.
+pub(super) fn is_unmodified(modified_ms: u64, since: SystemTime) -> bool {
+    UNIX_EPOCH + Duration::from_secs(modified_ms / 1000) <= since
+}
+
+/// A write on the condition of a date, to something that shows none.
+pub(super) fn undated() -> Fault {
+    bad(format!("'{IF_UNMODIFIED_SINCE}' goes by 'last-modified', which only objects have: send 'if-match' with the ETag"))
 }
 
 /// Refuses a PUT of a part (RFC 9110, 14.5): its bytes would take the place of the whole.
@@ -232,15 +252,28 @@ mod tests {
     }
 
     #[test]
-    fn writes_take_one_tag_or_a_star() {
+    fn writes_take_tags_a_star_or_a_date() {
         let of = |pairs: &[(&'static str, &str)]| of_write(&headers(pairs)).map_err(|fault| fault.code);
         assert_eq!(of(&[]), Ok(When::Always));
         assert_eq!(of(&[("if-none-match", " * ")]), Ok(When::Absent));
-        assert_eq!(of(&[("if-match", "\"7\"")]), Ok(When::Tag("7".into())));
+        assert_eq!(of(&[("if-match", "*")]), Ok(When::Present));
+        assert_eq!(of(&[("if-match", "\"7\"")]), Ok(When::Tags(vec!["7".into()])));
+        let several = Ok(When::Tags(vec!["7".into(), "9".into()]));
+        assert_eq!(of(&[("if-match", "\"7\", W/\"8\" ,\"9\"")]), several);
+        assert_eq!(of(&[("if-match", "\"7\""), ("if-match", "\"9\"")]), several, "a list may be cut anywhere");
         assert_eq!(of(&[("if-match", "W/\"7\"")]), Err(Code::PreconditionFailed));
-        for wrong in ["*", "\"7\", \"8\"", "7", "\"7", "\"7\" \"8\"", ""] {
+        for wrong in ["*, \"7\"", "7", "\"7", "\"7\" \"8\"", "\"7\",", ""] {
             assert_eq!(of(&[("if-match", wrong)]), Err(Code::BadRequest), "{wrong}");
         }
+        let at = UNIX_EPOCH + Duration::from_secs(1000);
+        let dated = ("if-unmodified-since", &*date(1_000_000));
+        assert_eq!(of(&[dated]), Ok(When::Unmodified(at)));
+        assert_eq!(of(&[dated, ("if-match", "\"7\"")]), Ok(When::Tags(vec!["7".into()])), "the tag is better");
+        assert_eq!(of(&[dated, ("if-none-match", "*")]), Ok(When::Absent));
+        for wrong in [&[("if-unmodified-since", "yesterday")][..], &[dated, dated]] {
+            assert_eq!(of(wrong), Err(Code::BadRequest), "{wrong:?}");
+        }
+        assert!(is_unmodified(1_000_999, at) && !is_unmodified(1_001_000, at));
         assert_eq!(of(&[("if-none-match", "\"7\"")]), Err(Code::BadRequest));
         assert_eq!(of(&[("if-match", "\"7\""), ("if-none-match", "*")]), Err(Code::BadRequest));
     }

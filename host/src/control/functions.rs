@@ -15,6 +15,7 @@ use super::Control;
 use super::access::Caller;
 use super::answer::{Named, Refusal, body_fault, precondition};
 use super::audited::Detail;
+use super::keys;
 use super::once::{self, Found, Once, respond};
 use super::upload;
 use super::wire::{
@@ -38,9 +39,6 @@ const DATA_ADDR: HeaderName = HeaderName::from_static("hob-data-addr");
 
 /// Longest body of a rollback, in bytes.
 const ROLLBACK_LEN_MAX: usize = 4 << 10;
-
-/// Functions on one page, when the request is silent and at most.
-const PAGE: usize = 1000;
 
 fn info(record: &FunctionRecord) -> FunctionInfo {
     let live = &record.live;
@@ -140,7 +138,7 @@ pub(super) async fn put(
     control.identity.meters().of(&caller.tenant).deploy()?;
     let precondition = precondition(request.headers())?;
     let signed = signed(request.headers())?;
-    let (sent, manifest_digest) = upload::receive(&control, request).await?;
+    let (sent, manifest_digest) = upload::receive(&control, &caller, request).await?;
     // What it holds, and not its bytes: the same form may have another boundary each time.
     let bundle = sent.bundle.as_ref().map(|bundle| bundle.digest());
     let digests = [Some(sent.wasm.digest()), Some(manifest_digest), bundle].into_iter().flatten();
@@ -176,7 +174,7 @@ pub(super) async fn list(
     let Query(page) = page.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
     let after = page.cursor.map(|cursor| cursor.parse::<FunctionName>()).transpose();
     let after = after.map_err(|_| Fault::new(Code::BadRequest, "the cursor is none that this host gave out"))?;
-    let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE);
+    let limit = keys::page(page.limit)?;
     let mut records = control.deployer.list(caller.tenant.clone(), after, limit + 1).await?;
     let more = records.len() > limit;
     records.truncate(limit);

@@ -25,6 +25,7 @@ use crate::limits::parse_time;
 const SLASHES: usize = 5;
 /// Items on one page, when the request is silent and at most.
 const PAGE: usize = 1000;
+const LIMIT: &str = "a number from 1 to 1000";
 
 /// The key in the path.
 #[derive(Debug)]
@@ -102,7 +103,7 @@ impl Wanted {
         match name {
             "prefix" => self.prefix = value,
             "cursor" => self.after = Some(after(&value)?),
-            "limit" => self.limit = Some(parse(name, &value, "a number from 1 to 1000")?),
+            "limit" => self.limit = Some(page(Some(parse(name, &value, LIMIT)?))?),
             "values" => self.values = parse(name, &value, "'true' or 'false'")?,
             "watch" => self.watch = parse(name, &value, "'true' or 'false'")?,
             "ttl" => self.ttl = Some(ttl(&String::from_utf8_lossy(&value))?),
@@ -115,7 +116,18 @@ impl Wanted {
 
     /// Items on the page.
     pub(super) fn limit(&self) -> usize {
-        self.limit.unwrap_or(PAGE).clamp(1, PAGE)
+        self.limit.unwrap_or(PAGE)
+    }
+}
+
+/// Items on a page of a list for which `limit` was asked.
+///
+/// # Errors
+/// `bad-request` for none, and for more than a page has.
+pub(super) fn page(limit: Option<usize>) -> Result<usize, Fault> {
+    match limit.unwrap_or(PAGE) {
+        limit @ 1..=PAGE => Ok(limit),
+        limit => Err(Fault::new(Code::BadRequest, format!("'limit' in the query is {limit}: expected {LIMIT}"))),
     }
 }
 
@@ -165,10 +177,21 @@ mod tests {
         assert_eq!((wanted.prefix.as_slice(), wanted.limit(), wanted.ttl), (&b"a \xff"[..], 5, Some(Duration::from_secs(1))));
         assert_eq!(read(&format!("cursor={}", cursor(b"\0\xff"))).unwrap().after.unwrap(), b"\0\xff");
         assert_eq!(
-            [read("limit=0").unwrap().limit(), read("limit=9999").unwrap().limit(), read("").unwrap().limit()],
+            [read("limit=1").unwrap().limit(), read("limit=1000").unwrap().limit(), read("").unwrap().limit()],
             [1, 1000, 1000]
         );
-        for bad in ["other=1", "limit=x", "limit=-1", "ttl=10", "ttl=x", "cursor=!", "prefix=a&prefix=b", "prefix=%z"] {
+        for bad in [
+            "other=1",
+            "limit=x",
+            "limit=-1",
+            "limit=0",
+            "limit=1001",
+            "ttl=10",
+            "ttl=x",
+            "cursor=!",
+            "prefix=a&prefix=b",
+            "prefix=%z",
+        ] {
             assert_eq!(read(bad), Err(Code::BadRequest), "{bad}");
         }
     }

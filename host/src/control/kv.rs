@@ -19,7 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::Control;
 use super::access::Caller;
 use super::answer::{Refusal, body_fault};
-use super::buckets::{InBucket, place};
+use super::buckets::{InBucket, turn};
 use super::conditions::{self, Read};
 use super::keys::{self, Key, Wanted};
 use super::once::{self, Found, Once, respond};
@@ -69,16 +69,22 @@ fn no_entry() -> Fault {
     Fault::new(Code::NotFound, "there is no entry under this key")
 }
 
-/// The condition of a write.
-fn when(headers: &HeaderMap) -> Result<When, Fault> {
+/// The conditions of a write, of which one must hold.
+fn when(headers: &HeaderMap) -> Result<Vec<When>, Fault> {
     Ok(match conditions::of_write(headers)? {
-        conditions::When::Always => When::Always,
-        conditions::When::Absent => When::Absent,
+        conditions::When::Always => vec![When::Always],
+        conditions::When::Absent => vec![When::Absent],
+        conditions::When::Present => vec![When::Present],
         // Only what `etag` makes is a tag of an entry.
-        conditions::When::Tag(tag) => match tag.parse::<u64>().ok().filter(|version| version.to_string() == tag) {
-            Some(version) => When::Version(version),
-            None => return Err(conditions::failed()),
-        },
+        conditions::When::Tags(tags) => {
+            let version = |tag: &String| tag.parse::<u64>().ok().filter(|version| version.to_string() == *tag);
+            let versions: Vec<_> = tags.iter().filter_map(version).map(When::Version).collect();
+            if versions.is_empty() {
+                return Err(conditions::failed());
+            }
+            versions
+        }
+        conditions::When::Unmodified(_) => return Err(conditions::undated()),
     })
 }
 
@@ -86,6 +92,17 @@ fn when(headers: &HeaderMap) -> Result<When, Fault> {
 type Make = fn(&[Done]) -> Option<Answer>;
 
 impl Control {
+    /// Of several versions the one that the entry has; if it has another by the time of the write, that is refused, too.
+    async fn settled(&self, caller: &Caller, name: &BucketName, key: &[u8], any: Vec<When>) -> Result<When, Fault> {
+        if let [when] = any[..] {
+            return Ok(when);
+        }
+        let key = key.to_vec();
+        let found = self.in_bucket(caller, name.clone(), move |data, bucket| data.kv(&bucket)?.get(&key)).await?;
+        let found = found.map(|entry| When::Version(entry.version));
+        found.filter(|found| any.contains(found)).ok_or_else(conditions::failed)
+    }
+
     async fn write(
         &self,
         caller: &Caller,
@@ -193,7 +210,7 @@ pub(super) async fn get(
 #[utoipa::path(put, path = "/v1/buckets/{name}/kv/{key}", operation_id = "kv_put", security(("token" = ["deploy"])),
     params(("name" = String, Path), ("key" = String, Path, description = "1 to 512 bytes, percent-encoded"),
         ("ttl" = Option<String>, Query, description = "how long it stays, such as `10s`; for ever when absent"),
-        ("if-match" = Option<String>, Header, description = "only if the entry has this ETag"),
+        ("if-match" = Option<String>, Header, description = "only if the entry has one of these ETags; `*`: only if there is one"),
         ("if-none-match" = Option<String>, Header, description = "`*`: only if there is no entry"),
         ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "the value, at most 1 MiB"),
@@ -215,6 +232,7 @@ pub(super) async fn put(
         Found::Answer(answer) => return Ok(answer),
         Found::Nothing(ticket) => ticket,
     };
+    let when = control.settled(&caller, &name, &key, when).await?;
     let ops = vec![Op::Set { key: key.into(), value, ttl: wanted.ttl, when }];
     Ok(control.write(&caller, name, ops, ticket, was_set).await?.ok_or_else(not_done)?)
 }
@@ -244,11 +262,13 @@ pub(super) async fn delete(
     Key(key): Key,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let ops = vec![Op::Delete { key: key.into(), when: when(&headers)? }];
+    let when = when(&headers)?;
     let ticket = match once.look(&control, Vec::new()).await? {
         Found::Answer(answer) => return Ok(answer),
         Found::Nothing(ticket) => ticket,
     };
+    let when = control.settled(&caller, &name, &key, when).await?;
+    let ops = vec![Op::Delete { key: key.into(), when }];
     Ok(control.write(&caller, name, ops, ticket, was_deleted).await?.ok_or_else(no_entry)?)
 }
 
@@ -289,7 +309,7 @@ pub(super) async fn batch(
     InBucket(name): InBucket,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let place = place(&control.places.batches, "batches")?;
+    let place = turn(&control.places.batches, &caller, "batches").await?;
     let body = axum::body::to_bytes(body, BATCH_LEN_MAX).await.map_err(|error| body_fault(&error))?;
     let ticket = match once.look(&control, vec![body.clone()]).await? {
         Found::Answer(answer) => return Ok(answer),
@@ -315,7 +335,7 @@ pub(super) async fn get_many(
 ) -> Result<Response, Refusal> {
     let body = axum::body::to_bytes(body, GET_LEN_MAX).await.map_err(|error| body_fault(&error))?;
     // An answer is far larger than its question, so the place is kept until the client has taken it.
-    let place = place(&control.places.readings, "readings of many entries")?;
+    let place = turn(&control.places.readings, &caller, "readings of many entries").await?;
     let (keys, place) = blocking(move || (read_keys(&body), place)).await?;
     let keys = keys?;
     let read = control.in_bucket(&caller, name, move |data, bucket| {

@@ -11,6 +11,7 @@ mod buckets;
 mod conditions;
 mod functions;
 mod guard;
+mod in_hand;
 mod invoke;
 mod keys;
 mod kv;
@@ -45,6 +46,7 @@ use utoipa_axum::routes;
 
 pub use self::access::FirstStart;
 pub use self::buckets::Places;
+pub use self::in_hand::InHand;
 pub use self::once::Answers;
 
 use self::access::{Access, Peer};
@@ -84,6 +86,8 @@ pub struct Control {
     pub stop: Stop,
     /// Places for what holds a thread while it lasts.
     pub places: Arc<Places>,
+    /// How many requests of tenants there may be at once.
+    pub in_hand: Arc<InHand>,
     /// For changes that may be asked for again.
     pub answers: Answers,
     /// Where functions are reached, told to whoever deploys one.
@@ -150,7 +154,7 @@ impl Control {
             .split_for_parts();
         let description = openapi::complete(&description);
         let (identity, auditor) = (self.identity.clone(), Auditor::new(self.audit.clone()));
-        let access = Arc::new(Access::new(&description, identity, self.first_start, auditor));
+        let access = Arc::new(Access::new(&description, identity, self.first_start, auditor, self.in_hand.clone()));
         let text = format!("{description:#}");
         #[cfg(debug_assertions)]
         let router = router.route("/debug/probe/{word}", axum::routing::get(node::probe));

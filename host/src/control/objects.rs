@@ -1,7 +1,8 @@
 //! Routes about objects: list, get, ranges, head, delete. Putting is in `receive.rs`.
 //!
-//! Owns the way between HTTP and [`Objects`](crate::data::objects::Objects): the digest is the ETag. Knows nothing about where objects
-//! lie. An object is sent piece by piece as its reader takes it. Invariant: an answer that ends in order has the bytes of one object.
+//! Owns the way between HTTP and [`Objects`](crate::data::objects::Objects): the ETag is the digest, or stands for a version of an origin.
+//! Knows nothing about where objects lie. An object is sent piece by piece as its reader takes it. Invariant: an answer that ends in order
+//! has the bytes of one object.
 
 use std::io;
 
@@ -22,10 +23,11 @@ use super::conditions::{self, Part, Read};
 use super::keys::{self, Key, Wanted};
 use super::kv::{EXPIRES, HARMLESS};
 use super::wire::{ObjectInfo, ObjectList, Problem, split};
-use crate::data::objects::{Head, Opened, When};
+use crate::data::objects::{Head, Opened, When, parse_tag};
 use crate::data::{Bucket, Data, DataError};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
+use crate::id::Digest;
 
 /// Bytes that are read and sent at once.
 const PIECE_BYTES: u64 = 256 << 10;
@@ -41,7 +43,8 @@ pub(super) fn info(key: &[u8], head: &Head) -> ObjectInfo {
     ObjectInfo {
         key,
         key_base64,
-        digest: head.etag.to_string(),
+        etag: head.tag(),
+        digest: head.digest.map(|digest| digest.to_string()),
         bytes: head.len,
         version: head.version,
         modified_ms: head.modified_ms,
@@ -55,13 +58,37 @@ fn no_object() -> Fault {
     Fault::new(Code::NotFound, "there is no object under this key")
 }
 
-/// The condition of a write.
-pub(super) fn when(headers: &HeaderMap) -> Result<When, Fault> {
-    Ok(match conditions::of_write(headers)? {
-        conditions::When::Always => When::Always,
-        conditions::When::Absent => When::Absent,
-        conditions::When::Tag(tag) => When::Etag(tag.parse().map_err(|_| conditions::failed())?),
-    })
+/// The condition of a write, by what a look has found. If another object is there by the time of the write, that is refused, too.
+///
+/// # Errors
+/// [`DataError::ObjectConflict`], and why nothing was found out where a condition needs it.
+pub(super) fn settled(
+    when: conditions::When,
+    bucket: &Bucket,
+    found: Result<Option<Head>, DataError>,
+) -> Result<When, DataError> {
+    let etag = |found: &Option<Head>| found.as_ref().map(|head| head.etag);
+    match when {
+        conditions::When::Always => Ok(When::Always),
+        conditions::When::Absent => Ok(When::Absent),
+        conditions::When::Present => Ok(When::Present),
+        conditions::When::Tags(tags) => {
+            let tags: Vec<Digest> = tags.iter().filter_map(|tag| parse_tag(bucket, tag)).collect();
+            if let [tag] = tags[..] {
+                return Ok(When::Etag(tag));
+            }
+            let found = etag(&found?);
+            found.filter(|found| tags.contains(found)).map(When::Etag).ok_or(DataError::ObjectConflict { found })
+        }
+        conditions::When::Unmodified(since) => match found {
+            Ok(Some(head)) if conditions::is_unmodified(head.modified_ms, since) => Ok(When::Etag(head.etag)),
+            Ok(Some(head)) => Err(DataError::ObjectConflict { found: Some(head.etag) }),
+            // Without a date there is no condition (RFC 9110, 13.1.4).
+            Ok(None) => Ok(When::Absent),
+            Err(DataError::Corrupt { .. }) => Ok(When::Always),
+            Err(error) => Err(error),
+        },
+    }
 }
 
 /// A header's value; one that cannot be is left empty, and never is of what is passed here: digits, digests and dates.
@@ -72,7 +99,7 @@ fn value(text: String) -> HeaderValue {
 /// What is said of an object in headers.
 pub(super) fn described(head: &Head) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(ETAG, value(format!("\"{}\"", head.etag)));
+    headers.insert(ETAG, value(format!("\"{}\"", head.tag())));
     headers.insert(LAST_MODIFIED, value(conditions::date(head.modified_ms)));
     headers.insert(VERSION, head.version.into());
     if let Some(expires_ms) = head.expires_ms {
@@ -150,7 +177,7 @@ pub(super) async fn head(
     let head =
         control.in_objects(&caller, name, move |data, bucket| data.objects(bucket.spec.durability).head(&bucket, &key)).await?;
     let head = head.ok_or_else(no_object)?;
-    let read = conditions::of_read(&headers, &head.etag.to_string(), Some(head.modified_ms))?;
+    let read = conditions::of_read(&headers, &head.tag(), Some(head.modified_ms))?;
     let mut response = StatusCode::NOT_MODIFIED.into_response();
     if read == Read::Send {
         response = StatusCode::OK.into_response();
@@ -190,7 +217,7 @@ pub(super) async fn get(
     };
     let opened = opened.ok_or_else(no_object)?;
     let head = opened.head().clone();
-    let tag = head.etag.to_string();
+    let tag = head.tag();
     if conditions::of_read(&headers, &tag, Some(head.modified_ms))? == Read::NotModified {
         return Ok((StatusCode::NOT_MODIFIED, described(&head)).into_response());
     }
@@ -247,7 +274,7 @@ async fn next(sending: Sending) -> Result<Option<(Bytes, Sending)>, io::Error> {
 
 /// Deletes an object.
 #[utoipa::path(delete, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_delete", security(("token" = ["deploy"])),
-    params(("name" = String, Path), ("key" = String, Path), ("if-match" = Option<String>, Header)),
+    params(("name" = String, Path), ("key" = String, Path), ("if-match" = Option<String>, Header), ("if-unmodified-since" = Option<String>, Header)),
     responses((status = 204), (status = 400, body = Problem), (status = 404, body = Problem), (status = 412, body = Problem),
         (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, description = "the disk cannot be written", body = Problem),
         (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
@@ -258,12 +285,13 @@ pub(super) async fn delete(
     Key(key): Key,
     headers: HeaderMap,
 ) -> Result<StatusCode, Refusal> {
-    let when = when(&headers)?;
+    let when = conditions::of_write(&headers)?;
     let done = control.in_objects(&caller, name, move |data, bucket| {
         let objects = data.objects(bucket.spec.durability);
+        let found = objects.head(&bucket, &key);
         // Of a damaged one nothing is known, not even afterwards what it was; but there is something to delete.
-        let is_damaged = matches!(objects.head(&bucket, &key), Err(DataError::Corrupt { .. }));
-        Ok((objects.delete(&bucket, &key, when), is_damaged))
+        let is_damaged = matches!(found, Err(DataError::Corrupt { .. }));
+        Ok((objects.delete(&bucket, &key, settled(when, &bucket, found)?), is_damaged))
     });
     let (ack, is_damaged) = done.await?;
     let found = ack.await.map_err(|error| error.fault())?;

@@ -14,20 +14,20 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::Control;
 use super::access::Caller;
 use super::answer::{Refusal, body_fault};
-use super::buckets::{InBucket, holding, place};
+use super::buckets::{InBucket, holding, turn};
 use super::conditions;
 use super::keys::{Key, Wanted};
-use super::objects::{META, described, info, when};
+use super::objects::{META, described, info, settled};
 use super::wire::{DESCRIBED, DescribedRequest, ObjectInfo, Problem};
 use crate::data::objects::{Head, PutOptions, Upload};
-use crate::data::{Ack, DataError};
+use crate::data::{AT_ONCE, Ack, DataError, Turn};
 use crate::fault::{Code, Fault};
 
 /// Pieces that wait between network and disk.
@@ -43,7 +43,8 @@ const TIMEOUT_BYTES: u64 = 1 << 30;
         ("repr-digest" = Option<String>, Header, description = "the same: a body has no content coding here"),
         ("hob-meta-NAME" = Option<String>, Header, description = "one for each pair of the metadata"),
         ("hob-described" = Option<String>, Header, description = "in place of those: `{\"content_type\": …, \"metadata\": [[NAME, VALUE], …]}` in Base64, for what no header can say"),
-        ("if-match" = Option<String>, Header, description = "only over the object with this ETag"),
+        ("if-match" = Option<String>, Header, description = "only over an object with one of these ETags; `*`: only over one"),
+        ("if-unmodified-since" = Option<String>, Header, description = "only if there is none that was put after this date"),
         ("if-none-match" = Option<String>, Header, description = "`*`: only if there is no object")),
     request_body(content = Vec<u8>, content_type = "*/*", description = "the bytes; headers `hob-meta-NAME` are its metadata"),
     responses((status = 201, description = "a new object", body = ObjectInfo, headers(("etag" = String), ("last-modified" = String), ("hob-version" = u64), ("hob-expires-ms" = Option<u64>))),
@@ -58,15 +59,18 @@ pub(super) async fn put(
     Key(key): Key,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let place = place(&control.places.objects, "uploads of objects")?;
-    let options = options(&request)?;
+    let place = turn(&control.places.objects, &caller, "uploads of objects").await?;
+    let mut options = options(&request)?;
+    let when = conditions::of_write(request.headers())?;
     let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let at = key.clone();
     let begun = control.in_objects(&caller, name, move |data, bucket| {
         check_len(announced.unwrap_or_default(), data.object_bytes_max(), bucket.spec.bytes_max)?;
         let objects = data.objects(bucket.spec.durability);
+        let found = objects.head(&bucket, &at);
         // What is damaged is something, too.
-        let is_new = objects.head(&bucket, &at).is_ok_and(|head| head.is_none());
+        let is_new = matches!(found, Ok(None));
+        options.when = settled(when, &bucket, found)?;
         Ok((objects.put(&bucket, &at, options)?, is_new))
     });
     let (upload, is_new) = begun.await?;
@@ -81,7 +85,7 @@ fn check_len(len: u64, object_max: u64, bucket_max: u64) -> Result<(), DataError
         return Err(DataError::TooLarge { what: "an object", found: len, max: object_max });
     }
     match len > bucket_max {
-        true => Err(DataError::Quota { unit: "bytes", wanted: len, max: bucket_max }),
+        true => Err(DataError::Quota { unit: AT_ONCE, wanted: len, max: bucket_max }),
         false => Ok(()),
     }
 }
@@ -112,8 +116,8 @@ fn options(request: &Request) -> Result<PutOptions, Fault> {
         content_type,
         metadata,
         ttl_ms: ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
-        when: when(headers)?,
         digest: conditions::announced_digest(headers)?,
+        ..PutOptions::default()
     })
 }
 
@@ -148,7 +152,7 @@ fn described_in_json(headers: &HeaderMap) -> Result<Option<DescribedRequest>, Fa
 }
 
 /// Takes the body. Each `data.upload_timeout` is for so many bytes, however steadily they come.
-async fn receive(upload: Box<dyn Upload>, request: Request, time: Duration, place: OwnedSemaphorePermit) -> Result<Head, Fault> {
+async fn receive(upload: Box<dyn Upload>, request: Request, time: Duration, place: Turn) -> Result<Head, Fault> {
     let began = Instant::now();
     let (mut body, mut writer, mut len) = (request.into_body(), Writer::new(upload, place), 0_u64);
     loop {
@@ -181,7 +185,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(mut upload: Box<dyn Upload>, place: OwnedSemaphorePermit) -> Self {
+    fn new(mut upload: Box<dyn Upload>, place: Turn) -> Self {
         let (pieces, mut receiver) = mpsc::channel::<Bytes>(PIECES);
         let task = tokio::task::spawn_blocking(holding(place, move || {
             while let Some(piece) = receiver.blocking_recv() {

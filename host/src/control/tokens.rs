@@ -74,6 +74,9 @@ pub(super) async fn post(State(control): State<Control>, caller: Caller, body: B
     };
     let expires = wanted.expires.map(|text| parse_time(&text).ok_or(text)).transpose();
     let expires = expires.map_err(|text| bad(format!("'expires' is '{text}': expected a time such as '30days'")))?;
+    if expires.is_some_and(|time| time.as_millis() == 0) {
+        return Err(bad("'expires' is 0: the token would be worth nothing; expected a time such as '30days'").into());
+    }
     if expires.is_some_and(|time| time > EXPIRES_MAX) {
         return Err(bad("'expires' is more than ten years away: leave it out").into());
     }

@@ -3,8 +3,6 @@
 //! Owns the bounds on an upload while it streams. Writing blocks, so it happens on a thread of its own, four pieces behind the
 //! network at most. Invariant: whatever ends an upload early leaves no file.
 
-use std::time::Duration;
-
 use axum::extract::multipart::{Field, Multipart};
 use axum::extract::{FromRequest, Request};
 use bytes::Bytes;
@@ -14,7 +12,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::access::Caller;
 use super::answer::body_fault;
+use super::buckets::turn;
 use super::{Control, archive};
 use crate::artifacts::Uploaded;
 use crate::deploy::{Deployer, Sent};
@@ -33,12 +33,9 @@ const MULTIPART_SLACK: u64 = 128 << 10;
 /// Reads a deploy: raw Wasm, or multipart with the parts `manifest`, `wasm` and `files` in any order. The digest is of the manifest's text.
 ///
 /// # Errors
-/// 400, 408, 413 or 415 about the body; 422 when its first bytes are no Wasm.
-pub(super) async fn receive(control: &Control, request: Request) -> Result<(Sent, Digest), Fault> {
-    let Ok(_place) = control.places.uploads.try_acquire() else {
-        let fault = Fault::new(Code::Overloaded, format!("{UPLOADS_MAX} uploads are under way"));
-        return Err(fault.retry_after(Duration::from_secs(1)).hint("try again"));
-    };
+/// 400, 408, 413 or 415 about the body; 422 when its first bytes are no Wasm; `overloaded`.
+pub(super) async fn receive(control: &Control, caller: &Caller, request: Request) -> Result<(Sent, Digest), Fault> {
+    let _place = turn(&control.places.uploads, caller, "uploads").await?;
     let time = control.deployer.upload_timeout();
     // Giving up drops what was received, and the file with it.
     timeout(time, whole(control, request)).await.unwrap_or_else(|_| {

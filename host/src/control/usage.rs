@@ -57,7 +57,10 @@ pub(super) async fn usage(
         control.deployer.get(tenants[0].clone(), name.clone()).await?;
     }
     let now = control.now();
-    let count = wanted.minutes.unwrap_or(SHOWN).min(MINUTES as u64);
+    let count = wanted.minutes.unwrap_or(SHOWN);
+    if count > MINUTES as u64 {
+        return Err(Fault::new(Code::BadRequest, format!("'minutes' in the query is {count}: expected 0 to {MINUTES}")).into());
+    }
     let first = (now.0 + 1).saturating_sub(count);
     let mut report = UsageReport { minute_ms: now.0 * 60_000, passed_ms: now.1, tenants: Vec::new() };
     report.tenants.extend(tenants.iter().map(|tenant| control.used(tenant, function.as_ref(), first)));

@@ -65,7 +65,7 @@ impl Data {
             0 => Ok(((), Commit::No)),
             _ => Ok(((), Commit::Yes)),
         };
-        self.store.write(0, op).wait()
+        self.store.remove(0, op).wait()
     }
 
     /// As [`super::kv::KeyValue::write`], with the answer in the same commit.

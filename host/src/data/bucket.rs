@@ -28,6 +28,7 @@ use super::store::{Ack, Commit, Store};
 use crate::bucket::{BucketSpec, Durability, OriginUrl};
 use crate::id::{BucketName, TenantId};
 use crate::idempotency::Keep;
+use crate::storage::log::Room;
 
 const BUCKETS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("buckets");
 const ORIGINS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("origins");
@@ -77,11 +78,17 @@ impl Bucket {
     /// Why its objects are not files that stay, if so: then it is no folder either.
     #[must_use]
     pub fn without_files(&self) -> Option<&'static str> {
-        match (self.spec.durability, &self.origin) {
-            (Durability::Volatile, _) => Some("it is volatile, and only a durable bucket has files"),
-            (Durability::Durable, Some(_)) => Some("it has an origin, and only what is kept here has files"),
-            (Durability::Durable, None) => None,
-        }
+        without_files(self.spec.durability, self.origin.as_ref())
+    }
+}
+
+/// As [`Bucket::without_files`], of one that is not there yet.
+#[must_use]
+pub fn without_files(durability: Durability, origin: Option<&OriginUrl>) -> Option<&'static str> {
+    match (durability, origin) {
+        (Durability::Volatile, _) => Some("it is volatile, and only a durable bucket has files"),
+        (Durability::Durable, Some(_)) => Some("it has an origin, and only what is kept here has files"),
+        (Durability::Durable, None) => None,
     }
 }
 
@@ -129,14 +136,19 @@ fn write_origin(txn: &WriteTransaction, id: BucketId, url: &OriginUrl) -> Result
 }
 
 /// Whether a bucket with `found` is what somebody wants who says `wanted`, which may be nothing.
-fn check_origin(name: &BucketName, wanted: Option<&OriginUrl>, found: Option<&OriginUrl>) -> Result<(), DataError> {
-    match (wanted, found) {
-        (Some(wanted), Some(found)) if wanted != found => {
-            Err(DataError::BucketExists { name: name.clone(), found: "a cache of another origin" })
-        }
-        (Some(_), None) => Err(DataError::BucketExists { name: name.clone(), found: "without an origin" }),
-        _ => Ok(()),
-    }
+/// Refuses to make of a bucket that exists one of another durability or origin.
+pub(super) fn check_kind(
+    name: &BucketName,
+    (durability, origin): (Durability, Option<&OriginUrl>),
+    (is, has): (Durability, Option<&OriginUrl>),
+) -> Result<(), DataError> {
+    let found = match (origin, has) {
+        (Some(wanted), Some(found)) if wanted != found => "a cache of another origin",
+        (Some(_), None) => "without an origin",
+        _ if durability != is => is.as_str(),
+        _ => return Ok(()),
+    };
+    Err(DataError::BucketExists { name: name.clone(), found })
 }
 
 /// Makes a bucket, durably; changes the quotas of one that exists. The answer's second part: whether it was made.
@@ -167,10 +179,7 @@ pub(super) fn put(
         if let Some(id) = found {
             let mut state = State::read(txn, id)?;
             let has = find_origin(&txn.open_table(ORIGINS).map_err(storage(doing))?, id)?;
-            check_origin(&name, origin.as_ref(), has.as_ref())?;
-            if state.spec.durability != spec.durability {
-                return Err(DataError::BucketExists { name, found: state.spec.durability.as_str() });
-            }
+            check_kind(&name, (spec.durability, origin.as_ref()), (state.spec.durability, has.as_ref()))?;
             if state.spec == spec {
                 return Ok(((bucket(id, tenant, name, has, &state), false), Commit::No));
             }
@@ -254,7 +263,7 @@ pub(super) fn delete(
             after(*id);
         }
     };
-    store.write_then(COST_BYTES, op, after)
+    store.queue(Room::Reserve, COST_BYTES, op, after)
 }
 
 /// A deleted bucket that may still have content of a kind; the lowest number.

@@ -10,6 +10,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+/// Where versions of what a restart forgets are counted from: the beginning of 2025.
+const VERSIONS_FROM_MS: u64 = 1_735_689_600_000;
+/// Versions that a millisecond has room for: 122 ns for each, and a write takes longer. More would not stay below 2^53 until 2059.
+const VERSIONS_PER_MS_LOG2: u32 = 13;
+
 /// One look at the machine's clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
@@ -63,6 +68,13 @@ impl Clock {
         last.now_ms = read.wall_ms.max(last.now_ms.saturating_add(elapsed));
         last.monotonic_ms = last.monotonic_ms.max(read.monotonic_ms);
         last.now_ms
+    }
+
+    /// Where versions of what a restart forgets begin: where no earlier run has come to, because who compares versions may have kept one
+    /// from then. They stay below 2^53, which all readers of JSON take as it is.
+    #[must_use]
+    pub(super) fn first_version(&self) -> u64 {
+        self.now_ms().saturating_sub(VERSIONS_FROM_MS).saturating_mul(1 << VERSIONS_PER_MS_LOG2)
     }
 
     /// From now on no reading is less than `mark_ms`.
@@ -144,6 +156,16 @@ mod tests {
         clock.raise(3_000_000);
         hands.pass(1);
         assert_eq!(clock.now_ms(), 3_000_001);
+    }
+
+    #[test]
+    fn versions_of_another_run_begin_later_and_below_2_to_the_53() {
+        let first = |wall_ms: u64| Hands::at(wall_ms).clock().first_version();
+        assert_eq!((first(0), first(VERSIONS_FROM_MS), first(VERSIONS_FROM_MS + 1)), (0, 0, 8192));
+        let room = (1_u64 << 53) / 8192;
+        assert!(first(VERSIONS_FROM_MS + room - 1) < 1 << 53 && first(VERSIONS_FROM_MS + room) == 1 << 53);
+        assert_eq!(room / (365 * 24 * 60 * 60 * 1000), 34, "years from 2025 on");
+        assert!(Clock::system().first_version() > 1 << 40);
     }
 
     #[test]

@@ -87,9 +87,9 @@ pub enum DataError {
         why: &'static str,
     },
     /// The bucket is full.
-    #[error("the bucket is full: {wanted} {unit} would be in it and at most {max} may; {}", advice(unit))]
+    #[error("{}", quota_text(unit, *wanted, *max))]
     Quota {
-        /// What is counted: bytes, keys, or what waits for its functions.
+        /// What is counted: bytes, keys, what waits for its functions, or [`AT_ONCE`].
         unit: &'static str,
         /// How many there would be.
         wanted: u64,
@@ -224,16 +224,26 @@ fn found_text(found: &Option<u64>) -> String {
     found.map_or_else(|| "no entry".into(), |version| format!("version {version}"))
 }
 
-/// What to do about a full bucket.
-fn advice(unit: &str) -> &'static str {
-    match unit {
+/// Unit of what is larger than all of its bucket, which stays so whatever is deleted.
+pub const AT_ONCE: &str = "bytes at once";
+
+/// What is full, and what to do about it.
+fn quota_text(unit: &str, wanted: u64, max: u64) -> String {
+    let advice = match unit {
+        AT_ONCE => {
+            return format!(
+                "{wanted} bytes are more than the whole bucket may have, {max}: write less at once, or raise its quota"
+            );
+        }
         events::UNIT => "look at what hinders the functions that it triggers, or raise data.events_max",
         _ => "delete something, or raise its quota",
-    }
+    };
+    format!("the bucket is full: {wanted} {unit} would be in it and at most {max} may; {advice}")
 }
 
 fn etag_text(found: &Option<Digest>) -> String {
-    found.map_or_else(|| "no object".into(), |etag| etag.to_string())
+    // Without what its text begins with: that goes by the bucket.
+    found.map_or_else(|| "no object".into(), |etag| format!("one with the ETag …{}", etag.hex()))
 }
 
 impl DataError {
@@ -242,7 +252,9 @@ impl DataError {
     pub fn fault(&self) -> Fault {
         let code = match self {
             Self::NoSuchBucket { .. } => Code::NotFound,
-            Self::BucketExists { .. } => Code::Conflict,
+            Self::BucketExists { name, .. } => {
+                return Fault::new(Code::Conflict, self.to_string()).hint(format!("hob bucket inspect {name}"));
+            }
             Self::Invalid { .. } | Self::NotANumber { .. } | Self::WrongDigest { .. } => Code::BadRequest,
             Self::TooLarge { .. } => Code::BodyTooLarge,
             Self::Conflict { .. } | Self::ObjectConflict { .. } => Code::PreconditionFailed,

@@ -17,7 +17,7 @@ use super::error::{DataError, io_error, storage};
 use super::store::Commit;
 use crate::storage::caught;
 use crate::storage::disk::sync_dir;
-use crate::storage::log::{self, Commits, Logged};
+use crate::storage::log::{self, Commits, Logged, Room};
 use crate::storage::overlay::Overlay;
 
 /// How the file is opened; tests put a failing disk in between.
@@ -45,6 +45,9 @@ impl Opened {
         Ok(Self { db: builder.create_with_backend(logged)?, commits })
     }
 }
+
+/// Length of a file that is compacted when its disk is full: reading waits as long as it takes, which is a second or two then.
+const COMPACT_BYTES_MAX: u64 = 256 << 20;
 
 /// Where the log of the file at `path` is.
 pub(super) fn log_path(path: &Path) -> PathBuf {
@@ -100,6 +103,35 @@ impl Shared {
             Err(DataError::Damaged { what })
         });
         result.inspect_err(|error| self.note(error))
+    }
+
+    /// Whether the disk was found so full that who adds must [`Shared::regain`] its reserve first.
+    pub(super) fn is_short(&self) -> bool {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        db.as_ref().and_then(|db| db.commits.as_ref()).is_some_and(|commits| commits.is_short())
+    }
+
+    /// Makes the reserve whole again, of what is free on the disk. False if that is not enough.
+    pub(super) fn regain(&self) -> Result<bool, DataError> {
+        self.with_db(Use::Write, |opened| match &opened.commits {
+            Some(commits) => commits.regain().map_err(io_error("keep a reserve of the disk")),
+            None => Ok(false),
+        })
+    }
+
+    /// Gives the system what is free in the file. Nobody reads meanwhile. False if the file is too large for that.
+    pub(super) fn compact(&self) -> Result<bool, DataError> {
+        let doing = "compact the data";
+        if fs::metadata(&self.path).map_err(io_error(doing))?.len() > COMPACT_BYTES_MAX {
+            return Ok(false);
+        }
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(opened) = db.as_mut() else { return Ok(false) };
+        let Some(commits) = &opened.commits else { return Ok(false) };
+        commits.may_take(Room::Reserve);
+        let compacted = contained(|| opened.db.compact().map_err(storage(doing)));
+        drop(db);
+        compacted.map(|_| true).inspect_err(|error| self.note(error))
     }
 
     fn must_open(&self, how: Use) -> bool {
@@ -169,11 +201,15 @@ impl Drop for Shared {
     }
 }
 
-/// One transaction.
+/// One transaction, which may take so much of a full disk.
 pub(super) fn transact<T>(
     opened: &Opened,
+    room: Room,
     op: impl FnOnce(&WriteTransaction) -> Result<(T, Commit), DataError>,
 ) -> Result<T, DataError> {
+    if let Some(commits) = &opened.commits {
+        commits.may_take(room);
+    }
     let mut txn = opened.db.begin_write().map_err(storage("begin to write"))?;
     // Two phases are part of it.
     txn.set_quick_repair(true);

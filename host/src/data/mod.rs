@@ -42,9 +42,9 @@ use tokio::sync::broadcast::Receiver;
 
 pub use self::account::Usage;
 pub use self::audit::Audited;
-pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId, Each};
+pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId, Each, without_files};
 pub use self::clock::{Clock, Reading};
-pub use self::error::{DataError, OriginFault};
+pub use self::error::{AT_ONCE, DataError, OriginFault};
 pub use self::feed::{Changed, FEED_LEN};
 pub use self::shares::{Share, Shares, Turn};
 pub use self::store::{Ack, Commit, Prepare, QUEUE_BYTES_MAX, QUEUE_JOBS_MAX, Store, Sweep, Swept};
@@ -57,6 +57,7 @@ use self::kv::{Done, KeyValue, Scrubbed};
 pub use self::objects::CacheCounts;
 use self::objects::{Files, ObjectLimits, Objects, Origin, Origins};
 use self::open::{Handle, Open};
+use crate::bucket::BucketDeclaration;
 pub use crate::bucket::{BucketSpec, Durability, OriginUrl};
 use crate::id::{BucketName, TenantId};
 use crate::idempotency::Keep;
@@ -226,18 +227,42 @@ impl Data {
         spec: BucketSpec,
         origin: Option<&OriginUrl>,
     ) -> Ack<(Bucket, bool)> {
-        if let Some(expected) = self.events.refuses(tenant, name, spec.durability, origin.is_some()) {
-            let what = format!("bucket '{name}' is to trigger a function, or to take what it fails at");
-            return Ack::ready(Err(DataError::Invalid { what, expected: expected.into() }));
-        }
-        if let Err(error) = origin.map_or(Ok(()), |url| self.check_origin(spec, url)) {
+        if let Err(error) = self.check_new(tenant, name, spec, origin) {
             return Ack::ready(Err(error));
         }
         let open = Arc::clone(&self.open);
         bucket::put(&self.store, tenant, name, spec, origin.cloned(), self.volatile_bytes_max, move |bucket| open.resize(bucket))
     }
 
-    fn check_origin(&self, spec: BucketSpec, url: &OriginUrl) -> Result<(), DataError> {
+    /// The bucket that a manifest declares, if it is there. Makes nothing.
+    ///
+    /// # Errors
+    /// As [`Data::put_bucket_of`] for what it is to be; whether there is room is not looked at.
+    pub fn check_bucket(&self, tenant: &TenantId, declared: &BucketDeclaration) -> Result<Option<Bucket>, DataError> {
+        let BucketDeclaration { name, spec, origin } = declared;
+        let found = self.bucket(tenant, name)?;
+        match &found {
+            Some(found) => {
+                let is = (found.spec.durability, found.origin.as_ref());
+                bucket::check_kind(name, (spec.durability, origin.as_ref()), is)?;
+            }
+            None => self.check_new(tenant, name, *spec, origin.as_ref())?,
+        }
+        Ok(found)
+    }
+
+    fn check_new(
+        &self,
+        tenant: &TenantId,
+        name: &BucketName,
+        spec: BucketSpec,
+        origin: Option<&OriginUrl>,
+    ) -> Result<(), DataError> {
+        if let Some(expected) = self.events.refuses(tenant, name, spec.durability, origin.is_some()) {
+            let what = format!("bucket '{name}' is to trigger a function, or to take what it fails at");
+            return Err(DataError::Invalid { what, expected: expected.into() });
+        }
+        let Some(url) = origin else { return Ok(()) };
         if spec.durability == Durability::Volatile {
             let expected = "a durable bucket, or none".into();
             return Err(DataError::Invalid { what: "an origin of a volatile bucket".into(), expected });
@@ -395,22 +420,32 @@ impl Data {
         Outbox { events: &self.events, store: &self.store }
     }
 
-    /// Refuses triggers that would never do anything: each needs its bucket, and its bucket for what is given up, to be there and
-    /// durable.
+    /// Refuses triggers that would never do anything: each needs its bucket, and its bucket for what is given up, to be there or among the
+    /// `declared`, and durable.
     ///
     /// # Errors
     /// [`DataError::NoSuchBucket`], [`DataError::Invalid`], and those of storage.
-    pub fn check_triggers(&self, tenant: &TenantId, triggers: &[Trigger]) -> Result<(), DataError> {
+    pub fn check_triggers(
+        &self,
+        tenant: &TenantId,
+        triggers: &[Trigger],
+        declared: &[BucketDeclaration],
+    ) -> Result<(), DataError> {
+        let kind = |name: &BucketName| -> Result<Option<(Durability, bool)>, DataError> {
+            let found = self.bucket(tenant, name)?.map(|found| (found.spec.durability, found.origin.is_some()));
+            let declared = declared.iter().find(|declared| declared.name == *name);
+            Ok(found.or_else(|| declared.map(|declared| (declared.spec.durability, declared.origin.is_some()))))
+        };
         for name in triggers.iter().flat_map(|trigger| std::iter::once(&trigger.bucket).chain(&trigger.dead_letter)) {
-            let bucket = self.bucket(tenant, name)?.ok_or_else(|| DataError::NoSuchBucket { name: name.to_string() })?;
-            if bucket.spec.durability == Durability::Volatile {
+            let (durability, _) = kind(name)?.ok_or_else(|| DataError::NoSuchBucket { name: name.to_string() })?;
+            if durability == Durability::Volatile {
                 let what = format!("bucket '{name}' is volatile");
                 return Err(DataError::Invalid { what, expected: "a durable one for a trigger".into() });
             }
         }
         // What others put at an origin no event tells of, and half of the puts would be worse than none.
         for Trigger { bucket: name, .. } in triggers.iter().filter(|trigger| trigger.on == On::ObjectPut) {
-            if self.bucket(tenant, name)?.is_some_and(|bucket| bucket.origin.is_some()) {
+            if kind(name)?.is_some_and(|(_, has_origin)| has_origin) {
                 let what = format!("the objects of bucket '{name}' are those of an origin");
                 return Err(DataError::Invalid { what, expected: "a bucket without one for object-put".into() });
             }

@@ -10,7 +10,8 @@
 //! for bytes that a tenant chose. They also keep redb's account of free space (`quick_repair`), so that this open is fast whatever
 //! the size. They become durable in a log before the file (`storage/log.rs`).
 //!
-//! After an I/O error redb refuses everything until it is opened again. A full disk heals by that. After any other error the
+//! After an I/O error redb refuses everything until it is opened again. A full disk heals by that. On one, what only removes may take a
+//! reserve ([`Room`]), and nothing adds before that is whole again. After any other error the
 //! kernel may have forgotten what it did not write, so nothing is written until the daemon was started again
 //! ([`DataError::ReadOnly`]). Meanwhile reading goes on, from the file as it is, through an `Overlay` that writes nothing.
 //!
@@ -33,7 +34,8 @@ use tokio::sync::oneshot;
 use super::clock::Clock;
 use super::error::{DataError, io_error, storage};
 use super::file::{Open, Opened, Shared, Use, is_latched, transact};
-use super::writer::{Job, Load, Queued, Resting, Writer, read_mark};
+use super::writer::{Compact, Job, Load, Queued, Resting, Writer, read_mark};
+use crate::storage::log::Room;
 
 /// Jobs that wait at most; one more is [`DataError::Busy`].
 pub const QUEUE_JOBS_MAX: usize = 4096;
@@ -177,7 +179,7 @@ impl Store {
     ) -> Result<Self, DataError> {
         let file = Arc::new(Shared::open(path, open)?);
         let begin = |txn: &WriteTransaction| prepare(txn).and_then(|()| Ok((read_mark(txn)?, Commit::Yes)));
-        let mark = file.with_db(Use::Write, |db| transact(db, begin))?;
+        let mark = file.with_db(Use::Write, |db| transact(db, Room::Reserve, begin))?;
         clock.raise(mark.unwrap_or(0));
 
         let (queue, waiting) = sync_channel(QUEUE_JOBS_MAX);
@@ -192,6 +194,7 @@ impl Store {
             // What waits from before is found by the first sweep.
             due_ms: Some(0),
             failing: false,
+            compact: Compact::default(),
         };
         let writer = std::thread::Builder::new().name("hob-store".into()).spawn(|| writer.run());
         let writer = Some(writer.map_err(io_error("start the thread that writes data"))?);
@@ -244,11 +247,30 @@ impl Store {
         F: FnOnce(&WriteTransaction, u64) -> Result<(T, Commit), DataError> + Send + 'static,
         A: FnOnce(&Result<T, DataError>) + Send + 'static,
     {
+        self.queue(Room::Free, cost_bytes, op, after)
+    }
+
+    /// As [`Store::write`], for what gives room back: on a full disk it may take the reserve.
+    pub(super) fn remove<T, F>(&self, cost_bytes: usize, op: F) -> Ack<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&WriteTransaction, u64) -> Result<(T, Commit), DataError> + Send + 'static,
+    {
+        self.queue(Room::Reserve, cost_bytes, op, |_| {})
+    }
+
+    /// As [`Store::write_then`], with what it may take of a full disk.
+    pub(super) fn queue<T, F, A>(&self, room: Room, cost_bytes: usize, op: F, after: A) -> Ack<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&WriteTransaction, u64) -> Result<(T, Commit), DataError> + Send + 'static,
+        A: FnOnce(&Result<T, DataError>) + Send + 'static,
+    {
         let (sender, receiver) = oneshot::channel();
         let job = Box::new(Pending { op: Some(op), result: None, end: Some((after, sender)) });
         let before = self.load.bytes.fetch_add(cost_bytes, Ordering::AcqRel);
         self.load.jobs.fetch_add(1, Ordering::AcqRel);
-        let queued = Queued { cost_bytes, job };
+        let queued = Queued { room, cost_bytes, job };
         let Some(queue) = self.queue.as_ref() else { return Ack::ready(Err(DataError::Closed)) };
         let refused = match () {
             () if before > 0 && before.saturating_add(cost_bytes) > QUEUE_BYTES_MAX => Some((queued, DataError::Busy)),

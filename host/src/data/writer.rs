@@ -3,6 +3,7 @@
 //! Owns groups, sweeps and the mark of the clock. Knows nothing about what jobs write. Invariant: a job is answered once, after the
 //! commit that it is part of.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -15,6 +16,7 @@ use super::error::{DataError, storage};
 use super::file::{Shared, Use, transact};
 use super::row::Numbers;
 use super::store::{Commit, Sweep};
+use crate::storage::log::Room;
 
 /// Jobs in one commit.
 const GROUP_JOBS_MAX: usize = 256;
@@ -36,6 +38,8 @@ const CLOCK: &str = "clock";
 
 /// A job that waits.
 pub(super) struct Queued {
+    /// What it may take of a full disk.
+    pub(super) room: Room,
     pub(super) cost_bytes: usize,
     pub(super) job: Box<dyn Job>,
 }
@@ -73,6 +77,16 @@ pub(super) struct Writer {
     pub(super) due_ms: Option<u64>,
     /// Whether the last group came to nothing, which is logged once and not for each group.
     pub(super) failing: bool,
+    pub(super) compact: Compact,
+}
+
+/// When the file is compacted because nothing else makes room on its disk.
+#[derive(Debug, Default)]
+pub(super) struct Compact {
+    /// Something was removed since it was the last time.
+    is_worth: bool,
+    /// Not before.
+    after: Option<Instant>,
 }
 
 impl Writer {
@@ -116,10 +130,15 @@ impl Writer {
     /// large for it is the next one's first.
     fn gather(&self, group: &mut Vec<Queued>, first: Option<Queued>, likely: usize, patience: Duration) -> Option<Queued> {
         let until = Instant::now() + patience;
+        // On a full disk what removes must not come to nothing with what adds.
+        let apart = self.failing || self.file.is_short();
         let mut bytes = 0;
         let mut next = first;
         while let Some(queued) = next.take() {
             if bytes > 0 && bytes + queued.cost_bytes > GROUP_BYTES_MAX {
+                return Some(queued);
+            }
+            if apart && group.first().is_some_and(|first| first.room != queued.room) {
                 return Some(queued);
             }
             bytes += queued.cost_bytes;
@@ -148,14 +167,39 @@ impl Writer {
         }
     }
 
+    /// Makes the reserve of a full disk whole, before something is added.
+    fn regain(&mut self) -> Result<(), DataError> {
+        if self.file.regain()? {
+            return Ok(());
+        }
+        let full =
+            || DataError::StorageFull { doing: "keep a reserve of the disk", source: Arc::new(ErrorKind::StorageFull.into()) };
+        if !self.compact.is_worth || self.compact.after.is_some_and(|after| Instant::now() < after) {
+            return Err(full());
+        }
+        let begun = Instant::now();
+        let compacted = self.file.compact();
+        self.compact = Compact { is_worth: false, after: Some(Instant::now() + begun.elapsed() * COMPACT_REST) };
+        match compacted? {
+            // Of a large file the pages that were freed are as good.
+            false => Ok(()),
+            true if self.file.regain()? => Ok(()),
+            true => Err(full()),
+        }
+    }
+
     /// One transaction.
     fn commit(&mut self, group: &mut [Queued]) -> Result<(), DataError> {
         let (file, clock) = (Arc::clone(&self.file), self.clock.clone());
         let now_ms = clock.now_ms();
+        let room = if group.iter().all(|queued| queued.room == Room::Reserve) { Room::Reserve } else { Room::Free };
+        if room == Room::Free && file.is_short() {
+            self.regain()?;
+        }
         let mut due_ms = None::<u64>;
         let sweeps = &mut self.sweeps;
         let committed = file.with_db(Use::Write, |db| {
-            transact(db, |txn| {
+            transact(db, room, |txn| {
                 let mut commit = sweep(txn, sweeps, now_ms, &mut due_ms)?;
                 for queued in &mut *group {
                     if queued.job.run(txn, now_ms)? == Commit::Yes {
@@ -168,12 +212,16 @@ impl Writer {
                 Ok((commit, commit))
             })
         })?;
+        self.compact.is_worth |= room == Room::Reserve && committed == Commit::Yes;
         // What was written may expire soon.
         let soon = (committed == Commit::Yes).then(|| now_ms.saturating_add(1000));
         self.due_ms = due_ms.into_iter().chain(soon).min();
         Ok(())
     }
 }
+
+/// So many times as long as a compaction took nothing is compacted again.
+const COMPACT_REST: u32 = 10;
 
 /// Runs the sweeps. One that finds damage rests, so that it keeps nobody from writing: it must find it before it changes anything.
 fn sweep(txn: &WriteTransaction, sweeps: &mut [Resting], now_ms: u64, due_ms: &mut Option<u64>) -> Result<Commit, DataError> {

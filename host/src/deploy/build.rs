@@ -96,10 +96,10 @@ impl Inner {
         .await
     }
 
-    pub(super) async fn make(&self, keys: Keys, wasm: File, job: Job) -> Result<Made, Fault> {
+    pub(super) async fn make(&self, tenant: &TenantId, keys: Keys, wasm: File, job: Job) -> Result<Made, Fault> {
         let staged = self.artifacts.stage_build();
         let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
-        let built = self.builder.build(wasm, job, &outputs).await?;
+        let built = self.builder.build(tenant, wasm, job, &outputs).await?;
         self.engine.metrics().builds.inc();
         crash::point("build-done");
         let key = if built.snapshot.is_some() { keys.restored } else { keys.plain };

@@ -85,7 +85,7 @@ impl Inner {
             None => {
                 let (artifacts, of, wasm) = (self.artifacts.clone(), tenant.clone(), live.wasm);
                 let wasm = blocking(move || artifacts.open_wasm(&of, wasm)).await?.map_err(|error| error.fault())?;
-                self.make(keys, wasm, job).await?
+                self.make(&tenant, keys, wasm, job).await?
             }
         };
         let inner = self.clone();

@@ -6,7 +6,7 @@
 use std::sync::PoisonError;
 
 use super::Dispatcher;
-use crate::bucket::{BucketSpec, OriginUrl};
+use crate::bucket::{BucketDeclaration, BucketSpec, OriginUrl};
 use crate::data::{Bucket, Data, DataError};
 use crate::fault::Fault;
 use crate::id::{BucketName, TenantId};
@@ -39,6 +39,20 @@ impl Dispatcher {
             return Err(meter.is_full(Quota::BytesStored));
         }
         put()
+    }
+
+    /// Whether buckets that are not there yet may all be made, as [`Dispatcher::put_bucket`] asks for each. Blocks.
+    ///
+    /// # Errors
+    /// As [`Dispatcher::put_bucket`].
+    pub fn check_room(&self, data: &Data, tenant: &TenantId, missing: &[&BucketDeclaration]) -> Result<(), Fault> {
+        let meter = self.tenant_meter(tenant);
+        let quota = meter.quota(Quota::BytesStored);
+        let Some(first) = missing.first().filter(|_| quota != NONE) else { return Ok(()) };
+        // It is not there, so all others are all.
+        let (all, _) = sums(data, tenant, &first.name).map_err(|error| error.fault())?;
+        let wanted = missing.iter().fold(all, |sum, declared| sum.saturating_add(declared.spec.bytes_max));
+        if wanted > quota { Err(meter.is_full(Quota::BytesStored)) } else { Ok(()) }
     }
 }
 

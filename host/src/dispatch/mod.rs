@@ -224,12 +224,17 @@ impl Dispatcher {
             };
             let running = function.meter.tenant().run()?;
             let admitted = Instant::now();
-            // A thread that is busy with others takes this one's time; a function without a place does not, nor one that is built again.
-            let counts_from = if waited || again.is_some() { admitted } else { called };
             let Loaded { template, start, verify } = match self.0.templates.get(function, asked).await {
                 // Its files go when it is deleted, which may have happened while this waited its turn.
                 Err(_) if !self.is_live(function) => return Err(no_such_function(&function.name)),
                 got => got?,
+            };
+            // A thread that is busy with others takes this one's time; a function without a place does not, nor one that is built again, nor a
+            // compilation that was asked for.
+            let counts_from = match asked {
+                Some(Start::Compiled) => Instant::now(),
+                _ if waited || again.is_some() => admitted,
+                _ => called,
             };
             let load = if start == Start::Resident { Duration::ZERO } else { admitted.elapsed().saturating_sub(verify) };
             let call = Call {

@@ -6,7 +6,7 @@
 //!                                                                     └── connect.rs: look-up, filter, socket, TLS
 //! ```
 //!
-//! Owns the threads, the pools and the places. `address.rs` is the filter, `headers.rs` what may be sent, `body.rs` what comes back.
+//! Owns the threads, the pools and the places. `address.rs` is the filter, `headers.rs` what may be sent, `body.rs` what comes back, `work.rs` who pays.
 //! Knows nothing about guests and grants (`capability/egress.rs` has those). Invariants: no redirect is followed, no proxy is asked; a
 //! request holds its places until it was sent or given up and its response was read or dropped; a tenant's connections are never another's.
 
@@ -18,10 +18,12 @@ mod headers;
 mod resolve;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub use self::address::{Walls, is_public};
 pub use self::body::{RequestBody, ResponseBody, from_guest};
 pub use self::error::{EgressError, GivenUp, HEAD_BYTES_MAX, HEADERS_MAX};
+pub use self::work::{Payer, Pays};
 
 use std::collections::HashMap;
 use std::fmt;
@@ -33,7 +35,7 @@ use std::time::Duration;
 use http::{Method, Request, Response, Version};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::capture_connection;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
@@ -44,6 +46,7 @@ use tokio::task::JoinHandle;
 use self::body::Sending;
 use self::connect::{Connector, Sockets};
 use self::resolve::{Resolve, System};
+use self::work::{Connections, Member, Paid, UnderWay};
 use crate::config;
 use crate::grants::http::Destination;
 use crate::id::TenantId;
@@ -93,6 +96,7 @@ pub struct Tenant {
     egress: Egress,
     client: Client<Connector, Sending>,
     requests: Arc<Semaphore>,
+    under_way: Arc<UnderWay>,
 }
 
 /// How long each part of a request may take.
@@ -121,6 +125,7 @@ pub struct Caller {
     hops: Hops,
     requests: Arc<Semaphore>,
     used: Arc<Used>,
+    payer: Payer,
 }
 
 /// What an invocation has sent and received by requests of its own.
@@ -231,10 +236,10 @@ impl Egress {
         self.0.times
     }
 
-    /// One invocation, which came by so many hops.
+    /// One invocation, which came by so many hops, and who pays for the processor time that its requests take.
     #[must_use]
-    pub fn caller(&self, hops: Hops) -> Caller {
-        Caller { hops, requests: Arc::new(Semaphore::new(self.0.invocation_max)), used: Arc::default() }
+    pub fn caller(&self, hops: Hops, payer: Payer) -> Caller {
+        Caller { hops, requests: Arc::new(Semaphore::new(self.0.invocation_max)), used: Arc::default(), payer }
     }
 }
 
@@ -281,7 +286,8 @@ impl Tenant {
             sockets: Sockets::new(requests_max),
             look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)),
         };
-        let client = Client::builder(TokioExecutor::new())
+        let under_way = Arc::<UnderWay>::default();
+        let client = Client::builder(Connections(under_way.clone()))
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(KEPT)
             .pool_max_idle_per_host(KEPT_MAX)
@@ -289,7 +295,7 @@ impl Tenant {
             .http1_max_buf_size(HEAD_BYTES_MAX)
             .set_host(false)
             .build(connector);
-        Self { egress, client, requests: Arc::new(Semaphore::new(requests_max)) }
+        Self { egress, client, requests: Arc::new(Semaphore::new(requests_max)), under_way }
     }
 
     /// The client that this is of.
@@ -329,11 +335,12 @@ impl Tenant {
             places.push(of.clone().acquire_owned().await.map_err(|_| EgressError::Closed)?);
         }
         caller.used.requests.fetch_add(1, Ordering::Relaxed);
-        let places = Arc::new(Places { _of: places, _tenant: self.clone() });
+        let member = self.under_way.join(caller.payer.clone());
+        let places = Arc::new(Places { _of: places, _member: member, _tenant: self.clone() });
         let body = Sending::new(body, caller.used.clone(), places.clone());
         let exchange = exchange(self.client.clone(), Request::from_parts(parts, body), times);
         let runtime = self.egress.0.runtime.as_ref().ok_or(EgressError::Closed)?;
-        let mut task = Task(runtime.spawn(exchange));
+        let mut task = Task(runtime.spawn(Paid::new(exchange, caller.payer.clone())));
         let response = (&mut task.0).await.map_err(|_| EgressError::Closed)??;
         let bounds = body::Bounds { bytes_max: shared.response_bytes_max, idle: times.idle };
         response_of(response, bounds, caller.used.clone(), places)
@@ -345,6 +352,7 @@ impl Tenant {
 #[derive(Debug)]
 struct Places {
     _of: Vec<OwnedSemaphorePermit>,
+    _member: Member,
     _tenant: Arc<Tenant>,
 }
 

@@ -95,7 +95,7 @@ fn get(egress: &Egress, url: &str) -> Result<Bytes, EgressError> {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let tenant = egress.tenant(&TenantId::default());
-        let response = tenant.send(request(url), &egress.caller(Hops::default()), egress.times()).await?;
+        let response = tenant.send(request(url), &egress.caller(Hops::default(), None), egress.times()).await?;
         Ok(response.into_body().collect().await?.to_bytes())
     })
 }
@@ -149,7 +149,7 @@ fn places_bound_what_is_under_way_and_come_back() {
     let egress = client(&[addr.to_string()], Flips::default());
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let (tenant, caller) = (egress.tenant(&TenantId::default()), egress.caller(Hops::default()));
+        let (tenant, caller) = (egress.tenant(&TenantId::default()), egress.caller(Hops::default(), None));
         let url = format!("http://{addr}/");
         let send = || tenant.send(request(&url), &caller, egress.times());
         let mut held = Vec::new();
@@ -207,7 +207,7 @@ fn a_server_that_answers_early_and_reads_no_more_keeps_nothing() {
             let body = http_body_util::StreamBody::new(futures_util::stream::repeat_with(piece).take(64));
             let request = Request::post(format!("http://{addr}/")).body(from_guest(body)).unwrap();
             // After the first it waits for the place of the one before.
-            let response = tenant.send(request, &egress.caller(Hops::default()), egress.times()).await;
+            let response = tenant.send(request, &egress.caller(Hops::default(), None), egress.times()).await;
             assert_eq!(response.map(|response| response.status().as_u16()), Ok(200), "{turn}");
             assert_eq!(tenant.requests.available_permits(), 0, "its place is taken while its body is there");
         }
@@ -227,7 +227,7 @@ fn who_has_no_place_left_sends_nothing() {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let [one, two, three] = ["one", "two", "three"].map(|id| egress.tenant(&id.parse().unwrap()));
-        let callers: [_; 5] = std::array::from_fn(|_| egress.caller(Hops::default()));
+        let callers: [_; 5] = std::array::from_fn(|_| egress.caller(Hops::default(), None));
         // A request is counted as soon as it has its places, and that is at the first poll if there are any.
         let is_sent = |caller: &Caller| caller.used().totals()[0] == 1;
         let held = [
@@ -262,7 +262,7 @@ fn a_tenant_has_so_many_look_ups_at_once() {
     let hour = Duration::from_secs(3600);
     let times = Times { connect: hour, response: hour, idle: hour };
     let look_up = |tenant: &str| {
-        let (tenant, caller) = (egress.tenant(&tenant.parse().unwrap()), egress.caller(Hops::default()));
+        let (tenant, caller) = (egress.tenant(&tenant.parse().unwrap()), egress.caller(Hops::default(), None));
         tokio::spawn(async move { tenant.send(request("http://slow.example/"), &caller, times).await.map(drop) })
     };
     runtime.block_on(async {

@@ -89,6 +89,14 @@ pub(super) async fn instantiate(entry: &Entry, store: &mut Store<Host>) -> Resul
     Ok(live)
 }
 
+/// Runs the `hob_restored` of a handler that has one, which is nobody's request.
+pub(super) async fn restore(entry: &Entry, store: &mut Store<Host>, instance: wasmtime::Instance) -> Result<()> {
+    match entry {
+        Entry::Handler { restored: Some(restored), .. } => call_export(store, instance, restored).await,
+        _ => Ok(()),
+    }
+}
+
 /// Asks an instance what its kind is asked.
 pub(super) async fn serve(entry: &Entry, store: &mut Store<Host>, live: &Live, input: Input) -> Result<Result<(), Fault>> {
     match (live, entry) {

@@ -131,7 +131,11 @@ impl Engine {
     fn for_build(lane: Lane, engine: wasmtime::Engine) -> Result<Self> {
         let mut lane_engine = LaneEngine::new(lane, false, engine, 1, Duration::ZERO)?;
         lane_engine.components.allow_shadowing(true);
-        capability::wasi::count_seeds(&mut lane_engine.components, lane == Lane::Concurrent)?;
+        capability::wasi::count_draws_of_components(&mut lane_engine.components, lane == Lane::Concurrent)?;
+        if let Some(modules) = &mut lane_engine.modules {
+            modules.allow_shadowing(true);
+            capability::wasi::count_draws_of_previews(modules)?;
+        }
         Self::over(vec![lane_engine], ready::Budget::new(0, 0, Duration::ZERO), Arc::new(Metrics::new()))
     }
 

@@ -276,7 +276,7 @@ impl Running {
                 (store, output, None, place, code)
             }
             Vessel::Waiting(Waiting { live, mut store, place, code, .. }) => {
-                let output = store::dedicate(&mut store, blueprint);
+                let output = store::dedicate(&mut store, blueprint)?;
                 (store, output, Some(live), place, code)
             }
         };

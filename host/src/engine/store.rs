@@ -4,6 +4,7 @@
 //! benchmark or `hob run`, gets its store here, so no limit can be missed in one of them.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use wasmtime::Store;
 
@@ -13,9 +14,11 @@ use crate::capability::handler::{Exchange, Mappings};
 use crate::capability::reply::Reply;
 use crate::capability::stdio::{CommandOutput, Stdio};
 use crate::capability::{Environment, Host};
+use crate::fault::Fault;
 use crate::invocation::{Hops, Payload};
 use crate::limits::{Limit, Limits};
-use crate::meter::{FunctionMeter, MemoryBudget};
+use crate::meter::{FunctionMeter, MemoryBudget, exceeded};
+use crate::quota::Quota;
 use crate::telemetry::logs::LogSink;
 
 /// What the standard streams of a guest are to be.
@@ -67,15 +70,21 @@ pub(super) fn build(engine: &wasmtime::Engine, blueprint: Blueprint<'_>) -> (Sto
 }
 
 /// Gives a store whose instance waited to one invocation: all that belongs to an invocation is new, deadlines count from now.
-#[must_use]
-pub(super) fn dedicate(store: &mut Store<Host>, blueprint: Blueprint<'_>) -> Option<Arc<CommandOutput>> {
+///
+/// # Errors
+/// `quota-exceeded` when the tenant has no room for the memory that the instance has.
+pub(super) fn dedicate(store: &mut Store<Host>, blueprint: Blueprint<'_>) -> Result<Option<Arc<CommandOutput>>, Fault> {
     let (limits, ticks) = (blueprint.limits, blueprint.ticks);
     let (mut host, output) = host(blueprint);
     // What its start took counts against the limit of whoever got it.
-    host.memory.inherit(&mut store.data_mut().memory);
+    if !host.memory.inherit(&mut store.data_mut().memory)
+        && let Some(tenant) = host.memory.was_over_quota()
+    {
+        return Err(exceeded(Quota::Memory, tenant.quota(Quota::Memory)).retry_after(Duration::from_secs(1)));
+    }
     *store.data_mut() = host;
     deadline::arm(store, limits.duration(Limit::Cpu), ticks);
-    output
+    Ok(output)
 }
 
 fn host(blueprint: Blueprint<'_>) -> (Host, Option<Arc<CommandOutput>>) {

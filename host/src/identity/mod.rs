@@ -23,7 +23,7 @@ use crate::host::{HostName, RequestHost};
 use crate::id::{Digest, KeyName, TenantId, TokenName};
 use crate::meter::Tenants;
 use crate::quota::Quotas;
-use crate::registry::{PublishError, QuotaChanges, Registry, RegistryError, TenantRecord, TokenRecord};
+use crate::registry::{PublishError, QuotaChanges, Registry, RegistryError, TenantError, TenantRecord, TokenRecord};
 use crate::signing::PublicKey;
 use crate::token::{Scope, Scopes, TokenText};
 
@@ -310,9 +310,16 @@ impl Identity {
     /// Makes a tenant, or changes its hosts. Returns it, and whether it is new.
     ///
     /// # Errors
-    /// As [`Registry::put_tenant`].
+    /// As [`Registry::put_tenant`]; [`TenantError::HostTaken`] too for the host that another tenant has below the base domain, also one that
+    /// does not exist yet.
     pub fn put_tenant(&self, name: &TenantId, hosts: BTreeSet<HostName>) -> Result<(TenantRecord, bool), PublishError> {
         let _turn = self.change();
+        for host in &hosts {
+            let holder = self.base.as_deref().and_then(|base| host.as_str().strip_suffix(base)?.parse::<TenantId>().ok());
+            if let Some(holder) = holder.filter(|holder| holder != name) {
+                return Err(TenantError::HostTaken { host: host.clone(), holder }.into());
+            }
+        }
         let done = self.registry.put_tenant(name, hosts)?;
         self.load_hosts()?;
         Ok(done)
@@ -451,6 +458,12 @@ mod tests {
         identity.put_tenant(&name("acme"), hosts(&["acme.example", "xn--bcher-kva.example"])).unwrap();
         let taken = identity.put_tenant(&name("other"), hosts(&["ACME.example."])).unwrap_err();
         assert_eq!(taken.fault().code, Code::Conflict);
+        for (host, conflicts) in
+            [("acme.hob.example", true), ("later.hob.example", true), ("other.hob.example", false), ("a.b.hob.example", false)]
+        {
+            let put = identity.put_tenant(&name("other"), hosts(&[host]));
+            assert_eq!(put.is_err_and(|error| error.fault().code == Code::Conflict), conflicts, "{host}");
+        }
         identity.put_tenant(&name("other"), hosts(&["other.example"])).unwrap();
         let of = |host: &str| {
             let head = http::Request::builder().uri("/").header("host", host).body(()).unwrap().into_parts().0;

@@ -59,9 +59,8 @@ pub(super) fn file_grant(value: Value) -> Result<FileGrant, ManifestError> {
     let (host, guest) = (take("host")?, take("guest")?);
     let access = word("grants.files.access", fields.remove("access"), &Access::ALL.map(|access| (access.as_str(), access)))?;
     let grant = FileGrant { host, guest, access: access.unwrap_or(Access::Read) };
-    let wrong = |key, path: &str, why: BadPath| Err(problem(key, format!("'{path}' is no folder: {why}")));
     if let Err(why) = check_path(grant.host.strip_prefix('/').unwrap_or(&grant.host)) {
-        return wrong("grants.files.host", &grant.host, why);
+        return Err(no_folder("grants.files.host", "site' or '/srv/site", &grant.host, &why));
     }
     if grant.is_bundled() && grant.access == Access::ReadWrite {
         let what = format!(
@@ -71,11 +70,27 @@ pub(super) fn file_grant(value: Value) -> Result<FileGrant, ManifestError> {
         );
         return Err(problem("grants.files.access", what));
     }
-    match grant.guest.strip_prefix('/') {
-        None => Err(problem("grants.files.guest", format!("expected a path such as '/site', found '{}'", grant.guest))),
-        Some("") => Ok(grant),
-        Some(below) => check_path(below).map(|()| grant.clone()).or_else(|why| wrong("grants.files.guest", &grant.guest, why)),
+    if grant.guest != "/" {
+        check_guest("grants.files.guest", "/site", &grant.guest)?;
     }
+    Ok(grant)
+}
+
+/// Whether a guest can have a folder of this name, which is not all of its paths. `such`: one that it can have.
+pub(super) fn check_guest(key: &str, such: &str, path: &str) -> Result<(), ManifestError> {
+    let Some(below) = path.strip_prefix('/').filter(|below| !below.is_empty()) else {
+        return Err(problem(key, format!("expected a path such as '{such}', found '{path}'")));
+    };
+    check_path(below).map_err(|why| no_folder(key, such, path, &why))
+}
+
+/// A folder's path need not be relative, as [`BadPath::Form`] has it.
+fn no_folder(key: &str, such: &str, path: &str, why: &BadPath) -> ManifestError {
+    let why = match why {
+        BadPath::Form => format!("expected a path such as '{such}', without '.', '..', '//' and a '/' at its end"),
+        why => why.to_string(),
+    };
+    problem(key, format!("'{path}' is no folder: {why}"))
 }
 
 /// Refuses two folders of one name.
@@ -121,13 +136,16 @@ mod tests {
     fn wrong_ones_say_what_was_expected() {
         let host = |host: &str| read(&format!("files = [{{ host = \"{host}\", guest = '/a' }}]"));
         for bad in ["", "/", ".", "..", "a/..", "../a", "a/../b", "./a", "a//b", "a/", "//a", "/a/../b", "/a/", "a/./b"] {
-            assert!(host(bad).unwrap_err().contains("is no folder"), "{bad}");
+            let error = host(bad).unwrap_err();
+            assert!(error.contains("is no folder: expected a path") && !error.contains("relative"), "{bad}: {error}");
         }
         assert!(host("a\\u0000b").is_err());
         let guest = |guest: &str| read(&format!("files = [{{ host = 'a', guest = '{guest}' }}]"));
-        for bad in ["", "a", "/a/", "//", "/../a", "/a/.."] {
-            assert!(guest(bad).is_err(), "{bad}");
+        for bad in ["", "a", "/a/", "//", "/../a", "/a/..", "/a//b", "/./a"] {
+            let error = guest(bad).unwrap_err();
+            assert!(error.contains("expected a path such as '/site'") && !error.contains("relative"), "{bad}: {error}");
         }
+        assert!(guest(&format!("/{}", "a".repeat(NAME_LEN_MAX + 1))).unwrap_err().contains("too long"));
         let wrong = read("files = [{ host = 'site', guest = '/site', access = 'read-write' }]").unwrap_err();
         assert!(wrong.contains("can only be read") && wrong.contains("absolute path"), "{wrong}");
         assert!(read("files = [{ host = 'a', guset = '/a' }]").unwrap_err().contains("did you mean 'guest'?"));

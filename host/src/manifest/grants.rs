@@ -5,7 +5,7 @@
 use toml::Value;
 
 use super::data::{BUCKETS_MAX, bucket_name, distinct, fields, list, table, word};
-use super::files::{FOLDERS_MAX, clock, distinct_guests, file_grant};
+use super::files::{FOLDERS_MAX, check_guest, clock, distinct_guests, file_grant};
 use super::{ManifestError, http, problem, secrets, string, unknown};
 use crate::grants::{Access, DataGrant, FUNCTION_GRANTS_MAX, ManifestGrants};
 use crate::id::FunctionName;
@@ -55,10 +55,7 @@ pub(super) fn unused(grants: &ManifestGrants) -> Option<String> {
 }
 
 fn mount(path: String) -> Result<String, ManifestError> {
-    match path.starts_with('/') && path.len() > 1 {
-        true => Ok(path),
-        false => Err(problem("grants.data.mount", format!("expected a path such as '/photos', found '{path}'"))),
-    }
+    check_guest("grants.data.mount", "/photos", &path).map(|()| path)
 }
 
 #[cfg(test)]
@@ -105,7 +102,17 @@ mod tests {
         assert!(
             error("[grants]\ndata = [{ bucket = 'a', access = 'all' }]").contains("expected 'read' or 'read-write', found 'all'")
         );
-        assert!(error("[grants]\ndata = [{ bucket = 'a', mount = 'a' }]").contains("expected a path"));
+        for bad in ["", "a", "/", "//", "/../site", "/a//b/", "/x/", "/./x", "/x/.."] {
+            let error = error(&format!("[grants]\ndata = [{{ bucket = 'a', mount = \"{bad}\" }}]"));
+            assert!(
+                error.contains("'grants.data.mount'") && error.contains("expected a path such as '/photos'"),
+                "{bad}: {error}"
+            );
+        }
+        assert!(
+            error("[grants]\ndata = [{ bucket = 'a', mount = '/x' }, { bucket = 'b', mount = '/x' }]")
+                .contains("folders are to be '/x'")
+        );
         assert!(error("[grants]\ndata = [{ bucket = 'a' }, { bucket = 'a' }]").contains("'a' is named twice"));
         assert!(error("[grants]\nfunction = ['a']").contains("did you mean 'functions'?"));
         assert!(error("[grants]\nfunctions = 'a'").contains("expected a list"));

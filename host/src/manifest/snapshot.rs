@@ -1,19 +1,28 @@
 //! `snapshot` of a manifest: what is run at deploy, before the function's memory is kept.
 //!
 //! Owns the modes, the warm-up requests and their spelling. Knows nothing about how a snapshot is taken (`engine/build`).
-//! Invariant: a warm-up request here is a legal request.
+//! Invariant: a warm-up request here is one that a client could send to the function.
 
+use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderName, HeaderValue, Method, Uri};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::{ManifestError, problem, string, unknown};
+use crate::host::HostName;
+use crate::limits::{Limit, Limits};
 
 /// Most warm-up requests of one function.
 pub const WARMUPS_MAX: usize = 64;
 
 const KEYS: [&str; 3] = ["mode", "warmup", "randomness"];
 const WARMUP_KEYS: [&str; 4] = ["method", "path", "headers", "body"];
+
+/// What no client sends to a function: headers of the connection, those that frame a body, and one that is answered before it starts. With
+/// Hob's own they are what `net/headers.rs` takes away; a length is the body's, and not for the manifest to say.
+const NEVER_SENT: [&str; 9] =
+    ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect", "content-length"];
+const HOBS_OWN: &str = "hob-";
 
 /// What is to be done at deploy so that invocations need not do it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +77,7 @@ pub struct WarmupRequest {
 }
 
 impl WarmupRequest {
-    /// As a request, its body apart.
+    /// As a request of the data port, its body apart: to `localhost` if it names no host, and with the length of its body if it has one.
     ///
     /// # Errors
     /// Never for one that this module made.
@@ -77,7 +86,12 @@ impl WarmupRequest {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        Ok(request.body(())?.into_parts().0)
+        let mut parts = request.body(())?.into_parts().0;
+        parts.headers.entry(HOST).or_insert(HeaderValue::from_static("localhost"));
+        if !self.body.is_empty() {
+            parts.headers.insert(CONTENT_LENGTH, self.body.len().into());
+        }
+        Ok(parts)
     }
 }
 
@@ -98,6 +112,22 @@ pub(super) fn snapshot(value: Value) -> Result<Snapshot, ManifestError> {
         }
     }
     Ok(snapshot)
+}
+
+/// What depends on the function's limits.
+pub(super) fn check(snapshot: &Snapshot, limits: &Limits) -> Result<(), ManifestError> {
+    let most = limits.get(Limit::RequestBody);
+    match snapshot.warmup.iter().find(|request| request.body.len() as u64 > most) {
+        None => Ok(()),
+        Some(WarmupRequest { method, path, body, .. }) => Err(problem(
+            "snapshot.warmup",
+            format!(
+                "the body of {method} {path} has {} bytes, expected at most the {most} of the limit 'request_body'; shorten it, or raise \
+                 'request_body' in [limits]",
+                body.len()
+            ),
+        )),
+    }
 }
 
 /// One of a few words.
@@ -136,12 +166,33 @@ fn warmup(value: Value) -> Result<WarmupRequest, ManifestError> {
     if !path.starts_with('/') || path.parse::<Uri>().is_err() {
         return Err(problem(key, format!("'{path}' is no path; expected one such as /index?q=1")));
     }
+    let mut hosts = 0;
     for (name, value) in &request.headers {
-        if HeaderName::try_from(name).is_err() || HeaderValue::try_from(value).is_err() {
-            return Err(problem(key, format!("'{name}' with this value is no header")));
-        }
+        hosts += usize::from(check_header(name, value).map_err(|what| problem(key, what))? == HOST);
+    }
+    if hosts > 1 {
+        return Err(problem(key, format!("{hosts} headers 'host', expected one")));
     }
     Ok(request)
+}
+
+/// The name of a header that a client could send to the function, or what is wrong with it.
+fn check_header(name: &str, value: &str) -> Result<HeaderName, String> {
+    let (Ok(header), Ok(_)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else {
+        return Err(format!("'{name}' with this value is no header"));
+    };
+    if header.as_str().starts_with(HOBS_OWN) || NEVER_SENT.contains(&header.as_str()) {
+        return Err(format!("'{name}' is a header that no client can send to a function, or that Hob sets; leave it out"));
+    }
+    if header == HOST && !is_host(value) {
+        return Err(format!("'{value}' is no host; expected one such as 'shop.example' or 'localhost:3000'"));
+    }
+    Ok(header)
+}
+
+fn is_host(text: &str) -> bool {
+    let (name, port) = text.split_once(':').unwrap_or((text, "80"));
+    name.parse::<HostName>().is_ok() && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
 fn warmup_table(mut table: Table) -> Result<WarmupRequest, ManifestError> {
@@ -186,8 +237,56 @@ mod tests {
         let snapshot = read(text).unwrap();
         assert_eq!((snapshot.mode, snapshot.randomness, snapshot.warmup.len()), (SnapshotMode::Off, Randomness::Refuse, 3));
         let head = snapshot.warmup[1].head().unwrap();
-        assert_eq!((head.method.as_str(), head.uri.path(), head.headers.len()), ("POST", "/x", 1));
+        assert_eq!((head.method.as_str(), head.uri.path(), head.headers.len()), ("POST", "/x", 3));
         assert_eq!(snapshot.warmup[2].method, "GET");
+    }
+
+    #[test]
+    fn a_warm_up_request_has_what_a_client_sends() {
+        let head = |request: &str| {
+            let snapshot = read(&format!("[snapshot]\nwarmup = [{request}]")).unwrap();
+            let headers = snapshot.warmup[0].head().unwrap().headers;
+            headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect::<Vec<_>>()
+        };
+        assert_eq!(head("'GET /'"), ["host: localhost"]);
+        assert_eq!(head("{ path = '/', body = 'äbc' }"), ["host: localhost", "content-length: 4"]);
+        assert_eq!(head("{ path = '/', headers = { Host = 'x.example:3000' } }"), ["host: x.example:3000"]);
+    }
+
+    #[test]
+    fn headers_that_no_client_can_send() {
+        let header =
+            |name: &str, value: &str| read(&format!("[snapshot]\nwarmup = {{ path = '/', headers = {{ {name} = '{value}' }} }}"));
+        for name in NEVER_SENT.into_iter().chain(["hob-tenant", "Hob-Trigger", "Content-Length", "TE"]) {
+            let error = header(name, "1").unwrap_err();
+            assert!(error.contains("leave it out") && error.contains(name), "{name}: {error}");
+        }
+        for name in ["hobby", "cookie", "content-type", "content-length-of-mine"] {
+            assert!(header(name, "1").is_ok(), "{name}");
+        }
+        for host in ["x", "shop.example", "127.0.0.1:3000", "x:65535"] {
+            assert!(header("host", host).is_ok(), "{host}");
+        }
+        for host in ["", "a b", "a@b", "x,y", "x:65536", "x:+80", "x:", "x:1:2"] {
+            assert!(header("host", host).unwrap_err().contains("is no host"), "{host}");
+        }
+        let twice = read("[snapshot]\nwarmup = { path = '/', headers = { host = 'a', Host = 'b' } }").unwrap_err();
+        assert!(twice.contains("2 headers 'host'"), "{twice}");
+    }
+
+    #[test]
+    fn a_warm_up_body_is_bounded_as_any() {
+        for (len, body) in [(3, "abc"), (4, "abcd")] {
+            let text = format!("[snapshot]\nwarmup = ['GET /', {{ method = 'POST', path = '/x', body = '{body}' }}]");
+            assert!(read(&format!("{text}\n[limits]\nrequest_body = {len}")).is_ok());
+            // In any order.
+            for text in
+                [format!("{text}\n[limits]\nrequest_body = {}", len - 1), format!("limits.request_body = {}\n{text}", len - 1)]
+            {
+                let error = read(&text).unwrap_err();
+                assert!(error.contains("POST /x") && error.contains(&format!("has {len} bytes")), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use super::data::{bucket_name, count, fields, list, word};
+use super::data::{bucket_name, fields, list, word};
 use super::{ManifestError, problem, string};
 use crate::bucket::{BucketDeclaration, Durability};
 use crate::grants::{Access, ManifestGrants};
@@ -96,8 +96,8 @@ fn trigger(value: Value) -> Result<Trigger, ManifestError> {
     }
     let attempts = match fields.remove("attempts") {
         Some(value) => {
-            let number = count("trigger.attempts", &value)?;
-            let number = u32::try_from(number).ok().filter(|number| *number <= ATTEMPTS_MAX);
+            let number = value.as_integer().and_then(|number| u32::try_from(number).ok());
+            let number = number.filter(|number| (1..=ATTEMPTS_MAX).contains(number));
             number.ok_or_else(|| problem("trigger.attempts", format!("expected 1 to {ATTEMPTS_MAX}, found {value}")))?
         }
         None => ATTEMPTS,
@@ -178,6 +178,10 @@ mod tests {
         );
         assert!(error("bucket = 'in'").contains("expected 'object-put' or 'key-change'"));
         assert!(error("on = 'object-put'").contains("expected the name of a bucket"));
+        for attempts in ["0", "101", "-1", "'x'"] {
+            let error = error(&format!("on = 'object-put'\nbucket = 'in'\nattempts = {attempts}"));
+            assert!(error.contains("expected 1 to 100, found"), "{error}");
+        }
         assert!(error("on = 'object-put'\nbucket = 'in'\ndead_letter = 'in'").contains("expected another bucket than 'in'"));
         let twice = "on = 'object-put'\nbucket = 'in'\n";
         assert!(error(&format!("{twice}[[trigger]]\n{twice}")).contains("is there twice"));

@@ -130,7 +130,7 @@ impl FunctionMeter {
         self.add(&used, now);
     }
 
-    /// Adds processor time that was used after an invocation had ended: its teardown.
+    /// Adds processor time that was used beside an invocation: its teardown, and what others did for it.
     pub fn used_besides(&self, cpu: Duration) {
         self.waiting.cpu_ns.fetch_add(u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }

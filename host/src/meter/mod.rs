@@ -133,14 +133,16 @@ impl MemoryBudget {
         self.used -= given_back;
     }
 
-    /// Takes over what `earlier` has used, when an instance passes from one budget to another.
-    pub fn inherit(&mut self, earlier: &mut Self) {
+    /// Takes over what `earlier` has used, when an instance passes from one budget to another. `false`, and nothing taken, when that passes
+    /// the tenant's quota: it is charged to the node already, and to no tenant as long as nobody has the instance.
+    pub fn inherit(&mut self, earlier: &mut Self) -> bool {
+        if self.tenant().is_some_and(|tenant| !tenant.charge(earlier.used)) {
+            self.over_quota = true;
+            return false;
+        }
         self.release(self.used);
         (self.used, self.peak) = (std::mem::take(&mut earlier.used), earlier.peak);
-        // It is there already, and charged to the node.
-        if let Some(tenant) = self.tenant() {
-            tenant.note(self.used);
-        }
+        true
     }
 
     /// The most that was charged at once, in bytes; whoever asks tells the account.

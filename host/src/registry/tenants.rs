@@ -141,19 +141,24 @@ pub enum TenantError {
     LastAdmin,
 }
 
+const LIST_TOKENS: &str = "list them with: hob token ls";
+const LIST_KEYS: &str = "list them with: hob key ls";
+
 impl TenantError {
     /// What a client is told.
     #[must_use]
     pub fn fault(&self) -> Fault {
         let (code, hint) = match self {
             Self::NoSuchTenant(_) => (Code::NotFound, "list them with: hob tenant ls"),
-            Self::NoSuchToken(_) => (Code::NotFound, "list them with: hob token ls"),
-            Self::NoSuchKey(_) => (Code::NotFound, "list them with: hob key ls"),
+            Self::NoSuchToken(_) => (Code::NotFound, LIST_TOKENS),
+            Self::NoSuchKey(_) => (Code::NotFound, LIST_KEYS),
+            Self::TokenExists(_) => (Code::Conflict, LIST_TOKENS),
+            Self::KeyExists(_) => (Code::Conflict, LIST_KEYS),
             Self::TooMany { .. } => (Code::QuotaExceeded, "remove one that nobody needs"),
             Self::FirstToken | Self::LastAdmin => (Code::Conflict, "hob token new NAME --scope admin"),
             Self::HostTaken { .. } => (Code::Conflict, "hob tenant ls"),
             Self::NotEmpty(_) => (Code::Conflict, "hob ls --tenant NAME"),
-            Self::TokenExists(_) | Self::KeyExists(_) | Self::Permanent => (Code::Conflict, "hob tenant --help"),
+            Self::Permanent => (Code::Conflict, "hob tenant --help"),
         };
         Fault::new(code, self.to_string()).hint(hint)
     }

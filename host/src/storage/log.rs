@@ -12,12 +12,16 @@
 //! an order, which a record keeps too, so [`Commits`] says when that one need not wait for the disk.
 //!
 //! A record is known by a hash with the log's key, which nobody outside knows: what lies behind the last record are bytes of earlier ones,
-//! and tenants chose those. A record that is not whole is the end of the log, as its flush never ended.
+//! and tenants chose those. A record that is not whole is the end of the log, as its flush never ended; unless a later one was begun, which is
+//! an error: then it was whole once (`log/record.rs`).
+//!
+//! What the log takes is also the reserve of a full disk (`log/room.rs`).
 //!
 //! Owns both files while they are open. Knows nothing of what pages hold. Invariants: what a flush acknowledged is in the log or durable in
 //! the file; whoever reads the file without the log while nobody has it open may see something else, and uses [`replay`].
 
 mod record;
+mod room;
 
 use std::io;
 use std::ops::Bound;
@@ -28,9 +32,10 @@ use std::thread::JoinHandle;
 use redb::{BackendError, StorageBackend};
 
 use super::disk::is_full;
-use record::{BEFORE, BLOCK, FIRST, HASH, Header, first_page, put};
+use record::{BEFORE, BLOCK, FIRST, Header, first_page, put, seal};
 
 pub(crate) use record::replay;
+pub(crate) use room::Room;
 
 /// Bytes of each half. The larger, the more often a page is overwritten before it must be durable itself; what a start after a crash reads.
 pub(crate) const HALF: u64 = 64 << 20;
@@ -38,8 +43,18 @@ pub(crate) const HALF: u64 = 64 << 20;
 const STEP: u64 = 1 << 20;
 /// Memory for a body that is kept from one record to the next.
 const BODY_KEPT: usize = 1 << 20;
+
 /// How redb's commits tell the log what they are about to do.
 pub(crate) trait Commits: Send + Sync {
+    /// What is written from now on may take so much.
+    fn may_take(&self, room: Room);
+    /// Whether the reserve was given up, or could not be had.
+    fn is_short(&self) -> bool;
+    /// Makes the reserve whole again. False if the disk has no room for it.
+    ///
+    /// # Errors
+    /// What else the disk says.
+    fn regain(&self) -> io::Result<bool>;
     /// A commit in two phases begins: the first flush that follows need not be durable, if another one follows.
     fn begin(&self);
     /// It has ended, and went well or not.
@@ -63,6 +78,9 @@ struct Inner<D> {
     first_of_two: AtomicBool,
     /// Whether `first` holds something.
     hides_first: AtomicBool,
+    /// Whether what is written may take the reserve, and whether that is not whole.
+    takes_reserve: AtomicBool,
+    is_short: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -72,8 +90,12 @@ struct State {
     /// Where the next record goes, and in which half that is.
     at: u64,
     half: u64,
-    /// Of the next record.
+    /// Of the next record, and of the first one in this half.
     number: u64,
+    half_first: u64,
+    /// The first record that the file does not have for good, and what the last record said of it.
+    needs: u64,
+    said: u64,
     /// Bytes of the log that were written at least once.
     len: u64,
     /// A record's body: what was written since the last one. The first [`BLOCK`] bytes are its head.
@@ -109,6 +131,9 @@ impl<D: StorageBackend> Logged<D> {
             at: 0,
             half: 0,
             number: 0,
+            half_first: 0,
+            needs: 0,
+            said: 0,
             len,
             body: vec![0; BLOCK],
             too_large: false,
@@ -118,9 +143,22 @@ impl<D: StorageBackend> Logged<D> {
             syncing: None,
             failed: false,
         };
-        let (first_of_two, hides_first) = (AtomicBool::new(false), AtomicBool::new(false));
-        let inner = Inner { file: Arc::new(file), log, half, first_of_two, hides_first, state: Mutex::new(state) };
-        inner.begin_anew(&mut inner.lock())?;
+        let inner = Inner {
+            file: Arc::new(file),
+            log,
+            half,
+            first_of_two: AtomicBool::new(false),
+            hides_first: AtomicBool::new(false),
+            // What redb writes when it opens must find room too.
+            takes_reserve: AtomicBool::new(true),
+            is_short: AtomicBool::new(false),
+            state: Mutex::new(state),
+        };
+        let mut state = inner.lock();
+        inner.begin_anew(&mut state)?;
+        inner.cut(&mut state, inner.floor()?)?;
+        inner.fill(&mut state)?;
+        drop(state);
         Ok(Self(Arc::new(inner)))
     }
 
@@ -140,6 +178,7 @@ impl<D: StorageBackend> Inner<D> {
         getrandom::fill(&mut state.key).map_err(io::Error::other)?;
         Header { key: state.key, half: self.half }.write(&self.log)?;
         (state.at, state.half, state.number) = (BLOCK as u64, 0, 0);
+        (state.half_first, state.needs, state.said) = (0, 0, 0);
         state.len = state.len.max(BLOCK as u64);
         Ok(())
     }
@@ -171,7 +210,7 @@ impl<D: StorageBackend> Inner<D> {
             put(&mut state.body, offset | BEFORE, before.unwrap_or_default());
             put(&mut state.body, *offset, bytes);
         }
-        let logged = !state.too_large && state.body.len() as u64 <= self.half && self.append(state)?;
+        let logged = !state.too_large && state.body.len() as u64 <= self.record_max() && self.append(state)?;
         if !logged {
             self.flush_file(state)?;
         }
@@ -192,22 +231,29 @@ impl<D: StorageBackend> Inner<D> {
         Ok(())
     }
 
+    /// Where a half of the log ends.
+    fn end(&self, half: u64) -> u64 {
+        BLOCK as u64 + (half + 1) * self.half
+    }
+
+    /// Bytes of a record at most: each half keeps a block for what [`Inner::turn`] writes.
+    fn record_max(&self) -> u64 {
+        self.half - BLOCK as u64
+    }
+
     /// Writes a record and makes it durable. False if it finds no room on the disk.
     fn append(&self, state: &mut State) -> io::Result<bool> {
-        let body_len = (state.body.len() - BLOCK) as u64;
+        if self.is_short.load(Ordering::Acquire) {
+            return Ok(false);
+        }
         let len = (state.body.len() as u64).next_multiple_of(BLOCK as u64);
-        let end = |half: u64| BLOCK as u64 + (half + 1) * self.half;
-        if state.at + len > end(state.half) {
-            self.turn(state)?;
+        if state.at + len + BLOCK as u64 > self.end(state.half) && !self.turn(state)? {
+            return Ok(false);
         }
-        for (place, number) in [state.number, state.file_len, body_len].into_iter().enumerate() {
-            state.body[HASH + 8 * place..][..8].copy_from_slice(&number.to_le_bytes());
-        }
-        let hash = blake3::keyed_hash(&state.key, &state.body[HASH..]);
-        state.body[..HASH].copy_from_slice(hash.as_bytes());
+        seal(&state.key, &mut state.body, state.number, state.file_len, state.needs);
         let mut until = state.at + len;
         if until > state.len {
-            until = until.next_multiple_of(STEP).min(end(state.half));
+            until = until.next_multiple_of(STEP).min(self.end(state.half));
         }
         state.body.resize(usize::try_from(until - state.at).unwrap_or(usize::MAX), 0);
         match self.log.write(state.at, &state.body) {
@@ -216,26 +262,46 @@ impl<D: StorageBackend> Inner<D> {
         }
         self.log.sync_data()?;
         (state.at, state.number, state.len) = (state.at + len, state.number + 1, state.len.max(until));
+        state.said = state.needs;
         Ok(true)
     }
 
-    /// Goes on at the beginning of the other half, once the file has all that is there. What is in this one it gets meanwhile.
-    fn turn(&self, state: &mut State) -> io::Result<()> {
+    /// Goes on at the beginning of the other half, once the file has all that is there. What is in this one it gets meanwhile. False if
+    /// there is no room on the disk.
+    fn turn(&self, state: &mut State) -> io::Result<bool> {
         self.wait(state)?;
+        if state.said != state.needs {
+            // Without this record, a first one there that is cut short would look like one that the file still needs and that has rotted.
+            let mut mark = vec![0; BLOCK];
+            seal(&state.key, &mut mark, state.number, state.file_len, state.needs);
+            match self.log.write(state.at, &mark) {
+                Err(error) if is_full(&error) => return Ok(false),
+                written => written?,
+            }
+            self.log.sync_data()?;
+            state.len = state.len.max(state.at + BLOCK as u64);
+            (state.number, state.said) = (state.number + 1, state.needs);
+        }
+        state.half = 1 - state.half;
+        state.half_first = state.number;
+        state.at = BLOCK as u64 + state.half * self.half;
         let file = Arc::clone(&self.file);
         match std::thread::Builder::new().name("hob-store-sync".into()).spawn(move || file.sync_data()) {
             Ok(syncing) => state.syncing = Some(syncing),
             // No thread for it: then the writer waits.
-            Err(_) => self.file.sync_data()?,
+            Err(_) => {
+                self.file.sync_data()?;
+                state.needs = state.half_first;
+            }
         }
-        state.half = 1 - state.half;
-        state.at = BLOCK as u64 + state.half * self.half;
-        Ok(())
+        Ok(true)
     }
 
     fn wait(&self, state: &mut State) -> io::Result<()> {
-        let synced = state.syncing.take().map(JoinHandle::join);
-        synced.unwrap_or(Ok(Ok(()))).unwrap_or_else(|_| Err(io::Error::other("the thread that makes the data durable panicked")))
+        let Some(syncing) = state.syncing.take() else { return Ok(()) };
+        syncing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes the data durable panicked")))?;
+        state.needs = state.half_first;
+        Ok(())
     }
 
     /// Makes the file durable, all but its first page, and forgets the log.
@@ -247,6 +313,19 @@ impl<D: StorageBackend> Inner<D> {
 }
 
 impl<D: StorageBackend> Commits for Inner<D> {
+    fn may_take(&self, room: Room) {
+        self.takes_reserve.store(room == Room::Reserve, Ordering::Release);
+    }
+
+    fn is_short(&self) -> bool {
+        self.is_short.load(Ordering::Acquire)
+    }
+
+    fn regain(&self) -> io::Result<bool> {
+        let mut state = self.lock();
+        if state.failed || !self.is_short() { Ok(!state.failed) } else { self.fill(&mut state) }
+    }
+
     fn begin(&self) {
         self.first_of_two.store(true, Ordering::Release);
     }
@@ -291,10 +370,12 @@ impl<D: StorageBackend> StorageBackend for Logged<D> {
         let within = usize::try_from(FIRST.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
         let (first, rest) = data.split_at(within);
         let rest_offset = offset + within as u64;
-        if !rest.is_empty() {
-            self.0.file.write(rest_offset, rest)?;
-        }
+        let written = if rest.is_empty() { Ok(()) } else { self.0.file.write(rest_offset, rest) };
         let mut state = self.0.lock();
+        match written {
+            Err(error) if is_full(&error) && self.0.make_room(&mut state)? => self.0.file.write(rest_offset, rest)?,
+            written => written?,
+        }
         if !first.is_empty() {
             match state.first.last_mut() {
                 Some((at, bytes)) if *at == offset && bytes.len() == within => bytes.copy_from_slice(first),
@@ -306,7 +387,7 @@ impl<D: StorageBackend> StorageBackend for Logged<D> {
             return Ok(());
         }
         // What no half can hold is not copied any further.
-        if (state.body.len() + rest.len()) as u64 > self.0.half {
+        if (state.body.len() + rest.len()) as u64 > self.0.record_max() {
             state.too_large = true;
             state.body.truncate(BLOCK);
         } else if !state.too_large {

@@ -61,7 +61,9 @@ pub(super) fn sums(text: &mut String, of: &str, rows: &[(String, Sums)]) {
 pub(super) fn tenants(text: &mut String, mut tenants: Vec<TenantUse>) {
     // The name decides between equals, so that two scrapes of an idle node say the same.
     tenants.sort_by(|a, b| b.sums[1].total_cmp(&a.sums[1]).then_with(|| Reverse(&b.name).cmp(&Reverse(&a.name))));
-    let rest = tenants.split_off(tenants.len().min(TENANTS_MAX));
+    // A tenant of that very name would be a second series with one label.
+    let mut rest: Vec<_> = tenants.extract_if(.., |tenant| tenant.name == OTHER).collect();
+    rest.extend(tenants.split_off(tenants.len().min(TENANTS_MAX)));
     if !rest.is_empty() {
         let mut other = TenantUse { name: OTHER.into(), ..TenantUse::default() };
         for tenant in &rest {
@@ -128,5 +130,10 @@ mod tests {
         let mut few = String::new();
         super::tenants(&mut few, vec![of(0)]);
         assert!(!few.contains(OTHER), "{few}");
+        let mut named = String::new();
+        let other = TenantUse { name: OTHER.into(), ..of(0) };
+        super::tenants(&mut named, (0..TENANTS_MAX + 2).map(of).chain([other]).collect());
+        let series: Vec<_> = named.lines().filter(|line| line.starts_with("hob_tenant_running{tenant=\"other\"}")).collect();
+        assert_eq!(series, ["hob_tenant_running{tenant=\"other\"} 3"]);
     }
 }

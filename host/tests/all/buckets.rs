@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::http::{Conn, Reply};
+use crate::harness::http::{Conn, Reply, head};
+use crate::harness::wat::{says, wasm};
 use crate::harness::{Node, Setup, eventually};
 
 /// Makes a bucket that was not there.
@@ -54,7 +56,8 @@ fn buckets_are_made_changed_listed_and_deleted() {
         (changed.status(), &changed.json()["keys_max"], &changed.json()["bytes_max"]),
         (200, &5.into(), &(1_u64 << 30).into())
     );
-    put("a", r#"{"durability": "volatile"}"#).problem(409, "conflict");
+    let problem = put("a", r#"{"durability": "volatile"}"#).problem(409, "conflict");
+    assert_eq!(problem["hint"], "hob bucket inspect a");
     assert_eq!(put("b", r#"{"durability": "volatile", "bytes_max": 1000, "keys_max": 10}"#).status(), 201);
     // A change of quotas need not say the durability again.
     assert_eq!(put("b", r#"{"bytes_max": 2000}"#).json()["durability"], "volatile");
@@ -74,7 +77,9 @@ fn buckets_are_made_changed_listed_and_deleted() {
     assert_eq!((names(&first), first["next"].as_str()), (vec!["a".to_owned(), "b".to_owned()], Some("b")));
     let last = page("limit=2&cursor=b");
     assert_eq!((names(&last), last.get("next")), (vec!["c".to_owned()], None));
-    node.control.get("/v1/buckets?limit=x").problem(400, "bad-request");
+    for bad in ["x", "0", "1001"] {
+        node.control.get(&format!("/v1/buckets?limit={bad}")).problem(400, "bad-request");
+    }
     assert_eq!(delete(&node, "/v1/buckets/a").status(), 204);
     delete(&node, "/v1/buckets/a").problem(404, "not-found");
     for gone in ["/v1/buckets/a", "/v1/buckets/a/kv", "/v1/buckets/a/kv/k", "/v1/buckets/a/objects", "/v1/buckets/a/objects/k"] {
@@ -112,12 +117,28 @@ fn entries_have_versions_conditions_and_ends() {
         assert_ne!(second.header("etag"), Some(tag.as_str()));
         put(&node, &at, &[("if-match", &tag)], b"three").problem(412, "precondition-failed");
         put(&node, &at, &[("if-none-match", "*")], b"three").problem(412, "precondition-failed");
-        put(&node, &at, &[("if-match", "*")], b"three").problem(400, "bad-request");
         put(&node, &at, &[("content-range", "bytes 0-4/10")], b"three").problem(400, "bad-request");
         put(&node, &at, &[("if-match", "\"x\"")], b"three").problem(412, "precondition-failed");
         node.control.request("DELETE", &at, &[("if-match", &tag)], b"").problem(412, "precondition-failed");
         assert_eq!(node.control.get(&at).ok().text(), "two");
-        assert_eq!(delete(&node, &at).status(), 204);
+        // One of several, or whatever is there.
+        let second = second.header("etag").unwrap();
+        put(&node, &at, &[("if-match", &format!("{tag}, W/{second}, \"x\""))], b"3").problem(412, "precondition-failed");
+        let third = put(&node, &at, &[("if-match", &format!("{tag}, {second}"))], b"3");
+        assert_eq!(third.status(), 204);
+        put(&node, &at, &[("if-match", &format!("{tag}, {second}"))], b"4").problem(412, "precondition-failed");
+        assert_eq!(put(&node, &at, &[("if-match", "*")], b"4").status(), 204);
+        // What no entry has says nothing of it, unless something better does.
+        let date = ("if-unmodified-since", "Thu, 01 Jan 1970 00:00:00 GMT");
+        put(&node, &at, &[date], b"5").problem(400, "bad-request");
+        node.control.request("DELETE", &at, &[date], b"").problem(400, "bad-request");
+        assert_eq!(put(&node, &at, &[date, ("if-match", "*")], b"4").status(), 204);
+        assert_eq!(node.control.get(&at).ok().text(), "4");
+        assert_eq!(node.control.request("DELETE", &at, &[("if-match", "*")], b"").status(), 204);
+        for any in ["*", &format!("{tag}, {second}")] {
+            put(&node, &at, &[("if-match", any)], b"5").problem(412, "precondition-failed");
+            node.control.request("DELETE", &at, &[("if-match", any)], b"").problem(412, "precondition-failed");
+        }
         delete(&node, &at).problem(404, "not-found");
         assert_eq!(put(&node, &at, &[("if-none-match", "*")], b"").status(), 204);
         assert_eq!(node.control.get(&at).ok().body, b"");
@@ -333,25 +354,85 @@ fn many_entries_are_read_at_one_moment() {
     ask("none", json!([{ "key": "a" }])).problem(404, "not-found");
 }
 
+/// A node with a bucket `b` of the tenants `default` and `acme` each.
+fn of_two_tenants() -> Node {
+    // A sender may be silent for longer than a machine under load takes.
+    let node = Node::start(&["net.body_idle_timeout=5m", "net.body_rate_min=0"]);
+    crate::identity::tenant(&node, "acme", &[]);
+    for tenant in ["default", "acme"] {
+        let made = put(&node, "/v1/buckets/b", &[("hob-tenant", tenant)], br#"{"durability": "volatile"}"#);
+        assert_eq!(made.status(), 201, "{}", made.text());
+    }
+    node
+}
+
 #[test]
 fn an_answer_keeps_its_place_until_it_is_taken() {
-    const READINGS_MAX: usize = 4;
-    let node = Node::start(&[]);
-    bucket(&node, "b", json!({ "durability": "volatile" }));
-    assert_eq!(put(&node, "/v1/buckets/b/kv/large", &[], &[0; 1 << 20]).status(), 204);
+    const OF_A_TENANT: usize = 3;
+    const OPEN_WAIT: Duration = Duration::from_secs(10);
+    let node = of_two_tenants();
+    for tenant in ["default", "acme"] {
+        assert_eq!(put(&node, "/v1/buckets/b/kv/large", &[("hob-tenant", tenant)], &[0; 1 << 20]).status(), 204);
+    }
     // Far more than the system keeps for a connection: each zero takes six bytes.
     let body = json!({ "keys": vec![json!({ "key": "large" }); 4] }).to_string();
     let ask = |conn: &mut Conn| conn.request("POST", "/v1/buckets/b/kv-get", &[], body.as_bytes());
-    let mut slow: Vec<Conn> = (0..READINGS_MAX).map(|_| node.control.connect_narrow()).collect();
+    let mut slow: Vec<Conn> = (0..OF_A_TENANT).map(|_| node.control.connect_narrow()).collect();
     for conn in &mut slow {
         ask(conn);
         // Its head is there, so it has its place.
         assert_eq!(conn.head().status, 200);
     }
-    node.control.post("/v1/buckets/b/kv-get", body.as_bytes()).problem(503, "overloaded");
+    let (mut late, asked) = (node.control.connect(), Instant::now());
+    ask(&mut late);
+    // A place is left, and the tenant that waits does not get it.
+    node.control.request("POST", "/v1/buckets/b/kv-get", &[("hob-tenant", "acme")], body.as_bytes()).ok();
     assert_eq!(node.control.get("/v1/buckets/b/kv/large").ok().body.len(), 1 << 20, "all else goes on");
+    late.reply().problem(503, "overloaded");
+    assert!(asked.elapsed() >= OPEN_WAIT, "{:?}", asked.elapsed());
+    ask(&mut late);
     drop(slow.pop());
-    eventually("a place is free", || node.control.post("/v1/buckets/b/kv-get", body.as_bytes()).status() == 200);
+    assert_eq!(late.reply().status(), 200, "a place is free");
+}
+
+#[test]
+fn slow_senders_of_one_tenant_leave_places_to_others() {
+    let node = of_two_tenants();
+    let batch = json!({ "ops": [{ "op": "set", "key": "k", "value": "v" }] }).to_string();
+    let function = wasm(&says("x"));
+    // What may be under way in all, and of one tenant.
+    for (method, target, body, max, each_max) in [
+        ("PUT", "/v1/buckets/b/objects/k", &b"object"[..], 8, 6),
+        ("POST", "/v1/buckets/b/kv", batch.as_bytes(), 4, 3),
+        ("PUT", "/v1/functions/f", &function, 16, 12),
+    ] {
+        let begin = |tenant: &str| {
+            let mut conn = node.control.connect();
+            let len = body.len().to_string();
+            conn.send(head(method, target, &[("hob-tenant", tenant), ("content-length", &len), ("expect", "100-continue")]));
+            conn
+        };
+        // Nobody reads a body before the request has its place.
+        let has_place = |conn: &mut Conn| {
+            let lines = [conn.line(), conn.line()];
+            assert_eq!(lines, ["HTTP/1.1 100 Continue", ""].map(|line| Some(line.to_owned())), "{target}");
+        };
+        let end = |mut conn: Conn| {
+            conn.send(body);
+            let reply = conn.reply();
+            assert!(reply.status() < 300, "{target}: {}", reply.text());
+        };
+        let mut slow: Vec<Conn> = (0..each_max).map(|_| begin("default")).collect();
+        slow.iter_mut().for_each(has_place);
+        let mut next = begin("default");
+        let mut others: Vec<Conn> = (each_max..max).map(|_| begin("acme")).collect();
+        others.iter_mut().for_each(has_place);
+        // One of a tenant comes after one of its own.
+        end(slow.pop().unwrap());
+        has_place(&mut next);
+        others.into_iter().for_each(end);
+        end(next);
+    }
 }
 
 #[test]

@@ -370,6 +370,8 @@ fn data_is_described_as_it_is(node: &Node, paths: &serde_json::Map<String, Value
     for (path, method, header) in [
         (OBJECT, "get", "if-modified-since"),
         (OBJECT, "get", "if-unmodified-since"),
+        (OBJECT, "put", "if-unmodified-since"),
+        (OBJECT, "delete", "if-unmodified-since"),
         (OBJECT, "put", "repr-digest"),
         (OBJECT, "put", "hob-meta-NAME"),
         (ENTRY, "head", "if-none-match"),

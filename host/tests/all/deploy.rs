@@ -42,7 +42,9 @@ fn lists_come_in_pages() {
     assert_eq!(page("?limit=2"), (vec!["a".into(), "b".into()], Some("b".into())));
     assert_eq!(page("?limit=2&cursor=b"), (vec!["c".into()], None));
     node.control.get("/v1/functions?cursor=A").problem(400, "bad-request");
-    node.control.get("/v1/functions?limit=many").problem(400, "bad-request");
+    for bad in ["many", "0", "1001"] {
+        node.control.get(&format!("/v1/functions?limit={bad}")).problem(400, "bad-request");
+    }
 }
 
 #[test]
@@ -76,6 +78,35 @@ fn racing_deploys_of_one_tag() {
     node.deploy_if("c", &wasm(&says("x")), "", &[("if-none-match", &tag)]).problem(400, "bad-request");
     node.control.request("DELETE", "/v1/functions/a", &[("if-match", &tag)], b"").problem(412, "precondition-failed");
     node.control.request("POST", "/v1/functions/a/rollback", &[("if-match", &tag)], b"").problem(412, "precondition-failed");
+    // A function shows no date that this could be held against.
+    let date = ("if-unmodified-since", "Thu, 01 Jan 1970 00:00:00 GMT");
+    node.deploy_if("a", &wasm(&says("x")), "", &[date]).problem(400, "bad-request");
+    node.control.request("DELETE", "/v1/functions/a", &[date], b"").problem(400, "bad-request");
+    assert_eq!(node.control.request("DELETE", "/v1/functions/a", &[date, ("if-match", "*")], b"").status(), 204);
+}
+
+#[test]
+fn a_deploy_that_is_refused_makes_no_bucket() {
+    let node = Node::start(&[]);
+    crate::buckets::bucket(&node, "there", serde_json::json!({ "durability": "volatile" }));
+    let leak = "[[bucket]]\nname = 'leak'\n";
+    for (rest, status, code) in [
+        ("[[bucket]]\nname = 'there'\ndurability = 'durable'\n", 409, "conflict"),
+        ("[[bucket]]\nname = 'cache'\norigin = 's3://nobody-opened'\n", 400, "bad-request"),
+        ("[grants]\ndata = [{ bucket = 'none' }]\n[[trigger]]\non = 'object-put'\nbucket = 'none'\n", 400, "bad-manifest"),
+        ("[grants]\ndata = [{ bucket = 'there', mount = '/a' }]\n", 400, "bad-manifest"),
+        (
+            "[grants]\ndata = [{ bucket = 'v', mount = '/a' }]\n[[bucket]]\nname = 'v'\ndurability = 'volatile'\n",
+            400,
+            "bad-manifest",
+        ),
+    ] {
+        node.deploy("a", &wasm(&says("x")), &format!("{leak}{rest}")).problem(status, code);
+        let list = node.control.get("/v1/buckets").ok().json();
+        assert_eq!(list["items"].as_array().unwrap().len(), 1, "{rest}: {list}");
+    }
+    assert_eq!(node.deploy("a", &wasm(&says("x")), leak).status(), 201);
+    node.control.get("/v1/buckets/leak").ok();
 }
 
 #[test]
@@ -123,6 +154,38 @@ fn a_deploy_that_passes_the_builds_walls() {
     assert!(problem["detail"].as_str().unwrap().contains("1s of processor time"), "{problem}");
     assert_eq!(node.deploy("fast", &wasm(&says("fast")), "").status(), 201);
     eventually("the killed build left nothing", || node.files("staging").is_empty());
+}
+
+#[test]
+fn tenants_take_turns_in_building() {
+    let (node, _) = crate::identity::owned(&["build.concurrency=1", "build.queue=4"]);
+    crate::identity::tenant(&node, "acme", &[]);
+    let control = &node.control;
+    // Each takes the whole processor time of an initialisation. No two are of the same module: that would be no build.
+    let spins = |number: usize| {
+        let text =
+            "(func (export \"_initialize\") (loop (br 0))) (func (export \"hob_handle\") (call $number (i32.const NUMBER)))";
+        let wasm = wasm(&handler(&text.replace("NUMBER", &number.to_string())));
+        control.request("PUT", &format!("/v1/functions/f{number}"), &[("hob-tenant", "acme")], &wasm)
+    };
+    std::thread::scope(|scope| {
+        let (told, full) = std::sync::mpsc::sync_channel(6);
+        let deploys: Vec<_> = (0..6)
+            .map(|number| {
+                let (told, spins) = (told.clone(), &spins);
+                scope.spawn(move || {
+                    let reply = spins(number);
+                    if reply.text().contains("2 builds of the tenant are waiting") {
+                        // Nobody listens after the first.
+                        let _heard = told.send(reply.problem(503, "overloaded"));
+                    }
+                })
+            })
+            .collect();
+        full.recv_timeout(crate::harness::PATIENCE).unwrap();
+        assert_eq!(node.deploy("fast", &wasm(&says("fast")), "").status(), 201);
+        assert!(deploys.iter().any(|deploy| !deploy.is_finished()), "the other tenant's were all first");
+    });
 }
 
 #[test]

@@ -259,7 +259,9 @@ fn geoip() {
     assert_eq!(node.data.get("/geoip").status(), 400);
     // A size that it does not take is an initialisation that fails, and says so.
     let refused = node.deploy("other", &example.wasm, &manifest.replace("\"8\"", "\"x\"").replace("\"geoip\"", "\"other\""));
-    refused.problem(422, "not-deployable");
+    let problem = refused.problem(422, "not-deployable");
+    let said = "; it said: init failed: GEOIP_MIB is 'x', expected a number of MiB from 1 to 1024";
+    assert!(problem["detail"].as_str().unwrap().ends_with(said), "{problem}");
 }
 
 #[test]

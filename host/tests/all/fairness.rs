@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::harness::examples::guest;
 use crate::harness::http::Conn;
+use crate::harness::upstream::Upstream;
 use crate::harness::wat::{SPINS, does, says};
 use crate::harness::{Node, eventually};
 
@@ -185,4 +186,23 @@ fn the_limit_does_not_count_what_the_kernel_gave_to_others() {
     let kernel = kernel_ms(&node) - before;
     drop(rivals);
     assert!(kernel >= 5.0 * 60.0 * 0.9, "five guests with 60 ms each had {kernel} ms in all");
+}
+
+/// What a function has done by the threads of others is its own too. The bounds allow for what a debug build does besides.
+#[test]
+fn requests_to_other_servers_are_paid_by_who_sends_them() {
+    let upstream = Upstream::start();
+    let node = Node::start(&["engine.threads=1", &upstream.opened()]);
+    let url = format!("http://{}", upstream.addr);
+    let manifest = format!("[limits]\ncpu = '1h'\nwall = '1h'\n[grants]\nhttp = ['{url}']\n");
+    let deployed = node.deploy("fetch1", &std::fs::read(guest("fetch1")).unwrap(), &manifest);
+    assert_eq!(deployed.status(), 201, "{}", deployed.text());
+    let script = format!("GET {url}/\n").repeat(1000);
+    node.data.post("/fetch1", b"").ok();
+    let before = (used_ms(&node, "fetch1"), kernel_ms(&node));
+    let answers = node.data.post("/fetch1", script.as_bytes()).ok().text();
+    assert_eq!(answers.lines().filter(|line| line.starts_with("200 ")).count(), 1000);
+    let (metered, kernel) = (used_ms(&node, "fetch1") - before.0, kernel_ms(&node) - before.1);
+    let ratio = metered / kernel;
+    assert!((0.8..=1.03).contains(&ratio), "metered {metered} ms, the kernel says {kernel} ms: {ratio}");
 }

@@ -16,10 +16,10 @@ use crate::harness::{Node, Setup, data_dir, eventually, http::Reply, multipart, 
 use crate::snapshot::{done, has_snapshot};
 
 /// A manifest that grants `site` at `/site`.
-const SITE: &str = "[grants]\nfiles = [{ host = \"site\", guest = \"/site\" }]\n";
+pub(crate) const SITE: &str = "[grants]\nfiles = [{ host = \"site\", guest = \"/site\" }]\n";
 
 /// A tar archive of files.
-fn archive(files: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn archive(files: &[(&str, &str)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, text) in files {
         let mut header = tar::Header::new_gnu();
@@ -30,7 +30,7 @@ fn archive(files: &[(&str, &str)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn deploy(node: &Node, name: &str, wasm: &[u8], manifest: &str, files: &[u8]) -> Reply {
+pub(crate) fn deploy(node: &Node, name: &str, wasm: &[u8], manifest: &str, files: &[u8]) -> Reply {
     let (kind, body) = multipart(&[("manifest", manifest.as_bytes()), ("files", files), ("wasm", wasm)]);
     node.control.request("PUT", &format!("/v1/functions/{name}"), &[("content-type", &kind)], &body)
 }

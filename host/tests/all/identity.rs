@@ -42,9 +42,14 @@ fn the_first_token_ends_that_anybody_may_do_anything() {
     for wrong in [json!({ "scopes": ["read"] }), json!({ "scopes": ["admin"], "expires": "1h" })] {
         node.control.post("/v1/tokens", wrong.to_string().as_bytes()).problem(409, "conflict");
     }
-    for wrong in
-        [json!({ "name": "A" }), json!({ "scopes": ["root"] }), json!({ "expires": "x" }), json!({ "nmae": "a" }), json!([])]
-    {
+    for wrong in [
+        json!({ "name": "A" }),
+        json!({ "scopes": ["root"] }),
+        json!({ "expires": "x" }),
+        json!({ "expires": "0s" }),
+        json!({ "nmae": "a" }),
+        json!([]),
+    ] {
         node.control.post("/v1/tokens", wrong.to_string().as_bytes()).problem(400, "bad-request");
     }
     let made = node.control.post("/v1/tokens", b"");

@@ -307,3 +307,20 @@ fn those_of_a_large_guest_come_from_both_pools() {
     until_in_large(&node, || assert_eq!(all_ready(&node, "a", 1), [0u32.to_le_bytes()]));
     all_ready(&node, "a", 5);
 }
+
+#[test]
+fn one_that_waited_is_within_its_tenant_s_memory() {
+    let node = node(&[]);
+    node.deploy_wat("a", &slow_counter(""), AT_EACH_START);
+    make_ready(&node, "a", 2);
+    let allow = |memory: &str| {
+        let body = serde_json::json!({ "quotas": { "memory": memory } }).to_string();
+        node.control.request("PATCH", "/v1/tenants/default", &[], body.as_bytes()).ok();
+    };
+    allow("65535B");
+    let refused = node.data.get("/a").problem(429, "quota-exceeded");
+    assert!(refused["detail"].as_str().unwrap().contains("'memory' of 65535"), "{refused}");
+    eventually("it gave back what it had", || node.metric("hob_tenant_memory_bytes{tenant=\"default\"}") == 0);
+    allow("64KiB");
+    node.data.get("/a").good();
+}

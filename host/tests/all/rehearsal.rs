@@ -152,6 +152,30 @@ fn a_start_that_looks_at_nothing_is_tried_once() {
 }
 
 #[test]
+fn a_warm_up_request_has_the_headers_of_a_request() {
+    let node = Node::start(&[]);
+    // Answers with the record of the first request that its memory has seen.
+    let wasm = wasm(&handler(
+        "(global $len (mut i32) (i32.const 0))
+         (func (export \"hob_handle\")
+           (if (i32.eqz (global.get $len))
+             (then (global.set $len (call $request_read (i32.const 0) (i32.const 16000)))))
+           (call $answer (i32.const 200) (i32.const 0) (global.get $len)))",
+    ));
+    let first = |manifest: &str| {
+        done(node.deploy("a", &wasm, manifest));
+        String::from_utf8_lossy(&node.data.request("POST", "/a?later", &[], b"abc").good()).into_owned()
+    };
+    let real = first("snapshot = \"off\"");
+    assert!(real.contains("hostlocalhost") && real.contains("content-length3") && real.contains("later"), "{real:?}");
+    let warmup = |request: &str| first(&format!("[snapshot]\nmode = \"required\"\nwarmup = [{request}]"));
+    let posted = warmup("{ method = \"POST\", path = \"/\", body = \"abc\" }");
+    assert!(posted.contains("hostlocalhost") && posted.contains("content-length3") && !posted.contains("later"), "{posted:?}");
+    let got = warmup("{ path = \"/\", headers = { host = \"shop.example\" } }");
+    assert!(got.contains("hostshop.example") && !got.contains("localhost") && !got.contains("content-length"), "{got:?}");
+}
+
+#[test]
 fn the_answer_of_a_warm_up_request_is_bounded_as_any() {
     let node = Node::start(&[]);
     let streams = handler(

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::files::{self, SITE, archive};
 use crate::harness::examples::{Example, example, guest};
 use crate::harness::wat::{SPINS, command, handler, handler_with, wasm};
 use crate::harness::{Node, compiled, http::Reply};
@@ -17,6 +18,13 @@ fn counter_and(more: &str) -> String {
          (func (export \"hob_init\") {more} (call $count))
          (func (export \"hob_handle\") (call $count) (call $number (i32.load (i32.const 0))))"
     ))
+}
+
+/// The same with an initialisation that does `code` first, and `text` at 100.
+fn initialises(code: &str, text: &str) -> String {
+    let print = "(import \"wasi_snapshot_preview1\" \"fd_write\" (func $fd_write (param i32 i32 i32 i32) (result i32)))";
+    let text = format!("(data (i32.const 100) \"{text}\") (func $count");
+    counter_and(code).replace("(func $count", &text).replacen("(module", &format!("(module {print}"), 1)
 }
 
 /// A handler without an initialisation, which counts the requests that its memory has seen.
@@ -156,6 +164,12 @@ fn native_code_that_is_lost_is_made_of_the_snapshot() {
         let text = node.data.get("/frozen").ok().text();
         text.lines().filter(|line| line.starts_with("same ")).map(str::to_owned).collect::<Vec<_>>()
     };
+    let told = |node: &Node| {
+        let logs = node.logs("frozen");
+        let is_told =
+            |source: &str, level: &str, text: &str| (source, level) == ("host", "warn") && text.contains("snapshot is lost");
+        logs.iter().filter(|(source, level, text)| is_told(source, level, text)).count()
+    };
     let before = kept(&node);
     assert!(before.contains(&"same time runs backwards: false".to_owned()), "{before:?}");
     node.stop();
@@ -165,13 +179,14 @@ fn native_code_that_is_lost_is_made_of_the_snapshot() {
     node.restart();
     compiled(|| node.data.get("/frozen")).ok();
     // The numbers that its initialisation drew are the same, and its clock is not behind what it noted in another process.
-    assert_eq!(kept(&node), before);
+    assert_eq!((kept(&node), told(&node)), (before, 0));
     node.stop();
     for file in node.files("artifacts").into_iter().chain(node.files("snapshots")) {
         std::fs::remove_file(file).unwrap();
     }
     node.restart();
     compiled(|| node.data.get("/frozen")).ok();
+    assert_eq!(told(&node), 1);
     // From here on it initialises itself at each start.
     let (one, other) = (kept(&node), kept(&node));
     assert!(one.contains(&"same inits: 1".to_owned()) && one.contains(&"same requests: 1".to_owned()), "{one:?}");
@@ -192,6 +207,21 @@ fn a_component_s_randomness_and_time() {
 }
 
 #[test]
+fn each_drawing_of_random_numbers_counts_once() {
+    let node = Node::start(&[]);
+    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
+        for (bytes, times) in [(8, 0), (1, 1), (8, 1), (4096, 2)] {
+            let draw = format!("(drop (call $random_get (i32.const 1000) (i32.const {bytes})))");
+            let import = format!("(module (import \"{preview}\" \"random_get\" (func $random_get (param i32 i32) (result i32)))");
+            let text = counter_and(&draw.repeat(times)).replacen("(module", &import, 1);
+            let notes = notes(&done(deploy(&node, "a", &text, "")));
+            assert_eq!(notes.len(), times.min(1), "{notes:?}");
+            assert!(notes.iter().all(|note| note.contains(&format!("({times} times)"))), "{preview} {bytes} {notes:?}");
+        }
+    }
+}
+
+#[test]
 fn a_handle_that_a_component_keeps() {
     let node = Node::start(&[]);
     let wasm = std::fs::read(guest("counter2")).unwrap();
@@ -206,12 +236,96 @@ fn a_handle_that_a_component_keeps() {
     assert!(refused["hint"].as_str().unwrap().contains("do not print"), "{refused}");
 }
 
+/// A handler that opens files below `/site`: `$open` returns the number, and what is at 100 to 102 are the names `a`, `b` and `.`. It answers
+/// with what it reads of the number that is kept at 0, after it has opened `b`.
+fn opens(init: &str) -> String {
+    let text = handler(&format!(
+        "(data (i32.const 100) \"ab.\")
+         (func $open (param $name i32) (result i32)
+           (if (call $path_open (i32.const 3) (i32.const 0) (local.get $name) (i32.const 1) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 200))
+             (then unreachable))
+           (i32.load (i32.const 200)))
+         (func $keep (i32.store (i32.const 0) (call $open (i32.const 100))))
+         (func (export \"hob_init\") {init})
+         (func (export \"hob_handle\")
+           (drop (call $open (i32.const 101)))
+           (i32.store (i32.const 208) (i32.const 300))
+           (i32.store (i32.const 212) (i32.const 1))
+           (if (call $fd_read (i32.load (i32.const 0)) (i32.const 208) (i32.const 1) (i32.const 216)) (then unreachable))
+           (call $answer (i32.const 200) (i32.const 300) (i32.const 1)))"
+    ));
+    let imports = "(import \"wasi_snapshot_preview1\" \"path_open\" (func $path_open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+         (import \"wasi_snapshot_preview1\" \"fd_read\" (func $fd_read (param i32 i32 i32 i32) (result i32)))
+         (import \"wasi_snapshot_preview1\" \"fd_renumber\" (func $renumber (param i32 i32) (result i32)))
+         (import \"wasi_snapshot_preview1\" \"fd_close\" (func $close (param i32) (result i32)))";
+    text.replacen("(module", &format!("(module {imports}"), 1)
+}
+
+#[test]
+fn descriptors_that_a_core_module_keeps() {
+    let node = Node::start(&[]);
+    let site = archive(&[("site/a", "A"), ("site/b", "B")]);
+    let try_all = |init: &str| {
+        let wasm = wasm(&opens(init));
+        let required = format!("snapshot = 'required'\n{SITE}");
+        [SITE, &required].map(|manifest| files::deploy(&node, "f", &wasm, manifest, &site))
+    };
+    let open = |name: i32| format!("(drop (call $open (i32.const {name})))");
+    let close = |fd: i32| format!("(drop (call $close (i32.const {fd})))");
+    let renumber = |from: i32, to: i32| format!("(if (call $renumber (i32.const {from}) (i32.const {to})) (then unreachable))");
+    for (what, init) in [
+        ("a file", open(100)),
+        ("a folder", open(102)),
+        ("one behind a free number", [open(100), open(101), close(4)].concat()),
+        ("none, but a stream is closed", close(2)),
+        ("none, but the granted folder is closed", close(3)),
+        ("a file in place of a stream", [open(100), renumber(4, 1)].concat()),
+        ("a folder in place of the granted one", [open(102), renumber(4, 3)].concat()),
+    ] {
+        let [auto, required] = try_all(&init);
+        assert!(reason(&auto).contains("close in initialisation and warm-up what is opened there"), "{what}: {}", auto.text());
+        let refused = required.problem(422, "not-deployable");
+        assert!(refused["detail"].as_str().unwrap().contains("has a file or a folder open"), "{what}: {refused}");
+    }
+    for (what, init) in [
+        ("all are closed again", [open(100), open(101), close(5), close(4)].concat()),
+        ("what is not open stays so", close(4)),
+        ("a number of its own", renumber(1, 1)),
+    ] {
+        let [auto, required] = try_all(&init).map(done);
+        assert_eq!((notes(&auto), notes(&required)), (vec![], vec![]), "{what}");
+        assert!(has_snapshot(&node, "f"), "{what}");
+    }
+    // Programs of the preview before have the same descriptors.
+    let older = opens("(call $keep)").replace("wasi_snapshot_preview1", "wasi_unstable");
+    for text in [opens("(call $keep)"), older] {
+        let reason = reason(&files::deploy(&node, "kept", &wasm(&text), SITE, &site));
+        assert!(reason.contains("has a file or a folder open"), "{reason}");
+        assert_eq!(node.data.get("/kept").ok().text(), "A", "the file whose number it kept");
+    }
+    // A warm-up request counts as the initialisation does.
+    let asked = requests_that_open();
+    let manifest = |mode: &str| format!("{SITE}[snapshot]\nmode = '{mode}'\nwarmup = ['GET /']\n");
+    assert!(reason(&files::deploy(&node, "asked", &asked, &manifest("auto"), &site)).contains("has a file or a folder open"));
+    files::deploy(&node, "asked", &asked, &manifest("required"), &site).problem(422, "not-deployable");
+}
+
+/// A handler without an initialisation whose requests leave a file open.
+fn requests_that_open() -> Vec<u8> {
+    wasm(&opens("(call $keep)").replace("\"hob_init\"", "\"other\"").replacen(
+        "(export \"hob_handle\")",
+        "(export \"hob_handle\") (call $keep)",
+        1,
+    ))
+}
+
 #[test]
 fn warm_up_requests_that_fail() {
     let node = Node::start(&["build.init=300ms"]);
     let wasm = std::fs::read(guest("counter2")).unwrap();
     let fails = reason(&node.deploy("a", &wasm, "[snapshot]\nwarmup = [\"GET /fail\"]"));
     assert!(fails.contains("GET /fail") && fails.contains("500"), "{fails}");
+    assert!(fails.ends_with("or say mode = \"off\" in [snapshot] of hob.toml"), "{fails}");
     assert_eq!(node.data.get("/a").good(), b"1");
     // Answers only when it has been asked once: the snapshot would answer its first request otherwise.
     let changes = handler(
@@ -227,6 +341,7 @@ fn warm_up_requests_that_fail() {
         let text = handler(&format!("(func (export \"hob_handle\") {code})"));
         let reason = reason(&deploy(&node, name, &text, "[snapshot]\nwarmup = [\"GET /x\"]"));
         assert!(reason.contains("GET /x") && reason.contains(word), "{reason}");
+        assert!(reason.contains("mode = \"off\" in [snapshot]"), "{reason}");
         let required = "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /x\"]";
         deploy(&node, name, &text, required).problem(422, "not-deployable");
     }
@@ -264,6 +379,33 @@ fn initialisation_that_fails() {
             _ => continue,
         };
         node.data.get(&format!("/{name}")).problem(expected.0, expected.1);
+    }
+}
+
+#[test]
+fn what_runs_at_each_start_is_tried_without_a_warm_up_request_too() {
+    let node = Node::start(&[]);
+    let text = |init: &str, code: &str| {
+        handler(&format!(
+            "{init} (func (export \"hob_restored\") {code}) (func (export \"hob_handle\") (call $number (i32.const 7)))"
+        ))
+    };
+    let limits = "\n[limits]\ncpu = \"100ms\"";
+    for init in ["(func (export \"hob_init\"))", ""] {
+        for (name, code, expected) in [("traps", "unreachable", (502, "guest-trap")), ("hangs", SPINS, (504, "cpu-deadline"))] {
+            let text = text(init, code);
+            let refused = deploy(&node, name, &text, &format!("snapshot = \"auto\"{limits}")).problem(422, "not-deployable");
+            assert!(refused["detail"].as_str().unwrap().contains("does not start"), "{name} {refused}");
+            if !init.is_empty() {
+                let refused =
+                    deploy(&node, name, &text, &format!("snapshot = \"required\"{limits}")).problem(422, "not-deployable");
+                assert!(refused["detail"].as_str().unwrap().contains("made of the snapshot failed"), "{name} {refused}");
+            }
+            done(deploy(&node, name, &text, &format!("snapshot = \"off\"{limits}")));
+            node.data.get(&format!("/{name}")).problem(expected.0, expected.1);
+        }
+        done(deploy(&node, "a", &text(init, "nop"), limits));
+        assert_eq!((has_snapshot(&node, "a"), number(&node, "/a")), (!init.is_empty(), 7));
     }
 }
 
@@ -319,13 +461,80 @@ fn memory_in_which_every_other_byte_is_zero() {
 }
 
 #[test]
-fn what_is_said_during_initialisation_is_in_the_log() {
+fn a_warm_up_request_that_passes_the_limits_of_an_invocation() {
+    let node = Node::start(&["build.init=20s"]);
+    // Far more turns than a processor makes in 10 ms.
+    let text = handler(
+        "(func (export \"hob_handle\") (local $turns i32)
+           (loop $more
+             (local.set $turns (i32.add (local.get $turns) (i32.const 1)))
+             (br_if $more (i32.lt_u (local.get $turns) (i32.const 300000000))))
+           (call $number (i32.const 1)))",
+    );
+    let reason = reason(&deploy(&node, "a", &text, "[snapshot]\nwarmup = [\"GET /x\"]\n[limits]\ncpu = \"10ms\""));
+    assert!(reason.contains("GET /x: the function used up its processor time of 10ms"), "{reason}");
+    assert!(reason.contains("raise that limit in [limits]") && !reason.contains("does not survive"), "{reason}");
+}
+
+#[test]
+fn what_is_said_during_initialisation_is_in_the_log_with_its_level() {
     let node = Node::start(&[]);
-    let text = counter_and("(call $log (i32.const 2) (i32.const 100) (i32.const 5))")
-        .replace("(func $count", "(data (i32.const 100) \"hello\") (func $count");
-    done(deploy(&node, "a", &text, ""));
-    let logs = node.logs("a");
-    assert!(logs.iter().any(|(source, _, text)| source == "log" && text.contains("hello")), "{logs:?}");
+    let print = |file: u32| {
+        format!(
+            "(i32.store (i32.const 200) (i32.const 100)) (i32.store (i32.const 204) (i32.const 5))
+             (drop (call $fd_write (i32.const {file}) (i32.const 200) (i32.const 1) (i32.const 208)))"
+        )
+    };
+    let log = |level: u32| format!("(call $log (i32.const {level}) (i32.const 100) (i32.const 5))");
+    for (name, code, expected) in [
+        ("error", log(0), ("log", "error")),
+        ("warn", log(1), ("log", "warn")),
+        ("info", log(2), ("log", "info")),
+        ("debug", log(3), ("log", "debug")),
+        ("trace", log(4), ("log", "trace")),
+        ("stdout", print(1), ("stdout", "info")),
+        ("stderr", print(2), ("stderr", "warn")),
+    ] {
+        done(deploy(&node, name, &initialises(&code, "hello"), ""));
+        let logs = node.logs(name);
+        let found = logs.iter().find(|(.., text)| text == "hello").map(|(source, level, _)| (source.as_str(), level.as_str()));
+        assert_eq!(found, Some(expected), "{logs:?}");
+    }
+}
+
+#[test]
+fn what_a_function_said_that_is_refused_is_in_the_answer() {
+    let node = Node::start(&[]);
+    let log = "(call $log (i32.const 0) (i32.const 100) (i32.const 5))";
+    let said = |name: &str, text: &str, manifest: &str| {
+        let problem = deploy(&node, name, text, manifest).problem(422, "not-deployable");
+        let detail = problem["detail"].as_str().unwrap();
+        detail.split_once("; it said: ").map(|(_, said)| said.to_owned())
+    };
+    // Under "auto" it starts twice, and says it each time.
+    let text = initialises(&format!("{log} unreachable"), "hello");
+    for mode in ["auto", "required"] {
+        let manifest = format!("snapshot = \"{mode}\"");
+        assert_eq!(said("a", &text, &manifest).as_deref(), Some("hello"), "{mode}");
+        assert_eq!(said("a", &initialises("unreachable", ""), &manifest), None, "{mode}");
+        let escapes = initialises(&format!("{log} unreachable"), "\\1b[2Jx");
+        assert_eq!(said("a", &escapes, &manifest).as_deref(), Some("\\u{1b}[2Jx"), "{mode}");
+    }
+    // What stays in the line when the instance ends, and a warm-up request.
+    let print = "(i32.store (i32.const 200) (i32.const 100)) (i32.store (i32.const 204) (i32.const 4))
+                 (drop (call $fd_write (i32.const 2) (i32.const 200) (i32.const 1) (i32.const 208)))";
+    assert_eq!(said("b", &initialises(&format!("{print} unreachable"), "hello"), "").as_deref(), Some("hell"));
+    let asked = initialises("", "hello")
+        .replace("(func (export \"hob_handle\")", &format!("(func (export \"hob_handle\") {log} unreachable"));
+    let manifest = "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /\"]";
+    assert_eq!(said("c", &asked, manifest).as_deref(), Some("hello"));
+    // The last of much.
+    let much = format!(
+        "(memory.fill (i32.const 1000) (i32.const 97) (i32.const 8000))
+         (call $log (i32.const 0) (i32.const 1000) (i32.const 8000)) {log} unreachable"
+    );
+    let said = said("d", &initialises(&much, "hello"), "").unwrap();
+    assert!(said.starts_with("…a") && said.ends_with("a | hello") && said.len() == (2 << 10) + "…".len(), "{said}");
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hob::artifacts::{Artifacts, DataDir};
 use hob::config;
@@ -13,7 +12,6 @@ use hob::dispatch::templates::Templates;
 use hob::dispatch::templates::bounds::Bounds;
 use hob::engine::Engine;
 use hob::engine::build::{Builder, Helper};
-use hob::fault::Code;
 use hob::grants::Grants;
 use hob::id::{FunctionName, TenantId};
 use hob::invocation::Start;
@@ -24,7 +22,6 @@ use hob::telemetry::logs::LogSpace;
 use hob::telemetry::metrics::Metrics;
 use tempfile::TempDir;
 
-use crate::harness::PATIENCE;
 use crate::harness::http::Conn;
 use crate::harness::wat::{SPINS, handler, handler_with, says, waits, wasm};
 use crate::harness::{Node, Setup, data_dir, eventually, patiently, serve};
@@ -185,6 +182,7 @@ fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on(
     let settings = &["build.concurrency=1", "build.init=20s"];
     let mut first = Node::start(settings);
     first.deploy_wat("a", &says("a"), "");
+    first.deploy_wat("forced", &says("forced"), "[limits]\nwall = \"1s\"");
     first.stop();
     for path in first.files("artifacts") {
         std::fs::remove_file(path).unwrap();
@@ -196,6 +194,9 @@ fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on(
     deploys.request("PUT", "/v1/functions/spins", &[("content-type", "application/wasm")], &wasm(&spins));
     let is_building = || children(node.pid()).into_iter().any(|helper| !children(helper).is_empty());
     eventually("it is being built", is_building);
+    // Who asks for a compilation waits for it, and it is not the function's time.
+    let mut forced = node.control.connect();
+    forced.request("GET", "/v1/functions/forced/invoke", &[("hob-start", "compiled")], b"");
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -208,9 +209,11 @@ fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on(
     });
     // A client that gives its deploy up ends the build, and the compilation that all of them asked for has its turn.
     drop(deploys);
-    eventually("it is compiled", || node.metric("hob_builds_total") == 1);
+    let forced = forced.reply().ok();
+    assert_eq!((forced.header("hob-start"), forced.text().as_str()), (Some("compiled"), "forced"));
+    eventually("both are compiled", || node.metric("hob_builds_total") == 2);
     assert_eq!(patiently(|| node.data.get("/a")).0.ok().text(), "a");
-    assert_eq!(node.metric("hob_builds_total"), 1);
+    assert_eq!(node.metric("hob_builds_total"), 2);
 }
 
 #[test]
@@ -281,21 +284,9 @@ async fn a_rung_can_be_asked_for() {
     let mut before = get(None).await;
     assert_eq!(before.start, Start::Resident);
     for (asked, compilations) in [(Start::Stored, 0), (Start::Compiled, 1), (Start::Stored, 0)] {
-        let (forced, built) = loop {
-            let before = builds();
-            match inside.dispatcher.templates().get(&function, Some(asked)).await {
-                Ok(forced) => break (forced, builds() - before),
-                // On a busy machine it may not wait for the end of the compilation; then another one is asked for.
-                Err(fault) => assert_eq!(fault.code, Code::Overloaded, "{fault:?}"),
-            }
-            let compiled = async {
-                while builds() == before {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::time::timeout(PATIENCE, compiled).await.expect("it is compiled");
-        };
-        assert_eq!((forced.start, built), (asked, compilations));
+        let built = builds();
+        let forced = get(Some(asked)).await;
+        assert_eq!((forced.start, builds() - built), (asked, compilations));
         assert!(!Arc::ptr_eq(&forced.template, &before.template), "{asked:?}: it was loaded anew");
         assert!(!forced.verify.is_zero(), "and checked");
         // What was loaded is what the next ones get.

@@ -211,3 +211,34 @@ fn one_tenant_has_no_use_of_what_another_compiled() {
     assert_eq!(doors[0].1.request("PUT", "/v1/functions/again", &[], &wasm).status(), 201);
     assert_eq!(count(), before, "of one tenant it is found again");
 }
+
+#[test]
+fn followers_of_tenants_leave_the_control_port_to_others() {
+    let (node, _) = owned(&["net.control_connections_max=16", "net.connections_per_address=0"]);
+    let names = ["a", "b", "c", "d"];
+    let ports = names.map(|name| {
+        tenant(&node, name, &[]);
+        let wasm = crate::harness::wat::wasm(&says("f"));
+        let deployed = node.control.request("PUT", "/v1/functions/f", &[("hob-tenant", name)], &wasm);
+        assert_eq!(deployed.status(), 201, "{}", deployed.text());
+        node.control.with(&token(&node, name, "reader", &["read"]))
+    });
+    let follow = |port: &Port| {
+        let mut conn = port.connect();
+        let bearer = port.bearer.as_deref().unwrap();
+        conn.request("GET", "/v1/functions/f/logs?follow=true", &[("authorization", bearer)], b"");
+        let head = conn.head();
+        (head.status == 200).then_some(conn)
+    };
+    let [a, b, c, d] = &ports;
+    let mut held: Vec<_> = [a, b, c].into_iter().flat_map(|port| (0..4).map(|_| follow(port).unwrap())).collect();
+    for (port, why) in [(a, "4 requests of the tenant"), (d, "12 requests of tenants")] {
+        let problem = port.get("/v1/functions").problem(503, "overloaded");
+        assert!(problem["detail"].as_str().unwrap().contains(why), "{problem}");
+    }
+    // Whoever runs the node, and whoever asks whether it lives.
+    assert_eq!(node.control.get("/v1/tenants").status(), 200);
+    assert_eq!(ports[0].get("/livez").status(), 200);
+    held.pop();
+    crate::harness::eventually("there is a place again", || d.get("/v1/functions").status() == 200);
+}

@@ -62,7 +62,12 @@ fn bytes_and_invocations_add_up_by_function_tenant_and_minute() {
     assert_eq!((&after["other"]["bytes_in"], &after["total"]["bytes_in"]), (&101_000.into(), &101_000.into()));
     node.control.get("/v1/usage?function=waits").problem(404, "not-found");
     node.control.get("/v1/usage?function=A_b").problem(400, "bad-request");
-    node.control.get("/v1/usage?minutes=-1").problem(400, "bad-request");
+    for bad in ["-1", "61"] {
+        node.control.get(&format!("/v1/usage?minutes={bad}")).problem(400, "bad-request");
+    }
+    for good in ["0", "60"] {
+        node.control.get(&format!("/v1/usage?minutes={good}")).ok();
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The load: requests at a steady rate, whatever the answers do.
 //!
 //! Owns the schedule and the connections. A request is due at a moment that depends on its number alone, and its time counts from
-//! then: a slow server cannot make the load wait and so hide its queue. Knows nothing about what is made of the samples.
+//! then: a slow server cannot make the load wait and so hide its queue. Compilations alone come one after the other, because all who ask
+//! for one at once share it. Knows nothing about what is made of the samples.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -83,6 +84,9 @@ pub(super) fn run(client: &Client, name: &FunctionName, plan: Plan) -> Result<Me
     let (next, stop) = (AtomicU32::new(0), AtomicBool::new(false));
     let began = Instant::now() + AWAKE;
     let awake = AWAKE.min(Duration::from_secs_f64(0.5 / plan.rate));
+    // Who asks while a function is compiled waits for the rest of that, and would measure the rest.
+    let shares = plan.rung == Start::Compiled;
+    let connections = if shares { 1 } else { CONNECTIONS_MAX };
     let send = || -> Result<Vec<Ended>, Failure> {
         let mut ended = Vec::new();
         while !stop.load(Ordering::Relaxed) {
@@ -91,6 +95,7 @@ pub(super) fn run(client: &Client, name: &FunctionName, plan: Plan) -> Result<Me
                 break;
             }
             let due = began + Duration::from_secs_f64(f64::from(number) / plan.rate);
+            let due = if shares { due.max(Instant::now()) } else { due };
             wait_until(due, awake);
             match one(client, name, plan.rung, due) {
                 Ok(one) => ended.push(one),
@@ -104,7 +109,7 @@ pub(super) fn run(client: &Client, name: &FunctionName, plan: Plan) -> Result<Me
     };
     let mut measured = Measured { plan, samples: Vec::new(), others: BTreeMap::new() };
     let ended = thread::scope(|scope| {
-        let threads: Vec<_> = (0..plan.count.min(CONNECTIONS_MAX)).map(|_| scope.spawn(send)).collect();
+        let threads: Vec<_> = (0..plan.count.min(connections)).map(|_| scope.spawn(send)).collect();
         let join = |thread: thread::ScopedJoinHandle<'_, _>| {
             thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a thread of the load panicked").into()))
         };

@@ -235,8 +235,11 @@ pub struct ObjectInfo {
     /// The key in Base64, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_base64: Option<String>,
-    /// Digest of its bytes, `sha256:…`; in a bucket with an origin, of the origin's ETag. In quotes it is the ETag.
-    pub digest: String,
+    /// In quotes it is the ETag: `sha256:…`, its digest; in a bucket with an origin `origin:…`, of the version there.
+    pub etag: String,
+    /// Digest of its bytes, `sha256:…`; in a bucket with an origin only where this node has a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// Length in bytes.
     pub bytes: u64,
     /// Rises with every write to the bucket.

@@ -294,7 +294,7 @@ impl Outbox<'_> {
                 let count = outbox::purge(txn, &lane, PURGE_MAX)?;
                 Ok((count, if count > 0 { Commit::Yes } else { Commit::No }))
             };
-            match self.store.write(PURGE_MAX * ROW_BYTES, op).wait()? {
+            match self.store.remove(PURGE_MAX * ROW_BYTES, op).wait()? {
                 0 => return Ok(removed),
                 count => removed += count,
             }
@@ -327,7 +327,7 @@ impl Outbox<'_> {
     /// Through the [`Ack`]: those of storage.
     pub fn settle(&self, lane: &Lane, number: u64) -> Ack<bool> {
         let lane = lane.clone();
-        self.store.write(ROW_BYTES, move |txn, _| {
+        self.store.remove(ROW_BYTES, move |txn, _| {
             let commit = remove(txn, &lane, number)?;
             Ok((commit == Commit::Yes, commit))
         })

@@ -150,7 +150,7 @@ fn a_bucket_that_triggers_is_durable() {
     let volatile = |name: &str| data.put_bucket(&tenant, &name.parse().unwrap(), spec).wait();
     volatile("memory").unwrap();
     bucket(&data, "disk");
-    let check = |trigger: Trigger| data.check_triggers(&tenant, &[trigger]);
+    let check = |trigger: Trigger| data.check_triggers(&tenant, &[trigger], &[]);
     let good = trigger(On::ObjectPut, "disk", "");
     check(good.clone()).unwrap();
     for bad in [trigger(On::ObjectPut, "memory", ""), Trigger { dead_letter: Some("memory".parse().unwrap()), ..good.clone() }] {

@@ -158,8 +158,9 @@ fn what_expired_is_never_seen_again(durability: Durability) {
     assert_eq!(rig.keys(b"", 10).len(), 3, "what has no end stays");
     rig.write([set_for("l", "3", 1)]).unwrap();
     rig.hands.pass(1);
+    assert_eq!(rig.code([set_when("l", "4", When::Present)]), Code::PreconditionFailed);
     assert_eq!(rig.write([set_when("l", "4", When::Absent), delete("l"), delete("l")]).unwrap().len(), 3);
-    rig.write([set_for("l", "5", u64::MAX)]).unwrap();
+    rig.write([set_for("l", "5", u64::MAX), set_when("l", "6", When::Present)]).unwrap();
     assert!(rig.kv.exists(b"l").unwrap());
     rig.write([delete("l"), delete("k")]).unwrap();
     assert_eq!(rig.data.usage(&rig.bucket).unwrap(), Usage { bytes: 2, keys: 1 });

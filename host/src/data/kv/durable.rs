@@ -32,6 +32,7 @@ use crate::data::feed::Feed;
 use crate::data::row::{SUM_LEN, sum};
 use crate::data::store::{Ack, Commit, Store, Swept};
 use crate::idempotency::Keep;
+use crate::storage::log::Room;
 
 const ENTRIES: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefinition::new("entries");
 const EXPIRY: TableDefinition<'_, (u64, u64, &[u8]), ()> = TableDefinition::new("expiry");
@@ -86,6 +87,8 @@ impl Durable {
         let (id, emitter) = (self.id, self.emitter.clone());
         let keys: Vec<Bytes> = ops.iter().map(|op| op.key().clone()).collect();
         let cost_bytes = bytes + ops.len() * ROW_BYTES;
+        let only_removes = ops.iter().all(|op| matches!(op, Op::Delete { .. }));
+        let room = if only_removes { Room::Reserve } else { Room::Free };
         self.cache.begin(id, &keys);
         let (cache, feed, events) = (Arc::clone(&self.cache), Arc::clone(&self.feed), Arc::clone(&self.events));
         let op = move |txn: &WriteTransaction, now_ms| {
@@ -94,7 +97,7 @@ impl Durable {
             Ok(done)
         };
         let (op, in_use) = once(keep, op);
-        self.store.write_then(cost_bytes, op, move |result| {
+        self.store.queue(room, cost_bytes, op, move |result| {
             drop(in_use);
             cache.end(id, &keys);
             events.flush();

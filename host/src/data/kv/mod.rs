@@ -58,6 +58,8 @@ pub enum When {
     Always,
     /// There is none.
     Absent,
+    /// There is one.
+    Present,
     /// It has this version.
     Version(u64),
 }

@@ -86,6 +86,7 @@ pub(super) fn plan(
         let holds = match when {
             When::Always => true,
             When::Absent => found.is_none(),
+            When::Present => found.is_some(),
             When::Version(wanted) => found == Some(wanted),
         };
         if !holds {

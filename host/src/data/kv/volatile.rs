@@ -20,7 +20,7 @@ use crate::bucket::BucketSpec;
 use crate::data::account::Usage;
 use crate::data::bucket::BucketId;
 use crate::data::clock::Clock;
-use crate::data::error::DataError;
+use crate::data::error::{AT_ONCE, DataError};
 use crate::data::feed::Feed;
 use crate::data::store::Ack;
 
@@ -28,8 +28,6 @@ use crate::data::store::Ack;
 pub(in crate::data) const ENTRY_BYTES: u64 = 256;
 /// Expired entries that one write removes.
 const SWEEP_MAX: usize = 64;
-/// Versions that a millisecond has room for.
-const VERSIONS_PER_MS_LOG2: u32 = 20;
 
 /// The entries of one volatile bucket.
 pub(in crate::data) struct Volatile {
@@ -55,7 +53,7 @@ struct State {
 
 impl Volatile {
     pub(in crate::data) fn new(id: BucketId, spec: BucketSpec, clock: Clock) -> Self {
-        let version = clock.now_ms().saturating_mul(1 << VERSIONS_PER_MS_LOG2);
+        let version = clock.first_version();
         let state = State {
             bytes_max: spec.bytes_max,
             keys_max: spec.keys_max,
@@ -165,7 +163,7 @@ impl State {
     /// Whether what a batch leaves could fit at all.
     fn check(&self, after: Usage) -> Result<(), DataError> {
         if after.bytes > self.bytes_max {
-            return Err(DataError::Quota { unit: "bytes", wanted: after.bytes, max: self.bytes_max });
+            return Err(DataError::Quota { unit: AT_ONCE, wanted: after.bytes, max: self.bytes_max });
         }
         if after.keys > self.keys_max {
             return Err(DataError::Quota { unit: "keys", wanted: after.keys, max: self.keys_max });

@@ -236,13 +236,17 @@ fn conditions_decide_when_they_are_committed() {
         refused(put_with(objects, &bucket, b"k", b"b", on(When::Absent)), Some(a.etag));
         refused(put_with(objects, &bucket, b"k", b"b", on(When::Etag(Digest::of(b"b")))), Some(a.etag));
         refused(put_with(objects, &bucket, b"none", b"b", on(When::Etag(a.etag))), None);
+        refused(put_with(objects, &bucket, b"none", b"b", on(When::Present)), None);
+        let again = put_with(objects, &bucket, b"k", b"a", on(When::Present)).unwrap();
         let b = put_with(objects, &bucket, b"k", b"b", on(When::Etag(a.etag))).unwrap();
-        assert!(b.version > a.version);
+        assert!(b.version > again.version && again.version > a.version);
         // Begun before, committed after another.
         let mut late = objects.put(&bucket, b"k", on(When::Etag(b.etag))).unwrap();
         late.write(b"late").unwrap();
         let c = put(objects, &bucket, b"k", b"c").unwrap();
         refused(late.finish().wait(), Some(c.etag));
+        let error = objects.delete(&bucket, b"none", When::Present).wait().unwrap_err();
+        assert!(matches!(error, DataError::ObjectConflict { found: None }));
         let error = objects.delete(&bucket, b"k", When::Etag(b.etag)).wait().unwrap_err();
         assert!(matches!(error, DataError::ObjectConflict { found } if found == Some(c.etag)));
         assert_eq!(objects.delete(&bucket, b"k", When::Etag(c.etag)).wait().unwrap(), Some(c.clone()));

@@ -31,6 +31,7 @@ use super::{
 use crate::crash;
 use crate::id::Digest;
 use crate::storage::disk::{create_dirs, sync_dir};
+use crate::storage::log::Room;
 
 /// Roughly what a row costs besides its key and text.
 const COST_BYTES: usize = 256;
@@ -355,7 +356,7 @@ impl Objects for Durable {
             };
             Ok((head, Commit::Yes))
         };
-        self.store.write_then(COST_BYTES + key_after.len(), op, move |result| {
+        self.store.queue(Room::Reserve, COST_BYTES + key_after.len(), op, move |result| {
             if result.is_ok() {
                 files_after.unlink(bucket, &key_after);
             }

@@ -48,7 +48,7 @@ pub(super) use self::table::{prepare, sweep, sweep_graves};
 
 use super::account::Usage;
 use super::bucket::Bucket;
-use super::error::{DataError, io_error};
+use super::error::{AT_ONCE, DataError, io_error};
 use super::store::Ack;
 use crate::id::Digest;
 
@@ -62,6 +62,8 @@ pub const METADATA_BYTES_MAX: usize = 2048;
 pub const METADATA_PAIRS_MAX: usize = 64;
 /// Most heads in a [`Page`].
 pub const PAGE_LEN_MAX: usize = 1000;
+/// What the ETag of an object of an origin begins with, as text: it is no digest of the bytes, and must not read like one.
+const ORIGIN_TAG: &str = "origin:";
 /// What [`ObjectLimits::object_bytes_max`] is if nobody says.
 pub const OBJECT_BYTES_MAX: u64 = 16 << 30;
 
@@ -85,6 +87,8 @@ pub enum When {
     Always,
     /// If there is no object under the key.
     Absent,
+    /// If there is one, whichever it is.
+    Present,
     /// If there is one and this is its ETag.
     Etag(Digest),
 }
@@ -94,8 +98,9 @@ impl When {
         match self {
             Self::Always => Ok(()),
             Self::Absent if found.is_none() => Ok(()),
+            Self::Present if found.is_some() => Ok(()),
             Self::Etag(wanted) if found == Some(wanted) => Ok(()),
-            Self::Absent | Self::Etag(_) => Err(DataError::ObjectConflict { found }),
+            Self::Absent | Self::Present | Self::Etag(_) => Err(DataError::ObjectConflict { found }),
         }
     }
 }
@@ -118,7 +123,7 @@ pub struct PutOptions {
 /// What is known of an object without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// SHA-256 of the bytes; in a bucket with an origin, of the origin's own ETag and the length.
+    /// SHA-256 of the bytes; in a bucket with an origin, of the origin's own ETag and the length. [`Head::tag`] is its text.
     pub etag: Digest,
     /// SHA-256 of the bytes, if it is known: not of an object of an origin that this node has no copy of.
     pub digest: Option<Digest>,
@@ -137,6 +142,15 @@ pub struct Head {
 }
 
 impl Head {
+    /// Its ETag as text: `sha256:…`, or `origin:…` if it is of the version that an origin has and not of the bytes.
+    #[must_use]
+    pub fn tag(&self) -> String {
+        match self.digest == Some(self.etag) {
+            true => self.etag.to_string(),
+            false => format!("{ORIGIN_TAG}{}", self.etag.hex()),
+        }
+    }
+
     /// What an object under `key` takes of its bucket's quota.
     fn usage(&self, key: &[u8]) -> Usage {
         let beside = key.len() + self.content_type.len() + metadata_bytes(&self.metadata);
@@ -145,6 +159,15 @@ impl Head {
 
     fn is_gone(&self, now_ms: u64) -> bool {
         self.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms)
+    }
+}
+
+/// The inverse of [`Head::tag`]; `None` for text that is the ETag of no object in this bucket.
+#[must_use]
+pub fn parse_tag(bucket: &Bucket, text: &str) -> Option<Digest> {
+    match bucket.origin {
+        Some(_) => Digest::from_hex(text.strip_prefix(ORIGIN_TAG)?).ok(),
+        None => text.parse().ok(),
     }
 }
 
@@ -417,7 +440,7 @@ fn check_object_len(bucket: &Bucket, limits: &ObjectLimits, len: u64) -> Result<
         return Err(DataError::TooLarge { what: "an object", found: len, max: limits.object_bytes_max });
     }
     match len > bucket.spec.bytes_max {
-        true => Err(DataError::Quota { unit: "bytes", wanted: len, max: bucket.spec.bytes_max }),
+        true => Err(DataError::Quota { unit: AT_ONCE, wanted: len, max: bucket.spec.bytes_max }),
         false => Ok(()),
     }
 }

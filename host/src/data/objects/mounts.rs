@@ -221,7 +221,8 @@ impl Durable {
             return Ok(());
         }
         // What began before the tree was known, or before a key was noted, is committed or undone when this is answered.
-        self.store.write(0, |_, _| Ok(((), Commit::No))).wait()?;
+        // It adds nothing, so a full disk does not refuse it.
+        self.store.remove(0, |_, _| Ok(((), Commit::No))).wait()?;
         if !*made {
             tree.begin().map_err(io_error("make the folder of a mount"))?;
             let mut after = None::<Bytes>;

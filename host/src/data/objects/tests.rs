@@ -280,11 +280,16 @@ fn memory_is_taken_from_where_it_was_used_longest_ago() {
     let opened = objects.open(&small, b"c").unwrap().unwrap();
     put(&*objects, &small, b"e", &[0; 990]).unwrap();
     assert_eq!(there(&small, b"acde"), b"cde");
-    assert!(matches!(put(&*objects, &small, b"f", &[0; 999]), Err(DataError::Quota { .. })));
+    let full = put(&*objects, &small, b"f", &[0; 999]).unwrap_err();
+    assert!(matches!(full, DataError::Quota { .. }) && full.to_string().contains("delete something"), "{full}");
     drop(opened);
     put(&*objects, &small, b"f", &[0; 999]).unwrap();
     assert_eq!(there(&small, b"cef"), b"f");
-    assert!(matches!(put(&*objects, &small, b"f", &[0; 1000]), Err(DataError::Quota { wanted: 1001, .. })));
+    let never = put(&*objects, &small, b"f", &[0; 1000]).unwrap_err();
+    assert!(
+        matches!(never, DataError::Quota { wanted: 1001, .. }) && never.to_string().contains("write less at once"),
+        "{never}"
+    );
     // By the node's bound: the bucket that has most gives.
     for key in 0..20_u8 {
         put(&*objects, &large, &[key], &[0; 1000]).unwrap();

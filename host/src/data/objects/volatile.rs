@@ -26,7 +26,7 @@ use sha2::Digest as _;
 use super::super::account::Usage;
 use super::super::bucket::{Bucket, BucketId};
 use super::super::clock::Clock;
-use super::super::error::{DataError, io_error};
+use super::super::error::{AT_ONCE, DataError, io_error};
 use super::super::store::Ack;
 use super::{
     Content as OpenContent, Head, ObjectLimits, Objects, OpenNow, Opened, PAGE_LEN_MAX, Page, Place, PutOptions, Upload,
@@ -37,9 +37,6 @@ use crate::storage::huge;
 
 /// Objects up to this many bytes have no descriptor: see [`Opened::fd`].
 pub const HEAP_BYTES_MAX: usize = 64 << 10;
-
-/// Versions that can be given in a millisecond on average before they catch up with those of the next run.
-const VERSIONS_PER_MS_LOG2: u32 = 20;
 
 /// Bytes of an object.
 #[derive(Debug)]
@@ -192,8 +189,7 @@ impl Volatile {
     /// Without objects.
     #[must_use]
     pub fn new(limits: ObjectLimits, clock: Clock) -> Self {
-        // Begins where no earlier run has come to: who compares versions may have kept one from then.
-        let version = clock.now_ms().saturating_mul(1 << VERSIONS_PER_MS_LOG2);
+        let version = clock.first_version();
         let inner = Mutex::new(Inner { buckets: HashMap::new(), version, uses: 0 });
         let shared = Shared { limits, clock, used: Arc::default(), inner };
         Self { shared: Arc::new(shared) }
@@ -390,7 +386,10 @@ impl Putting {
             }
             (keys > spec.keys_max).then_some(DataError::Quota { unit: "keys", wanted: keys, max: spec.keys_max })
         };
-        let could_fit = wanted.bytes <= spec.bytes_max && wanted.keys <= spec.keys_max;
+        let could_fit = wanted.keys <= spec.keys_max;
+        if wanted.bytes > spec.bytes_max {
+            return Err(DataError::Quota { unit: AT_ONCE, wanted: wanted.bytes, max: spec.bytes_max });
+        }
         while let Some(error) = over(held) {
             if !could_fit || !held.evict(&key) {
                 return Err(error);

@@ -13,9 +13,10 @@ use crate::artifacts::{ArtifactError, Contents, FileId, StagedBuild};
 use crate::engine::build::{Job, Outputs};
 use crate::engine::{Shape, Template, UnknownKind};
 use crate::fault::{Code, Fault};
-use crate::id::{Digest, FunctionName, TenantId};
+use crate::id::{Digest, FunctionName, InvocationId, TenantId};
 use crate::invocation::Start;
 use crate::registry::{FunctionRecord, RevisionRecord};
+use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 
 /// Artifacts up to this many bytes are verified where they are needed; reading a larger one would hold up a data thread's other
 /// connections, so it goes to a thread for blocking work.
@@ -28,23 +29,39 @@ pub(super) struct Subject {
     pub(super) name: FunctionName,
     pub(super) shape: Shape,
     pub(super) revision: RevisionRecord,
+    /// Of the function, if somebody asked for it.
+    log: Option<Arc<FunctionLog>>,
 }
 
 impl Subject {
     pub(super) fn of(function: &Function) -> Self {
-        let Function { tenant, name, shape, revision, .. } = function;
-        Self { tenant: tenant.clone(), name: name.clone(), shape: *shape, revision: revision.clone() }
+        let Function { tenant, name, shape, revision, log, .. } = function;
+        let log = Some(log.clone());
+        Self { tenant: tenant.clone(), name: name.clone(), shape: *shape, revision: revision.clone(), log }
     }
 
     /// # Errors
     /// When a newer version of hob stored a kind that this one does not know.
     pub(super) fn of_record(record: FunctionRecord) -> Result<Self, UnknownKind> {
         let FunctionRecord { tenant, name, live: revision, .. } = record;
-        Ok(Self { tenant, name, shape: revision.kind.parse()?, revision })
+        Ok(Self { tenant, name, shape: revision.kind.parse()?, revision, log: None })
     }
 
     fn artifact(&self, key: Digest) -> FileId {
         FileId::artifact(&self.tenant, key)
+    }
+
+    /// Tells the operator, and the function's author, who alone can do something about it.
+    fn tell_of_lost_snapshot(&self, error: &ArtifactError) {
+        tracing::warn!(function = %self.name, %error, "a snapshot cannot be used; building its module anew");
+        if let Some(log) = &self.log {
+            // No invocation's: all who wait share this one load.
+            let log = LogSink::new(log.clone(), InvocationId::new(0, 0), self.revision.number, 0);
+            log.host(
+                Level::Warn,
+                "the snapshot is lost, and each invocation starts from the module as it was uploaded: deploy it again",
+            );
+        }
     }
 }
 
@@ -152,7 +169,7 @@ impl Templates {
         let (Source::Module(file) | Source::Snapshot(file)) = source;
         let job = Job::recompile(name, manifest);
         let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
-        let built = self.0.builder.build(file, job, &outputs).await?;
+        let built = self.0.builder.build(&subject.tenant, file, job, &outputs).await?;
         Ok(Contents { image: built.image.clone(), meta: Vec::new() })
     }
 
@@ -160,14 +177,12 @@ impl Templates {
     async fn source(&self, subject: &Subject) -> Result<Source, Fault> {
         let (artifacts, subject) = (self.0.artifacts.clone(), subject.clone());
         blocking(move || {
-            let Subject { tenant, name, revision, .. } = &subject;
+            let Subject { tenant, revision, .. } = &subject;
             if let Some(record) = &revision.snapshot {
                 match artifacts.open_snapshot(tenant, record.key) {
                     Ok(snapshot) => return Ok(Source::Snapshot(snapshot.file)),
                     Err(error) if error.is_exhausted() => return Err(error.fault()),
-                    Err(error) => {
-                        tracing::warn!(function = %name, %error, "a snapshot cannot be used; building its module anew");
-                    }
+                    Err(error) => subject.tell_of_lost_snapshot(&error),
                 }
             }
             artifacts.open_wasm(tenant, revision.wasm).map(Source::Module).map_err(|error| lost(&error))

@@ -31,7 +31,7 @@ use crate::manifest::Manifest;
 use crate::registry::{Registry, RevisionRecord};
 use crate::telemetry::metrics::Metrics;
 
-/// How long a request waits for a compilation; after that it gets 503 while the compilation goes on.
+/// How long a request waits for a compilation that it did not ask for; after that it gets 503 while the compilation goes on.
 pub const COMPILE_WAIT: Duration = Duration::from_secs(2);
 /// A template of more bytes than this is let go of on a thread that may block.
 const INLINE_DROP_BYTES: usize = 1 << 20;
@@ -153,8 +153,9 @@ impl Templates {
     /// there is.
     ///
     /// # Errors
-    /// `overloaded` when only Wasm is there and compiling it takes longer than [`COMPILE_WAIT`], or when descriptors or mappings are
-    /// short although half of the resident templates were given up; `damaged` when there is nothing left to make it of.
+    /// `overloaded` when only Wasm is there and compiling it takes longer than [`COMPILE_WAIT`], or, where `Compiled` was asked for, longer
+    /// than a build may; or when descriptors or mappings are short although half of the resident templates were given up; `damaged` when
+    /// there is nothing left to make it of.
     /// # Cancellation
     /// A load that began goes on without whoever asked for it.
     pub async fn get(&self, function: &Arc<Function>, from: Option<Start>) -> Result<Loaded, Fault> {
@@ -170,7 +171,9 @@ impl Templates {
             return Ok(Loaded { template, start: Start::Resident, verify: Duration::ZERO });
         }
         let loading = self.load_once(key, || Subject::of(function), from, Keep::Resident);
-        match tokio::time::timeout(COMPILE_WAIT, loading).await {
+        // Who asks for a compilation wants to know what it takes.
+        let wait = if from == Origin::Module { self.0.builder.wall() } else { COMPILE_WAIT };
+        match tokio::time::timeout(wait, loading).await {
             Ok(loaded) => loaded,
             Err(_) => {
                 let fault = Fault::new(Code::Overloaded, "the function is being compiled, which takes a while");

@@ -60,7 +60,7 @@ impl Cap {
             return Ok(());
         }
         let detail = format!("the module has {count} {}, this host takes at most {}", self.name, self.max);
-        Err(Refused { over_cap: true, detail, hint: Some("split the function, or leave out what it does not need".into()) })
+        Err(Refused { over_cap: true, ..Refused::unfit(detail, "split the function, or leave out what it does not need") })
     }
 }
 

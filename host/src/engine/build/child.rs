@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,10 +33,6 @@ use crate::fault::{Code as FaultCode, Fault};
 use crate::limits::Limit;
 use crate::manifest::SnapshotMode;
 use crate::process::{self, Calls, Reach};
-use crate::telemetry::logs::Entry;
-
-/// Lines of the log of initialisation and warm-up that are kept.
-const LOG_ENTRIES_MAX: usize = 200;
 
 /// Resource limits that the child sets on itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,10 +247,18 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
         return Err(Refused::unfit(detail, "raise 'memory' in [limits] of hob.toml").into());
     }
     let stage = Stage::new(job, found.shape).map_err(|error| invalid(&error))?;
+    make_on(&stage, &found, wasm, outputs).await.map_err(|failure| match failure {
+        Failure::Refused(refused) => Refused { log: Said::in_log(&stage.log), ..refused }.into(),
+        failure @ Failure::Io(_) => failure,
+    })
+}
+
+async fn make_on(stage: &Stage<'_>, found: &Found, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Failure> {
+    let job = stage.job;
     let mut notes = Vec::new();
     if !job.only_compiles() {
-        let unfit = match snapshot::take(&stage, &found, &wasm).await? {
-            Taken::Snapshot(snapshot) => match keep(&stage, &found, *snapshot, outputs).await? {
+        let unfit = match snapshot::take(stage, found, &wasm).await? {
+            Taken::Snapshot(snapshot) => match keep(stage, found, *snapshot, outputs).await? {
                 Ok(built) => return Ok(built),
                 Err(unfit) => Some(unfit),
             },
@@ -274,17 +277,17 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
             notes.push(format!("no snapshot: {}; {}", unfit.reason, unfit.hint));
         }
     }
-    let native = compile(&stage, &found, &wasm)?;
+    let native = compile(stage, found, &wasm)?;
     drop(wasm);
     let image = native::write(&outputs.native.0, &native)?;
     drop(native);
-    let code = load(&stage, outputs)?;
-    check_code(&stage, &found, &code)?;
+    let code = load(stage, outputs)?;
+    check_code(stage, found, &code)?;
     let tried = match job.only_compiles() {
         true => Tried::No,
-        false => bare_start(&stage, &code, &notes).await?,
+        false => bare_start(stage, &code, &notes).await?,
     };
-    Ok(Built { notes, tried, ..built(&stage, &found, image) })
+    Ok(Built { notes, tried, ..built(stage, found, image) })
 }
 
 /// Compiles a snapshot, and tries it before it is kept.
@@ -307,10 +310,13 @@ async fn keep(stage: &Stage<'_>, found: &Found, snapshot: Snapshot, outputs: &Ou
         // Other code is going to be written there, so nothing may have this mapped.
         drop(code);
         outputs.native.0.set_len(0)?;
-        return Ok(Err(Unfit::new(
-            format!("an instance made of the snapshot failed: {}", fault.detail),
-            "the function keeps something that does not survive: a handle, a time, a number that must be new",
-        )));
+        let hint = match fault.code {
+            FaultCode::CpuDeadline | FaultCode::WallDeadline | FaultCode::GuestMemory => {
+                "raise that limit in [limits] of hob.toml, or do less: a start and each warm-up request have the limits of an invocation here"
+            }
+            _ => "the function keeps something that does not survive: a handle, a time, a number that must be new",
+        };
+        return Ok(Err(Unfit::new(format!("an instance made of the snapshot failed: {}", fault.detail), hint)));
     }
     native::compress(&outputs.snapshot, &wasm)?;
     let snapshot = Some(Kept { memory_bytes });
@@ -318,15 +324,13 @@ async fn keep(stage: &Stage<'_>, found: &Found, snapshot: Snapshot, outputs: &Ou
 }
 
 fn built(stage: &Stage<'_>, found: &Found, image: Range<u64>) -> Built {
-    let entries = stage.log.tail(LOG_ENTRIES_MAX);
-    let said = |entry: &Arc<Entry>| Said { source: entry.source.as_str().into(), text: entry.text.clone() };
     Built {
         shape: found.shape.to_string(),
         memory_bytes_min: found.memory_bytes_min,
         image,
         snapshot: None,
         notes: Vec::new(),
-        log: entries.iter().map(said).collect(),
+        log: Said::in_log(&stage.log),
         tried: Tried::With(stage.job.environment()),
         limits: stage.job.limits.clone(),
     }
@@ -336,8 +340,9 @@ fn built(stage: &Stage<'_>, found: &Found, image: Range<u64>) -> Built {
 async fn verify(stage: &Stage<'_>, code: &Code, statuses: &[u16]) -> Result<(), Fault> {
     let times = Times::of(&stage.job.limits);
     let engine = runner(stage)?;
+    let how = if stage.job.snapshot.warmup.is_empty() { Start::Bare } else { Start::Serving };
     for _ in 0..2 {
-        let mut rehearsal = Rehearsal::start(stage, &engine, code, times, Start::Serving).await?;
+        let mut rehearsal = Rehearsal::start(stage, &engine, code, times, how).await?;
         let again = rehearsal.ask_all(&stage.job.snapshot.warmup).await?;
         if again != statuses {
             let detail = format!("the warm-up requests were answered with {statuses:?}, and by the snapshot with {again:?}");
@@ -347,10 +352,10 @@ async fn verify(stage: &Stage<'_>, code: &Code, statuses: &[u16]) -> Result<(), 
     Ok(())
 }
 
-/// Starts what is to be published once. What cannot start would answer no request.
+/// Starts what is to be published once, up to where it takes a request. What cannot start would answer none.
 async fn bare_start(stage: &Stage<'_>, code: &Code, notes: &[String]) -> Result<Tried, Refused> {
     let started = match runner(stage) {
-        Ok(engine) => Rehearsal::start(stage, &engine, code, Times::of(&stage.job.limits), Start::Serving).await,
+        Ok(engine) => Rehearsal::start(stage, &engine, code, Times::of(&stage.job.limits), Start::Bare).await,
         Err(fault) => Err(fault),
     };
     let tried = |rehearsal: Rehearsal| match rehearsal.store.data().has_looked_outside() {

@@ -13,14 +13,17 @@ mod job;
 mod machine;
 mod native;
 mod rehearsal;
+mod said;
 mod snapshot;
 mod signature;
+mod turns;
 
 pub use builds::Helper;
 pub use caps::{CAPS, Cap};
 pub use detect::check_magic;
 pub use job::{Job, JobSecret, JobSecrets};
 pub(super) use machine::memory_bytes;
+pub use said::Said;
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -29,6 +32,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
@@ -36,14 +40,14 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use builds::{Build, Builds};
+use turns::{Full, Turns};
 
 use crate::artifacts::is_full;
 use crate::config;
 use crate::fault::{Code, Fault};
-use crate::id::Digest;
+use crate::id::{Digest, TenantId};
 use crate::limits::{Limit, Limits};
 use crate::manifest::{Randomness, SnapshotMode};
-use crate::meter::Admission;
 
 use super::Shape;
 
@@ -105,15 +109,6 @@ pub struct Kept {
     pub memory_bytes: u64,
 }
 
-/// A line that a guest wrote in the build.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Said {
-    /// Where: `stdout`, `stderr` or `log`.
-    pub source: String,
-    /// What.
-    pub text: String,
-}
-
 /// Where a build writes. Neither file may exist.
 #[derive(Debug, Clone)]
 pub struct Outputs {
@@ -160,18 +155,25 @@ pub struct Refused {
     pub detail: String,
     /// What to do.
     pub hint: Option<String>,
+    /// What it said during initialisation and warm-up, and at its start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<Said>,
 }
 
 impl Refused {
     fn unfit(detail: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { over_cap: false, detail: detail.into(), hint: Some(hint.into()) }
+        Self { over_cap: false, detail: detail.into(), hint: Some(hint.into()), log: Vec::new() }
     }
 
-    /// As the answer to whoever uploaded.
+    /// As the answer to whoever uploaded, with the last of what the guest said: there is no revision whose log would have it.
     #[must_use]
     pub fn into_fault(self) -> Fault {
         let code = if self.over_cap { Code::ModuleOverCap } else { Code::NotDeployable };
-        Fault { hint: self.hint.map(Into::into), ..Fault::new(code, self.detail) }
+        let detail = match said::last_words(&self.log) {
+            Some(words) => format!("{}; it said: {words}", self.detail),
+            None => self.detail,
+        };
+        Fault { hint: self.hint.map(Into::into), ..Fault::new(code, detail) }
     }
 }
 
@@ -191,7 +193,7 @@ const REPORT_LEN_MAX: u64 = 1 << 20;
 pub struct Builder {
     builds: Builds,
     config: config::Build,
-    admission: Admission,
+    turns: Arc<Turns>,
 }
 
 impl Builder {
@@ -201,10 +203,8 @@ impl Builder {
     /// When no thread can be started.
     pub fn new(helper: Helper, config: config::Build) -> std::io::Result<Self> {
         let at_once = if config.concurrency == 0 { cores() } else { config.concurrency };
-        // A build that waits is bounded by those before it, each by its own wall: the queue's length is the real bound.
-        let wait = config.wall.0.saturating_mul(u32::try_from(config.queue + 1).unwrap_or(u32::MAX));
-        let admission = Admission::new(at_once, config.queue, wait);
-        Ok(Self { builds: Builds::new(helper)?, config, admission })
+        let turns = Turns::new(at_once, config.queue);
+        Ok(Self { builds: Builds::new(helper)?, config, turns })
     }
 
     /// Whether builds can be made: not once the helper is gone, until the node is started again.
@@ -213,16 +213,27 @@ impl Builder {
         self.builds.are_possible()
     }
 
-    /// Makes of `wasm` what `job` says, into `outputs`.
+    /// Longest time of one build once it is its turn.
+    #[must_use]
+    pub fn wall(&self) -> Duration {
+        self.config.wall.0
+    }
+
+    /// Makes of `wasm` what `job` says, into `outputs`, when it is the tenant's turn.
     ///
     /// # Errors
     /// `not-deployable` and `module-over-cap` with what the child found, `build-over-limit` when it passed its time or memory,
     /// `overloaded` when the queue is full.
     /// # Cancellation
     /// Dropping the future kills the child. The outputs may be left behind half-written.
-    pub async fn build(&self, mut wasm: File, job: Job, outputs: &Outputs) -> Result<Built, Fault> {
-        let _place = self.admission.admit().await.map_err(|_| {
-            let fault = Fault::new(Code::Overloaded, "too many builds are waiting").retry_after(Duration::from_secs(5));
+    pub async fn build(&self, tenant: &TenantId, mut wasm: File, job: Job, outputs: &Outputs) -> Result<Built, Fault> {
+        // How long it waits is bounded by the builds before it, each of which has its wall.
+        let _turn = self.turns.take(tenant).await.map_err(|full| {
+            let detail = match full {
+                Full::Queue => "too many builds are waiting".into(),
+                Full::Tenant(count) => format!("{count} builds of the tenant are waiting, and there may be no more"),
+            };
+            let fault = Fault::new(Code::Overloaded, detail).retry_after(Duration::from_secs(5));
             fault.hint("try again, or raise build.queue")
         })?;
         let job = Job { init: self.config.init.0, snapshot_bytes_max: self.config.snapshot_bytes_max.0, ..job };
@@ -245,8 +256,8 @@ impl Builder {
                     }
                     Err(Failed::Ended(_)) => return Err(fault),
                 };
-                let why = if fault.code == Code::BuildOverLimit { &fault.detail } else { UNEXPECTED };
-                built.notes.push(format!("no snapshot: {why}"));
+                let advice = fault.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+                built.notes.push(format!("no snapshot: {}{advice}", fault.detail));
                 built
             }
             done => done.map_err(|(Failed::Told(fault) | Failed::Ended(fault))| fault)?,

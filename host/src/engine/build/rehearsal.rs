@@ -21,7 +21,6 @@ use crate::capability::files::FileAccess;
 use crate::capability::handler::{Exchange, WIZER_INIT};
 use crate::capability::reply::Reply;
 use crate::capability::secrets::SecretAccess;
-use crate::capability::wasi::Drawn;
 use crate::capability::{Environment, Host, http as wasi_http};
 use crate::engine::artifact::Code;
 use crate::engine::body::passed;
@@ -73,7 +72,6 @@ impl Times {
 pub(super) struct Rehearsal {
     pub(super) store: Store<Host>,
     pub(super) instance: Instance,
-    pub(super) drawn: Drawn,
     entry: Entry,
     live: Live,
     kind: Kind,
@@ -94,8 +92,10 @@ pub(super) enum Instance {
 pub(super) enum Start {
     /// What is there to be kept: also the [`WIZER_INIT`] of a component.
     Initialising,
-    /// What it runs in every invocation.
+    /// What it runs in every invocation, up to where it is asked.
     Serving,
+    /// The same, and the `hob_restored` of a handler, which otherwise runs when it is asked: for one that is not going to be.
+    Bare,
 }
 
 impl Rehearsal {
@@ -133,8 +133,6 @@ impl Rehearsal {
             account: None,
         };
         let (mut store, _output) = store::build(&lane.engine, blueprint);
-        let drawn = Drawn::default();
-        store.data_mut().drawn = Some(drawn.clone());
         // A snapshot of a component is read through its own host calls, all of its memory in one.
         store.set_hostcall_fuel(usize::MAX);
         let started = within(times, &mut store, async |store: &mut Store<Host>| start(&entry, store, kind, how).await).await?;
@@ -143,7 +141,7 @@ impl Rehearsal {
             Err(error) => return Err(call::fault(&error, &store)),
         };
         let response_body = stage.job.limits.get(Limit::ResponseBody);
-        Ok(Self { store, instance, drawn, entry, live, kind, times, response_body })
+        Ok(Self { store, instance, entry, live, kind, times, response_body })
     }
 
     /// Makes the requests in their order; the status of each.
@@ -227,6 +225,9 @@ async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind, how: Start) -
         Entry::Handler { .. } | Entry::Command { .. } => {
             let live = call::instantiate(entry, store).await?;
             let Live::Module(instance) = &live else { wasmtime::bail!("a {} is no core module", kind.as_str()) };
+            if how == Start::Bare {
+                call::restore(entry, store, *instance).await?;
+            }
             return Ok((Instance::Module(*instance), live));
         }
         Entry::Http02(pre) => pre.instance_pre(),

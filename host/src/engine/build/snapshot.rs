@@ -52,8 +52,11 @@ pub(super) enum Taken {
 }
 
 const HINT_INIT: &str = "correct it and deploy again, or say snapshot = \"off\" in hob.toml";
+const HINT_WARMUP: &str = "correct it and deploy again, or say mode = \"off\" in [snapshot] of hob.toml";
 const HINT_HANDLES: &str = "do not print, and keep no stream, connection or timer during warm-up; or build a core module, whose \
                             standard streams survive a snapshot";
+const HINT_DESCRIPTORS: &str = "close in initialisation and warm-up what is opened there, and leave the standard streams and the granted \
+                                folders as they are";
 
 /// Initialises `wasm` and takes its snapshot.
 ///
@@ -97,18 +100,23 @@ fn judge(randomness: Randomness, mut snapshot: Snapshot, drawn: u64) -> Result<T
 }
 
 /// Whether a guest that has warmed up may be kept.
-fn check(rehearsal: &Rehearsal, statuses: &[u16], stage: &Stage<'_>) -> Result<u64, Unfit> {
+async fn check(rehearsal: &mut Rehearsal, statuses: &[u16], stage: &Stage<'_>) -> Result<u64, Unfit> {
     for (status, request) in statuses.iter().zip(&stage.job.snapshot.warmup) {
         if *status >= 500 {
             let reason = format!("the warm-up request {} {} was answered with {status}", request.method, request.path);
-            return Err(Unfit::new(reason, HINT_INIT));
+            return Err(Unfit::new(reason, HINT_WARMUP));
         }
     }
-    let host: &Host = rehearsal.store.data();
+    let host: &mut Host = rehearsal.store.data_mut();
     if host.holds_handles() {
         let reason = "the guest holds a handle to something outside of its memory (printing opens one), which would be dead, or another \
                       thing's, in every instance made of the snapshot";
         return Err(Unfit::new(reason, HINT_HANDLES));
+    }
+    if host.holds_descriptors().await.map_err(|error| unsuited(&error))? {
+        let reason = "the guest has a file or a folder open, or has closed a descriptor that every instance begins with: the number would be \
+                      dead, or another file's, in every instance made of the snapshot";
+        return Err(Unfit::new(reason, HINT_DESCRIPTORS));
     }
     let (bytes, max) = (host.memory.peak() as u64, stage.job.snapshot_bytes_max);
     if bytes > max {
@@ -133,7 +141,7 @@ async fn of_module(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(Sna
     drop(instrumented);
     let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
     let Instance::Module(instance) = rehearsal.instance else { return Err(unsuited(&"a component came of a module")) };
-    let drawn = rehearsal.drawn.count();
+    let drawn = rehearsal.store.data().drawn;
     let mut state = ModuleState { rehearsal: &mut rehearsal, instance, outlined: Outlined::default(), missing: None };
     let wasm = wizer.snapshot(&context, &mut state).await.map_err(|error| unsuited(&error))?;
     match state.missing {
@@ -152,7 +160,7 @@ async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64),
     drop(instrumented);
     let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
     let Instance::Component(instance) = rehearsal.instance else { return Err(unsuited(&"a module came of a component")) };
-    let drawn = rehearsal.drawn.count();
+    let drawn = rehearsal.store.data().drawn;
     let mut state = ComponentState { rehearsal: &mut rehearsal, instance, outlined: Outlined::default(), failed: None };
     let wasm = wizer.snapshot_component(&context, &mut state).await.map_err(|error| unsuited(&error))?;
     match state.failed {
@@ -167,9 +175,11 @@ async fn rehearse(stage: &Stage<'_>, engine: wasmtime::Engine, code: &Code) -> R
     let mut rehearsal = Rehearsal::start(stage, &engine, code, init_times(stage), Start::Initialising)
         .await
         .map_err(|fault| Unfit::new(format!("initialisation failed: {}", fault.detail), HINT_INIT))?;
-    let statuses =
-        rehearsal.ask_all(&stage.job.snapshot.warmup).await.map_err(|fault| Unfit::new(fault.detail.into_owned(), HINT_INIT))?;
-    let bytes = check(&rehearsal, &statuses, stage)?;
+    let statuses = rehearsal
+        .ask_all(&stage.job.snapshot.warmup)
+        .await
+        .map_err(|fault| Unfit::new(fault.detail.into_owned(), HINT_WARMUP))?;
+    let bytes = check(&mut rehearsal, &statuses, stage).await?;
     Ok((rehearsal, statuses, bytes))
 }
 

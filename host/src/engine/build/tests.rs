@@ -29,10 +29,10 @@ async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
         for left in [&outputs.native, &outputs.snapshot] {
             remove(left).unwrap();
         }
-        builder.build(File::open(wasm).unwrap(), job, &outputs).await
+        builder.build(&TenantId::default(), File::open(wasm).unwrap(), job, &outputs).await
     };
     let built = build("auto").await.unwrap();
-    assert_eq!(built.notes, [format!("no snapshot: {UNEXPECTED}")]);
+    assert!(built.notes.len() == 1 && built.notes[0].starts_with(&format!("no snapshot: {UNEXPECTED}; ")), "{:?}", built.notes);
     assert_eq!(std::fs::read(&outputs.native).unwrap(), b"", "what the first one left is in nobody's way");
     assert!(!outputs.snapshot.exists(), "none was taken");
     assert_eq!(build("off").await.unwrap().notes, [""; 0]);
@@ -45,6 +45,40 @@ async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
     );
     write_program(&dir.path().join("child"), &refused);
     assert_eq!(build("auto").await.unwrap_err().detail, "no function");
+    let said = "\"hint\":null,\"log\":[{\"source\":\"log\",\"level\":\"error\",\"text\":\"no\"}]";
+    write_program(&dir.path().join("child"), &refused.replacen("\"hint\":null", said, 1));
+    assert_eq!(build("auto").await.unwrap_err().detail, "no function; it said: no");
+}
+
+#[tokio::test]
+async fn a_note_says_how_the_first_child_ended_and_what_to_do() {
+    let limits = serde_json::to_string(&Manifest::default().limits).unwrap();
+    for (end, note) in [
+        ("kill -SEGV $$", format!("no snapshot: {UNEXPECTED}; report it")),
+        ("kill -KILL $$", format!("no snapshot: {KILLED}; try again when")),
+        (
+            "kill -XCPU $$",
+            "no snapshot: the build was ended: it used more than 60s of processor time; make the module smaller".into(),
+        ),
+        ("echo memory allocation >&2; kill -ABRT $$", "no snapshot: the build was ended: it needed more than ".into()),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
+        // A core file of a shell is nobody's.
+        let child = CHILD.replace("LIMITS", &limits).replace("kill -SEGV $$", &format!("ulimit -c 0; {end}"));
+        write_program(&program, &child);
+        std::fs::write(&wasm, "a module").unwrap();
+        let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
+        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+        let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
+        let built = builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap();
+        assert!(built.notes.len() == 1 && built.notes[0].starts_with(&note), "{end}: {:?}", built.notes);
+        let advice = built.notes[0].rsplit_once("; ").unwrap().1;
+        assert!(
+            ["snapshot = \"off\"", "build.memory_max", "[build]"].iter().any(|word| advice.contains(word)),
+            "{end}: {advice}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -65,7 +99,7 @@ async fn who_killed_a_child_is_told() {
         let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
         let manifest = Manifest::parse("snapshot = 'required'").unwrap();
         let job = Job::deploy(&"a".parse().unwrap(), &manifest);
-        let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
+        let fault = builder.build(&TenantId::default(), File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
         assert!(fault.code == code && fault.detail.contains(word), "{signal}: {fault:?}");
         assert_eq!(fault.detail.contains("processor"), signal == "XCPU", "{signal}: {fault:?}");
     }
@@ -82,7 +116,7 @@ async fn the_compiler_has_few_threads_on_any_machine() {
     std::fs::write(&wasm, "a module").unwrap();
     let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
     let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
-    let fault = builder.build(File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
+    let fault = builder.build(&TenantId::default(), File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
     assert_eq!(fault.detail, threads(cores()).to_string());
 }
 
@@ -108,7 +142,7 @@ async fn a_failure_of_the_node_is_not_the_module_s() {
         std::fs::write(&wasm, format!("\n{end}\n")).unwrap();
         [&outputs.native, &outputs.snapshot].into_iter().for_each(|output| remove(output).unwrap());
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
-        let fault = builder.build(File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err();
+        let fault = builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err();
         assert_eq!(fault.code, code, "{end}");
         assert!(!fault.detail.contains("secret"), "{end}: {}", fault.detail);
     }
@@ -124,7 +158,7 @@ async fn outputs_that_cannot_be_made_are_told_apart() {
     let build = async |native: PathBuf| {
         let outputs = Outputs { native, snapshot: dir.path().join("snapshot") };
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
-        builder.build(File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err().code
+        builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err().code
     };
     assert_eq!(build(wasm.clone()).await, Code::Internal, "nothing is written over");
     assert_eq!(build(dir.path().join("no/folder")).await, Code::Internal);
@@ -142,7 +176,7 @@ async fn without_a_helper_builds_are_503_and_the_node_knows() {
     let build = async |name: &str| {
         let outputs = Outputs { native: dir.path().join(name), snapshot: dir.path().join("snapshot") };
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
-        builder.build(File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err()
+        builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err()
     };
     let stopped = async {
         tokio::task::yield_now().await;

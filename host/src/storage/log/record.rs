@@ -1,7 +1,16 @@
 //! What a log holds: its header, records, and the pieces of a file in those; and how they come back into the file.
 //!
-//! Owns the bytes of a log on the disk, and [`replay`], which reads them. Knows nothing of when a record is written. Invariant: what is not
-//! whole is never taken for a record.
+//! ```text
+//! record = hash of all that follows | number | length of the file | length of the body | needs + 1 | hash of these four | zeros | body
+//! needs  = number of the first record that a start must write into the file again; those before it the file has for good
+//! ```
+//!
+//! One record is written when the one before it is durable. So the record that a loss of power cut short is the last one that was begun;
+//! what is not whole and has another one behind it was damaged later. The hash of the head alone, which needs the key too, shows cheaply
+//! that a record was begun. A head without `needs` and its hash is of a version that had neither: then rot is taken for the end.
+//!
+//! Owns the bytes of a log on the disk, and [`replay`], which reads them. Knows nothing of when a record is written. Invariants: what is
+//! not whole is never taken for a record; what was whole and is not any more is an error, and not the log's end, unless it is the last one.
 
 use std::io;
 
@@ -13,7 +22,14 @@ pub(super) const BLOCK: usize = 4096;
 pub(super) const FIRST: u64 = 4096;
 pub(super) const MAGIC: [u8; 16] = *b"hob data log 1\n\0";
 pub(super) const HASH: usize = blake3::OUT_LEN;
-const _: () = assert!(HASH + 24 <= BLOCK, "a head is its hash, its number, and the lengths of the file and of its body");
+/// The four numbers of a head.
+const NUMBERS: usize = 32;
+/// A head without its zeros.
+const HEAD: usize = HASH + NUMBERS + HASH;
+const _: () = assert!(HEAD <= BLOCK, "a record's first block holds its head");
+/// Bytes that are read at once in search of heads.
+const CHUNK: usize = 1 << 20;
+const _: () = assert!(CHUNK.is_multiple_of(BLOCK), "no head lies in two of them");
 /// Marks the place of a piece that is what was there before, and not what is to be written.
 pub(super) const BEFORE: u64 = 1 << 63;
 
@@ -26,8 +42,8 @@ pub(super) struct Header {
     pub(super) half: u64,
 }
 
-/// Writes all whole records of `log` into `file`, in their order. Answers how many there were. A log of another file is left alone: of one
-/// that was here before this one was restored from a backup.
+/// Writes all whole records of `log` that are needed into `file`, in their order. Answers the number of the next one. A log of another
+/// file is left alone: of one that was here before this one was restored from a backup.
 ///
 /// # Errors
 /// What the disk says. `InvalidData` if records are missing in the middle.
@@ -36,19 +52,18 @@ pub(crate) fn replay(log: &impl StorageBackend, file: &impl StorageBackend) -> i
     let mut halves = [Records::of(log, header, 0)?, Records::of(log, header, 1)?];
     halves.sort_by_key(|records| records.first);
     let page = first_page(file)?;
-    let (mut last, mut is_its_own) = (None::<u64>, None);
-    for record in halves.clone().into_iter().flatten() {
-        let record = record?;
-        if last.is_some_and(|last| last + 1 != record.number) {
-            let text = "the log of the data has a gap: a record in its middle is not what was written";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
-        last = Some(record.number);
-        if let Some(is_around) = record.is_around(&page) {
-            is_its_own = Some(is_around || is_its_own == Some(true));
-        }
+    let [older, newer] = [halves[0].clone().look(&page)?, halves[1].clone().look(&page)?];
+    let next = newer.next.unwrap_or(0);
+    if older.begun.max(newer.begun) > Some(next) {
+        return Err(damaged("later records behind one that is not what was written"));
     }
-    let Some(last) = last else { return Ok(0) };
+    let Some(first) = halves[1].first else { return Ok(0) };
+    let is_gap = older.next != Some(first);
+    if is_gap && newer.needs.map_or(older.next.is_some(), |needs| needs < first) {
+        return Err(damaged("a gap: a record in its middle is not what was written"));
+    }
+    let needed = &halves[usize::from(is_gap)..];
+    let is_its_own = if is_gap { newer.is_its_own } else { older.is_its_own.max(newer.is_its_own) };
     match is_its_own {
         Some(true) => {}
         Some(false) => {
@@ -58,7 +73,7 @@ pub(crate) fn replay(log: &impl StorageBackend, file: &impl StorageBackend) -> i
         // The file only grew, by what nothing refers to.
         None => return Ok(0),
     }
-    for record in halves.into_iter().flatten() {
+    for record in needed.iter().cloned().flatten() {
         let record = record?;
         for (offset, bytes) in pieces(&record.body).filter(|(offset, _)| offset & BEFORE == 0) {
             file.write(offset, bytes)?;
@@ -67,7 +82,23 @@ pub(crate) fn replay(log: &impl StorageBackend, file: &impl StorageBackend) -> i
             file.set_len(record.file_len)?;
         }
     }
-    Ok(last + 1)
+    Ok(next)
+}
+
+fn damaged(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the log of the data has {what}"))
+}
+
+/// Completes a record of which `body` has all but the head.
+pub(super) fn seal(key: &[u8; 32], body: &mut [u8], number: u64, file_len: u64, needs: u64) {
+    let body_len = (body.len() - BLOCK) as u64;
+    for (place, number) in [number, file_len, body_len, needs + 1].into_iter().enumerate() {
+        body[HASH + 8 * place..][..8].copy_from_slice(&number.to_le_bytes());
+    }
+    let of_head = blake3::keyed_hash(key, &body[HASH..HASH + NUMBERS]);
+    body[HASH + NUMBERS..HEAD].copy_from_slice(of_head.as_bytes());
+    let hash = blake3::keyed_hash(key, &body[HASH..]);
+    body[..HASH].copy_from_slice(hash.as_bytes());
 }
 
 /// The first page of a file, with zeros behind its end.
@@ -111,6 +142,8 @@ impl Header {
 struct Record {
     number: u64,
     file_len: u64,
+    /// `None` in one of an earlier version.
+    needs: Option<u64>,
     body: Vec<u8>,
 }
 
@@ -127,6 +160,18 @@ impl Record {
         };
         (!before.is_empty()).then(|| before.iter().zip(&after).all(is_one))
     }
+}
+
+/// What one half holds.
+struct Found {
+    /// Number behind the last whole record; `None` if there is none.
+    next: Option<u64>,
+    /// As that record says.
+    needs: Option<u64>,
+    /// Whether the file's first page is around one of them; `None` if none touches it.
+    is_its_own: Option<bool>,
+    /// The highest number of a record that was begun behind them.
+    begun: Option<u64>,
 }
 
 /// The records of one half, from its beginning to the first that is not whole.
@@ -163,8 +208,7 @@ impl<'a, D: StorageBackend> Records<'a, D> {
         }
         let mut record = vec![0; BLOCK];
         self.log.read(self.at, &mut record)?;
-        let number_at = |at: usize| record[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        let (number, file_len, body_len) = (number_at(HASH), number_at(HASH + 8), number_at(HASH + 16));
+        let [number, file_len, body_len, needs] = numbers(&record);
         if self.next.is_some_and(|next| next != number) || body_len > self.end - self.at - BLOCK as u64 {
             return Ok(None);
         }
@@ -177,7 +221,33 @@ impl<'a, D: StorageBackend> Records<'a, D> {
         self.at += len.next_multiple_of(BLOCK as u64);
         self.next = Some(number + 1);
         record.drain(..BLOCK);
-        Ok(Some(Record { number, file_len, body: record }))
+        Ok(Some(Record { number, file_len, needs: needs.checked_sub(1), body: record }))
+    }
+
+    /// Reads all of them, and looks for what was begun behind.
+    fn look(mut self, page: &[u8]) -> io::Result<Found> {
+        let (mut needs, mut is_its_own) = (None, None);
+        while let Some(record) = self.read()? {
+            needs = record.needs;
+            is_its_own = is_its_own.max(record.is_around(page));
+        }
+        Ok(Found { next: self.next, needs, is_its_own, begun: self.begun()? })
+    }
+
+    /// The highest number of the heads from here on.
+    fn begun(&self) -> io::Result<Option<u64>> {
+        let (mut at, mut highest) = (self.at, None);
+        while at < self.end {
+            let mut chunk = vec![0; usize::try_from(self.end - at).unwrap_or(CHUNK).min(CHUNK)];
+            self.log.read(at, &mut chunk)?;
+            let is_head = |block: &&[u8]| {
+                blake3::keyed_hash(&self.key, &block[HASH..HASH + NUMBERS]).as_bytes() == &block[HASH + NUMBERS..HEAD]
+            };
+            let heads = chunk.chunks_exact(BLOCK).filter(|block| block[HASH + NUMBERS..HEAD] != [0; HASH]).filter(is_head);
+            highest = heads.map(|block| Some(numbers(block)[0])).max().flatten().max(highest);
+            at += chunk.len() as u64;
+        }
+        Ok(highest)
     }
 }
 
@@ -187,6 +257,11 @@ impl<D: StorageBackend> Iterator for Records<'_, D> {
     fn next(&mut self) -> Option<Self::Item> {
         self.read().transpose()
     }
+}
+
+/// Those of a head: number, length of the file, length of the body, needs + 1.
+fn numbers(head: &[u8]) -> [u64; 4] {
+    [0, 8, 16, 24].map(|place| head[HASH + place..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)))
 }
 
 /// A place in the file, and the bytes there.

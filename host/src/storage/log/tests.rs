@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicI64;
 use redb::backends::InMemoryBackend;
 use rustix::io::Errno;
 
-use super::record::MAGIC;
+use super::record::{HASH, MAGIC};
+use super::room::RESERVE;
 use super::*;
 use crate::storage::power::Power;
 
@@ -41,7 +42,7 @@ fn look(disk: &impl StorageBackend) -> u64 {
 }
 
 fn memory(bytes: &[u8]) -> Full {
-    let disk = Full(InMemoryBackend::new(), AtomicI64::new(i64::MAX));
+    let disk = Full(InMemoryBackend::new(), room(i64::MAX));
     disk.write(0, bytes).unwrap();
     disk
 }
@@ -120,6 +121,61 @@ fn a_record_that_is_not_whole_ends_the_log() {
 }
 
 #[test]
+fn a_record_that_rotted_before_others_is_an_error_and_not_the_end() {
+    // Three in the first half of the log, each of five blocks, and one or two in the other one.
+    let other = BLOCK + usize::try_from(SMALL).unwrap();
+    let places = [BLOCK, BLOCK + 5 * BLOCK, BLOCK + 10 * BLOCK, other, other + 5 * BLOCK];
+    for last in 1..=5_usize {
+        let [file, log] = killed(last as u64);
+        assert_eq!(replay(&memory(&log), &memory(&file)).unwrap(), last as u64);
+        // With the fifth the file may have what the first half holds for good already.
+        let first = if last == 5 { 3 } else { 0 };
+        for (number, place) in places[..last].iter().enumerate().skip(first) {
+            // In its hash, its number, the hash of the head, the first page of its body and the last.
+            for at in [0, HASH, HASH + 40, BLOCK + 100, 4 * BLOCK + 100] {
+                let mut log = log.clone();
+                log[place + at] ^= 1;
+                // Nothing reached the file, as after a loss of power.
+                let bare = memory(&vec![0; file.len()]);
+                let replayed = replay(&memory(&log), &bare);
+                if number + 1 == last {
+                    assert_eq!(replayed.unwrap(), number as u64, "a bit in the last record, which may have been cut short");
+                    assert_eq!(look(&bare), number as u64);
+                    continue;
+                }
+                let error = replayed.expect_err("records behind it were acknowledged");
+                assert!(error.kind() == io::ErrorKind::InvalidData, "{error}");
+                assert!(error.to_string().contains("the log of the data has"), "{error}");
+                assert!(bytes(&bare).iter().all(|byte| *byte == 0), "nothing of it was written");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_half_that_the_file_has_for_good_need_not_be_whole() {
+    // Twice around: what is left of the first lap has earlier numbers, and a first record that is cut short is the end.
+    for last in 6..=20 {
+        let power = Power::new([vec![0; 1 << 20], vec![]], u64::MAX);
+        let [file, log] = power.outlets();
+        let logged = Logged::open(file, log, SMALL).unwrap();
+        let mut at = 0;
+        for number in 1..=last {
+            commit(&logged, &*logged.commits(), number, 3).unwrap();
+            at = usize::try_from(logged.0.lock().at).unwrap() - 5 * BLOCK;
+        }
+        let [file, mut log] = power.outlets().map(|disk| bytes(&disk));
+        assert!(replay(&memory(&log), &memory(&file)).unwrap() >= last);
+        log[at] ^= 1;
+        // The file as it was before the last commit; that one's pages may be there.
+        let [before, _] = killed(last - 1);
+        let disk = memory(&before);
+        replay(&memory(&log), &disk).unwrap_or_else(|error| panic!("{last}: {error}"));
+        assert_eq!(look(&disk), last - 1, "the last one is cut short");
+    }
+}
+
+#[test]
 fn what_an_earlier_log_left_is_no_record() {
     let [file, log] = killed(2);
     let (file, log) = (memory(&file), memory(&log));
@@ -193,10 +249,10 @@ fn a_log_in_which_the_file_only_grew_warns_of_no_backup() {
 
 #[test]
 fn a_gap_between_the_halves_is_an_error() {
-    // Some records in each half: sixteen blocks have three of them.
-    let [file, mut log] = killed(5);
+    // Some records in each half: sixteen blocks have three of them. With a fifth the file may have those for good already.
+    let [file, mut log] = killed(4);
     let whole = replay(&memory(&log), &memory(&file)).unwrap();
-    assert_eq!(whole, 5);
+    assert_eq!(whole, 4);
     log[BLOCK + 8 * BLOCK] ^= 1;
     let error = replay(&memory(&log), &memory(&file)).unwrap_err();
     assert!(error.kind() == io::ErrorKind::InvalidData && error.to_string().contains("gap"), "{error}");
@@ -237,9 +293,13 @@ fn a_commit_that_flushes_once_is_durable_too() {
     assert_eq!(look(&file), u64::from_le_bytes([7; 8]));
 }
 
-/// A disk on which so many more bytes find room.
+/// A file on a disk on which so many more bytes find room.
 #[derive(Debug)]
-struct Full(InMemoryBackend, AtomicI64);
+struct Full(InMemoryBackend, Arc<AtomicI64>);
+
+fn room(bytes: i64) -> Arc<AtomicI64> {
+    Arc::new(AtomicI64::new(bytes))
+}
 
 impl StorageBackend for Full {
     fn len(&self) -> io::Result<u64> {
@@ -249,6 +309,7 @@ impl StorageBackend for Full {
         self.0.read(offset, out)
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
+        self.1.fetch_add(i64::try_from(self.0.len()?.saturating_sub(len)).unwrap(), Ordering::SeqCst);
         self.0.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
@@ -270,14 +331,58 @@ impl StorageBackend for Full {
 
 #[test]
 fn a_log_that_finds_no_room_is_done_without() {
-    for room in [4096, 5000, 40_000, 80_000, 100_000] {
-        let log = Full(InMemoryBackend::new(), AtomicI64::new(room));
+    for bytes in [4096, 5000, 40_000, 80_000, 100_000, 135_168] {
+        let log = Full(InMemoryBackend::new(), room(bytes));
         let logged = Logged::open(memory(&[0; 1 << 20]), log, SMALL).unwrap();
         for number in 1..20 {
             commit(&logged, &*logged.commits(), number, 3).unwrap();
-            assert_eq!(look(&logged), number, "with room for {room} bytes");
+            assert_eq!(look(&logged), number, "with room for {bytes} bytes");
         }
+        assert_eq!(logged.commits().is_short(), bytes < 135_168, "with room for {bytes} bytes");
         logged.close().unwrap();
         assert_eq!(look(&*logged.0.file), 19);
     }
+}
+
+#[test]
+fn a_full_disk_has_what_the_log_took_and_a_reserve_for_what_removes() {
+    const HALF: u64 = 1 << 20;
+    const FLOOR: u64 = BLOCK as u64 + RESERVE;
+    let left = room(4 << 20);
+    let disk = || Full(InMemoryBackend::new(), Arc::clone(&left));
+    let file = disk();
+    file.write(0, &[0; 4096]).unwrap();
+    let logged = Logged::open(file, disk(), HALF).unwrap();
+    let (commits, log_len) = (logged.commits(), || logged.0.log.len().unwrap());
+    assert_eq!((log_len(), commits.is_short()), (FLOOR, false));
+    commits.may_take(Room::Free);
+    for number in 1..=6 {
+        commit(&logged, &*commits, number, 60).unwrap();
+    }
+    assert!(log_len() > FLOOR, "both halves are in use");
+    // What adds has all but the reserve.
+    let mut page = 128;
+    let mut write = || {
+        page += 1;
+        logged.write(page * PAGE, &[1; 4096])
+    };
+    let full = (0..1000).find_map(|_| write().err()).unwrap();
+    assert!(is_full(&full), "{full}");
+    assert_eq!((log_len(), commits.is_short()), (FLOOR, false));
+    assert!(left.load(Ordering::SeqCst) < 4096);
+    // What removes has that too, and what was committed is there for good.
+    commits.may_take(Room::Reserve);
+    write().unwrap();
+    assert_eq!((log_len(), commits.is_short(), look(&*logged.0.file)), (BLOCK as u64, true, 6));
+    commit(&logged, &*commits, 7, 60).unwrap();
+    assert_eq!((log_len(), look(&*logged.0.file)), (BLOCK as u64, 7), "nothing is logged without a reserve");
+    // It comes back when there is room for all of it.
+    left.store(i64::try_from(RESERVE).unwrap() - 1, Ordering::SeqCst);
+    assert!(!commits.regain().unwrap() && commits.is_short());
+    left.fetch_add(1, Ordering::SeqCst);
+    assert!(commits.regain().unwrap() && !commits.is_short());
+    assert_eq!(log_len(), FLOOR);
+    commit(&logged, &*commits, 8, 3).unwrap();
+    let (file, log) = (memory(&bytes(&*logged.0.file)), memory(&bytes(&logged.0.log)));
+    assert_eq!((replay(&log, &file).unwrap(), look(&file)), (1, 8));
 }

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use hob::data::kv::{Done, Entry, Op, When};
 use hob::data::objects::{self, PutOptions};
+use hob::id::Digest;
 use serde_json::{Value, json};
 
 use crate::harness::Node;
@@ -49,6 +50,12 @@ fn etag(reply: &Reply) -> &str {
     reply.header("etag").unwrap().trim_matches('"')
 }
 
+/// The same of an object, whichever it is of: its bytes or a version of an origin.
+fn tag(reply: &Reply) -> Digest {
+    let (_, digits) = etag(reply).split_once(':').unwrap();
+    Digest::from_hex(digits).unwrap()
+}
+
 fn expires(reply: &Reply) -> Option<u64> {
     reply.header("hob-expires-ms").map(|text| text.parse().unwrap())
 }
@@ -56,6 +63,11 @@ fn expires(reply: &Reply) -> Option<u64> {
 impl<'a> Control<'a> {
     pub(crate) fn new(node: &'a Node, bucket: &'a str) -> Self {
         Self { node, bucket, is_of_origin: false }
+    }
+
+    /// As a condition has it.
+    fn quoted(&self, etag: Digest) -> String {
+        format!("\"{}:{}\"", if self.is_of_origin { "origin" } else { "sha256" }, etag.hex())
     }
 
     fn ask(&self, method: &str, kind: &str, key: &[u8], query: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
@@ -106,6 +118,7 @@ fn json_of(op: &Op) -> Value {
     match when {
         When::Always => {}
         When::Absent => json["if_absent"] = true.into(),
+        When::Present => panic!("a batch has no word for it"),
         When::Version(version) => json["if_version"] = (*version).into(),
     }
     json
@@ -155,7 +168,7 @@ impl Entries for Control<'_> {
         let condition = match when {
             When::Always => None,
             When::Absent => Some(("if-none-match", tag.as_str())),
-            When::Version(_) => Some(("if-match", tag.as_str())),
+            When::Present | When::Version(_) => Some(("if-match", tag.as_str())),
         };
         let query = ttl(time.map(|time| time.as_millis()));
         let reply = self.ask("PUT", "kv", key, &query, condition.as_slice(), value);
@@ -190,7 +203,7 @@ impl Entries for Control<'_> {
 fn known(reply: &Reply, len: u64) -> Known {
     let metadata = reply.head.headers.iter().filter_map(|(name, value)| Some((name.strip_prefix("hob-meta-")?, value)));
     Known {
-        etag: etag(reply).parse().unwrap(),
+        etag: tag(reply),
         len,
         version: reply.header("hob-version").unwrap().parse().unwrap(),
         expires_ms: expires(reply),
@@ -217,7 +230,8 @@ impl Files for Control<'_> {
         match options.when {
             objects::When::Always => {}
             objects::When::Absent => add("if-none-match", "*".into()),
-            objects::When::Etag(etag) => add("if-match", format!("\"{etag}\"")),
+            objects::When::Present => add("if-match", "*".into()),
+            objects::When::Etag(etag) => add("if-match", self.quoted(etag)),
         }
         let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let reply = self.ask("PUT", "objects", key, &ttl(options.ttl_ms.map(u128::from)), &headers, bytes);
@@ -225,9 +239,10 @@ impl Files for Control<'_> {
             return Err(refusal(&reply));
         }
         let info = reply.json();
-        assert_eq!(info["digest"].as_str(), Some(etag(&reply)));
+        assert_eq!(info["etag"].as_str(), Some(etag(&reply)));
+        assert!(info["digest"].as_str() == Some(etag(&reply)) || self.is_of_origin);
         Ok(Known {
-            etag: etag(&reply).parse().unwrap(),
+            etag: tag(&reply),
             len: info["bytes"].as_u64().unwrap(),
             version: info["version"].as_u64().unwrap(),
             expires_ms: info["expires_ms"].as_u64(),
@@ -274,7 +289,7 @@ impl Files for Control<'_> {
         }
     }
     fn remove(&self, key: &[u8], when: objects::When) -> Said<bool> {
-        let tag = if let objects::When::Etag(etag) = when { format!("\"{etag}\"") } else { String::new() };
+        let tag = if let objects::When::Etag(etag) = when { self.quoted(etag) } else { String::new() };
         let headers: &[(&str, &str)] = if tag.is_empty() { &[] } else { &[("if-match", &tag)] };
         let reply = self.ask("DELETE", "objects", key, "", headers, b"");
         match reply.status() {

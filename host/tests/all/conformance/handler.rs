@@ -63,6 +63,7 @@ fn options(ttl: Option<Duration>, when: When) -> String {
     ttl + &match when {
         When::Always => String::new(),
         When::Absent => " absent".into(),
+        When::Present => panic!("guests have no word for it"),
         When::Version(version) => format!(" version={version}"),
     }
 }
@@ -166,6 +167,7 @@ fn condition(when: objects::When) -> String {
     match when {
         objects::When::Always => String::new(),
         objects::When::Absent => " absent".into(),
+        objects::When::Present => panic!("guests have no word for it"),
         objects::When::Etag(etag) => format!(" etag={}", etag.hex()),
     }
 }

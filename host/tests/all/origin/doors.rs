@@ -14,6 +14,7 @@ use super::store::{Fault, Gate, KEY_ID, SECRET, Server};
 use super::{BUCKET, MIB, Site, bucket, get, sizes, url};
 use crate::conformance::direct::Direct;
 use crate::conformance::{Control, Handler};
+use crate::harness::http::Reply;
 use crate::harness::{Node, doors, eventually};
 
 /// The rules of every door, as far as an origin can keep them.
@@ -250,10 +251,34 @@ fn the_api_makes_puts_and_gets() {
     );
     // SHA-256 of the bytes, which is not the ETag here.
     assert_eq!(got.header("repr-digest"), Some(format!("sha-256=:{}:", base64_of_sha256(b"through")).as_str()));
+    the_tag_is_no_digest(&node, &put, path);
     server.seed("pre/there", b"theirs");
+    let listed = node.control.get("/v1/buckets/photos/objects?prefix=there").ok().json()["items"][0].clone();
+    assert!(listed["etag"].as_str().unwrap().starts_with("origin:") && listed["digest"].is_null(), "{listed}");
     assert_eq!(node.control.get("/v1/buckets/photos/objects/there").ok().text(), "theirs");
     assert_eq!((node.metric("hob_origin_misses_total"), node.metric("hob_origin_fetched_bytes_total")), (1, 6));
     assert!(!node.stderr().contains(SECRET) && !node.stderr().contains(KEY_ID));
+}
+
+/// An object's ETag begins with `origin:` wherever it is shown and taken, and what says `sha256:` is the digest of the bytes or not there.
+fn the_tag_is_no_digest(node: &Node, put: &Reply, path: &str) {
+    let (tag, digest) = (put.header("etag").unwrap(), Digest::of(b"through").to_string());
+    let digits = tag.strip_prefix("\"origin:").unwrap();
+    let alike = format!("\"sha256:{digits}");
+    let info = put.json();
+    assert_eq!((info["etag"].as_str(), info["digest"].as_str()), (Some(tag.trim_matches('"')), Some(&*digest)));
+    for (method, header, value, status) in [
+        ("GET", "if-none-match", tag, 304),
+        ("GET", "if-none-match", &alike, 200),
+        ("HEAD", "if-match", tag, 200),
+        ("HEAD", "if-match", &alike, 412),
+        ("PUT", "if-match", &alike, 412),
+        ("PUT", "if-match", &*format!("\"{digest}\""), 412),
+        ("PUT", "if-match", tag, 200),
+    ] {
+        let reply = node.control.request(method, path, &[(header, value)], b"through");
+        assert_eq!(reply.status(), status, "{method} {header}: {value}");
+    }
 }
 
 /// As `repr-digest` writes it.

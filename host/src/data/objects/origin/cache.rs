@@ -366,7 +366,7 @@ impl Cache {
             return;
         }
         let cost = keys.iter().map(|(_, key)| COST_BYTES + key.len()).sum();
-        drop(self.store.write(cost, move |txn, _| {
+        drop(self.store.remove(cost, move |txn, _| {
             let doing = "remove rows of copies";
             let mut table = txn.open_table(CACHED).map_err(storage(doing))?;
             for (bucket, key) in &keys {

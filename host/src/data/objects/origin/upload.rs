@@ -116,6 +116,8 @@ async fn put(inner: &Arc<Inner>, target: &Target, options: PutOptions, filling: 
     let expect = match options.when {
         When::Always => Expect::Anything,
         When::Absent => Expect::Nothing,
+        // Origins know no other way to say it: whoever puts another one meanwhile wins.
+        When::Present => Expect::Etag(inner.version(target).await?.ok_or(DataError::ObjectConflict { found: None })?.etag),
         When::Etag(wanted) => Expect::Etag(inner.match_etag(target, wanted).await?),
     };
     let place = (target.bucket.id, target.key.clone());
