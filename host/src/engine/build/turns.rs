@@ -1,7 +1,8 @@
 //! Turns: which build is next when more are wanted than run at once.
 //!
 //! A build may take half a minute, so in the order of coming one tenant's deploys would be before everybody else's. Tenants take turns instead, and
-//! each one's builds go in the order of their coming. One tenant has at most half of the places to wait.
+//! each one's builds go in the order of their coming. One tenant has at most half of the places to wait. (`data::Shares` keeps places free for
+//! others instead: of two builds at once a tenant that is alone would have one.)
 //!
 //! Owns who waits. Knows nothing about builds. Invariants: a tenant is in the round exactly as long as it has a build that waits; a turn
 //! that nobody takes any more goes to the next.
@@ -28,8 +29,8 @@ struct State {
     round: VecDeque<(TenantId, VecDeque<Waiter>)>,
 }
 
-#[derive(Debug)]
-struct Waiter(oneshot::Sender<Turn>);
+/// One that waits.
+type Waiter = oneshot::Sender<Turn>;
 
 /// Why there is no turn, not even later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +73,7 @@ impl Turns {
             return Ok(Ok(Turn(Arc::clone(self))));
         }
         for (_, line) in &mut state.round {
-            line.retain(|waiter| !waiter.0.is_closed());
+            line.retain(|waiter| !waiter.is_closed());
         }
         state.round.retain(|(_, line)| !line.is_empty());
         if state.round.iter().map(|(_, line)| line.len()).sum::<usize>() >= self.waiting_max {
@@ -82,8 +83,8 @@ impl Turns {
         let each_max = self.waiting_max.div_ceil(2);
         match state.round.iter_mut().find(|(of, _)| of == tenant) {
             Some((_, line)) if line.len() >= each_max => return Err(Full::Tenant(each_max)),
-            Some((_, line)) => line.push_back(Waiter(waiter)),
-            None => state.round.push_back((tenant.clone(), VecDeque::from([Waiter(waiter)]))),
+            Some((_, line)) => line.push_back(waiter),
+            None => state.round.push_back((tenant.clone(), VecDeque::from([waiter]))),
         }
         Ok(Err(receiver))
     }
@@ -92,7 +93,7 @@ impl Turns {
     fn next(&self) -> Option<Waiter> {
         let mut state = self.lock();
         while let Some((tenant, mut line)) = state.round.pop_front() {
-            let next = std::iter::from_fn(|| line.pop_front()).find(|waiter| !waiter.0.is_closed());
+            let next = std::iter::from_fn(|| line.pop_front()).find(|waiter| !waiter.is_closed());
             if !line.is_empty() {
                 state.round.push_back((tenant, line));
             }
@@ -112,7 +113,7 @@ impl Turns {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if let Some(Waiter(next)) = self.0.next() {
+        if let Some(next) = self.0.next() {
             // One that has just left drops the turn, which then goes on from there.
             let _left = next.send(Self(Arc::clone(&self.0)));
         }
