@@ -119,6 +119,9 @@ fn sum(minutes: &[MinuteUsage]) -> UsedInfo {
         sum.invocations += used.invocations;
         sum.cpu_ms += used.cpu_ms;
         sum.wall_ms += used.wall_ms;
+        for (phase, ms) in &used.phases_ms {
+            *sum.phases_ms.entry(phase.clone()).or_default() += ms;
+        }
         sum.bytes_in += used.bytes_in;
         sum.bytes_out += used.bytes_out;
         sum.requests += used.requests;
@@ -151,7 +154,22 @@ fn show(report: &UsageReport, most: usize) -> String {
         cpu_ms / seconds / 10.0
     );
     let mut lines = vec![
-        ["FUNCTION", "CPU %", "RUNS/S", "CPU", "WALL", "MEMORY", "IN", "OUT", "REQUESTS", "DATA"].map(String::from).to_vec(),
+        [
+            "FUNCTION",
+            "CPU %",
+            "RUNS/S",
+            "CPU/RUN",
+            "WALL/RUN",
+            "QUEUE/RUN",
+            "START/RUN",
+            "MEMORY",
+            "IN/S",
+            "OUT/S",
+            "REQUESTS/S",
+            "DATA/S",
+        ]
+        .map(String::from)
+        .to_vec(),
     ];
     lines.extend(all.iter().take(most).map(|Row { name, used }| line(name, used, seconds)));
     text.push_str(&table(&lines));
@@ -164,22 +182,28 @@ fn show(report: &UsageReport, most: usize) -> String {
 
 fn line(name: &str, used: &UsedInfo, seconds: f64) -> Vec<String> {
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-    let count = used.invocations as f64;
+    let [count, bytes_in, bytes_out, requests, operations] =
+        [used.invocations, used.bytes_in, used.bytes_out, used.requests, used.data_operations].map(|count| count as f64);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative, and bytes of a second are few")]
+    let rate = |sum: f64| bytes((sum / seconds) as u64);
     let each = |ms: f64| match used.invocations {
         0 => "-".into(),
         _ => span(Duration::from_secs_f64((ms / 1e3 / count).max(0.0))),
     };
+    let phase = |name: &str| used.phases_ms.get(name).copied().unwrap_or_default();
     vec![
         name.to_owned(),
         format!("{:.1}", used.cpu_ms / seconds / 10.0),
         format!("{:.1}", count / seconds),
         each(used.cpu_ms),
         each(used.wall_ms),
+        each(phase("queue")),
+        each(["load", "verify", "instantiate", "enter"].map(phase).iter().sum()),
         bytes(used.memory_bytes_max),
-        bytes(used.bytes_in),
-        bytes(used.bytes_out),
-        used.requests.to_string(),
-        used.data_operations.to_string(),
+        rate(bytes_in),
+        rate(bytes_out),
+        format!("{:.1}", requests / seconds),
+        format!("{:.1}", operations / seconds),
     ]
 }
 
@@ -190,7 +214,16 @@ mod tests {
 
     fn tenant(name: &str, functions: &[(&str, f64)]) -> TenantUsage {
         let minutes = |cpu_ms| {
-            let used = UsedInfo { invocations: 60, cpu_ms, wall_ms: 2.0 * cpu_ms, ..UsedInfo::default() };
+            let phases_ms = [("queue", 30.0), ("load", 60.0), ("enter", 120.0)].map(|(name, ms)| (name.to_owned(), ms)).into();
+            let used = UsedInfo {
+                invocations: 60,
+                cpu_ms,
+                wall_ms: 2.0 * cpu_ms,
+                phases_ms,
+                bytes_in: 120 << 10,
+                data_operations: 6,
+                ..UsedInfo::default()
+            };
             vec![MinuteUsage { at_ms: 0, used: used.clone() }, MinuteUsage { at_ms: 60_000, used }]
         };
         let function = |(name, cpu_ms): &(&str, f64)| FunctionUsage {
@@ -217,7 +250,9 @@ mod tests {
         let text = show(&report, 10);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "1 running with 1.0 MiB; in the last 120 s 120 invocations, 1.1 % of a processor");
-        assert!(lines[3].starts_with("\\u{1b}[2J  1.0    1.0     10.00 ms  20.00 ms"), "{text}");
+        let first: Vec<_> = lines[3].split_whitespace().collect();
+        let expected = "\\u{1b}[2J 1.0 1.0 10.00 ms 20.00 ms 500 us 3.00 ms 0 B 2.0 KiB 0 B 0.0 0.1";
+        assert_eq!(first.join(" "), expected, "{text}");
         assert!(lines[4].starts_with("low"), "{text}");
         report.tenants.push(tenant("b", &[("top", 6000.0)]));
         let text = show(&report, 1);

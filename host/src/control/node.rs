@@ -14,7 +14,7 @@ use crate::id::TenantId;
 use crate::meter::TenantMeter;
 use crate::meter::series::Used;
 use crate::telemetry::exposition::FunctionStarts;
-use crate::telemetry::used::{Sums, TenantUse};
+use crate::telemetry::used::{TenantUse, Totals};
 
 /// Says that the process answers.
 #[utoipa::path(get, path = "/livez", security(()), responses((status = 200, body = String)))]
@@ -45,18 +45,18 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<String, Ref
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-fn sums(used: &Used) -> Sums {
-    let Used { invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations, .. } = *used;
+fn totals(used: &Used) -> Totals {
+    let Used { invocations, cpu, wall, phases, bytes_in, bytes_out, requests, data_operations, memory_bytes_max } = *used;
     let (cpu, wall) = (cpu.as_secs_f64(), wall.as_secs_f64());
     let [invocations, bytes_in, bytes_out, requests, data_operations] =
         [invocations, bytes_in, bytes_out, requests, data_operations].map(|count| count as f64);
-    [invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations]
+    Totals { sums: [invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations], phases, memory_bytes_max }
 }
 
 fn tenant_use(name: &TenantId, meter: &TenantMeter) -> TenantUse {
     TenantUse {
         name: name.to_string(),
-        sums: sums(&meter.series().total()),
+        totals: totals(&meter.series().total()),
         running: meter.running(),
         memory_bytes: meter.memory_bytes(),
         refused: meter.refused(),
@@ -90,7 +90,7 @@ pub(super) async fn metrics(State(control): State<Control>, _caller: Caller) -> 
             name: &function.name,
             resident: function.artifact.is_some_and(|artifact| templates.is_resident(tenant, artifact)),
             starts: function.meter.starts(),
-            sums: sums(&function.meter.series().total()),
+            totals: totals(&function.meter.series().total()),
         }),
         used,
     );

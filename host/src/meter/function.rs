@@ -33,6 +33,8 @@ struct Waiting {
     requests: AtomicU64,
     data_operations: AtomicU64,
     cpu_ns: AtomicU64,
+    /// In the order of [`Phases::NAMES`].
+    phases_ns: [AtomicU64; Phases::NAMES.len()],
     memory_bytes_max: AtomicU64,
 }
 
@@ -48,6 +50,7 @@ impl Waiting {
             requests: take(&self.requests),
             data_operations: take(&self.data_operations),
             cpu: Duration::from_nanos(take(&self.cpu_ns)),
+            phases: Phases::of_times(std::array::from_fn(|phase| Duration::from_nanos(take(&self.phases_ns[phase])))),
             memory_bytes_max: take(&self.memory_bytes_max),
             ..Used::default()
         }
@@ -82,6 +85,9 @@ impl FunctionMeter {
     /// Counts an invocation whose response began.
     pub fn started(&self, start: Start, phases: &Phases) {
         self.starts.observe(start, phases);
+        for (sum, time) in self.waiting.phases_ns.iter().zip(phases.times()).filter(|(_, time)| !time.is_zero()) {
+            sum.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
     }
 
     /// Invocations by the rung of their start, and how long their starts took.
@@ -122,7 +128,7 @@ impl FunctionMeter {
     /// Adds what an invocation used that ended at `now`.
     ///
     /// # Cost
-    /// Some ten relaxed additions to the function's counters and as many to its tenant's; see [`Series::add`].
+    /// Some fifteen relaxed additions to the function's counters and as many to its tenant's; see [`Series::add`].
     pub fn used(&self, usage: Usage, now: Instant) {
         let mut used = self.waiting.take();
         let Usage { cpu, wall, memory_bytes: memory_bytes_max } = usage;
@@ -208,7 +214,9 @@ mod tests {
         let tenant = Arc::new(TenantMeter::default());
         let [first, second] = std::array::from_fn(|_| FunctionMeter::new(tenant.clone()));
         let usage = |cpu, memory_bytes| Usage { cpu: Duration::from_nanos(cpu), wall: Duration::from_nanos(9), memory_bytes };
+        let phases = Phases::of_times([1, 0, 2, 3, 0, 5].map(Duration::from_nanos));
         first.passed(Way::In, 3);
+        first.started(Start::Resident, &phases);
         first.requested();
         first.used(usage(5, 70), Instant::now());
         first.passed(Way::Out, 4);
@@ -219,6 +227,7 @@ mod tests {
             invocations: 1,
             cpu: Duration::from_nanos(7),
             wall: Duration::from_nanos(9),
+            phases,
             bytes_in: 3,
             bytes_out: 4,
             requests: 1,

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 
+use crate::invocation::Phases;
+
 /// Minutes that are kept, the one that runs among them.
 pub const MINUTES: usize = 60;
-/// Functions of which minutes are kept; each has some 4 KiB. What others use is in those of their tenants.
+/// Functions of which minutes are kept; each has some 7 KiB. What others use is in those of their tenants.
 pub const FUNCTIONS_MAX: usize = 2_000;
 /// Tenants of which minutes are kept.
 pub const TENANTS_MAX: usize = 1_000;
@@ -26,6 +28,8 @@ pub struct Used {
     pub cpu: Duration,
     /// From the starts of their instances to their ends.
     pub wall: Duration,
+    /// Where the time went until their responses began; [`Phases::queue`], `load` and `verify` come before the starts of instances.
+    pub phases: Phases,
     /// Bytes of request bodies that came.
     pub bytes_in: u64,
     /// Bytes of response bodies that left.
@@ -39,18 +43,22 @@ pub struct Used {
 }
 
 /// How many of the numbers are sums; the last one is a maximum.
-const SUMS: usize = 7;
+const SUMS: usize = 7 + Phases::NAMES.len();
 
 impl Used {
     fn sums(&self) -> [u64; SUMS] {
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let Self { invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations, .. } = *self;
-        [invocations, nanos(cpu), nanos(wall), bytes_in, bytes_out, requests, data_operations]
+        let Self { invocations, cpu, wall, phases, bytes_in, bytes_out, requests, data_operations, .. } = *self;
+        let [queue, load, verify, instantiate, enter, run] = phases.times().map(nanos);
+        let (cpu, wall) = (nanos(cpu), nanos(wall));
+        [invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations, queue, load, verify, instantiate, enter, run]
     }
 
-    fn of([invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations]: [u64; SUMS], memory_bytes_max: u64) -> Self {
+    fn of(sums: [u64; SUMS], memory_bytes_max: u64) -> Self {
+        let [invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations, phases @ ..] = sums;
         let (cpu, wall) = (Duration::from_nanos(cpu), Duration::from_nanos(wall));
-        Self { invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations, memory_bytes_max }
+        let phases = Phases::of_times(phases.map(Duration::from_nanos));
+        Self { invocations, cpu, wall, phases, bytes_in, bytes_out, requests, data_operations, memory_bytes_max }
     }
 
     /// Adds what others used.

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use crate::histogram::{BUCKETS, Reading, StartTimes, bound};
 use crate::id::{FunctionName, TenantId};
 use crate::invocation::Start;
-use crate::telemetry::used::{self, Sums};
+use crate::telemetry::used::{self, Totals};
 
 /// Functions that one scrape names; the starts of all others are summed.
 pub const NAMED_MAX: usize = 200;
@@ -30,7 +30,7 @@ pub struct FunctionStarts<'a> {
     /// Its starts.
     pub starts: &'a StartTimes,
     /// What it used.
-    pub sums: Sums,
+    pub totals: Totals,
 }
 
 /// Writes what stands before the samples of a histogram of seconds.
@@ -62,9 +62,9 @@ pub(super) fn histogram(text: &mut String, name: &str, labels: &str, reading: &R
 /// One look at each function, and some 3 KB of text for each that is named.
 pub(super) fn functions<'a>(text: &mut String, functions: impl Iterator<Item = FunctionStarts<'a>>) {
     let mut others = [(0, Reading::default()); Start::ALL.len()];
-    let mut other_sums = Sums::default();
+    let mut other = Totals::default();
     let mut add = |function: &FunctionStarts<'_>| {
-        used::add(&mut other_sums, &function.sums);
+        other.add(&function.totals);
         for (start, (count, reading)) in Start::ALL.into_iter().zip(&mut others) {
             *count += function.starts.count(start);
             reading.add(&function.starts.reading(start));
@@ -91,11 +91,11 @@ pub(super) fn functions<'a>(text: &mut String, functions: impl Iterator<Item = F
     Start::ALL.into_iter().zip(others).for_each(|(start, (count, reading))| row(OTHER, start, count, reading));
 
     let label = |function: &FunctionStarts<'_>| escape(&format!("{}/{}", function.tenant, function.name));
-    let mut used: Vec<_> = named.iter().map(|function| (label(function), function.sums)).collect();
-    if other_sums != Sums::default() {
-        used.push((OTHER.into(), other_sums));
+    let mut used: Vec<_> = named.iter().map(|function| (label(function), function.totals)).collect();
+    if other != Totals::default() {
+        used.push((OTHER.into(), other));
     }
-    used::sums(text, "function", &used);
+    used::totals(text, "function", &used);
 
     text.push_str("# HELP hob_function_starts Invocations of functions by the rung they began on.\n");
     text.push_str("# TYPE hob_function_starts counter\n");
@@ -165,7 +165,7 @@ mod tests {
             name,
             resident: number > 0,
             starts,
-            sums: [1.0; 7],
+            totals: Totals { sums: [1.0; 7], ..Totals::default() },
         });
         let mut text = String::new();
         super::functions(&mut text, functions);

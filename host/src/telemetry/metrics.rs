@@ -284,6 +284,7 @@ pub fn millis(time: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::used::Totals;
     use super::*;
 
     #[test]
@@ -298,7 +299,8 @@ mod tests {
         let starts = crate::histogram::StartTimes::default();
         starts.observe(Start::Stored, &phases);
         let (tenant, name) = (crate::id::TenantId::default(), "a".parse().unwrap());
-        let function = FunctionStarts { tenant: &tenant, name: &name, resident: true, starts: &starts, sums: [0.0; 7] };
+        let function =
+            FunctionStarts { tenant: &tenant, name: &name, resident: true, starts: &starts, totals: Totals::default() };
         let text = metrics.text(std::iter::once(function), vec![TenantUse { name: "default".into(), ..TenantUse::default() }]);
         for line in [
             "hob_starts_total{start=\"stored\"} 1",

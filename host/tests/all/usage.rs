@@ -26,6 +26,21 @@ fn sum(minutes: &Value, key: &str) -> u64 {
     minutes.as_array().unwrap().iter().map(|minute| minute[key].as_u64().unwrap()).sum()
 }
 
+/// Each phase of a function's invocations is in its minutes as in its total, and what came after the start is within the time of its instances.
+#[track_caller]
+fn phases_add_up(total: &Value, minutes: &Value) {
+    let phases =
+        |used: &Value| serde_json::from_value::<std::collections::BTreeMap<String, f64>>(used["phases_ms"].clone()).unwrap();
+    let all = phases(total);
+    assert!(["queue", "instantiate", "run"].iter().all(|phase| all.contains_key(*phase)), "{total}");
+    for (phase, ms) in &all {
+        let sum: f64 = minutes.as_array().unwrap().iter().filter_map(|minute| phases(minute).get(phase).copied()).sum();
+        assert!((sum - ms).abs() < 1e-3, "{phase}: {sum} of {ms}: {minutes}");
+    }
+    let within: f64 = ["instantiate", "enter", "run"].iter().map(|phase| all.get(*phase).copied().unwrap_or_default()).sum();
+    assert!(within <= total["wall_ms"].as_f64().unwrap(), "{total}");
+}
+
 #[test]
 fn bytes_and_invocations_add_up_by_function_tenant_and_minute() {
     let node = Node::start(&[]);
@@ -45,6 +60,7 @@ fn bytes_and_invocations_add_up_by_function_tenant_and_minute() {
         }
         assert!(total["cpu_ms"].as_f64().unwrap() > 0.0 && total["wall_ms"].as_f64().unwrap() > 0.0, "{all}");
         assert_eq!((&total["memory_bytes_max"], &total["requests"]), (&65_536.into(), &0.into()));
+        phases_add_up(total, minutes);
         let inspected = &node.inspect(name)["usage"];
         assert_eq!((&inspected["bytes_in"], &inspected["invocations"]), (&total["bytes_in"], &total["invocations"]));
     }

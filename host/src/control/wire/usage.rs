@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::invocation::Phases;
 use crate::meter::series::Used;
 use crate::telemetry::metrics::millis;
 
@@ -15,8 +16,11 @@ pub struct UsedInfo {
     pub invocations: u64,
     /// Processor time in milliseconds, starts and teardowns included.
     pub cpu_ms: f64,
-    /// Time of all invocations in milliseconds.
+    /// From the starts of their instances to their ends, in milliseconds.
     pub wall_ms: f64,
+    /// Where the time went until their responses began, in milliseconds by phase, as in `server-timing`; phases of nothing are left out.
+    #[serde(default)]
+    pub phases_ms: BTreeMap<String, f64>,
     /// Bytes of request bodies that came.
     pub bytes_in: u64,
     /// Bytes of response bodies that left.
@@ -31,10 +35,16 @@ pub struct UsedInfo {
 
 impl From<&Used> for UsedInfo {
     fn from(used: &Used) -> Self {
-        let Used { invocations, cpu, wall, bytes_in, bytes_out, requests, data_operations, memory_bytes_max } = *used;
-        let (cpu_ms, wall_ms) = (millis(cpu), millis(wall));
-        Self { invocations, cpu_ms, wall_ms, bytes_in, bytes_out, requests, data_operations, memory_bytes_max }
+        let Used { invocations, cpu, wall, phases, bytes_in, bytes_out, requests, data_operations, memory_bytes_max } = *used;
+        let (cpu_ms, wall_ms, phases_ms) = (millis(cpu), millis(wall), phases_ms(&phases));
+        Self { invocations, cpu_ms, wall_ms, phases_ms, bytes_in, bytes_out, requests, data_operations, memory_bytes_max }
     }
+}
+
+/// Milliseconds by phase; phases of nothing are left out.
+pub(in crate::control) fn phases_ms(phases: &Phases) -> BTreeMap<String, f64> {
+    let times = Phases::NAMES.into_iter().zip(phases.times());
+    times.filter(|(_, time)| !time.is_zero()).map(|(name, time)| (name.to_owned(), millis(time))).collect()
 }
 
 /// What was used in one minute.
