@@ -5,9 +5,9 @@
 //! grant each does what the library's own does.
 
 use wasmtime::component::{Linker as ComponentLinker, Resource};
-use wasmtime::{Caller, Extern, Linker as ModuleLinker, Result, StoreContextMut};
+use wasmtime::{Caller, Linker as ModuleLinker, Result, StoreContextMut};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
-use wasmtime_wasi::p1::wasi_snapshot_preview1::fd_prestat_get;
+use wasmtime_wasi::p1::wasi_snapshot_preview1 as preview1;
 use wasmtime_wasi::p2::bindings::filesystem::preopens as preopens2;
 use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup as lookup2;
 use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode as Error2, IpAddressFamily as Family2, Network};
@@ -22,17 +22,60 @@ use wiggle::GuestMemory;
 
 use super::Host;
 use super::explain::{Denied, How};
+use super::wasi::memory;
 
+/// `EACCES` of the first preview: what a call answers that reaches for what nothing grants.
+const ACCES: i32 = 2;
 /// `EBADF` of the first preview: what a descriptor is that is no folder of the host's giving.
 const BADF: i32 = 8;
 
+/// Puts calls of preview 1 over the library's: each answers [`ACCES`] where `$denied` says so, and is the library's own otherwise.
+macro_rules! refusing {
+    ($linker:ident, $denied:ident, $($name:ident($($argument:ident: $kind:ty),*) $($await:ident)?;)*) => {$(
+        $linker.func_wrap_async(
+            "wasi_snapshot_preview1",
+            stringify!($name),
+            |mut caller: Caller<'_, Host>, ($($argument,)*): ($($kind,)*)| Box::new(async move {
+                if caller.data_mut().$denied() {
+                    return Ok(ACCES);
+                }
+                let (bytes, host) = memory(&mut caller)?;
+                let memory = &mut GuestMemory::Unshared(bytes);
+                let answer = preview1::$name(host.preview1(), memory, $($argument),*);
+                $(let answer = answer.$await;)?
+                answer
+            }),
+        )?;
+    )*};
+}
+
 /// Puts them over those of previews 0 and 1. `linker` must allow shadowing.
 ///
-/// A program of these has no call to open a socket: those about one are of descriptors, none of which is a socket.
+/// # Errors
+/// Only if the library names its calls differently: a bug of ours.
 pub(super) fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
     for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
         linker.func_wrap(preview, "fd_prestat_get", prestat)?;
     }
+    // Those of preview 0 have structures of their own, and the library answers them: without a folder with EBADF.
+    refusing!(linker, explain_folders,
+        path_create_directory(fd: i32, path: i32, len: i32) await;
+        path_filestat_get(fd: i32, flags: i32, path: i32, len: i32, buf: i32) await;
+        path_filestat_set_times(fd: i32, flags: i32, path: i32, len: i32, atim: i64, mtim: i64, fst_flags: i32) await;
+        path_link(old_fd: i32, flags: i32, old: i32, old_len: i32, new_fd: i32, new: i32, new_len: i32) await;
+        path_open(fd: i32, dirflags: i32, path: i32, len: i32, oflags: i32, rights: i64, inheriting: i64, fdflags: i32, opened: i32) await;
+        path_readlink(fd: i32, path: i32, len: i32, buf: i32, buf_len: i32, read: i32) await;
+        path_remove_directory(fd: i32, path: i32, len: i32) await;
+        path_rename(old_fd: i32, old: i32, old_len: i32, new_fd: i32, new: i32, new_len: i32) await;
+        path_symlink(old: i32, old_len: i32, fd: i32, new: i32, new_len: i32) await;
+        path_unlink_file(fd: i32, path: i32, len: i32) await;
+    );
+    refusing!(linker, is_denied_descriptors,
+        sock_accept(fd: i32, flags: i32, accepted: i32);
+        sock_recv(fd: i32, data: i32, count: i32, flags: i32, read: i32, read_flags: i32);
+        sock_send(fd: i32, data: i32, count: i32, flags: i32, sent: i32);
+        sock_shutdown(fd: i32, how: i32);
+    );
     Ok(())
 }
 
@@ -41,11 +84,8 @@ fn prestat(mut caller: Caller<'_, Host>, fd: i32, buf: i32) -> Result<i32> {
     if caller.data_mut().explain_folders() {
         return Ok(BADF);
     }
-    let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
-        wasmtime::bail!("missing required memory export");
-    };
-    let (bytes, host) = memory.data_and_store_mut(&mut caller);
-    fd_prestat_get(host.preview1(), &mut GuestMemory::Unshared(bytes), fd, buf)
+    let (bytes, host) = memory(&mut caller)?;
+    preview1::fd_prestat_get(host.preview1(), &mut GuestMemory::Unshared(bytes), fd, buf)
 }
 
 /// Puts them over those of 0.2, and of 0.3 if `concurrent`. `linker` must allow shadowing.
@@ -161,5 +201,11 @@ impl Host {
             });
         }
         is_denied
+    }
+
+    /// Whether no descriptor of a program of preview 1 can be a socket. It has no call to open one, so it takes one for it that it was started
+    /// with; where it was given folders, the library says which descriptor is none.
+    fn is_denied_descriptors(&mut self) -> bool {
+        self.is_denied_sockets() && self.has_no_folders()
     }
 }

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand_core::TryRng;
 use wasmtime::component::Linker as ComponentLinker;
-use wasmtime::{Caller, Extern, Linker as ModuleLinker, Result, StoreContextMut};
+use wasmtime::{AsContextMut as _, Caller, Extern, Linker as ModuleLinker, Result, StoreContextMut};
 use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p0;
-use wasmtime_wasi::p1::wasi_snapshot_preview1::{fd_fdstat_get, fd_prestat_dir_name, random_get};
+use wasmtime_wasi::p1::wasi_snapshot_preview1::{WasiSnapshotPreview1 as _, fd_fdstat_get, fd_prestat_dir_name, random_get};
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
 use wasmtime_wasi::p2::bindings::random::{insecure, random};
 use wasmtime_wasi::random::{WasiRandomCtx, WasiRandomView as _};
@@ -96,6 +96,17 @@ impl Host {
         // The number of an open one may be behind any number of free ones.
         Ok(files(preview1) != files(&mut first))
     }
+}
+
+/// The memory of a core module, and its host, as the library's calls begin: with the bound on what one of them copies.
+pub(super) fn memory<'a>(caller: &'a mut Caller<'_, Host>) -> Result<(&'a mut [u8], &'a mut Host)> {
+    let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
+        wasmtime::bail!("missing required memory export");
+    };
+    let fuel = caller.as_context_mut().hostcall_fuel();
+    let (bytes, host) = memory.data_and_store_mut(caller);
+    host.preview1().set_hostcall_fuel(fuel);
+    Ok((bytes, host))
 }
 
 /// What a descriptor of preview 1 is, and the name of a folder that the host gave. `None`: it is not open.
@@ -247,10 +258,7 @@ impl TryRng for Kernel {
 /// Only if a name is not WASI's: a bug of ours.
 pub fn count_draws_of_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
     let draw = |mut caller: Caller<'_, Host>, buf: i32, len: i32| {
-        let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
-            wasmtime::bail!("missing required memory export");
-        };
-        let (bytes, host) = memory.data_and_store_mut(&mut caller);
+        let (bytes, host) = memory(&mut caller)?;
         host.drawn += 1;
         random_get(host.preview1(), &mut GuestMemory::Unshared(bytes), buf, len)
     };

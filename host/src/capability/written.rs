@@ -6,11 +6,12 @@
 //! Owns this copy, put over the library's calls. Knows nothing about what is written to. Invariant: of a guest that has mapped nothing
 //! nothing is copied, and the call is the library's own.
 
-use wasmtime::{AsContextMut as _, Caller, Extern, Linker, Result};
-use wasmtime_wasi::p1::wasi_snapshot_preview1::{WasiSnapshotPreview1 as _, fd_pwrite, fd_write};
+use wasmtime::{Caller, Linker, Result};
+use wasmtime_wasi::p1::wasi_snapshot_preview1::{fd_pwrite, fd_write};
 use wiggle::GuestMemory;
 
 use super::Host;
+use super::wasi::memory;
 
 /// `EFAULT` of the first preview: an address outside of the memory.
 const FAULT: i32 = 21;
@@ -69,13 +70,7 @@ impl Write {
 }
 
 async fn write(mut caller: Caller<'_, Host>, call: Write) -> Result<i32> {
-    let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
-        wasmtime::bail!("missing required memory export");
-    };
-    // What the library's own calls begin with: the bound on what one call copies.
-    let fuel = caller.as_context_mut().hostcall_fuel();
-    let (bytes, host) = memory.data_and_store_mut(&mut caller);
-    host.preview1().set_hostcall_fuel(fuel);
+    let (bytes, host) = memory(&mut caller)?;
     if !host.mappings.is_any() {
         return call.run(host, bytes).await;
     }

@@ -430,6 +430,12 @@ fn without_a_grant_there_is_nothing_and_the_log_says_once_which_line_would_help(
         }
         assert_eq!(said(name, "[grants] files = [{ host = \"site\", guest = \"/site\" }]"), 1, "{name}: {:?}", node.logs(name));
     }
+    // One that does not ask what it was given, but uses a descriptor as if it were a folder: every call of preview 1 on a path is refused.
+    done(node.deploy("paths1", &program("paths1"), ""));
+    let text = node.data.post("/paths1?matrix", b"inside").ok().text();
+    let errnos: Vec<_> = text.lines().map(|line| line.rsplit('\t').next().unwrap()).collect();
+    assert_eq!(errnos, ["2"; 21], "EACCES: {text}");
+    assert_eq!(said("paths1", "[grants] files = "), 1, "{:?}", node.logs("paths1"));
     // A program that asks for no file is told nothing.
     done(node.deploy("quiet", &wasm(&command("(func (export \"_start\"))")), ""));
     node.data.get("/quiet").ok();
