@@ -188,7 +188,7 @@ impl Deployer {
             let artifact = inner.artifacts.verify_artifact(&tenant, key).map_err(|error| error.fault())?;
             let shape = built.shape().map_err(Fault::internal)?;
             let template = inner.load(shape, &artifact)?;
-            inner.make_buckets(&tenant, &manifest)?;
+            inner.make_buckets(&tenant, &name, &manifest, &terms.precondition)?;
             let mut notes = built.notes;
             notes.extend(manifest.notes());
             let new = NewRevision {
@@ -206,7 +206,7 @@ impl Deployer {
             let change = inner.dispatcher.begin_change(&tenant, &name);
             let (keep, functions_max) = (inner.config.revisions_max, inner.functions_max(&tenant));
             let record = inner.registry.publish(&tenant, &name, new, terms, keep, functions_max);
-            let record = record.map_err(|error| inner.not_published(&change, &tenant, &name, &error))?;
+            let record = record.map_err(|error| inner.refused(&tenant, not_made(&change, &tenant, &name, error)))?;
             inner.dispatcher.templates().insert(&tenant, key, Arc::new(template));
             change.publish(record.clone()).map_err(Fault::internal)?;
             crash::point("catalog-swapped");
@@ -295,7 +295,7 @@ impl Deployer {
             inner.check_rollback(&tenant, &name, to, &terms.precondition)?;
             let change = inner.dispatcher.begin_change(&tenant, &name);
             let record = inner.registry.rollback(&tenant, &name, to, terms);
-            let record = record.map_err(|error| not_made(&change, &tenant, &name, &error))?;
+            let record = record.map_err(|error| not_made(&change, &tenant, &name, error).fault())?;
             change.publish(record.clone()).map_err(Fault::internal)?;
             Ok(record)
         })
@@ -311,7 +311,7 @@ impl Deployer {
         blocking(move || {
             let change = inner.dispatcher.begin_change(&tenant, &name);
             let removed = inner.registry.remove(&tenant, &name, terms);
-            if !removed.map_err(|error| not_made(&change, &tenant, &name, &error))? {
+            if !removed.map_err(|error| not_made(&change, &tenant, &name, error).fault())? {
                 return Err(no_such_function(&name));
             }
             change.remove(&tenant, &name);
@@ -394,12 +394,13 @@ impl Inner {
         self.config.functions_max.min(usize::try_from(quota).unwrap_or(usize::MAX))
     }
 
-    fn not_published(&self, change: &Change<'_>, tenant: &TenantId, name: &FunctionName, error: &PublishError) -> Fault {
+    /// Why a revision was not made live.
+    fn refused(&self, tenant: &TenantId, error: PublishError) -> Fault {
         match error {
-            PublishError::TooManyFunctions { max, .. } if *max < self.config.functions_max => {
+            PublishError::TooManyFunctions { max, .. } if max < self.config.functions_max => {
                 self.dispatcher.tenant_meter(tenant).is_full(Quota::Functions)
             }
-            error => not_made(change, tenant, name, error),
+            error => error.fault(),
         }
     }
 
@@ -419,7 +420,7 @@ impl Inner {
         // What is not there the registry refuses.
         let Some(target) = kept.find(|kept| to.map_or(kept.number < live, |wanted| kept.number == wanted)) else { return Ok(()) };
         self.check_folders(tenant, &target.manifest.grants)?;
-        self.make_buckets(tenant, &target.manifest)
+        self.make_buckets(tenant, name, &target.manifest, precondition)
     }
 
     /// Puts what a function said in its build into its log.
@@ -442,9 +443,9 @@ fn open_upload(uploaded: &Uploaded) -> Result<File, Fault> {
 }
 
 /// The fault for a change that failed. Where the registry itself did, the change may have been made: what it holds is shown.
-fn not_made(change: &Change<'_>, tenant: &TenantId, name: &FunctionName, error: &PublishError) -> Fault {
+fn not_made(change: &Change<'_>, tenant: &TenantId, name: &FunctionName, error: PublishError) -> PublishError {
     if let PublishError::Registry(_) = error {
         change.resync(tenant, name);
     }
-    error.fault()
+    error
 }

@@ -1,21 +1,28 @@
 //! The buckets of a deploy: which of them it makes, and whether its triggers and folders can work with them.
 //!
-//! Owns the order: all that a manifest says of buckets is checked before the first is made. Knows nothing about what is in them. Invariant:
-//! a manifest that is refused for what it says leaves no bucket behind. What runs out between a check and the making, by the hands of others,
-//! may still end it half-way: what was made stays then, because others may use it by now.
+//! Owns the order: all that a manifest says of buckets, and whether the revision could be made live, is checked before the first is made. Knows
+//! nothing about what is in them. Invariant: a deploy that is refused leaves no bucket behind. What runs out or is taken between a check and
+//! the making, by the hands of others, may still end it half-way: what was made stays then, because others may use it by now.
 
 use super::Inner;
 use crate::bucket::BucketDeclaration;
 use crate::data::{BUCKETS_MAX, Data, DataError, without_files};
 use crate::fault::{Code, Fault};
 use crate::grants::DataGrant;
-use crate::id::TenantId;
+use crate::id::{FunctionName, TenantId};
 use crate::manifest::Manifest;
+use crate::registry::Precondition;
 
 impl Inner {
     /// Makes the buckets that a manifest declares and nobody has made. One that exists keeps its quotas. Triggers must find theirs, and
     /// folders must be able to be some.
-    pub(super) fn make_buckets(&self, tenant: &TenantId, manifest: &Manifest) -> Result<(), Fault> {
+    pub(super) fn make_buckets(
+        &self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        manifest: &Manifest,
+        precondition: &Precondition,
+    ) -> Result<(), Fault> {
         let Some(data) = &self.data else { return Ok(()) };
         let mut missing = Vec::new();
         for declared in &manifest.bucket {
@@ -36,6 +43,8 @@ impl Inner {
         }
         check_count(data, tenant, missing.len()).map_err(|error| error.fault())?;
         self.dispatcher.check_room(data, tenant, &missing)?;
+        let could = self.registry.check_publish(tenant, name, manifest, precondition, self.functions_max(tenant));
+        could.map_err(|error| self.refused(tenant, error))?;
         for BucketDeclaration { name, spec, origin } in missing {
             drop(self.dispatcher.put_bucket(data, tenant, name, *spec, origin.as_ref())?);
         }

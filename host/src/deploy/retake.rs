@@ -118,7 +118,7 @@ impl Inner {
         let taken = Retaken { artifact: key, artifact_bytes, snapshot, notes };
         let change = self.dispatcher.begin_change(tenant, name);
         let retaken = self.registry.retake(tenant, name, live.number, taken);
-        if let Some(record) = retaken.map_err(|error| not_made(&change, tenant, name, &error))? {
+        if let Some(record) = retaken.map_err(|error| not_made(&change, tenant, name, error).fault())? {
             self.dispatcher.templates().insert(tenant, key, Arc::new(template));
             change.publish(record.clone()).map_err(Fault::internal)?;
             self.log(&record, &built.log);

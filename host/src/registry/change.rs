@@ -190,6 +190,22 @@ impl<'t> Tables<'t> {
         Ok(count)
     }
 
+    /// What is live of a function that another revision may be made of, which is counted if it is new.
+    fn next_to(
+        &mut self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        precondition: &Precondition,
+        functions_max: usize,
+    ) -> Result<Option<(FunctionRow, RevisionRecord)>, PublishError> {
+        let before = self.live(tenant, name)?;
+        precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
+        if before.is_none() {
+            self.admit(tenant, functions_max)?;
+        }
+        Ok(before)
+    }
+
     /// Counts one more function, or refuses it.
     fn admit(&mut self, tenant: &TenantId, max: usize) -> Result<(), PublishError> {
         let count = self.counting.functions(tenant)?;
@@ -277,11 +293,7 @@ impl Registry {
         let Terms { precondition, keep: kept } = terms.into();
         let record = self.change_once(kept, |tables| {
             crash::point("registry-begun");
-            let before = tables.live(tenant, name)?;
-            precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
-            if before.is_none() {
-                tables.admit(tenant, functions_max)?;
-            }
+            let before = tables.next_to(tenant, name, &precondition, functions_max)?;
             let now = now_ms();
             let number = before.as_ref().map_or(RevisionNumber::FIRST, |(row, _)| row.last.next());
             let created_ms = before.as_ref().map_or(now, |(row, _)| row.created_ms);
@@ -326,6 +338,28 @@ impl Registry {
         })?;
         crash::point("registry-committed");
         Ok(record)
+    }
+
+    /// Whether a revision with this manifest could be made live at this moment. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Registry::publish`].
+    ///
+    /// # Cost
+    /// It takes its turn among those that write, and writes nothing.
+    pub fn check_publish(
+        &self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        manifest: &Manifest,
+        precondition: &Precondition,
+        functions_max: usize,
+    ) -> Result<(), PublishError> {
+        self.change(|tables| {
+            let before = tables.next_to(tenant, name, precondition, functions_max)?;
+            tables.swap_ways(tenant, name, before.as_ref().map(|(_, live)| &live.manifest), Some(manifest))?;
+            Ok(((), Commit::No))
+        })
     }
 
     /// Makes a kept revision live again; `to`: its number, `None` for the newest one before the live one. Nothing is pruned, and

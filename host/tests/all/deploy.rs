@@ -89,6 +89,7 @@ fn racing_deploys_of_one_tag() {
 fn a_deploy_that_is_refused_makes_no_bucket() {
     let node = Node::start(&[]);
     crate::buckets::bucket(&node, "there", serde_json::json!({ "durability": "volatile" }));
+    node.deploy_wat("owner", &says("x"), "route = '/taken/*'");
     let leak = "[[bucket]]\nname = 'leak'\n";
     for (rest, status, code) in [
         ("[[bucket]]\nname = 'there'\ndurability = 'durable'\n", 409, "conflict"),
@@ -105,6 +106,10 @@ fn a_deploy_that_is_refused_makes_no_bucket() {
         let list = node.control.get("/v1/buckets").ok().json();
         assert_eq!(list["items"].as_array().unwrap().len(), 1, "{rest}: {list}");
     }
+    // What only making it live finds out.
+    let problem = node.deploy("a", &wasm(&says("x")), &format!("route = '/taken/*'\n{leak}")).problem(409, "conflict");
+    assert!(problem["detail"].as_str().unwrap().contains("owner"), "{problem}");
+    node.control.get("/v1/buckets/leak").problem(404, "not-found");
     assert_eq!(node.deploy("a", &wasm(&says("x")), leak).status(), 201);
     node.control.get("/v1/buckets/leak").ok();
 }
@@ -112,13 +117,17 @@ fn a_deploy_that_is_refused_makes_no_bucket() {
 #[test]
 fn a_rollback_that_is_refused_makes_no_bucket() {
     let node = Node::start(&[]);
-    node.deploy_wat("a", &says("1"), "[[bucket]]\nname = 'of-one'");
+    node.deploy_wat("a", &says("1"), "route = '/one'\n[[bucket]]\nname = 'of-one'");
     node.deploy_wat("a", &says("2"), "");
+    node.deploy_wat("b", &says("3"), "route = '/one'");
     let delete = || node.control.request("DELETE", "/v1/buckets/of-one", &[], b"");
     assert_eq!(delete().status(), 204);
     let back = |tag: &str| node.control.request("POST", "/v1/functions/a/rollback", &[("if-match", tag)], b"");
     back("\"1-0000000000000000\"").problem(412, "precondition-failed");
     node.control.get("/v1/buckets/of-one").problem(404, "not-found");
+    back("*").problem(409, "conflict");
+    node.control.get("/v1/buckets/of-one").problem(404, "not-found");
+    node.deploy_wat("b", &says("3"), "");
     back("*").ok();
     node.control.get("/v1/buckets/of-one").ok();
 }
