@@ -14,15 +14,13 @@ use super::Control;
 use super::access::Caller;
 use super::answer::{Named, Refusal, body_fault};
 use super::buckets::place;
+use super::keys::page;
 use super::wire::{Problem, SecretInfo, SecretList, UnreadableSecret};
 use crate::dispatch::Unreadable;
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::{FunctionName, SecretName};
 use crate::secrets::{Listed, SecretError, SecretValue, Stored, VALUE_LEN_MAX};
-
-/// Functions whose secrets one answer looks at, when the request is silent and at most.
-const PAGE: usize = 1000;
 
 impl From<Stored> for SecretInfo {
     fn from(stored: Stored) -> Self {
@@ -98,7 +96,7 @@ pub(super) async fn list(
     }
     let after = cursor.map(|cursor| cursor.parse::<FunctionName>()).transpose();
     let after = after.map_err(|_| Fault::new(Code::BadRequest, "the cursor is none that this host gave out"))?;
-    let limit = limit.unwrap_or(PAGE).clamp(1, PAGE);
+    let limit = page(limit)?;
     // It may read thousands of files.
     let turn = unreadable.then(|| place(&control.places.scrubs, "scrubs and looks at unreadable secrets")).transpose()?;
     let work = move || {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::Control;
 use super::access::Caller;
 use super::answer::{Named, Refusal, json_body};
+use super::keys::page;
 use super::wire::{AuditList, KeyInfo, KeyList, KeyRequest, Problem, TenantChange, TenantInfo, TenantList, TenantRequest};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
@@ -20,9 +21,6 @@ use crate::id::{KeyName, TenantId};
 use crate::quota::{NONE, Quota, QuotaError, SPECS, Value};
 use crate::registry::{TenantError, TenantRecord};
 use crate::signing::PublicKey;
-
-/// Lines of the audit log in one answer, when the request is silent and at most.
-const LINES: usize = 1000;
 
 fn keys(record: &TenantRecord) -> Vec<KeyInfo> {
     record.keys.iter().map(|(name, key)| KeyInfo { name: name.to_string(), public_key: key.to_string() }).collect()
@@ -193,7 +191,7 @@ pub(super) async fn audit(
     wanted: Result<Query<Lines>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<AuditList>, Refusal> {
     let Query(wanted) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
-    let count = wanted.limit.unwrap_or(LINES).clamp(1, LINES);
+    let count = page(wanted.limit)?;
     let (lines, head) = blocking(move || (control.audit.lines(wanted.after, count), control.audit.head())).await?;
     let lines = lines.map_err(Fault::internal)?;
     Ok(Json(AuditList { lines, last: head.0, hash: head.1.hex() }))

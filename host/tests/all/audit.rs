@@ -71,6 +71,10 @@ fn every_change_has_its_lines() {
     deployer.get("/v1/audit").problem(403, "forbidden");
     let page = node.control.get("/v1/audit?after=2&limit=1").ok().json();
     assert!(page["lines"][0].as_str().unwrap().starts_with("{") && page["lines"].as_array().unwrap().len() == 1, "{page}");
+    node.control.get("/v1/audit?limit=1000").ok();
+    for limit in ["0", "1001", "-1"] {
+        node.control.get(&format!("/v1/audit?limit={limit}")).problem(400, "bad-request");
+    }
 }
 
 #[test]
