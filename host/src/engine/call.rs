@@ -167,9 +167,13 @@ async fn handler(
     handle: &ModuleExport,
     restored: Option<&ModuleExport>,
 ) -> Result<Result<(), Fault>> {
-    for export in restored.into_iter().chain([handle]) {
-        call_export(store, instance, export).await?;
+    if let Some(restored) = restored {
+        let drawn = store.data().drawn;
+        call_export(store, instance, restored).await?;
+        // It runs at each start, so what it draws is no instance's but its own.
+        store.data_mut().drawn = drawn;
     }
+    call_export(store, instance, handle).await?;
     intact(store)?;
     store.data_mut().exchange.finish();
     if store.data().exchange.has_responded() {

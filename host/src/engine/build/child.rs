@@ -298,7 +298,7 @@ async fn keep(stage: &Stage<'_>, found: &Found, snapshot: Snapshot, outputs: &Ou
         Err(refused) => {
             return Ok(Err(Unfit::new(
                 format!("what was kept does not compile: {}", refused.detail),
-                "keep less memory, or say snapshot = \"off\" in hob.toml",
+                concat!("keep less memory, or say ", off!()),
             )));
         }
     };
@@ -365,7 +365,7 @@ async fn bare_start(stage: &Stage<'_>, code: &Code, notes: &[String]) -> Result<
     started.map(tried).map_err(|fault| {
         let before = notes.first().map(|note| format!("; {note}")).unwrap_or_default();
         let detail = format!("the function does not start: {}{before}", fault.detail);
-        Refused::unfit(detail, "correct its start, or say snapshot = \"off\" in hob.toml to deploy it untried")
+        Refused::unfit(detail, concat!("correct its start, or deploy it untried: say ", off!()))
     })
 }
 

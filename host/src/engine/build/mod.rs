@@ -3,6 +3,13 @@
 //! Owns the child's life: its walls, its time, and what its end means. The node that serves never compiles or parses deep
 //! structure of tenant bytes itself. Invariant: whatever the child does, this side gets a report or a fault in bounded time.
 
+/// What a manifest says so that no snapshot is taken, in both of its spellings: for advice.
+macro_rules! off {
+    () => {
+        "snapshot = \"off\" in hob.toml, or mode = \"off\" in its [snapshot]"
+    };
+}
+
 mod builds;
 mod caps;
 pub mod child;
@@ -359,10 +366,10 @@ impl Builder {
             _ => {
                 // The compiler met its end in the child, as it may. Its last words are for the operator.
                 tracing::warn!(%status, errors = %errors.trim_end(), "a build ended unexpectedly");
-                Fault::new(Code::NotDeployable, UNEXPECTED).hint(
-                    "report it: the node's log has the details; until then try snapshot = \"off\" in hob.toml, or another \
-                     optimisation level of your compiler",
-                )
+                Fault::new(Code::NotDeployable, UNEXPECTED).hint(concat!(
+                    "report it: the node's log has the details; until then try another optimisation level of your compiler, or ",
+                    off!()
+                ))
             }
         }))
     }

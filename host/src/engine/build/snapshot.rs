@@ -51,7 +51,7 @@ pub(super) enum Taken {
     Unfit(Unfit),
 }
 
-const HINT_INIT: &str = "correct it and deploy again, or say snapshot = \"off\" in hob.toml";
+const HINT_INIT: &str = concat!("correct it and deploy again, or say ", off!());
 const HINT_WARMUP: &str = "correct it and deploy again, or say mode = \"off\" in [snapshot] of hob.toml";
 const HINT_HANDLES: &str = "do not print, and keep no stream, connection or timer during warm-up; or build a core module, whose \
                             standard streams survive a snapshot";
@@ -187,7 +187,7 @@ fn unsuited(error: &dyn std::fmt::Display) -> Unfit {
     let text: String = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ").chars().take(400).collect();
     Unfit::new(
         format!("this module cannot be snapshotted: {text}"),
-        "say snapshot = \"off\" in hob.toml if it need not be, or rebuild it without what is named here",
+        concat!("rebuild it without what is named here, or if it need not be snapshotted say ", off!()),
     )
 }
 
