@@ -290,3 +290,24 @@ fn create_file(path: &Path) -> Result<(), DataError> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     sync_dir(dir).map_err(io_error(doing))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_compacted_up_to_its_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let open = |path: &Path| Opened::at(path, Database::builder().set_cache_size(1 << 20));
+        let shared = Shared::open(&path, Box::new(open)).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let len = file.metadata().unwrap().len();
+        // Nothing reads what is behind its end.
+        for (len, compacted) in [(COMPACT_BYTES_MAX + 1, false), (COMPACT_BYTES_MAX, true)] {
+            file.set_len(len).unwrap();
+            assert_eq!(shared.compact().unwrap(), compacted, "{len}");
+        }
+        assert!(file.metadata().unwrap().len() <= len, "what was free behind its end is given back");
+    }
+}
