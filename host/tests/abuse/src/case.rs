@@ -35,6 +35,9 @@ pub(crate) enum AddressCap {
 /// The setting of that bound.
 pub(crate) const ADDRESS_CAP: &str = "net.connections_per_address";
 
+/// What it is set to where it is one.
+pub(crate) const PER_ADDRESS: usize = 50;
+
 /// How much of an attack is run, and whether times are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
@@ -218,6 +221,8 @@ pub(crate) struct Seen {
     pub(crate) notes: Vec<String>,
     /// What is judged only where times are.
     pub(crate) slow: Vec<String>,
+    /// The longest single operation that nothing can interrupt, of an attack that is made of them: a victim may wait for one.
+    pub(crate) operation: Option<Duration>,
 }
 
 /// Complaints that are kept of one attack.
@@ -334,7 +339,11 @@ impl Stage<'_> {
     }
 
     pub(crate) fn connect(&self, index: usize) -> std::io::Result<Conn> {
-        Conn::open(self.addr(), attacker(index))
+        let from = match self.address_cap {
+            AddressCap::Off => attacker(index),
+            AddressCap::On => attacker(0),
+        };
+        Conn::open(self.addr(), from)
     }
 
     /// One request by an attacker, counted.

@@ -9,14 +9,14 @@ mod smuggled;
 
 use std::time::Duration;
 
-use crate::case::{Attack, Books, Case, Door, Kind, Processor, Ready, Stage, case, deployed};
+use crate::case::{Attack, Books, Case, Door, Kind, Ready, Stage, case, deployed};
 use crate::guests::{self, says};
 use crate::tenants;
 use floods::{churn, exhaust, pipelines};
 use forged::{forgers, responses};
 use hosts::hosts;
 use large::{giants, headers};
-use slow::{bodies, dripping, heads, slow_readers};
+use slow::{dripping, dripping_bodies, half_bodies, half_large_bodies, heads, slow_readers};
 use smuggled::smuggle;
 
 /// Timers so short that a short run has time for three attacks; a long run has the defaults, or what is set there.
@@ -36,13 +36,19 @@ const QUEUE: Duration = Duration::from_secs(5);
 /// A body may be slower than the least rate for five seconds.
 const RATE_TIMER: Duration = Duration::from_secs(6);
 
-const fn rude(row: &'static str, name: &'static str, expects: &'static [&'static str], attack: Attack) -> Case {
-    case(row, name, expects, functions, attack).settings(TIMERS).books(Books::Closed).burns()
+/// Clients that wait, and cost nothing but their connections.
+const fn idle(row: &'static str, name: &'static str, expects: &'static [&'static str], attack: Attack) -> Case {
+    case(row, name, expects, functions, attack).settings(TIMERS).books(Books::Closed)
 }
 
-/// Row F1: neither the processor nor the descriptors are what it takes.
+/// Clients that send all they can.
+const fn rude(row: &'static str, name: &'static str, expects: &'static [&'static str], attack: Attack) -> Case {
+    idle(row, name, expects, attack).burns()
+}
+
+/// Row F1: descriptors are not what it takes.
 const fn slow_heads(name: &'static str, expects: &'static [&'static str], attack: Attack) -> Case {
-    Case { processor: Processor::Spared, ..rude("F1", name, expects, attack).in_long(LONG_TIMERS).files_max(FILES) }
+    idle("F1", name, expects, attack).in_long(LONG_TIMERS).files_max(FILES)
 }
 
 pub(crate) const CASES: &[Kind] = &[
@@ -59,25 +65,12 @@ pub(crate) const CASES: &[Kind] = &[
         })
         .at_control(),
     ),
-    Kind::Beside(rude("F2", "half bodies", &["408 client-timeout", "closed"], |s, seen| bodies(s, seen, 100, TIMER))),
-    Kind::Beside(
-        rude("F2", "half bodies, control port", &["408 client-timeout", "503 overloaded", "closed"], |s, seen| {
-            bodies(s, seen, 100, TIMER)
-        })
-        .at_control(),
-    ),
-    Kind::Beside(rude(
-        "F2",
-        "half large bodies",
-        &["408 client-timeout", "429 concurrency", "503 overloaded", "closed"],
-        |s, seen| bodies(s, seen, 1 << 20, TIMER + QUEUE),
-    )),
-    Kind::Beside(Case {
-        setup: dripping,
-        ..rude("F2", "dripping bodies", &["408 client-timeout", "closed"], |s, seen| bodies(s, seen, 60_000, RATE_TIMER))
-    }),
-    Kind::Beside(rude("F3", "readers that never read", &["never read"], slow_readers)),
-    Kind::Beside(rude("F3", "never read, control port", &["never read"], slow_readers).at_control()),
+    Kind::Beside(idle("F2", "half bodies", SLOW_BODY, half_bodies)),
+    Kind::Beside(idle("F2", "half bodies, control port", SLOW_BODY_REFUSED, half_bodies).at_control()),
+    Kind::Beside(idle("F2", "half large bodies", SLOW_LARGE_BODY, half_large_bodies)),
+    Kind::Beside(Case { setup: dripping, ..idle("F2", "dripping bodies", SLOW_BODY, dripping_bodies) }),
+    Kind::Beside(idle("F3", "readers that never read", &["never read"], slow_readers)),
+    Kind::Beside(idle("F3", "never read, control port", &["never read"], slow_readers).at_control()),
     Kind::Beside(rude("F4", "giant bodies", &["413 body-too-large"], giants)),
     Kind::Beside(rude("F4", "giant bodies, control port", &["413 body-too-large"], giants).at_control()),
     Kind::Beside(rude(
@@ -103,36 +96,56 @@ pub(crate) const CASES: &[Kind] = &[
     Kind::Beside(rude("F7", "pipelines, control port", &["200"], pipelines).at_control()),
     Kind::Beside(rude("F7", "a connection for each request", &["200"], churn)),
     Kind::Beside(
-        case("F8", "more than there are descriptors", &["?closed", "503 overloaded", "200"], functions, exhaust)
+        idle("F8", "more than there are descriptors", &["?closed", "503 overloaded", "200"], exhaust)
             .files_max(512)
             .settings(&["net.connections_max=100000", "net.header_timeout=2s"])
-            .books(Books::Closed)
-            .burns()
             .victim_keeps_its_connections(),
     ),
     Kind::Beside(
-        case("F8", "more than connections_max", &["503 overloaded", "closed"], functions, exhaust)
+        idle("F8", "more than connections_max", &["503 overloaded", "closed"], exhaust)
             .settings(&["net.connections_max=256", "net.header_timeout=2s"])
-            .books(Books::Closed)
-            .burns()
             .victim_keeps_its_connections(),
     ),
-    Kind::Beside(
-        rude("F8", "", &[], exhaust)
-            .settings(&["net.connections_max=256", "net.header_timeout=2s"])
-            .one_address("one address takes all", &["503 overloaded", "closed"]),
-    ),
+    // What opens many connections, once more from one address, with a bound for each address.
     Kind::Beside(
         slow_heads("", &[], |s, seen| heads(s, seen, b"", None))
             .one_address("silent, one address", &["503 overloaded", "closed"]),
+    ),
+    Kind::Beside(
+        slow_heads("", &[], |s, seen| heads(s, seen, b"", None))
+            .one_address("silent, control, one address", &["503 overloaded", "closed"])
+            .at_control(),
     ),
     Kind::Beside(
         slow_heads("", &[], |s, seen| heads(s, seen, HEAD, Some(b"x")))
             .one_address("dripping, one address", &["503 overloaded", "408 client-timeout", "closed"]),
     ),
     Kind::Beside(
-        rude("F2", "", &[], |s, seen| bodies(s, seen, 100, TIMER))
-            .one_address("half bodies, one address", &["503 overloaded", "408 client-timeout", "closed"]),
+        slow_heads("", &[], |s, seen| heads(s, seen, HEAD, Some(b"x")))
+            .one_address("dripping, control, one address", &["503 overloaded", "408 client-timeout", "closed"])
+            .at_control(),
+    ),
+    Kind::Beside(idle("F2", "", &[], half_bodies).one_address("half bodies, one address", REFUSED)),
+    Kind::Beside(idle("F2", "", &[], half_bodies).one_address("half, control, one address", REFUSED).at_control()),
+    Kind::Beside(idle("F2", "", &[], half_large_bodies).one_address("half large, one address", REFUSED)),
+    Kind::Beside(
+        Case { setup: dripping, ..idle("F2", "", &[], dripping_bodies) }.one_address("dripping bodies, one address", REFUSED),
+    ),
+    Kind::Beside(idle("F3", "", &[], slow_readers).one_address("never read, one address", &["never read"])),
+    Kind::Beside(idle("F3", "", &[], slow_readers).one_address("never read, control, one address", &["never read"]).at_control()),
+    Kind::Beside(rude("F7", "", &[], pipelines).one_address("pipelines, one address", &["200"])),
+    Kind::Beside(rude("F7", "", &[], pipelines).one_address("pipelines, control, one address", &["200"]).at_control()),
+    Kind::Beside(rude("F7", "", &[], churn).one_address("a connection each, one address", &["200"])),
+    Kind::Beside(
+        idle("F8", "", &[], exhaust)
+            .files_max(512)
+            .settings(&["net.connections_max=100000", "net.header_timeout=2s"])
+            .one_address("descriptors, one address", &["503 overloaded", "closed"]),
+    ),
+    Kind::Beside(
+        idle("F8", "", &[], exhaust)
+            .settings(&["net.connections_max=256", "net.header_timeout=2s"])
+            .one_address("one address takes all", &["503 overloaded", "closed"]),
     ),
     Kind::Beside(
         case("F12", "responses of guests", &["200", "2*", "3*", "4*", "5*"], forgers, responses).books(Books::AtLeast).burns(),
@@ -143,6 +156,15 @@ pub(crate) const CASES: &[Kind] = &[
             .books(Books::Closed),
     ),
 ];
+
+/// What attackers see whose bodies stop, or are slow.
+const SLOW_BODY: &[&str] = &["408 client-timeout", "closed"];
+/// On the control port, which takes few bodies at once.
+const SLOW_BODY_REFUSED: &[&str] = &["408 client-timeout", "503 overloaded", "closed"];
+/// A large one waits for its place in the function.
+const SLOW_LARGE_BODY: &[&str] = &["408 client-timeout", "429 concurrency", "503 overloaded", "closed"];
+/// Those of one address, most of which are refused when they connect.
+const REFUSED: &[&str] = &["503 overloaded", "408 client-timeout", "429 concurrency", "closed"];
 
 const HEAD: &[u8] = b"GET /waits HTTP/1.1\r\nhost: localhost\r\nx-drip: ";
 

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{HEAD_TIMER, LATE, RATE_TIMER, TIMER, functions, many};
-use crate::case::{Door, Ready, Seen, Stage};
+use super::{HEAD_TIMER, LATE, QUEUE, RATE_TIMER, TIMER, functions, many};
+use crate::case::{AddressCap, Door, PER_ADDRESS, Ready, Seen, Stage};
 use crate::http;
 use crate::node::Node;
 use crate::observe::descriptors;
@@ -40,8 +40,20 @@ pub(super) fn heads(stage: &Stage<'_>, seen: &mut Seen, first: &[u8], drip: Opti
     all_end(stage, seen, &plan, stage.times(TIMER, HEAD_TIMER)).map(drop)
 }
 
+pub(super) fn half_bodies(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
+    bodies(stage, seen, 100, TIMER)
+}
+
+pub(super) fn half_large_bodies(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
+    bodies(stage, seen, 1 << 20, TIMER + QUEUE)
+}
+
+pub(super) fn dripping_bodies(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
+    bodies(stage, seen, 60_000, RATE_TIMER)
+}
+
 /// `timer`: after how long the node must have ended them. Beyond its own, they drip.
-pub(super) fn bodies(stage: &Stage<'_>, seen: &mut Seen, len: usize, timer: Duration) -> anyhow::Result<()> {
+fn bodies(stage: &Stage<'_>, seen: &mut Seen, len: usize, timer: Duration) -> anyhow::Result<()> {
     let from = stage.from();
     let first = format!("POST {} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len}\r\n\r\nhello", stage.target("waits"));
     let plan = Plan {
@@ -74,8 +86,13 @@ pub(super) fn slow_readers(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result
         Door::Control => stage.times(150, 200),
     };
     let sockets = || descriptors(stage.node.pid()).unwrap_or(usize::MAX);
-    let before = sockets();
-    let done = || sockets() < before + count / 10;
+    // Of those that are taken: from one address few are.
+    let taken = match stage.address_cap {
+        AddressCap::Off => count,
+        AddressCap::On => count.min(PER_ADDRESS),
+    };
+    let (before, began) = (sockets(), Instant::now());
+    let done = || began.elapsed() > TIMER / 2 && sockets() < before + taken / 10;
     let plan = Plan {
         to: stage.addr(),
         count,
@@ -87,11 +104,10 @@ pub(super) fn slow_readers(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result
         until: TIMER + LATE + LATE,
         done: Some(&done),
     };
-    let began = Instant::now();
     let ended = swarm::run(&plan, seen)?;
     seen.saw("never read");
     let left = sockets().saturating_sub(before);
-    seen.check(left < count / 10, || format!("{left} of {count} connections have not ended after {:?}", plan.until));
+    seen.check(left < taken / 10, || format!("{left} of {count} connections have not ended after {:?}", plan.until));
     seen.check(ended.unconnected == 0, || format!("{} of {count} were never connected", ended.unconnected));
     if stage.round == 2 {
         seen.note(format!("{count} connections were cut after {:.1?}", began.elapsed()));
