@@ -1,9 +1,10 @@
 //! Hosts: the name under which a request came, and the names that tenants declare.
 //!
-//! Owns how a host is spelled: lower case, without its port and without a final dot, so that two spellings of one name are one. Knows
-//! nothing about whose it is. Invariant: nothing here allocates for a request.
+//! Owns how a host is spelled: lower case, without its port and without a final dot, so that two spellings of one name are one; and what a `Host`
+//! header can say at all. Knows nothing about whose it is. Invariant: nothing here allocates for a request.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -78,7 +79,8 @@ impl<'de> Deserialize<'de> for HostName {
     }
 }
 
-/// The host that a request names, as it is compared: on the stack. Empty if it names none, or one that is too long for any.
+/// The host that a request names, as it is compared: on the stack. Empty if it names none, or one that is too long for any. Of text that is no
+/// [authority](is_authority) it is some text that nobody can declare.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestHost {
     bytes: [u8; HOST_LEN_MAX],
@@ -93,8 +95,6 @@ impl RequestHost {
             Some(authority) => authority.as_str().as_bytes(),
             None => head.headers.get(HOST).map_or(&b""[..], |value| value.as_bytes()),
         };
-        // What stands before an '@' names a user and never a host.
-        let named = named.rsplit(|b| *b == b'@').next().unwrap_or_default();
         Self::normal(named)
     }
 
@@ -127,6 +127,45 @@ fn without_port(named: &[u8]) -> &[u8] {
     }
 }
 
+/// Whether it is `host [":" port]`, as `Host` has it (RFC 9110, 7.2; RFC 3986, 3.2.2). The host may be empty, and so may the port.
+#[must_use]
+pub fn is_authority(text: &[u8]) -> bool {
+    let behind = match text {
+        [b'[', literal @ ..] => behind_address(literal),
+        name => Some(behind_name(name)),
+    };
+    match behind {
+        Some([]) => true,
+        Some([b':', port @ ..]) => is_port(port),
+        _ => false,
+    }
+}
+
+/// What follows the address that ends with ']'. Addresses of a version to come (`IPvFuture`) are none: nobody can be reached by one.
+fn behind_address(literal: &[u8]) -> Option<&[u8]> {
+    let len = literal.iter().position(|byte| *byte == b']')?;
+    let address = std::str::from_utf8(&literal[..len]).ok()?;
+    address.parse::<Ipv6Addr>().is_ok().then(|| &literal[len + 1..])
+}
+
+/// What follows a registered name, as which an IPv4 address may be read too. Of its legal characters the comma is left out: no name that is in
+/// use has one, and some readers take it for the end of the first host of a list.
+fn behind_name(mut text: &[u8]) -> &[u8] {
+    loop {
+        text = match text {
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
+            [byte, rest @ ..] if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(byte) => rest,
+            rest => return rest,
+        }
+    }
+}
+
+/// Whether these are digits of a number that a port can have.
+fn is_port(text: &[u8]) -> bool {
+    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u16::from(byte - b'0'));
+    text.iter().try_fold(0u16, |port, byte| port.checked_mul(10)?.checked_add(digit(byte)?)).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,7 +181,6 @@ mod tests {
             assert_eq!(of(host, "/a"), "shop.example", "{host}");
         }
         assert_eq!(of("other.example", "http://Shop.example:80/a"), "shop.example", "the target comes first");
-        assert_eq!(of("x@shop.example", "/a"), "shop.example");
         assert_eq!(of("[::1]:3000", "/"), "[::1]");
         assert_eq!(of("127.0.0.1:3000", "/"), "127.0.0.1");
         let (longest, longer) = ("a".repeat(HOST_LEN_MAX), "a".repeat(HOST_LEN_MAX + 1));
@@ -165,5 +203,97 @@ mod tests {
         {
             assert!(bad.parse::<HostName>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn authorities_that_are_possible() {
+        for good in [
+            "",
+            ":",
+            ":80",
+            "a",
+            "shop.example:",
+            "SHOP.example.:3000",
+            "xn--bcher-kva.example",
+            "my_service~1:80",
+            "b%c3%BCcher",
+            "!$&'()*+;=",
+            "127.0.0.1:0",
+            "1.2.3.999",
+            "x:65535",
+            "x:0000065535",
+            "[::]",
+            "[::1]:3000",
+            "[::ffff:1.2.3.4]:",
+            "[2001:DB8:0:1:2:3:4:5]",
+            "[1:2:3:4:5:6:7::]",
+        ] {
+            assert!(is_authority(good.as_bytes()), "{good}");
+        }
+    }
+
+    #[test]
+    fn authorities_that_are_not_possible() {
+        for bad in [
+            "a b",
+            "a\tb",
+            "a b/c",
+            "a/",
+            "a?b",
+            "a#b",
+            "http://a",
+            "a@b",
+            "@b",
+            "x,y",
+            "x,",
+            "a\\b",
+            "a\"b",
+            "<a>",
+            "a|b",
+            "{a}",
+            "a^b",
+            "`a`",
+            "a\0",
+            "a\u{7f}",
+            "b\u{fc}cher",
+            "%",
+            "a%2",
+            "a%2g",
+            "%g2",
+            "x:65536",
+            "x:99999",
+            "x:4295032832",
+            "x:-1",
+            "x:+1",
+            "x: 1",
+            "x:1 ",
+            "x:1a",
+            "x:80:80",
+            "x::",
+            "::1",
+            "[::1",
+            "::1]",
+            "[]",
+            "[",
+            "]",
+            "[::1]]",
+            "[[::1]]",
+            "[::1]x",
+            "[::1]:x",
+            "[::1]:65536",
+            "[127.0.0.1]",
+            "[a]",
+            "[::1%25lo]",
+            "[::1::2]",
+            "[1:2:3:4:5:6:7]",
+            "[1:2:3:4:5:6:7:8:9]",
+            "[12345::]",
+            "[::1.2.3.256]",
+            "[v1.a]",
+            "x[::1]",
+        ] {
+            assert!(!is_authority(bad.as_bytes()), "{bad:?}");
+        }
+        assert!(!is_authority(b"\xff") && !is_authority(b"[\xff]") && !is_authority(b"x:\xff"));
     }
 }

@@ -7,6 +7,7 @@
 pub mod id;
 pub mod limits;
 pub mod quota;
+pub mod headers;
 pub mod host;
 pub mod token;
 pub mod signing;

@@ -31,6 +31,7 @@ const LAYERS: [(&str, Within, &[&str]); 8] = [
             "id",
             "limits",
             "quota",
+            "headers",
             "host",
             "token",
             "signing",

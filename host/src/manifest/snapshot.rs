@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::{ManifestError, problem, string, unknown};
-use crate::host::HostName;
+use crate::headers::never_reaches_a_function;
+use crate::host::is_authority;
 use crate::limits::{Limit, Limits};
 
 /// Most warm-up requests of one function.
@@ -17,12 +18,6 @@ pub const WARMUPS_MAX: usize = 64;
 
 const KEYS: [&str; 3] = ["mode", "warmup", "randomness"];
 const WARMUP_KEYS: [&str; 4] = ["method", "path", "headers", "body"];
-
-/// What no client sends to a function: headers of the connection, those that frame a body, and one that is answered before it starts. With
-/// Hob's own they are what `net/headers.rs` takes away; a length is the body's, and not for the manifest to say.
-const NEVER_SENT: [&str; 9] =
-    ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect", "content-length"];
-const HOBS_OWN: &str = "hob-";
 
 /// What is to be done at deploy so that invocations need not do it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,18 +176,14 @@ fn check_header(name: &str, value: &str) -> Result<HeaderName, String> {
     let (Ok(header), Ok(_)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else {
         return Err(format!("'{name}' with this value is no header"));
     };
-    if header.as_str().starts_with(HOBS_OWN) || NEVER_SENT.contains(&header.as_str()) {
+    // A length is the body's, and not for the manifest to say.
+    if never_reaches_a_function(&header) || header == CONTENT_LENGTH {
         return Err(format!("'{name}' is a header that no client can send to a function, or that Hob sets; leave it out"));
     }
-    if header == HOST && !is_host(value) {
+    if header == HOST && !is_authority(value.as_bytes()) {
         return Err(format!("'{value}' is no host; expected one such as 'shop.example' or 'localhost:3000'"));
     }
     Ok(header)
-}
-
-fn is_host(text: &str) -> bool {
-    let (name, port) = text.split_once(':').unwrap_or((text, "80"));
-    name.parse::<HostName>().is_ok() && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
 fn warmup_table(mut table: Table) -> Result<WarmupRequest, ManifestError> {
@@ -257,17 +248,19 @@ mod tests {
     fn headers_that_no_client_can_send() {
         let header =
             |name: &str, value: &str| read(&format!("[snapshot]\nwarmup = {{ path = '/', headers = {{ {name} = '{value}' }} }}"));
-        for name in NEVER_SENT.into_iter().chain(["hob-tenant", "Hob-Trigger", "Content-Length", "TE"]) {
+        for name in
+            ["connection", "keep-alive", "TE", "transfer-encoding", "expect", "hob-tenant", "Hob-Trigger", "Content-Length"]
+        {
             let error = header(name, "1").unwrap_err();
             assert!(error.contains("leave it out") && error.contains(name), "{name}: {error}");
         }
         for name in ["hobby", "cookie", "content-type", "content-length-of-mine"] {
             assert!(header(name, "1").is_ok(), "{name}");
         }
-        for host in ["x", "shop.example", "127.0.0.1:3000", "x:65535"] {
+        for host in ["x", "shop.example", "127.0.0.1:3000", "[::1]:3000", "x:65535", "x:", ""] {
             assert!(header("host", host).is_ok(), "{host}");
         }
-        for host in ["", "a b", "a@b", "x,y", "x:65536", "x:+80", "x:", "x:1:2"] {
+        for host in ["a b", "a@b", "x,y", "x:65536", "x:+80", "x:1:2"] {
             assert!(header("host", host).unwrap_err().contains("is no host"), "{host}");
         }
         let twice = read("[snapshot]\nwarmup = { path = '/', headers = { host = 'a', Host = 'b' } }").unwrap_err();

@@ -1,50 +1,33 @@
 //! Which headers cross a port.
 //!
-//! Owns the list of those that do not. Knows nothing about their values, except which ones `connection` names. One pass finds
-//! what has to go; most requests and responses have nothing that does, and then nothing is hashed or allocated.
+//! Owns the taking away of those that do not (`headers.rs` lists them). Knows nothing about their values, except which ones `connection` names.
+//! One pass finds what has to go; most requests and responses have nothing that does, and then nothing is hashed or allocated.
 
 use http::header::{self, HeaderMap, HeaderName};
 
 use super::exchange::Timing;
-
-/// Meant for the connection and not for who is behind it (RFC 9110, 7.6.1), and those that frame a body: hyper sets them.
-static HOP_BY_HOP: [HeaderName; 7] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::TE,
-    header::TRAILER,
-];
+use crate::headers::{never_reaches_a_function, stays_outside};
 
 /// Response header with the phases of an invocation.
 pub(super) static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-const PREFIX: &str = "hob-";
 const TIMING: &str = "hob-timing";
 
 /// Removes what is not for the guest; says whether the client asked for `server-timing`.
 pub(super) fn clean_request(headers: &mut HeaderMap) -> Timing {
-    // `expect` is answered here, by reading the body.
-    let goes = |name: &HeaderName| is_hobs_or_the_connections(name) || *name == header::EXPECT;
-    if !headers.keys().any(goes) {
+    if !headers.keys().any(never_reaches_a_function) {
         return Timing::Unasked;
     }
     let asked = headers.get(TIMING).is_some_and(|value| value == "1");
-    remove(headers, goes);
+    remove(headers, never_reaches_a_function);
     if asked { Timing::Asked } else { Timing::Unasked }
 }
 
 /// Removes what is not the guest's to say. `content-length` is left for the caller.
 pub(super) fn clean_response(headers: &mut HeaderMap) {
-    if headers.keys().any(is_hobs_or_the_connections) {
-        remove(headers, is_hobs_or_the_connections);
+    if headers.keys().any(stays_outside) {
+        remove(headers, stays_outside);
     }
-}
-
-fn is_hobs_or_the_connections(name: &HeaderName) -> bool {
-    name.as_str().starts_with(PREFIX) || HOP_BY_HOP.contains(name)
 }
 
 fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
