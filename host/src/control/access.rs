@@ -181,14 +181,9 @@ impl Access {
         found.or_else(|| methods.get("POST").copied().filter(|_| described.starts_with(ANY_METHOD)))
     }
 
-    /// Who asks, if they may.
-    fn caller(&self, headers: &HeaderMap, address: IpAddr, need: Need) -> Result<Option<Caller>, Fault> {
-        let (scope, of_operators) = match need {
-            Need::Nothing => return Ok(None),
-            Need::Token(scope) => (scope, false),
-            Need::Operator(scope) => (scope, true),
-        };
-        let (own, token) = if self.first_start == FirstStart::Open && self.identity.is_open() {
+    /// Who asks.
+    fn caller(&self, headers: &HeaderMap, address: IpAddr) -> Result<Caller, Fault> {
+        let (tenant, token) = if self.first_start == FirstStart::Open && self.identity.is_open() {
             (TenantId::default(), None)
         } else {
             match self.identity.presented(headers) {
@@ -200,21 +195,26 @@ impl Access {
                 }
             }
         };
-        if token.as_ref().is_some_and(|token| !token.scopes.allow(scope)) {
+        Ok(Caller { is_operator: tenant.is_default(), tenant, token })
+    }
+
+    /// The tenant that they ask for, if they may.
+    fn permitted(&self, headers: &HeaderMap, caller: &Caller, need: Need) -> Result<TenantId, Fault> {
+        let (scope, of_operators) = match need {
+            Need::Nothing => return Ok(caller.tenant.clone()),
+            Need::Token(scope) => (scope, false),
+            Need::Operator(scope) => (scope, true),
+        };
+        if caller.token.as_ref().is_some_and(|token| !token.scopes.allow(scope)) {
             return Err(missing(scope));
         }
-        let is_operator = own.is_default();
-        if of_operators && !is_operator {
+        if of_operators && !caller.is_operator {
             return Err(Fault::new(
                 Code::Forbidden,
                 "only tokens of the tenant 'default' are for this, which is about the whole node",
             ));
         }
-        let mut caller = Caller { tenant: own, is_operator, token };
-        if let Some(tenant) = self.named(headers, &caller)? {
-            caller.tenant = tenant;
-        }
-        Ok(Some(caller))
+        Ok(self.named(headers, caller)?.unwrap_or_else(|| caller.tenant.clone()))
     }
 
     /// The tenant that an operator names.
@@ -258,16 +258,25 @@ pub(super) async fn check(State(access): State<Arc<Access>>, mut request: Reques
     let Some(rule) = access.rule(path.as_str(), request.method()) else {
         return answer::no_method(request.method().clone(), request.uri().clone()).await.into_response();
     };
+    if rule.need == Need::Nothing {
+        return next.run(request).await;
+    }
     let address = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
     let line = Line::of(&request, address);
-    let caller = match access.caller(request.headers(), address, rule.need) {
-        Ok(Some(caller)) => caller,
-        Ok(None) => return next.run(request).await,
-        Err(fault) => {
-            access.auditor.refused(line, fault.code);
-            return Refusal::from(fault).into_response();
-        }
+    let refuse = |line: Line, fault: Fault| {
+        access.auditor.refused(line, fault.code);
+        Refusal::from(fault).into_response()
     };
+    let mut caller = match access.caller(request.headers(), address) {
+        Ok(caller) => caller,
+        Err(fault) => return refuse(line, fault),
+    };
+    let line = line.by(&caller);
+    caller.tenant = match access.permitted(request.headers(), &caller, rule.need) {
+        Ok(tenant) => tenant,
+        Err(fault) => return refuse(line, fault),
+    };
+    let line = line.by(&caller);
     let is_change = Auditor::is_change(path.as_str(), request.method());
     if caller.token.is_some() && path.as_str().starts_with(ANY_METHOD) {
         // It was for Hob, and is nothing for a guest to see.
@@ -275,8 +284,7 @@ pub(super) async fn check(State(access): State<Arc<Access>>, mut request: Reques
     }
     let line = line.by(&caller);
     if let Err(fault) = rule.check_key(path.as_str(), &request) {
-        access.auditor.refused(line, fault.code);
-        return Refusal::from(fault).into_response();
+        return refuse(line, fault);
     }
     // Whoever runs the node is never in its own way.
     let held = match (!caller.is_operator).then(|| access.in_hand.take(&caller.tenant)).transpose() {

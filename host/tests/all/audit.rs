@@ -67,6 +67,7 @@ fn every_change_has_its_lines() {
     assert_eq!(end(begun[1])["code"], "not-deployable");
     let refused = lines.iter().find(|line| line["event"] == "refused").unwrap();
     assert_eq!((&refused["code"], &refused["path"]), (&"forbidden".into(), &"/v1/functions/a/invoke".into()));
+    assert_eq!((&refused["tenant"], &refused["token"]), (&"acme".into(), &"acme/ci".into()), "whose token was not enough");
     // Only for whoever has the node.
     deployer.get("/v1/audit").problem(403, "forbidden");
     let page = node.control.get("/v1/audit?after=2&limit=1").ok().json();
