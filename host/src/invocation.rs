@@ -283,6 +283,12 @@ impl Phases {
         Self { queue, load, verify, instantiate, enter, run }
     }
 
+    /// All of them together.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.times().iter().sum()
+    }
+
     /// What the start took, from admission to the guest's first instruction: all but `queue` and `run`.
     #[must_use]
     pub fn start(&self) -> Duration {

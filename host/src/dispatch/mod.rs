@@ -261,7 +261,8 @@ impl Dispatcher {
                 enter: began.enter,
                 run: began.run,
             };
-            function.meter.started(start, &phases);
+            // The clock need not be read for the minute that it is.
+            function.meter.started(start, &phases, received + phases.total());
             self.0.engine.metrics().started(start, &phases);
             let response = began.response.map(|body| counted(body, &function.meter, Way::Out));
             Ok(Outcome { response, revision: function.revision.number, start, phases })

@@ -33,8 +33,6 @@ struct Waiting {
     requests: AtomicU64,
     data_operations: AtomicU64,
     cpu_ns: AtomicU64,
-    /// In the order of [`Phases::NAMES`].
-    phases_ns: [AtomicU64; Phases::NAMES.len()],
     memory_bytes_max: AtomicU64,
 }
 
@@ -50,7 +48,6 @@ impl Waiting {
             requests: take(&self.requests),
             data_operations: take(&self.data_operations),
             cpu: Duration::from_nanos(take(&self.cpu_ns)),
-            phases: Phases::of_times(std::array::from_fn(|phase| Duration::from_nanos(take(&self.phases_ns[phase])))),
             memory_bytes_max: take(&self.memory_bytes_max),
             ..Used::default()
         }
@@ -82,12 +79,13 @@ impl FunctionMeter {
         &self.tenant
     }
 
-    /// Counts an invocation whose response began.
-    pub fn started(&self, start: Start, phases: &Phases) {
+    /// Counts an invocation whose response began at `now`.
+    ///
+    /// # Cost
+    /// That of [`StartTimes::observe`], and two relaxed additions for each phase that it had to the function's counters and as many to its tenant's.
+    pub fn started(&self, start: Start, phases: &Phases, now: Instant) {
         self.starts.observe(start, phases);
-        for (sum, time) in self.waiting.phases_ns.iter().zip(phases.times()).filter(|(_, time)| !time.is_zero()) {
-            sum.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        }
+        self.add(&Used { phases: *phases, ..Used::default() }, now);
     }
 
     /// Invocations by the rung of their start, and how long their starts took.
@@ -128,7 +126,7 @@ impl FunctionMeter {
     /// Adds what an invocation used that ended at `now`.
     ///
     /// # Cost
-    /// Some fifteen relaxed additions to the function's counters and as many to its tenant's; see [`Series::add`].
+    /// Some ten relaxed additions to the function's counters and as many to its tenant's; see [`Series::add`].
     pub fn used(&self, usage: Usage, now: Instant) {
         let mut used = self.waiting.take();
         let Usage { cpu, wall, memory_bytes: memory_bytes_max } = usage;
@@ -199,7 +197,7 @@ mod tests {
             assert_eq!(*code as usize, index);
         }
         let meter = FunctionMeter::default();
-        meter.started(Start::Compiled, &Phases::default());
+        meter.started(Start::Compiled, &Phases::default(), Instant::now());
         meter.faulted(Code::StorageFull);
         assert_eq!(meter.starts().count(Start::Compiled), 1);
         assert_eq!(meter.faults(), [(Code::StorageFull, 1)]);
@@ -216,7 +214,7 @@ mod tests {
         let usage = |cpu, memory_bytes| Usage { cpu: Duration::from_nanos(cpu), wall: Duration::from_nanos(9), memory_bytes };
         let phases = Phases::of_times([1, 0, 2, 3, 0, 5].map(Duration::from_nanos));
         first.passed(Way::In, 3);
-        first.started(Start::Resident, &phases);
+        first.started(Start::Resident, &phases, Instant::now());
         first.requested();
         first.used(usage(5, 70), Instant::now());
         first.passed(Way::Out, 4);

@@ -2,6 +2,7 @@
 
 use std::mem::size_of;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use super::*;
 use crate::grants::Grants;
@@ -142,7 +143,7 @@ fn an_evicted_function_keeps_its_places_totals_and_log() {
     let permit = a.admission.try_admit().unwrap();
     let sink = LogSink::new(a.log.clone(), InvocationId::new(0, 0), RevisionNumber(1), 1 << 20);
     let meter = a.meter.clone();
-    meter.started(Start::Stored, &Phases::default());
+    meter.started(Start::Stored, &Phases::default(), Instant::now());
     drop(a);
     evict();
     assert_eq!(places(&functions)[1], ["a"], "an instance runs");
@@ -288,7 +289,7 @@ fn what_was_published_is_what_every_later_request_sees() {
 
 /// Of the 512 bytes that a function without a template may have in memory, what one that was invoked and is cold again has; its
 /// name's text and its log's entries come on top.
-const RESTED_BYTES_MAX: usize = 288;
+const RESTED_BYTES_MAX: usize = 336;
 
 #[test]
 fn what_outlives_a_function_is_small() {
