@@ -120,6 +120,14 @@ fn refreshed(node: &Node, before: &str) -> String {
     engine(node)
 }
 
+/// A handler that counts its initialisations, and answers how many it has had.
+fn counts_at_init() -> String {
+    handler(
+        "(func (export \"hob_init\") (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 1))))
+         (func (export \"hob_handle\") (call $number (i32.load (i32.const 0))))",
+    )
+}
+
 #[test]
 fn after_an_upgrade_of_the_engine_functions_are_compiled_anew_before_they_are_needed() {
     let mut node = Node::start(&[]);
@@ -128,17 +136,27 @@ fn after_an_upgrade_of_the_engine_functions_are_compiled_anew_before_they_are_ne
     }
     // Another name of the same module has the same native code.
     node.deploy_wat("a-too", &says("a"), "");
+    // Another tenant has one with a snapshot.
+    assert_eq!(node.control.request("PUT", "/v1/tenants/acme", &[], b"{}").status(), 201);
+    let of_acme = |node: &Node, method: &str, path: &str, body: &[u8]| {
+        node.control.request(method, path, &[("hob-tenant", "acme"), ("content-type", "application/wasm")], body)
+    };
+    let deployed = of_acme(&node, "PUT", "/v1/functions/d", &wasm(&counts_at_init()));
+    assert_eq!(deployed.status(), 201, "{}", deployed.text());
+    assert!(deployed.json()["snapshot"].is_object(), "{}", deployed.text());
     let first = refreshed(&node, "");
-    assert_eq!(node.metric("hob_builds_total"), 3, "deploys alone; what has the same native code is not built again");
+    assert_eq!(node.metric("hob_builds_total"), 4, "deploys alone; what has the same native code is not built again");
     node.stop();
     let before = node.files("artifacts");
 
     let dir = node.dir();
     let mut node = with_engine(dir.clone(), "next");
     let next = refreshed(&node, &first);
-    assert_eq!(node.metric("hob_builds_total"), 3);
+    assert_eq!(node.metric("hob_builds_total"), 4);
     eventually("the old code is gone", || node.files("artifacts").iter().all(|file| !before.contains(file)));
-    assert_eq!(node.files("artifacts").len(), 3);
+    assert_eq!(node.files("artifacts").len(), 4);
+    let reply = of_acme(&node, "GET", "/v1/functions/d/invoke", b"");
+    assert_eq!((reply.header("hob-start"), reply.body.as_slice()), (Some("stored"), &1u32.to_le_bytes()[..]));
     for (name, text, rung) in [("a", "a", "stored"), ("b", "b", "stored"), ("c", "c", "stored"), ("a-too", "a", "resident")] {
         assert_eq!(start(&node, name, text), rung, "{name}");
     }
@@ -148,7 +166,7 @@ fn after_an_upgrade_of_the_engine_functions_are_compiled_anew_before_they_are_ne
     let used = std::fs::read_to_string(node.data_dir().join("used")).unwrap();
     let mut used: Vec<_> = used.lines().collect();
     used.sort_unstable();
-    assert_eq!(used, ["default a", "default a-too", "default b", "default c"]);
+    assert_eq!(used, ["acme d", "default a", "default a-too", "default b", "default c"]);
 
     let mut node = with_engine(dir.clone(), "next");
     assert_eq!(start(&node, "a", "a"), "stored");
@@ -158,7 +176,7 @@ fn after_an_upgrade_of_the_engine_functions_are_compiled_anew_before_they_are_ne
     // Back to the first engine, whose code is gone.
     let node = with_engine(dir, "");
     assert_eq!(refreshed(&node, &next), first);
-    assert_eq!((node.metric("hob_builds_total"), start(&node, "a-too", "a").as_str()), (3, "stored"));
+    assert_eq!((node.metric("hob_builds_total"), start(&node, "a-too", "a").as_str()), (4, "stored"));
 }
 
 #[test]

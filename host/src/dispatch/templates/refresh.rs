@@ -15,7 +15,7 @@ use super::{Keep, Origin, Templates, blocking};
 use crate::artifacts::FileId;
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
-use crate::registry::FunctionRecord;
+use crate::registry::{FunctionRecord, TenantRecord};
 
 /// Functions of one page of a walk.
 const PAGE: usize = 1000;
@@ -30,7 +30,7 @@ type Ranks = HashMap<(TenantId, FunctionName), usize>;
 type Which = (TenantId, FunctionName, RevisionNumber);
 
 impl Templates {
-    /// Compiles anew what another engine compiled, for the live revision of each function, in the order of `ranks`. Ends when there is no such thing any more.
+    /// Compiles anew what another engine compiled, for the live revision of each function of every tenant, in the order of `ranks`. Ends when there is no such thing any more.
     /// What fails is left to the first request, or to the next start. Calls `released` each time that files of the old engine may
     /// have become superfluous.
     ///
@@ -94,20 +94,23 @@ impl Templates {
     /// Revisions that another engine compiled, those first that were used last, then those that became live last; at most [`BATCH`].
     fn stale(&self, ranks: &Ranks, except: &HashSet<Which>) -> Result<Vec<Which>, Fault> {
         let mut first = BTreeMap::new();
-        let (tenant, mut after) = (TenantId::default(), None);
-        loop {
-            let page = self.page(&tenant, after.as_ref(), PAGE)?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.name.clone());
-            for record in page {
-                let which = (record.tenant.clone(), record.name.clone(), record.live.number);
-                if self.is_stale(&record) && !except.contains(&which) {
-                    let function = (record.tenant.clone(), record.name.clone());
-                    let rank = ranks.get(&function).copied().unwrap_or(usize::MAX);
-                    first.insert((rank, Reverse(record.updated_ms), function), which);
-                }
-                if first.len() > BATCH {
-                    first.pop_last();
+        let tenants = self.0.registry.tenants().map_err(|error| error.fault())?;
+        for TenantRecord { name: tenant, .. } in tenants {
+            let mut after = None;
+            loop {
+                let page = self.page(&tenant, after.as_ref(), PAGE)?;
+                let Some(last) = page.last() else { break };
+                after = Some(last.name.clone());
+                for record in page {
+                    let which = (record.tenant.clone(), record.name.clone(), record.live.number);
+                    if self.is_stale(&record) && !except.contains(&which) {
+                        let function = (record.tenant.clone(), record.name.clone());
+                        let rank = ranks.get(&function).copied().unwrap_or(usize::MAX);
+                        first.insert((rank, Reverse(record.updated_ms), function), which);
+                    }
+                    if first.len() > BATCH {
+                        first.pop_last();
+                    }
                 }
             }
         }
@@ -183,7 +186,11 @@ mod tests {
     impl Parts {
         /// Publishes a function whose native code is said to be of another engine. Returns the key that it should have.
         fn publish(&self, name: &str) -> Digest {
-            let (tenant, wasm) = (TenantId::default(), Digest::of(b"module"));
+            self.publish_of(&TenantId::default(), name)
+        }
+
+        fn publish_of(&self, tenant: &TenantId, name: &str) -> Digest {
+            let wasm = Digest::of(b"module");
             let new = NewRevision {
                 wasm,
                 wasm_bytes: 6,
@@ -196,8 +203,8 @@ mod tests {
                 notes: vec![],
                 signed_version: None,
             };
-            self.registry.publish(&tenant, &name.parse().unwrap(), new, &Precondition::Any, 1, 1000).unwrap();
-            self.templates.artifact_key(&tenant, &wasm, None)
+            self.registry.publish(tenant, &name.parse().unwrap(), new, &Precondition::Any, 1, 1000).unwrap();
+            self.templates.artifact_key(tenant, &wasm, None)
         }
 
         fn artifact(&self, name: &str) -> Digest {
@@ -254,5 +261,11 @@ mod tests {
         let rank = |name: &str, rank| ((TenantId::default(), name.parse().unwrap()), rank);
         let ranks = Ranks::from([rank("b", 0), rank("gone", 1), rank("c", 2)]);
         assert_eq!(first(&ranks, &HashSet::new()), ["b", "c", "a"]);
+        // Those of every tenant, in one order.
+        let acme: TenantId = "acme".parse().unwrap();
+        parts.registry.put_tenant(&acme, std::collections::BTreeSet::new()).unwrap();
+        parts.publish_of(&acme, "d");
+        let ranks = Ranks::from([((acme, "d".parse().unwrap()), 1), rank("b", 0)]);
+        assert_eq!(first(&ranks, &HashSet::new()), ["b", "d", "a", "c"]);
     }
 }
