@@ -180,6 +180,8 @@ fn a_large_answer_keeps_its_place_until_it_was_taken() {
         }
         eventually("its place is free", || node.occupancy("a") == (0, 0));
         node.data.get("/small").ok();
+        // Its instance goes after its answer.
+        eventually("the small one's place is free", || node.metric("hob_instances") == 0);
     }
     // By the control port too, and without a body.
     eventually("the small one's place is free, and all of it came", || {
