@@ -130,6 +130,10 @@ pub struct Host {
     pub exit_code: Option<i32>,
     /// How often the guest drew random numbers. Counted only in the build.
     pub drawn: u64,
+    /// Whether it has read its variables. Noted only in the build.
+    pub has_read_variables: bool,
+    /// Whether it has looked at what folders it has.
+    pub has_looked_at_folders: bool,
     table: ResourceTable,
     wasi: Option<WasiCtx>,
     preview1: Option<WasiP1Ctx>,
@@ -166,6 +170,8 @@ impl Host {
             stdio,
             exit_code: None,
             drawn: 0,
+            has_read_variables: false,
+            has_looked_at_folders: false,
             table,
             wasi: None,
             preview1: None,

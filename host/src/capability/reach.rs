@@ -181,6 +181,7 @@ impl Host {
     /// Whether there is no folder at all. The log says then what would give the guest one.
     fn explain_folders(&mut self) -> bool {
         self.has_asked = true;
+        self.has_looked_at_folders = true;
         let has_none = self.has_no_folders();
         if has_none {
             let line = r#"files = [{ host = "site", guest = "/site" }]"#.into();

@@ -13,10 +13,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rand_core::TryRng;
 use wasmtime::component::Linker as ComponentLinker;
 use wasmtime::{AsContextMut as _, Caller, Extern, Linker as ModuleLinker, Result, StoreContextMut};
+use wasmtime_wasi::cli::WasiCliView as _;
 use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p0;
-use wasmtime_wasi::p1::wasi_snapshot_preview1::{WasiSnapshotPreview1 as _, fd_fdstat_get, fd_prestat_dir_name, random_get};
+use wasmtime_wasi::p1::wasi_snapshot_preview1::{
+    WasiSnapshotPreview1 as _, environ_sizes_get, fd_fdstat_get, fd_prestat_dir_name, random_get,
+};
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
+use wasmtime_wasi::p2::bindings::cli::environment;
 use wasmtime_wasi::p2::bindings::random::{insecure, random};
 use wasmtime_wasi::random::{WasiRandomCtx, WasiRandomView as _};
 use wasmtime_wasi::sockets::SocketAddrUse;
@@ -251,29 +255,36 @@ impl TryRng for Kernel {
     }
 }
 
-/// Counts how often guests draw random numbers. Only for the build, where what is drawn would be the same in every instance. `linker` must
-/// allow shadowing.
+/// Counts how often guests draw random numbers, and notes whether they read their variables. Only for the build, where either would be the same in
+/// every instance. `linker` must allow shadowing.
 ///
 /// # Errors
 /// Only if a name is not WASI's: a bug of ours.
-pub fn count_draws_of_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
+pub fn watch_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
     let draw = |mut caller: Caller<'_, Host>, buf: i32, len: i32| {
         let (bytes, host) = memory(&mut caller)?;
         host.drawn += 1;
         random_get(host.preview1(), &mut GuestMemory::Unshared(bytes), buf, len)
     };
+    // Whoever reads them asks first how long they are.
+    let sizes = |mut caller: Caller<'_, Host>, count: i32, bytes: i32| {
+        let (memory, host) = memory(&mut caller)?;
+        host.has_read_variables = true;
+        environ_sizes_get(host.preview1(), &mut GuestMemory::Unshared(memory), count, bytes)
+    };
     for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
         linker.func_wrap(preview, "random_get", draw)?;
+        linker.func_wrap(preview, "environ_sizes_get", sizes)?;
     }
     Ok(())
 }
 
-/// As [`count_draws_of_previews`]. The seed of `wasi:random/insecure-seed`, with which programs seed their hash tables, is counted too, and new
+/// As [`watch_previews`]. The seed of `wasi:random/insecure-seed`, with which programs seed their hash tables, is counted too, and new
 /// at each call.
 ///
 /// # Errors
 /// Only if wasmtime names its interfaces differently: a bug of ours, found by the test of this function.
-pub fn count_draws_of_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> Result<()> {
+pub fn watch_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> Result<()> {
     type Store<'a> = StoreContextMut<'a, Host>;
     let bytes = |mut store: Store<'_>, (len,): (u64,)| Ok((random::Host::get_random_bytes(drawing(&mut store), len)?,));
     let number = |mut store: Store<'_>, (): ()| Ok((random::Host::get_random_u64(drawing(&mut store))?,));
@@ -284,6 +295,11 @@ pub fn count_draws_of_components(linker: &mut ComponentLinker<Host>, concurrent:
         let random = drawing(&mut store);
         Ok(((random::Host::get_random_u64(random)?, random::Host::get_random_u64(random)?),))
     };
+    let variables = |mut store: Store<'_>, (): ()| {
+        let host = store.data_mut();
+        host.has_read_variables = true;
+        Ok((environment::Host::get_environment(&mut host.cli())?,))
+    };
     let versions = [("0.2.12", "insecure-seed"), ("0.3.0", "get-insecure-seed")];
     for (version, name) in versions.into_iter().take(if concurrent { 2 } else { 1 }) {
         let mut random = linker.instance(&format!("wasi:random/random@{version}"))?;
@@ -293,6 +309,7 @@ pub fn count_draws_of_components(linker: &mut ComponentLinker<Host>, concurrent:
         insecure.func_wrap("get-insecure-random-bytes", insecure_bytes)?;
         insecure.func_wrap("get-insecure-random-u64", insecure_number)?;
         linker.instance(&format!("wasi:random/insecure-seed@{version}"))?.func_wrap(name, seed)?;
+        linker.instance(&format!("wasi:cli/environment@{version}"))?.func_wrap("get-environment", variables)?;
     }
     Ok(())
 }

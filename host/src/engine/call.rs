@@ -167,13 +167,9 @@ async fn handler(
     handle: &ModuleExport,
     restored: Option<&ModuleExport>,
 ) -> Result<Result<(), Fault>> {
-    if let Some(restored) = restored {
-        let drawn = store.data().drawn;
-        call_export(store, instance, restored).await?;
-        // It runs at each start, so what it draws is no instance's but its own.
-        store.data_mut().drawn = drawn;
+    for export in restored.into_iter().chain([handle]) {
+        call_export(store, instance, export).await?;
     }
-    call_export(store, instance, handle).await?;
     intact(store)?;
     store.data_mut().exchange.finish();
     if store.data().exchange.has_responded() {

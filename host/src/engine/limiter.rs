@@ -2,7 +2,7 @@
 //!
 //! Owns the translation from wasmtime's questions, each about one memory or table, to the sum that `meter::MemoryBudget` keeps.
 
-use wasmtime::{ResourceLimiter, Result};
+use wasmtime::{Error, ResourceLimiter, Result};
 
 use crate::meter::MemoryBudget;
 
@@ -19,6 +19,12 @@ impl ResourceLimiter for MemoryBudget {
         }
         // wasmtime does not undo a growth that fails for its own maximum, so such a growth is never charged.
         Ok(maximum.is_none_or(|maximum| desired <= maximum) && self.grow(current, desired))
+    }
+
+    /// The system has no more, where the limits do. The guest's `memory.grow` returns -1.
+    fn memory_grow_failed(&mut self, _: Error) -> Result<()> {
+        self.fail();
+        Ok(())
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> Result<bool> {

@@ -124,17 +124,17 @@ impl Engine {
         Self::over(lanes, ready::Budget::new(bytes_max, config.ready_max, config.ready_idle.0), metrics)
     }
 
-    /// The engine of a build: one lane without a pool, which counts what random numbers guests draw.
+    /// The engine of a build: one lane without a pool, which notes what guests draw and read that would be frozen.
     ///
     /// # Errors
     /// When no thread can be started.
     fn for_build(lane: Lane, engine: wasmtime::Engine) -> Result<Self> {
         let mut lane_engine = LaneEngine::new(lane, false, engine, 1, Duration::ZERO)?;
         lane_engine.components.allow_shadowing(true);
-        capability::wasi::count_draws_of_components(&mut lane_engine.components, lane == Lane::Concurrent)?;
+        capability::wasi::watch_components(&mut lane_engine.components, lane == Lane::Concurrent)?;
         if let Some(modules) = &mut lane_engine.modules {
             modules.allow_shadowing(true);
-            capability::wasi::count_draws_of_previews(modules)?;
+            capability::wasi::watch_previews(modules)?;
         }
         Self::over(vec![lane_engine], ready::Budget::new(0, 0, Duration::ZERO), Arc::new(Metrics::new()))
     }

@@ -211,14 +211,29 @@ impl Manifest {
     }
 
     /// The parts that decide what is in a snapshot, as bytes for a digest: what is run, and what a guest may read meanwhile, which is
-    /// frozen in it. Routes and limits are not among them. `bundle`: digest of the files that the deploy brought. `secrets`: of the secrets
-    /// that may be read meanwhile.
+    /// frozen in it. So are the limits: a guest may grow until it is refused, and where one ends that runs twice as long is another snapshot. Routes are
+    /// not. `bundle`: digest of the files that the deploy brought. `secrets`: of the secrets that may be read meanwhile.
     #[must_use]
     pub fn snapshot_inputs(&self, bundle: Option<&Digest>, secrets: Option<&Digest>) -> Vec<u8> {
-        let ManifestGrants { files, clock, .. } = &self.grants;
+        let ManifestGrants { files, clock, data, secrets: granted, .. } = &self.grants;
+        // What is not there meanwhile is noticed, and may be a reason to keep nothing.
+        let mounts: Vec<_> = data.iter().filter_map(|grant| grant.mount.as_ref()).collect();
+        let variables: Vec<_> =
+            granted.iter().filter(|grant| grant.env.is_some()).map(|grant| (&grant.name, grant.init)).collect();
         let [bundle, secrets] = [bundle, secrets].map(|digest| digest.map(Digest::hex));
-        serde_json::to_vec(&(&self.snapshot.warmup, &self.env, &self.args, files, clock, bundle, secrets))
-            .expect("text and lists are JSON")
+        serde_json::to_vec(&(
+            &self.snapshot.warmup,
+            &self.env,
+            &self.args,
+            files,
+            clock,
+            bundle,
+            secrets,
+            &self.limits,
+            mounts,
+            variables,
+        ))
+        .expect("text and lists are JSON")
     }
 }
 

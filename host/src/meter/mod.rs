@@ -29,7 +29,7 @@ pub struct MemoryBudget {
     peak: usize,
     limit: usize,
     refused: bool,
-    /// Whether a growth was refused for want of room in the node, and not by the limit.
+    /// Whether a growth was refused for want of room in the node, or by the system, and not by the limit.
     crowded: bool,
     /// Whether one was refused by the tenant's quota.
     over_quota: bool,
@@ -126,6 +126,11 @@ impl MemoryBudget {
         self.limit.saturating_sub(self.used)
     }
 
+    /// Notes that the system did not give what was charged.
+    pub fn fail(&mut self) {
+        self.crowded = true;
+    }
+
     /// Gives back the last charge, when the growth it paid for failed.
     pub fn undo(&mut self, bytes: usize) {
         let given_back = bytes.min(self.used);
@@ -156,7 +161,7 @@ impl MemoryBudget {
         self.tenant().filter(|_| self.over_quota)
     }
 
-    /// Whether a growth was refused because the node had no room: a trap after that is the node's doing.
+    /// Whether a growth was refused because the node had no room, or the system gave none: a trap after that is the node's doing.
     #[must_use]
     pub fn was_crowded(&self) -> bool {
         self.crowded

@@ -54,4 +54,5 @@ mod tls;
 mod tenants;
 mod triggers;
 mod turned_away;
+mod unfit;
 mod usage;

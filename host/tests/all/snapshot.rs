@@ -222,27 +222,6 @@ fn each_drawing_of_random_numbers_counts_once() {
 }
 
 #[test]
-fn what_is_drawn_at_each_start_is_nothing_that_is_kept() {
-    let node = Node::start(&[]);
-    let import = "(module (import \"wasi_snapshot_preview1\" \"random_get\" (func $random_get (param i32 i32) (result i32)))";
-    let draw = "(drop (call $random_get (i32.const 0) (i32.const 4)))";
-    let answer = |in_handle: &str| {
-        let functions = format!(
-            "(func (export \"hob_restored\") {draw})
-             (func (export \"hob_handle\") {in_handle} (call $number (i32.load (i32.const 0))))"
-        );
-        handler(&functions).replacen("(module", import, 1)
-    };
-    let strict = "[snapshot]\nmode = \"required\"\nrandomness = \"refuse\"\nwarmup = [\"GET /\", \"GET /\"]";
-    let reply = done(deploy(&node, "a", &answer(""), strict));
-    assert_eq!(notes(&reply), [""; 0]);
-    assert_ne!(node.data.get("/a").good(), node.data.get("/a").good(), "each start has its own");
-    // What a request draws in the warm-up is kept.
-    let refused = deploy(&node, "a", &answer(draw), strict).problem(422, "not-deployable");
-    assert!(refused["detail"].as_str().unwrap().contains("(2 times)"), "{refused}");
-}
-
-#[test]
 fn a_handle_that_a_component_keeps() {
     let node = Node::start(&[]);
     let wasm = std::fs::read(guest("counter2")).unwrap();

@@ -10,7 +10,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use wasmtime::component::{Component, Linker as ComponentLinker};
@@ -247,7 +249,11 @@ async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Fail
         return Err(Refused::unfit(detail, "raise 'memory' in [limits] of hob.toml").into());
     }
     let stage = Stage::new(job, found.shape).map_err(|error| invalid(&error))?;
-    make_on(&stage, &found, wasm, outputs).await.map_err(|failure| match failure {
+    let made = make_on(&stage, &found, wasm, outputs).await;
+    if stage.is_short.load(Ordering::Relaxed) {
+        return Err(std::io::Error::from_raw_os_error(Errno::NOMEM.raw_os_error()).into());
+    }
+    made.map_err(|failure| match failure {
         Failure::Refused(refused) => Refused { log: Said::in_log(&stage.log), ..refused }.into(),
         failure @ Failure::Io(_) => failure,
     })

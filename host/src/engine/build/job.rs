@@ -71,6 +71,8 @@ pub struct Job {
     pub folders: Vec<Folder>,
     /// Digest of the files in them that the deploy brought. What is in folders of the node is not followed.
     pub bundle: Option<Digest>,
+    /// Whether an invocation has folders that are not there in the build: buckets.
+    pub has_mounts: bool,
     /// Secrets.
     pub secrets: JobSecrets,
     /// How exactly the guest sees the time.
@@ -97,6 +99,7 @@ impl Job {
             env: manifest.env.clone().into_iter().collect(),
             folders: Vec::new(),
             bundle: None,
+            has_mounts: manifest.grants.data.iter().any(|grant| grant.mount.is_some()),
             secrets: JobSecrets::default(),
             clock: manifest.grants.clock,
             limits: manifest.limits.clone(),

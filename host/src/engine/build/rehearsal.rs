@@ -6,6 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -45,12 +46,14 @@ pub(super) struct Stage<'a> {
     pub(super) log: Arc<FunctionLog>,
     /// Compiles what is published, and runs it for the first time.
     pub(super) engine: wasmtime::Engine,
+    /// Whether the system refused a guest memory that its limits allow: what it did then is not what it does elsewhere.
+    pub(super) is_short: Arc<AtomicBool>,
 }
 
 impl<'a> Stage<'a> {
     pub(super) fn new(job: &'a Job, shape: Shape) -> Result<Self> {
         let log = Arc::new(FunctionLog::new(LogSpace::new(LOG_BYTES_MAX, LOG_BYTES_MAX)));
-        Ok(Self { job, shape, log, engine: settings::compiling(shape.lane)? })
+        Ok(Self { job, shape, log, engine: settings::compiling(shape.lane)?, is_short: Arc::default() })
     }
 }
 
@@ -78,6 +81,8 @@ pub(super) struct Rehearsal {
     times: Times,
     /// Most bytes of an answer's body.
     response_body: u64,
+    /// That of the stage.
+    is_short: Arc<AtomicBool>,
 }
 
 /// The instance as the engine has it.
@@ -135,13 +140,14 @@ impl Rehearsal {
         let (mut store, _output) = store::build(&lane.engine, blueprint);
         // A snapshot of a component is read through its own host calls, all of its memory in one.
         store.set_hostcall_fuel(usize::MAX);
-        let started = within(times, &mut store, async |store: &mut Store<Host>| start(&entry, store, kind, how).await).await?;
-        let (instance, live) = match started {
+        let started = within(times, &mut store, async |store: &mut Store<Host>| start(&entry, store, kind, how).await).await;
+        note_shortage(&store, &stage.is_short);
+        let (instance, live) = match started? {
             Ok(started) => started,
             Err(error) => return Err(call::fault(&error, &store)),
         };
         let response_body = stage.job.limits.get(Limit::ResponseBody);
-        Ok(Self { store, instance, entry, live, kind, times, response_body })
+        Ok(Self { store, instance, entry, live, kind, times, response_body, is_short: stage.is_short.clone() })
     }
 
     /// Makes the requests in their order; the status of each.
@@ -161,6 +167,18 @@ impl Rehearsal {
     }
 
     async fn ask(&mut self, request: &WarmupRequest) -> Result<u16, Fault> {
+        let status = self.ask_once(request).await;
+        note_shortage(&self.store, &self.is_short);
+        status
+    }
+
+    /// Whether the guest holds what only WASI 0.3 has: a stream, a future, a task under way.
+    pub(super) fn holds_streams(&mut self) -> bool {
+        // Without concurrency there is no such table.
+        matches!(self.kind, Kind::Http03 | Kind::Command03) && self.store.concurrent_state_table_size() > 0
+    }
+
+    async fn ask_once(&mut self, request: &WarmupRequest) -> Result<u16, Fault> {
         let Self { store, entry, live, kind, times, response_body, .. } = self;
         let parts = request.head().map_err(Fault::internal)?;
         let body = Payload::Whole(request.body.clone().into());
@@ -217,6 +235,13 @@ impl Rehearsal {
             return Err(Fault::executed(FaultCode::GuestBadResponse, format!("the answer broke off: {error}")));
         }
         status.unwrap_or_else(|| Err(Fault::executed(FaultCode::GuestNoResponse, "the function ended without a response")))
+    }
+}
+
+/// Notes whether the guest was refused memory by the system.
+fn note_shortage(store: &Store<Host>, is_short: &AtomicBool) {
+    if store.data().memory.was_crowded() {
+        is_short.store(true, Ordering::Relaxed);
     }
 }
 

@@ -55,6 +55,11 @@ const HINT_INIT: &str = concat!("correct it and deploy again, or say ", off!());
 const HINT_WARMUP: &str = "correct it and deploy again, or say mode = \"off\" in [snapshot] of hob.toml";
 const HINT_HANDLES: &str = "do not print, and keep no stream, connection or timer during warm-up; or build a core module, whose \
                             standard streams survive a snapshot";
+const HINT_FOLDERS: &str = concat!("open files when a request comes, not in initialisation or warm-up, or say ", off!());
+const HINT_VARIABLES: &str = concat!(
+    "read variables when a request comes, let initialisation read the secret (init = true in [grants] secrets), or say ",
+    off!()
+);
 const HINT_DESCRIPTORS: &str = "close in initialisation and warm-up what is opened there, and leave the standard streams and the granted \
                                 folders as they are";
 
@@ -118,12 +123,43 @@ async fn check(rehearsal: &mut Rehearsal, statuses: &[u16], stage: &Stage<'_>) -
                       dead, or another file's, in every instance made of the snapshot";
         return Err(Unfit::new(reason, HINT_DESCRIPTORS));
     }
+    if let Some(unfit) = looked(host, stage) {
+        return Err(unfit);
+    }
+    if rehearsal.holds_streams() {
+        let reason = "the guest holds a stream, a future or a task of WASI 0.3, which would be dead, or another's, in every instance made of the \
+                      snapshot";
+        return Err(Unfit::new(reason, HINT_HANDLES));
+    }
+    let host: &mut Host = rehearsal.store.data_mut();
     let (bytes, max) = (host.memory.peak() as u64, stage.job.snapshot_bytes_max);
     if bytes > max {
         let reason = format!("the guest has {bytes} bytes of memory after its initialisation, and a snapshot has at most {max}");
         return Err(Unfit::new(reason, "keep less, or raise build.snapshot_bytes_max of the node"));
     }
     Ok(bytes)
+}
+
+/// Whether the guest has looked at something of which an invocation has more: what it remembers lacks that.
+fn looked(host: &Host, stage: &Stage<'_>) -> Option<Unfit> {
+    if host.has_looked_at_folders && stage.job.has_mounts {
+        let reason = "the guest has looked at its folders, and those that are buckets are there for requests alone: no instance made of the \
+                      snapshot would find them";
+        return Some(Unfit::new(reason, HINT_FOLDERS));
+    }
+    if !host.has_read_variables {
+        return None;
+    }
+    let hidden = stage.job.secrets.grants.iter().find(|grant| grant.env.is_some() && !grant.init);
+    let what = match hidden {
+        Some(grant) => format!("that of the secret '{}' is", grant.name),
+        None if stage.shape.kind.is_command() => "those of a request are".into(),
+        None => return None,
+    };
+    let reason = format!(
+        "the guest has read its variables, and {what} there for requests alone: no instance made of the snapshot would find it"
+    );
+    Some(Unfit::new(reason, HINT_VARIABLES))
 }
 
 fn init_times(stage: &Stage<'_>) -> Times {
