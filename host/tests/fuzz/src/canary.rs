@@ -38,7 +38,7 @@ const PAGES: [u32; 3] = [1, 16, 256];
 /// Of a thousand invocations, so many have each of those sizes: each size takes about as long as another.
 const WEIGHTS: [u32; 3] = [947, 50, 3];
 /// How often a guest may try to fill its memory before its deadline: a busy machine may use up a few milliseconds first.
-const ATTEMPTS_MAX: usize = 3;
+const ATTEMPTS_MAX: usize = 20;
 const ENDS: [End; 4] = [End::Return, End::Trap, End::Deadline, End::Disconnect];
 /// Elements of the table at its start, and after it was grown.
 const TABLE: (u32, u32) = (500, 900);
