@@ -19,6 +19,7 @@ use super::functions::Key;
 use super::templates::{COMPILE_WAIT, blocking};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, SecretName, TenantId};
+use crate::manifest::SnapshotMode;
 use crate::telemetry::logs::{Level, LogSink};
 
 /// How long a function whose initialisation failed with some secrets is not initialised with the same ones again, from its beginning on.
@@ -96,9 +97,21 @@ impl Dispatcher {
         let functions: Vec<_> = self.0.functions.catalog().functions(tenant).filter(reads).take(EAGER_MAX).cloned().collect();
         for function in functions {
             // What fails here fails again for whoever asks, and is said then.
-            if let Ok(Some(secrets)) = self.stale(&function) {
+            if let Ok(Some(secrets)) = self.worth_building(&function) {
                 drop(self.build_again(&function, secrets));
             }
+        }
+    }
+
+    /// Digest of the secrets as they are, if the snapshot of a function was taken with others, or if there is none where there might be one with
+    /// these.
+    fn worth_building(&self, function: &Function) -> Result<Option<Digest>, Fault> {
+        let revision = &function.revision;
+        match revision.snapshot {
+            None if revision.manifest.snapshot.mode == SnapshotMode::Auto => {
+                function.environment.secrets.digest_of_init(&sink(self, function))
+            }
+            _ => self.stale(function),
         }
     }
 

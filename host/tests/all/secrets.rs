@@ -526,6 +526,29 @@ fn an_initialisation_that_fails_with_another_secret() {
 }
 
 #[test]
+fn a_snapshot_that_could_not_be_taken_with_another_secret() {
+    let node = Node::start(&[]);
+    set(&node.control, "FROZEN", "not good");
+    let picky = handler_with(
+        "(import \"hob1\" \"secret_get\" (func $secret_get (param i32 i32 i32 i32) (result i32)))
+         (memory (export \"memory\") 1)",
+        "(data (i32.const 100) \"FROZEN\")
+         (global $frozen (mut i32) (i32.const 0))
+         (func (export \"hob_init\")
+           (global.set $frozen (call $secret_get (i32.const 100) (i32.const 6) (i32.const 1000) (i32.const 8000))))
+         (func (export \"hob_handle\")
+           (call $answer (select (i32.const 200) (i32.const 500) (i32.eq (global.get $frozen) (i32.const 4))) (i32.const 1000) (i32.const 4)))",
+    );
+    let manifest = "[snapshot]\nwarmup = [\"GET /\"]\n[grants]\nsecrets = [{ name = \"FROZEN\", init = true }]";
+    node.deploy_wat("a", &picky, manifest);
+    assert_eq!(node.inspect("a")["snapshot"], Value::Null);
+    assert_eq!(node.data.get("/a").status(), 500);
+    set(&node.control, "FROZEN", "good");
+    eventually("it has one", || node.inspect("a")["snapshot"].is_object());
+    assert_eq!((node.data.get("/a").good(), node.inspect("a")["notes"].clone()), (b"good".to_vec(), json!([])));
+}
+
+#[test]
 fn a_secret_as_a_variable() {
     let node = Node::start(&[]);
     let manifest = "[env]\nOWN = \"1\"\n[grants]\nsecrets = [{ name = \"DB_PLACE\", env = \"DATABASE_URL\" }]";
