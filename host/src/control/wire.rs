@@ -75,7 +75,7 @@ pub struct BundleInfo {
 /// The snapshot of a revision.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotInfo {
-    /// Bytes of guest memory that it restores.
+    /// Most bytes of guest memory that there were when it was taken, tables included.
     pub memory_bytes: u64,
     /// Length in bytes of the snapshotted module that is kept, compressed, for another engine.
     pub module_bytes: u64,

@@ -37,6 +37,13 @@ pub(super) struct Plan {
     pub(super) count: u32,
 }
 
+impl Plan {
+    /// Whether one request follows the other: who asks while a function is compiled waits for the rest of that, and would measure the rest.
+    pub(super) fn shares(self) -> bool {
+        self.rung == Start::Compiled
+    }
+}
+
 /// One answer of the rung that was asked for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sample {
@@ -84,8 +91,7 @@ pub(super) fn run(client: &Client, name: &FunctionName, plan: Plan) -> Result<Me
     let (next, stop) = (AtomicU32::new(0), AtomicBool::new(false));
     let began = Instant::now() + AWAKE;
     let awake = AWAKE.min(Duration::from_secs_f64(0.5 / plan.rate));
-    // Who asks while a function is compiled waits for the rest of that, and would measure the rest.
-    let shares = plan.rung == Start::Compiled;
+    let shares = plan.shares();
     let connections = if shares { 1 } else { CONNECTIONS_MAX };
     let send = || -> Result<Vec<Ended>, Failure> {
         let mut ended = Vec::new();

@@ -114,7 +114,10 @@ impl Report {
                 remarks.push(format!("{}: {}\n", rung.name(), rung.missed));
             }
         }
-        let rates = self.rungs.iter().map(|rung| format!("{} {} per second", rung.name(), rung.plan.rate));
+        let rates = self.rungs.iter().map(|rung| match rung.plan.shares() {
+            false => format!("{} {} per second", rung.name(), rung.plan.rate),
+            true => format!("{} at most {} per second, one after the other", rung.name(), rung.plan.rate),
+        });
         let rates = rates.collect::<Vec<_>>().join(", ");
         format!(
             "{}\n{}\n{}open loop: {rates}\n\

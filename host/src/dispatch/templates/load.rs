@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::catalog::Function;
@@ -80,7 +81,7 @@ impl Templates {
         self.key_of(&subject.tenant, &subject.revision)
     }
 
-    pub(super) async fn load(&self, subject: &Subject, from: Origin) -> Result<Loaded, Fault> {
+    pub(super) async fn load(&self, subject: &Subject, from: Origin, compiles: &AtomicBool) -> Result<Loaded, Fault> {
         let key = self.key(subject);
         if from != Origin::Module {
             match self.map(subject, key).await? {
@@ -93,6 +94,7 @@ impl Templates {
                 }
             }
         }
+        compiles.store(true, Ordering::Relaxed);
         self.compile(subject, key).await?;
         let (template, verify) = self.map(subject, key).await?.map_err(|error| error.fault())?;
         Ok(Loaded { template, start: Start::Compiled, verify })

@@ -10,6 +10,7 @@ mod refresh;
 mod resident;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,14 @@ const INLINE_DROP_BYTES: usize = 1 << 20;
 
 type Key = (TenantId, Digest);
 type Loading = Shared<BoxFuture<'static, Result<Loaded, Fault>>>;
+
+/// A load that is under way, for all who want it.
+#[derive(Debug, Clone)]
+struct Begun {
+    loading: Loading,
+    /// Whether it found nothing to load, and compiles.
+    compiles: Arc<AtomicBool>,
+}
 
 /// A template and what it took to get it.
 #[derive(Debug, Clone)]
@@ -82,7 +91,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     fingerprint: Vec<u8>,
     resident: Mutex<Resident<Arc<Template>>>,
-    loading: Mutex<HashMap<(Key, Origin), Loading>>,
+    loading: Mutex<HashMap<(Key, Origin), Begun>>,
     /// Deploys under way.
     deploys: watch::Sender<usize>,
 }
@@ -170,16 +179,23 @@ impl Templates {
         {
             return Ok(Loaded { template, start: Start::Resident, verify: Duration::ZERO });
         }
-        let loading = self.load_once(key, || Subject::of(function), from, Keep::Resident);
+        let Begun { loading, compiles } = self.load_once(key.clone(), || Subject::of(function), from, Keep::Resident);
         // Who asks for a compilation wants to know what it takes.
         let wait = if from == Origin::Module { self.0.builder.wall() } else { COMPILE_WAIT };
-        match tokio::time::timeout(wait, loading).await {
-            Ok(loaded) => loaded,
-            Err(_) => {
+        let loaded = match tokio::time::timeout(wait, loading.clone()).await {
+            Ok(loaded) => loaded?,
+            Err(_) if compiles.load(Ordering::Relaxed) => {
                 let fault = Fault::new(Code::Overloaded, "the function is being compiled, which takes a while");
-                Err(fault.retry_after(COMPILE_WAIT).hint("try again; the compilation goes on"))
+                return Err(fault.retry_after(COMPILE_WAIT).hint("try again; the compilation goes on"));
             }
+            // A disk that takes so long is waited for.
+            Err(_) => loading.await?,
+        };
+        // Who compiled it for later, as after an upgrade, has not kept it in memory.
+        if loaded.start == Start::Compiled && !self.is_resident(&key.0, key.1) {
+            discard(self.keep(key, loaded.template.clone()));
         }
+        Ok(loaded)
     }
 
     /// Puts a template there that a deploy has just made. May block for as long as it takes to undo mappings.
@@ -234,16 +250,18 @@ impl Templates {
     }
 
     /// The one load of a template that all who want it share.
-    fn load_once(&self, key: Key, subject: impl FnOnce() -> Subject, from: Origin, keep: Keep) -> Loading {
+    fn load_once(&self, key: Key, subject: impl FnOnce() -> Subject, from: Origin, keep: Keep) -> Begun {
         let mut loading = lock(&self.0.loading);
         let entry = (key, from);
         if let Some(running) = loading.get(&entry) {
             return running.clone();
         }
         let (this, subject, mine) = (self.clone(), subject(), entry.clone());
+        let compiles = Arc::new(AtomicBool::new(false));
+        let tells = compiles.clone();
         let task = tokio::spawn(async move {
             let _under_way = UnderWay(&this, &mine);
-            let loaded = this.load(&subject, from).await;
+            let loaded = this.load(&subject, from, &tells).await;
             if let Ok(Loaded { template, .. }) = &loaded
                 && keep == Keep::Resident
             {
@@ -256,8 +274,9 @@ impl Templates {
             false => Fault::internal(error),
         };
         let shared = async move { task.await.unwrap_or_else(|error| Err(ended(error))) }.boxed().shared();
-        loading.insert(entry, shared.clone());
-        shared
+        let begun = Begun { loading: shared, compiles };
+        loading.insert(entry, begun.clone());
+        begun
     }
 }
 

@@ -132,7 +132,7 @@ impl Templates {
         let subject = blocking(move || this.subject(&tenant, &name, number)).await??;
         let Some(subject) = subject else { return Ok(()) };
         let key = (subject.tenant.clone(), subject.revision.artifact);
-        self.load_once(key, || subject, Origin::Memory, Keep::No).await.map(drop)
+        self.load_once(key, || subject, Origin::Memory, Keep::No).loading.await.map(drop)
     }
 
     /// What is left to do for a revision: nothing if it is not live any more, was compiled by a request meanwhile, or another

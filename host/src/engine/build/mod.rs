@@ -112,7 +112,7 @@ pub enum Tried {
 /// A snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
-    /// Bytes of guest memory that it restores.
+    /// Most bytes of guest memory that there were when it was taken, tables included.
     pub memory_bytes: u64,
 }
 
