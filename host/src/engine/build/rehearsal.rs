@@ -28,7 +28,7 @@ use crate::engine::body::passed;
 use crate::engine::call::{self, Input, Live};
 use crate::engine::store::{self, Blueprint, Streams};
 use crate::engine::template::Entry;
-use crate::engine::{Engine, Kind, Shape, deadline, schedule, settings};
+use crate::engine::{Engine, Kind, Lane, Shape, deadline, schedule, settings};
 use crate::fault::{Code as FaultCode, Fault};
 use crate::id::{InvocationId, RevisionNumber, TenantId};
 use crate::invocation::{Hops, Payload};
@@ -78,6 +78,7 @@ pub(super) struct Rehearsal {
     entry: Entry,
     live: Live,
     kind: Kind,
+    lane: Lane,
     times: Times,
     /// Most bytes of an answer's body.
     response_body: u64,
@@ -147,7 +148,17 @@ impl Rehearsal {
             Err(error) => return Err(call::fault(&error, &store)),
         };
         let response_body = stage.job.limits.get(Limit::ResponseBody);
-        Ok(Self { store, instance, entry, live, kind, times, response_body, is_short: stage.is_short.clone() })
+        Ok(Self {
+            store,
+            instance,
+            entry,
+            live,
+            kind,
+            lane: stage.shape.lane,
+            times,
+            response_body,
+            is_short: stage.is_short.clone(),
+        })
     }
 
     /// Makes the requests in their order; the status of each.
@@ -174,8 +185,8 @@ impl Rehearsal {
 
     /// Whether the guest holds what only WASI 0.3 has: a stream, a future, a task under way.
     pub(super) fn holds_streams(&mut self) -> bool {
-        // Without concurrency there is no such table.
-        matches!(self.kind, Kind::Http03 | Kind::Command03) && self.store.concurrent_state_table_size() > 0
+        // On the other lane there is no such table.
+        self.lane == Lane::Concurrent && self.store.concurrent_state_table_size() > 0
     }
 
     async fn ask_once(&mut self, request: &WarmupRequest) -> Result<u16, Fault> {
