@@ -211,8 +211,8 @@ impl Manifest {
     }
 
     /// The parts that decide what is in a snapshot, as bytes for a digest: what is run, and what a guest may read meanwhile, which is
-    /// frozen in it. So are the limits: a guest may grow until it is refused, and where one ends that runs twice as long is another snapshot. Routes are
-    /// not. `bundle`: digest of the files that the deploy brought. `secrets`: of the secrets that may be read meanwhile.
+    /// frozen in it. So are the limits, and what is thought of random numbers: a guest may grow until it is refused, and no build takes the place of
+    /// another that a live revision has. Routes are not. `bundle`: digest of the files that the deploy brought. `secrets`: of the secrets that may be read meanwhile.
     #[must_use]
     pub fn snapshot_inputs(&self, bundle: Option<&Digest>, secrets: Option<&Digest>) -> Vec<u8> {
         let ManifestGrants { files, clock, data, secrets: granted, .. } = &self.grants;
@@ -221,19 +221,10 @@ impl Manifest {
         let variables: Vec<_> =
             granted.iter().filter(|grant| grant.env.is_some()).map(|grant| (&grant.name, grant.init)).collect();
         let [bundle, secrets] = [bundle, secrets].map(|digest| digest.map(Digest::hex));
-        serde_json::to_vec(&(
-            &self.snapshot.warmup,
-            &self.env,
-            &self.args,
-            files,
-            clock,
-            bundle,
-            secrets,
-            &self.limits,
-            mounts,
-            variables,
-        ))
-        .expect("text and lists are JSON")
+        let Snapshot { warmup, randomness, .. } = &self.snapshot;
+        let Self { env, args, limits, .. } = self;
+        let seen = (files, clock, bundle, secrets, mounts, variables);
+        serde_json::to_vec(&(warmup, randomness, env, args, limits, seen)).expect("text and lists are JSON")
     }
 }
 
