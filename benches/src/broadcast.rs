@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use hob_bench_work::words;
 
+use crate::calls::Pass;
 use crate::fleet::Client as Http;
 use crate::guests::Guest;
 use crate::handoff::micros;
@@ -106,6 +107,7 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
             only.push(redis_round(redis, &expected, |client, _, reader| words_only(&plan, client, reader))?);
         }
     }
+    calls(report, &plan, &node, &object, &expected, redis.as_ref())?;
     node.stop()?;
     let native = quantile(&mut native, 0.5);
     figure(report, "native", "all sums", native * 1e3, "ms", Some(1.0))?;
@@ -114,10 +116,7 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     }
     if let Some(redis) = &redis {
         // 100 GB through the socket: once.
-        let whole = redis_round(redis, &expected, |client, into, reader| {
-            ensure!(client.get(b"all", into)?, "redis lost it");
-            Ok(words::sum_spread(into, plan.words, reader))
-        })?;
+        let whole = redis_round(redis, &expected, |client, into, reader| whole(&plan, client, into, reader))?;
         for (system, seconds) in [("redis", whole), ("redis, words only", quantile(&mut only, 0.5))] {
             figure(report, system, "all sums", seconds * 1e3, "ms", Some(seconds / native))?;
             for (bucket, rounds) in BUCKETS.into_iter().zip(&hob) {
@@ -128,6 +127,36 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
         figure(report, "redis", "a reader's copy", copies(&plan, redis)? / MIB, "MiB", None)?;
     }
     Ok(())
+}
+
+/// What the system is asked for, in a round of its own: by whoever has the readers, so by the node, and by this process and Redis. As
+/// many readers of Redis as can be alive together stand for all.
+fn calls(
+    report: &Report,
+    plan: &Plan,
+    node: &Server,
+    object: &[u8],
+    expected: &[u64],
+    redis: Option<&Redis>,
+) -> anyhow::Result<()> {
+    let count = |system: &str, count, processes: &[u32], work: &dyn Fn() -> anyhow::Result<()>| {
+        let pass = Pass { scenario: SCENARIO, system, metric: "all sums", count, len: plan.len, processes };
+        pass.run(report, work).map(drop)
+    };
+    let (own, readers) = (std::process::id(), plan.readers);
+    count("native", readers, &[own], &|| native_round(plan, object, expected).map(drop))?;
+    for bucket in BUCKETS {
+        let system = format!("hob {bucket}");
+        count(&system, readers, &[node.pid()], &|| hob_round(plan, node, bucket, expected).map(drop))?;
+    }
+    let Some(redis) = redis else { return Ok(()) };
+    let (few, both) = (&expected[..plan.copies], [own, redis.pid()]);
+    count("redis", few.len(), &both, &|| {
+        redis_round(redis, few, |client, into, reader| whole(plan, client, into, reader)).map(drop)
+    })?;
+    count("redis, words only", readers, &both, &|| {
+        redis_round(redis, expected, |client, _, reader| words_only(plan, client, reader)).map(drop)
+    })
 }
 
 fn figure(report: &Report, system: &str, metric: &str, value: f64, unit: &str, ratio: Option<f64>) -> std::io::Result<()> {
@@ -319,6 +348,11 @@ fn redis_round(
         threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a reader panicked"))?)
     })?;
     Ok(began.elapsed().as_secs_f64())
+}
+
+fn whole(plan: &Plan, client: &mut Client, into: &mut Vec<u8>, reader: usize) -> anyhow::Result<u64> {
+    ensure!(client.get(b"all", into)?, "redis lost it");
+    Ok(words::sum_spread(into, plan.words, reader))
 }
 
 fn words_only(plan: &Plan, client: &mut Client, reader: usize) -> anyhow::Result<u64> {

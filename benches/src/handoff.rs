@@ -5,9 +5,9 @@
 //! checked. Ceiling: two native processes with a socket between them (`native pair`). Hob: an object of a volatile bucket, put by one
 //! function and taken by another. Rival: Redis over loopback and over a Unix socket, SET by one client, GET by another.
 //!
-//! Times of Hob are the guests' own; `whole` is that of both invocations from outside, with the making of the bytes. Counters: bytes that
-//! were copied by calls of the system, in all processes, for each byte handed over; and how many calls read or wrote, in the node, and in
-//! Redis's server.
+//! Times of Hob are the guests' own; `whole` is that of both invocations from outside, with the making of the bytes. Counters of each
+//! system: calls of the system, bytes that these copied, and that in sizes of what was handed over; in all processes that take part, in
+//! a round of their own.
 //!
 //! Apart from hand-offs: `64 MiB to its first byte`, of an object that was put and checked before, in either kind of bucket.
 
@@ -23,7 +23,6 @@ use hob_bench_work::words;
 
 use crate::guests::Guest;
 use crate::local::Local;
-use crate::process::Counters;
 use crate::redis::{Client, Fsync, Over, Redis};
 use crate::report::{Figure, Report, quantile};
 use crate::rounds::{Measure, TIMES, Turn, alternate};
@@ -81,25 +80,29 @@ fn one(
     let bytes = words::bytes(1, len);
     let sum = words::sum(&bytes);
     let mut handed = Vec::new();
+    let other = pair.child.id();
     let mut turns = vec![
-        Turn::new("native pair", || (0..count).map(|_| pair.hand_over(&bytes, sum)).collect()),
+        Turn::new("native pair", || (0..count).map(|_| pair.hand_over(&bytes, sum)).collect()).counting(count, len, &[other]),
         Turn::new("hob", || {
             let all = (0..count).map(|_| hand_over(local, functions, len, sum)).collect::<anyhow::Result<Vec<_>>>()?;
             let times = all.iter().map(|one| one.put + one.taken).collect();
             handed.extend(all);
             Ok(times)
-        }),
+        })
+        .counting(count, len, &[]),
     ];
     if let Some(redis) = redis {
         for (name, over) in [("redis unix", Over::Unix), ("redis tcp", Over::Tcp)] {
             let (mut from, mut to, mut taken) = (redis.connect(over)?, redis.connect(over)?, Vec::new());
             let bytes = &bytes;
-            turns.push(Turn::new(name, move || {
-                (0..count).map(|_| through_redis(&mut from, &mut to, bytes, sum, &mut taken)).collect()
-            }));
+            let turn =
+                Turn::new(name, move || (0..count).map(|_| through_redis(&mut from, &mut to, bytes, sum, &mut taken)).collect());
+            turns.push(turn.counting(count, len, &[redis.pid()]));
         }
     }
     alternate(report, Measure { scenario: SCENARIO, metric: size, unit: "us", statistics: &TIMES }, rounds, turns)?;
+    // Without those of the round that counted.
+    handed.truncate(rounds * count);
     let median = |of: fn(&HandedOver) -> f64| quantile(&mut handed.iter().map(of).collect::<Vec<_>>(), 0.5);
     for (part, value) in [
         ("put", median(|one| one.put)),
@@ -110,7 +113,7 @@ fn one(
         let metric = format!("{size} {part}");
         report.figure(&Figure { scenario: SCENARIO, system: "hob", metric: &metric, value, unit: "us", ratio: None })?;
     }
-    copies(report, size, (&bytes, sum), local, functions, redis)
+    Ok(())
 }
 
 /// How long a large object takes that is there already.
@@ -162,45 +165,6 @@ fn through_redis(from: &mut Client, to: &mut Client, bytes: &[u8], sum: u64, tak
     ensure!(to.get(b"handoff", taken)?, "redis lost it");
     ensure!(words::sum(taken) == sum, "what was taken is not what was put");
     Ok(began.elapsed().as_secs_f64() * 1e6)
-}
-
-/// Bytes that calls of the system copied, for each byte that was handed over, and those calls.
-fn copies(
-    report: &Report,
-    size: &str,
-    (bytes, sum): (&[u8], u64),
-    local: &Local,
-    functions: &[FunctionRecord; 2],
-    redis: Option<&Redis>,
-) -> anyhow::Result<()> {
-    let figure = |system: &str, metric: &str, value, unit| {
-        let metric = format!("{size} {metric}");
-        report.figure(&Figure { scenario: SCENARIO, system, metric: &metric, value, unit, ratio: None })
-    };
-    let copied = |system, times| figure(system, "copied by calls", times, "times");
-    let called = |system, calls| figure(system, "calls that copy", calls, "calls");
-    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-    let len = bytes.len() as f64;
-    // What reading the counters copies itself.
-    let before = Counters::of("self")?;
-    let reading = Counters::of("self")?.since(before);
-    let before = Counters::of("self")?;
-    hand_over(local, functions, bytes.len(), sum)?;
-    let done = Counters::of("self")?.since(before);
-    copied("hob", (done.bytes - reading.bytes) / len)?;
-    called("hob", done.calls - reading.calls)?;
-    if let Some(redis) = redis {
-        let (mut from, mut to) = (redis.connect(Over::Tcp)?, redis.connect(Over::Tcp)?);
-        let pid = redis.pid().to_string();
-        let before = Counters::of(&pid)?;
-        through_redis(&mut from, &mut to, bytes, sum, &mut Vec::new())?;
-        let done = Counters::of(&pid)?.since(before);
-        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-        let ours = (from.traffic().bytes + to.traffic().bytes) as f64;
-        copied("redis tcp", (done.bytes + ours) / len)?;
-        called("redis's server", done.calls)?;
-    }
-    Ok(())
 }
 
 /// A process on the other end of a socket, which adds what it gets and answers the sum.

@@ -10,7 +10,11 @@
 //! What an answer to a write means: `volatile` and `redis` keep it in memory (no fsync at all). `durable` has it on disk, by one fsync of a log
 //! for each commit, which all writers that wait share. `redis always` has it on disk by one fsync (`appendfsync always`), which all
 //! clients share whose commands came in one turn of its loop.
+//!
+//! Beside the times of each system: its calls of the system, the bytes that they copied, and its fsyncs, for each operation, in all processes
+//! that take part; counted in a round of its own.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::Instant;
 
@@ -20,13 +24,13 @@ use hob::bucket::Durability;
 use hob::data::kv::{KeyValue, Op, When};
 use hob::id::TenantId;
 use hob::registry::FunctionRecord;
-use hob_bench_work::entries::{self, Spread};
+use hob_bench_work::entries::{self, Spread, VALUE_LEN};
 
+use crate::calls::Pass;
 use crate::disk;
 use crate::fleet::Client as Http;
 use crate::guests::Guest;
 use crate::local::Local;
-use crate::process::Counters;
 use crate::redis::{Client, Fsync, Over, Redis, Reply};
 use crate::report::{Figure, Report, quantile};
 use crate::rounds::{MEDIAN, Measure, TIMES, Turn, alternate};
@@ -35,6 +39,7 @@ const SCENARIO: &str = "kv";
 /// Operations whose mean is one sample.
 const BATCH: usize = 100;
 const WRITERS: usize = 32;
+const SET_DURABLY: &str = "set, fsync, 32 writers";
 /// Redis has all entries in memory, so Hob may too: each was read once before anything is measured.
 const SETTINGS: [&str; 3] = ["data.volatile_bytes_max=2GiB", "data.kv_cache_bytes=512MiB", "data.page_cache_bytes=512MiB"];
 const BUCKETS: [&str; 2] = ["durable", "volatile"];
@@ -136,23 +141,28 @@ fn gets(
     let mut turns = Vec::new();
     for bucket in BUCKETS {
         let (kv, mut seed) = (entries_of(local, bucket)?, 0);
-        turns.push(Turn::new(format!("native {bucket}"), move || native_gets(&*kv, &picks(next(&mut seed)))));
+        turns.push(Turn::new(format!("native {bucket}"), move || native_gets(&*kv, &picks(next(&mut seed)))).counting(
+            plan.count,
+            VALUE_LEN,
+            &[],
+        ));
     }
     for bucket in BUCKETS {
         let mut seed = 100;
-        turns.push(Turn::new(format!("hob {bucket}"), move || {
+        let turn = Turn::new(format!("hob {bucket}"), move || {
             let (count, entries, spread, seed) = (plan.count, plan.entries, spread.as_str(), next(&mut seed));
             let target =
                 format!("/?op=get&bucket={bucket}&count={count}&batch={BATCH}&entries={entries}&spread={spread}&seed={seed}");
             samples(&local.call(function, target)?.1)
-        }));
+        });
+        turns.push(turn.counting(plan.count, VALUE_LEN, &[]));
     }
     if let Some(redis) = redis {
         for (name, over) in [("redis unix", Over::Unix), ("redis tcp", Over::Tcp)] {
             let (mut client, mut seed) = (redis.connect(over)?, 200);
-            turns.push(Turn::new(name, move || {
-                redis_gets(&mut client, &spread.picks(plan.entries, plan.redis_count, next(&mut seed)))
-            }));
+            let turn =
+                Turn::new(name, move || redis_gets(&mut client, &spread.picks(plan.entries, plan.redis_count, next(&mut seed))));
+            turns.push(turn.counting(plan.redis_count, VALUE_LEN, &[redis.pid()]));
         }
     }
     let metric = format!("get {}", spread.as_str());
@@ -161,7 +171,7 @@ fn gets(
     if let [.., tcp] = p50s[4..] {
         times_of_redis(report, &format!("{metric}, redis tcp of it"), tcp, &p50s[2..4])?;
     }
-    if spread == Spread::Zipf { counters(report, plan, local, function, redis) } else { Ok(()) }
+    Ok(())
 }
 
 /// How many times as long Redis takes.
@@ -214,56 +224,31 @@ fn redis_gets(client: &mut Client, picks: &[u32]) -> anyhow::Result<Vec<f64>> {
     Ok(times)
 }
 
-/// Calls of the system and bytes that these copied, for each get.
-fn counters(report: &Report, plan: &Plan, local: &Local, function: &FunctionRecord, redis: Option<&Redis>) -> anyhow::Result<()> {
-    let figures = |system: &str, calls: f64, bytes: f64, count: usize| {
-        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-        let count = count as f64;
-        for (metric, value, unit) in [("calls for a get", calls / count, ""), ("bytes moved for a get", bytes / count, "B")] {
-            report.figure(&Figure { scenario: SCENARIO, system, metric, value, unit, ratio: None })?;
-        }
-        anyhow::Ok(())
-    };
-    let before = Counters::of("self")?;
-    let (count, entries) = (plan.count, plan.entries);
-    let target = format!("/?op=get&bucket=durable&count={count}&batch={BATCH}&entries={entries}&spread=zipf&seed=9");
-    local.call(function, target)?;
-    let done = Counters::of("self")?.since(before);
-    figures("hob durable", done.calls, done.bytes, count)?;
-    if let Some(redis) = redis {
-        let mut client = redis.connect(Over::Tcp)?;
-        let pid = redis.pid().to_string();
-        let before = Counters::of(&pid)?;
-        redis_gets(&mut client, &Spread::Zipf.picks(entries, plan.redis_count, 9))?;
-        let (done, traffic) = (Counters::of(&pid)?.since(before), client.traffic());
-        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-        let (calls, bytes) = (done.calls + traffic.calls as f64, done.bytes + traffic.bytes as f64);
-        figures("redis tcp", calls, bytes, plan.redis_count)?;
-    }
-    Ok(())
-}
-
 fn sets(report: &Report, plan: &Plan, local: &Local, function: &FunctionRecord, redis: Option<&Redis>) -> anyhow::Result<()> {
     let numbers: Vec<u32> = (0..u32::try_from(plan.count)?.min(plan.entries)).collect();
     let redis_numbers = &numbers[..plan.redis_count];
     let (kv, written, count) = (entries_of(local, "volatile")?, &numbers, numbers.len());
-    let mut turns = vec![
-        Turn::new("native volatile", move || timed(written, |number| Ok(kv.write(vec![op(number)]).wait().map(drop)?))),
-        Turn::new("hob volatile", || {
-            samples(&local.call(function, format!("/?op=set&bucket=volatile&count={count}&batch={BATCH}&from=0"))?.1)
-        }),
-    ];
+    let mut turns =
+        vec![
+            Turn::new("native volatile", move || timed(written, |number| Ok(kv.write(vec![op(number)]).wait().map(drop)?)))
+                .counting(count, VALUE_LEN, &[]),
+            Turn::new("hob volatile", || {
+                samples(&local.call(function, format!("/?op=set&bucket=volatile&count={count}&batch={BATCH}&from=0"))?.1)
+            })
+            .counting(count, VALUE_LEN, &[]),
+        ];
     if let Some(redis) = redis {
         for (name, over) in [("redis unix", Over::Unix), ("redis tcp", Over::Tcp)] {
             let mut client = redis.connect(over)?;
-            turns.push(Turn::new(name, move || {
+            let turn = Turn::new(name, move || {
                 let set = |number: &u32| {
                     let began = Instant::now();
                     client.ok(&[b"SET", &entries::key(*number), &entries::value(*number)])?;
                     Ok(began.elapsed().as_secs_f64() * 1e6)
                 };
                 redis_numbers.iter().map(set).collect()
-            }));
+            });
+            turns.push(turn.counting(redis_numbers.len(), VALUE_LEN, &[redis.pid()]));
         }
     }
     alternate(
@@ -275,34 +260,38 @@ fn sets(report: &Report, plan: &Plan, local: &Local, function: &FunctionRecord, 
     Ok(())
 }
 
+/// Of a system: its name, its processes beside this one, and what the writer with this number does.
+type Writing<'a> = (&'static str, Vec<u32>, Box<dyn Fn(usize) -> anyhow::Result<()> + Sync + 'a>);
+
 /// 32 writers, each of which waits until what it wrote is on disk before it writes the next.
 fn durable_sets(report: &Report, plan: &Plan, local: &Local) -> anyhow::Result<()> {
     let redis = Redis::start(report, Fsync::Always)?;
     let (kv, count) = (entries_of(local, "durable")?, plan.durable_count);
-    let rate = |work: &(dyn Fn(usize) -> anyhow::Result<()> + Sync)| Ok(vec![rate_of(WRITERS, count, work)?]);
-    let mut fsyncs = Vec::new();
-    let mut turns = vec![
-        Turn::new("native durable", || {
-            rate(&|writer| numbers(writer, count).try_for_each(|number| Ok(kv.write(vec![op(number)]).wait().map(drop)?)))
-        }),
-        Turn::new("hob durable", || {
-            // What the disk does by itself changes within a run by more than most systems differ.
-            fsyncs.push(disk::fsyncs_per_second(local.data_dir(), if plan.rounds > 2 { 500 } else { 50 })?);
-            rate(&|writer| write_durably(local, writer, count))
-        }),
+    let native = |writer| numbers(writer, count).try_for_each(|number| Ok(kv.write(vec![op(number)]).wait().map(drop)?));
+    let mut systems: Vec<Writing<'_>> = vec![
+        ("native durable", Vec::new(), Box::new(native)),
+        ("hob durable", Vec::new(), Box::new(|writer| write_durably(local, writer, count))),
     ];
     if let Some(redis) = &redis {
-        turns.push(Turn::new("redis always, tcp", || {
-            rate(&|writer| {
-                let mut client = redis.connect(Over::Tcp)?;
-                let set = |number| client.ok(&[b"SET", &entries::key(number), &entries::value(number)]);
-                numbers(writer, count).try_for_each(set)
-            })
-        }));
+        let write = |writer| {
+            let mut client = redis.connect(Over::Tcp)?;
+            let set = |number| client.ok(&[b"SET", &entries::key(number), &entries::value(number)]);
+            numbers(writer, count).try_for_each(set)
+        };
+        systems.push(("redis always, tcp", vec![redis.pid()], Box::new(write)));
     }
-    let measure = Measure { scenario: SCENARIO, metric: "set, fsync, 32 writers", unit: "1/s", statistics: &MEDIAN };
-    let rates = alternate(report, measure, plan.rounds, turns)?;
-    of_the_disk(report, plan, local, rates[1], quantile(&mut fsyncs, 0.5))
+    let fsyncs = RefCell::new(Vec::new());
+    let turns = systems.iter().map(|(name, _, work)| {
+        let fsyncs = &fsyncs;
+        Turn::new(*name, move || {
+            // What the disk does by itself changes within a run by more than most systems differ.
+            fsyncs.borrow_mut().push(disk::fsyncs_per_second(local.data_dir(), if plan.rounds > 2 { 200 } else { 20 })?);
+            Ok(vec![rate_of(WRITERS, count, work)?])
+        })
+    });
+    let measure = Measure { scenario: SCENARIO, metric: SET_DURABLY, unit: "1/s", statistics: &MEDIAN };
+    let rates = alternate(report, measure, plan.rounds, turns.collect())?;
+    of_the_disk(report, plan, local, (&systems, &rates), quantile(&mut fsyncs.into_inner(), 0.5))
 }
 
 /// One writer of Hob: a request whose function writes `count` entries, one after the other.
@@ -314,22 +303,30 @@ fn write_durably(local: &Local, writer: usize, count: usize) -> anyhow::Result<(
     Ok(())
 }
 
-/// What the disk can do by itself, and how many writes share a flush.
-fn of_the_disk(report: &Report, plan: &Plan, local: &Local, rate: f64, fsyncs: f64) -> anyhow::Result<()> {
+/// What the disk can do by itself, what the systems ask of it, and how many writes share a flush.
+fn of_the_disk(
+    report: &Report,
+    plan: &Plan,
+    local: &Local,
+    (systems, rates): (&[Writing<'_>], &[f64]),
+    fsyncs: f64,
+) -> anyhow::Result<()> {
     let figure = |system: &str, metric: &str, value, unit| {
         report.figure(&Figure { scenario: SCENARIO, system, metric, value, unit, ratio: None })
     };
     figure("disk", "fsyncs of 4 KiB", fsyncs, "1/s")?;
-    figure("hob durable", "writes for an fsync's time", rate / fsyncs, "")?;
-    let count = plan.durable_count;
-    let flushes = flushes_of(local.data_dir(), || rate_of(WRITERS, count, &|writer| write_durably(local, writer, count)))?;
-    let Some(flushes) = flushes else {
-        report.note("how often the disk was flushed is not known: the system does not count it");
-        return Ok(());
-    };
-    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-    let writes = (WRITERS * count) as f64;
-    figure("hob durable", "writes for a flush", writes / flushes, "")?;
+    let (each, count) = (plan.durable_count, WRITERS * plan.durable_count);
+    for ((system, others, work), rate) in systems.iter().zip(rates) {
+        figure(system, "writes for an fsync's time", rate / fsyncs, "")?;
+        match flushes_of(local.data_dir(), || rate_of(WRITERS, each, work))? {
+            #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+            Some(flushes) => figure(system, "writes for a flush", count as f64 / flushes, "")?,
+            None => report.note("how often the disk was flushed is not known: the system does not count it"),
+        }
+        let processes = &[&[std::process::id()], &others[..]].concat();
+        let pass = Pass { scenario: SCENARIO, system, metric: SET_DURABLY, count, len: VALUE_LEN, processes };
+        pass.run(report, || rate_of(WRITERS, each, work).map(drop))?;
+    }
     Ok(())
 }
 

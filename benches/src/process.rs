@@ -12,10 +12,6 @@ pub(crate) struct Counters {
     /// Faults that needed no disk, and those that did.
     pub(crate) faults: f64,
     pub(crate) disk_faults: f64,
-    /// Calls of the kinds of `read` and `write`; not those for sockets alone (`recv`, `send`).
-    pub(crate) calls: f64,
-    /// Bytes that these calls copied.
-    pub(crate) bytes: f64,
 }
 
 impl Counters {
@@ -26,20 +22,9 @@ impl Counters {
         let (_, fields) = stat.rsplit_once(')').context("the system says nothing of a process")?;
         let fields: Vec<&str> = fields.split_whitespace().collect();
         let field = |number: usize| anyhow::Ok(fields.get(number - 3).context("a field is missing")?.parse::<f64>()?);
-        let io = fs::read_to_string(format!("/proc/{process}/io"))?;
-        let of_io = |key: &str| {
-            let value = io.lines().find_map(|line| line.strip_prefix(key));
-            anyhow::Ok(value.with_context(|| format!("the system does not say {key}"))?.trim().parse::<f64>()?)
-        };
         #[expect(clippy::cast_precision_loss, reason = "a hundred or so")]
         let ticks = rustix::param::clock_ticks_per_second() as f64;
-        Ok(Self {
-            cpu: (field(14)? + field(15)?) / ticks,
-            faults: field(10)?,
-            disk_faults: field(12)?,
-            calls: of_io("syscr:")? + of_io("syscw:")?,
-            bytes: of_io("rchar:")? + of_io("wchar:")?,
-        })
+        Ok(Self { cpu: (field(14)? + field(15)?) / ticks, faults: field(10)?, disk_faults: field(12)? })
     }
 
     /// What was done since `before`.
@@ -48,8 +33,6 @@ impl Counters {
             cpu: self.cpu - before.cpu,
             faults: self.faults - before.faults,
             disk_faults: self.disk_faults - before.disk_faults,
-            calls: self.calls - before.calls,
-            bytes: self.bytes - before.bytes,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Systems that take turns, so that what drifts in the machine drifts for all of them.
 
+use crate::calls::Pass;
 use crate::report::{Figure, Report, quantile};
 
 /// One system in a comparison.
@@ -7,12 +8,27 @@ pub(crate) struct Turn<'a> {
     name: String,
     run: Box<dyn FnMut() -> anyhow::Result<Vec<f64>> + 'a>,
     samples: Vec<f64>,
+    counting: Option<Counting>,
+}
+
+/// What one round does, and which processes take part.
+struct Counting {
+    count: usize,
+    len: usize,
+    processes: Vec<u32>,
 }
 
 impl<'a> Turn<'a> {
     /// `run`: one round, whose samples are all in the same unit.
     pub(crate) fn new(name: impl Into<String>, run: impl FnMut() -> anyhow::Result<Vec<f64>> + 'a) -> Self {
-        Self { name: name.into(), run: Box::new(run), samples: Vec::new() }
+        Self { name: name.into(), run: Box::new(run), samples: Vec::new(), counting: None }
+    }
+
+    /// Calls of the system are counted too, in a round more that no time is taken from. `count`: what is done in a round; `len`: the bytes
+    /// that each is about; `others`: the processes that take part beside this one.
+    pub(crate) fn counting(self, count: usize, len: usize, others: &[u32]) -> Self {
+        let processes = [&[std::process::id()], others].concat();
+        Self { counting: Some(Counting { count, len, processes }), ..self }
     }
 }
 
@@ -49,7 +65,7 @@ impl Statistic {
     }
 }
 
-/// Lets `turns` take turns and prints their figures; the first is the ceiling. Returns the first statistic of each.
+/// Lets `turns` take turns and prints their figures, then counters of those that have any; the first is the ceiling. Returns the first statistic of each.
 pub(crate) fn alternate(
     report: &Report,
     measure: Measure<'_>,
@@ -74,6 +90,13 @@ pub(crate) fn alternate(
             let metric = format!("{} {name}", measure.metric);
             let Measure { scenario, unit, .. } = measure;
             report.figure(&Figure { scenario, system: &turn.name, metric: &metric, value, unit, ratio })?;
+        }
+    }
+    for Turn { name, run, counting, .. } in &mut turns {
+        if let Some(Counting { count, len, processes }) = counting {
+            let Measure { scenario, metric, .. } = measure;
+            let pass = Pass { scenario, system: name, metric, count: *count, len: *len, processes };
+            pass.run(report, || run().map(drop))?;
         }
     }
     Ok(firsts)

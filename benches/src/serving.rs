@@ -5,8 +5,9 @@
 //! ZeroMQ (the crate `zeromq` on tokio; clients of our own that speak its protocol on a blocking socket, as all clients here). Rival: Redis
 //! as a queue, with a native worker: a client pushes its batch and waits at a queue of its own.
 //!
-//! `1 client` waits for each answer. `8 clients` do so at once, which is where batches per second and processor time come from; that of all
-//! processes of the server, for a million documents; calls of the system are counted in a pass of their own, as counting slows it. Hob keeps no model between two batches: its list of words is in the snapshot.
+//! `1 client` waits for each answer. `8 clients` do so at once, which is where processor time comes from; that of all
+//! processes of the server, for a million documents. Their calls of the system, and the bytes that these copy, are counted in a pass of
+//! their own, as counting slows it. Hob keeps no model between two batches: its list of words is in the snapshot.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use hob_bench_work::censor::{self, Classifier};
 
-use crate::calls;
+use crate::calls::Pass;
 use crate::fleet::Client as Http;
 use crate::guests::Guest;
 use crate::process::Counters;
@@ -93,11 +94,10 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
         }
     }
     for system in &systems {
-        let calls = calls::during(report, &system.processes, || many_clients(&load, system, many).map(drop))?;
-        let Some(calls) = calls else { break };
-        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-        let (metric, value) = ("calls of the system for a batch", calls / (CLIENTS * many) as f64);
-        report.figure(&Figure { scenario: SCENARIO, system: system.name, metric, value, unit: "", ratio: None })?;
+        let (len, metric) = (load.0[0].0.len(), &clients[..]);
+        let pass =
+            Pass { scenario: SCENARIO, system: system.name, metric, count: CLIENTS * many, len, processes: &system.processes };
+        pass.run(report, || many_clients(&load, system, many).map(drop))?;
     }
     Ok(())
 }
@@ -110,7 +110,12 @@ fn one_client(report: &Report, load: &Load, systems: &[System], rounds: usize, c
     }
     let statistics = [("mean", Statistic::Mean), ("p50", Statistic::Quantile(0.5)), ("p99", Statistic::Quantile(0.99))];
     let measure = Measure { scenario: SCENARIO, metric: "1 client", unit: "us", statistics: &statistics };
-    alternate(report, measure, rounds, turns).map(drop)
+    let means = alternate(report, measure, rounds, turns)?;
+    for (system, mean) in systems.iter().zip(&means) {
+        let (system, metric, value, ratio) = (system.name, "1 client batches", 1e6 / mean, Some(means[0] / mean));
+        report.figure(&Figure { scenario: SCENARIO, system, metric, value, unit: "1/s", ratio })?;
+    }
+    Ok(())
 }
 
 impl System {

@@ -8,7 +8,8 @@
 //! the page cache. Hob: a function that maps the batch, an object of a durable bucket, and keeps its model in a volatile one.
 //!
 //! *fetch* of the native programs is the time until the batch is in the buffer. Of Hob it is the time to have the object, and one pass
-//! that only reads it, less a second such pass, whose pages are resident. *iteration* is the whole call, seen from outside.
+//! that only reads it, less a second such pass, whose pages are resident. *iteration* is the whole call, seen from outside. Page
+//! faults (of this process), calls of the system and bytes that these copy (of all that take part) are counted in passes of their own.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
@@ -23,6 +24,7 @@ use hob::id::TenantId;
 use hob::registry::FunctionRecord;
 use hob_bench_work::training::{self, Trainer};
 
+use crate::calls::Pass;
 use crate::disk;
 use crate::guests::Guest;
 use crate::handoff::{micros, numbers};
@@ -76,6 +78,8 @@ struct Native<'a> {
     trainer: Trainer,
     fetch: Fetch<'a>,
     taken: Vec<Taken>,
+    /// Processes beside this one.
+    others: Vec<u32>,
 }
 
 pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
@@ -120,7 +124,7 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
         }
     }
     figures(report, &natives, &hob)?;
-    counters(report, &local, &function, &mut natives[0], &mut buffer)?;
+    counters(report, &plan, &local, &function, &mut natives, &mut buffer)?;
     whole_pass(report, &plan, &local, &function, step)?;
     local.stop();
     Ok(())
@@ -156,24 +160,24 @@ fn put_object(local: &Local, number: usize, batch: &[u8]) -> anyhow::Result<()> 
 }
 
 fn natives<'a>(files: &'a Path, redis: Option<&Redis>, s3: Option<&Server>) -> anyhow::Result<Vec<Native<'a>>> {
-    let native = |name, fetch| Native { name, trainer: Trainer::new(), fetch, taken: Vec::new() };
+    let native = |name, fetch, others| Native { name, trainer: Trainer::new(), fetch, taken: Vec::new(), others };
     let from_file = |number, buffer: &mut Vec<u8>| {
         buffer.clear();
         File::open(file(files, number))?.read_to_end(buffer)?;
         Ok(())
     };
-    let mut all = vec![native("native", Box::new(from_file))];
+    let mut all = vec![native("native", Box::new(from_file), Vec::new())];
     if let Some(redis) = redis {
         let mut client: Client = redis.connect(Over::Tcp)?;
         let fetch = move |number: usize, buffer: &mut Vec<u8>| {
             ensure!(client.get(key(number).as_bytes(), buffer)?, "redis lost batch {number}");
             Ok(())
         };
-        all.push(native("redis", Box::new(fetch)));
+        all.push(native("redis", Box::new(fetch), vec![redis.pid()]));
     }
     if let Some(server) = s3 {
         let addr = server.addr;
-        all.push(native("s3", Box::new(move |number, buffer| get_object(addr, number, buffer))));
+        all.push(native("s3", Box::new(move |number, buffer| get_object(addr, number, buffer)), vec![server.pid()]));
     }
     Ok(all)
 }
@@ -242,33 +246,44 @@ fn figures(report: &Report, natives: &[Native<'_>], hob: &[Taken]) -> anyhow::Re
     Ok(())
 }
 
-/// What the system counts in one iteration.
+/// What the system counts in iterations over all batches, in passes that no time is taken from.
 fn counters(
     report: &Report,
+    plan: &Plan,
     local: &Local,
     function: &FunctionRecord,
-    native: &mut Native<'_>,
+    natives: &mut [Native<'_>],
     buffer: &mut Vec<u8>,
 ) -> anyhow::Result<()> {
-    let before = Counters::of("self")?;
-    let reading = Counters::of("self")?.since(before);
-    let before = Counters::of("self")?;
-    native.iterate(0, buffer)?;
-    let native = Counters::of("self")?.since(before);
-    let before = Counters::of("self")?;
-    local.call(function, format!("/?op=train&bucket=durable&key={}&step=0", key(0)))?;
-    let hob = Counters::of("self")?.since(before);
-    for (system, counted) in [("native", native), ("hob", hob)] {
-        for (metric, value, unit) in [
-            ("page faults", counted.faults, ""),
-            ("page faults, disk", counted.disk_faults, ""),
-            ("reads and writes", counted.calls - reading.calls, ""),
-            ("copied by reads and writes", (counted.bytes - reading.bytes) / 1e6, "MB"),
-        ] {
-            report.figure(&Figure { scenario: SCENARIO, system, metric, value, unit, ratio: None })?;
-        }
+    for native in natives {
+        let (name, others) = (native.name, native.others.clone());
+        counted(report, plan, name, &others, |number| native.iterate(number, buffer))?;
     }
-    Ok(())
+    counted(report, plan, "hob", &[], |number| {
+        let target = format!("/?op=train&bucket=durable&key={}&step={number}", key(number));
+        local.call(function, target).map(drop)
+    })
+}
+
+fn counted(
+    report: &Report,
+    plan: &Plan,
+    system: &str,
+    others: &[u32],
+    mut iterate: impl FnMut(usize) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let before = Counters::of("self")?;
+    (0..plan.batches).try_for_each(&mut iterate)?;
+    let faults = Counters::of("self")?.since(before);
+    for (metric, value) in [("page faults for each", faults.faults), ("page faults, disk, for each", faults.disk_faults)] {
+        #[expect(clippy::cast_precision_loss, reason = "a few")]
+        let value = value / plan.batches as f64;
+        report.figure(&Figure { scenario: SCENARIO, system, metric, value, unit: "", ratio: None })?;
+    }
+    let processes = &[&[std::process::id()], others].concat();
+    let (count, len) = (plan.batches, plan.batch_bytes());
+    let pass = Pass { scenario: SCENARIO, system, metric: "iteration", count, len, processes };
+    pass.run(report, || (0..count).try_for_each(iterate)).map(drop)
 }
 
 /// One pass over all batches.
