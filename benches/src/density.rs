@@ -3,7 +3,9 @@
 //! Deploys go over the control port; a tenth of the modules may be resident, so that requests start on both `resident` and `stored`.
 //! Requests come one after another on one connection; times of a start are the node's own, from `server-timing`. Memory of functions is
 //! that of a node that has just started; memory of templates, what one more node with few instances, which has read all of the
-//! functions and loaded the first, has more once it has loaded the others. Ceiling of memory and deploys: none; of a start: see scenario `start`.
+//! functions and loaded the first, has more once it has loaded the others. Ceilings, measured in the same run: `ceilings.rs`; of memory for
+//! each function, what its records have on disk, which a node that keeps all of them in memory would need; of a template, none: the
+//! bound is in the specification.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,6 +13,8 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use hob_bench_work::Dice;
 
+use crate::bare;
+use crate::ceilings::{self, Deploys, Starts};
 use crate::fleet::{self, Answer, Client};
 use crate::guests::Guest;
 use crate::memory::{self, Memory};
@@ -18,6 +22,9 @@ use crate::report::{Figure, Report, quantile};
 use crate::servers::{self, Role, Server};
 
 const SCENARIO: &str = "density";
+/// Modules that are enough for a ceiling of starts.
+const FEW: usize = 24;
+const _: () = assert!(FEW > bare::MEMORIES as usize);
 
 /// Sizes of a run.
 struct Plan {
@@ -25,13 +32,18 @@ struct Plan {
     /// Functions, growing.
     levels: &'static [usize],
     requests: usize,
+    /// Starts of a ceiling, and deploys that are counted.
+    ceiling_starts: usize,
+    counted: usize,
 }
 
 impl Plan {
     fn new(quick: bool) -> Self {
         match quick {
-            true => Self { modules: 200, levels: &[200, 2_000], requests: 1_000 },
-            false => Self { modules: 1_000, levels: &[1_000, 10_000, 100_000], requests: 50_000 },
+            true => Self { modules: 200, levels: &[200, 2_000], requests: 1_000, ceiling_starts: 200, counted: FEW },
+            false => {
+                Self { modules: 1_000, levels: &[1_000, 10_000, 100_000], requests: 50_000, ceiling_starts: 5_000, counted: 200 }
+            }
         }
     }
 }
@@ -44,30 +56,44 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     let settings = vec![format!("engine.templates_max={}", plan.modules / 10)];
     let start =
         || servers::start(&Role::Node { data_dir: dir.path().to_owned(), settings: settings.clone(), guests: Vec::new() });
+    let possible = Deploys::count(report, SCENARIO, &modules[..plan.counted])?;
     let mut node = start()?;
-    let empty = memory_of(&node)?;
+    let (empty, registry) = (memory_of(&node)?, registry_len(dir.path())?);
     let mut deployed = 0;
     for level in plan.levels.iter().copied() {
         let system = format!("{level} functions");
-        let figure = |metric: &str, value, unit| {
-            report.figure(&Figure { scenario: SCENARIO, system: &system, metric, value, unit, ratio: None })
+        let figure = |metric: &str, value, unit: &str, ceiling: Option<f64>| {
+            let ratio = ceiling.map(|ceiling| value / ceiling);
+            report.figure(&Figure { scenario: SCENARIO, system: &system, metric, value, unit, ratio })
+        };
+        let of_ceiling = format!("{system} (ceiling)");
+        let ceiling = |metric: &str, value, unit: &str| {
+            report.figure(&Figure { scenario: SCENARIO, system: &of_ceiling, metric, value, unit, ratio: None })
         };
         let control = node.control.context("a node has a control port")?;
-        let kind = if deployed < plan.modules { "deploys of new modules" } else { "deploys of new names" };
-        figure(kind, fleet::deploy(control, &modules, deployed..level)?, "1/s")?;
+        let (kind, most) = match deployed < plan.modules {
+            true => ("deploys of new modules", Some(possible.of_modules(ceiling)?)),
+            false => ("deploys of new names", possible.of_names(ceiling)?),
+        };
+        figure(kind, fleet::deploy(control, &modules, deployed..level)?, "1/s", most)?;
         deployed = level;
         node.stop()?;
+        let record = (registry_len(dir.path())? - registry) / count(level);
+        ceiling("registry on disk for each", record, "B")?;
+        let starts = ceilings::starts(dir.path(), &modules[..FEW], plan.ceiling_starts, ceiling)?;
         node = start()?;
         let idle = memory_of(&node)?;
-        figure("memory for each function", (idle.anonymous - empty.anonymous) / count(level), "B")?;
+        figure("memory for each function", (idle.anonymous - empty.anonymous) / count(level), "B", Some(record))?;
         match memory::cached(&memory::files(&dir.path().join("artifacts"))?) {
-            Some(part) => figure("artifacts in page cache", part * 100.0, "%")?,
+            Some(part) => figure("artifacts in page cache", part * 100.0, "%", None)?,
             None => report.note("whether artifacts are in the page cache is not known: the file system does not tell"),
         }
         for (mix, target) in [("uniform", uniform(level)), ("zipf", zipf(level))] {
-            requests(node.addr, &plan, target, |metric, value, unit| figure(&format!("{mix} {metric}"), value, unit))?;
+            requests(node.addr, &plan, target, starts, |metric, value, unit, most| {
+                figure(&format!("{mix} {metric}"), value, unit, most)
+            })?;
         }
-        figure("memory after requests", memory_of(&node)?.anonymous / f64::from(1 << 20), "MiB")?;
+        figure("memory after requests", memory_of(&node)?.anonymous / f64::from(1 << 20), "MiB", None)?;
     }
     node.stop()?;
     templates(report, dir.path(), plan.modules)
@@ -113,11 +139,17 @@ fn memory_of(node: &Server) -> anyhow::Result<Memory> {
     Memory::of(&node.pid().to_string())
 }
 
+#[expect(clippy::cast_precision_loss, reason = "sizes far below 2^53")]
+fn registry_len(data_dir: &Path) -> anyhow::Result<f64> {
+    Ok(std::fs::metadata(data_dir.join("registry.redb"))?.len() as f64)
+}
+
 fn requests(
     addr: std::net::SocketAddr,
     plan: &Plan,
     mut target: impl FnMut() -> usize,
-    mut figure: impl FnMut(&str, f64, &'static str) -> std::io::Result<()>,
+    ceilings: Starts,
+    mut figure: impl FnMut(&str, f64, &'static str, Option<f64>) -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
     let mut client = Client::connect(addr)?;
     let mut by_rung: BTreeMap<String, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
@@ -128,10 +160,11 @@ fn requests(
         totals.push(total_us);
     }
     for (rung, (mut starts, mut totals)) in by_rung {
-        figure(&format!("{rung} part"), count(starts.len()) / count(plan.requests) * 100.0, "%")?;
+        figure(&format!("{rung} part"), count(starts.len()) / count(plan.requests) * 100.0, "%", None)?;
         for (at, name) in [(0.5, "p50"), (0.99, "p99")] {
-            figure(&format!("{rung} start {name}"), quantile(&mut starts, at), "us")?;
-            figure(&format!("{rung} total {name}"), quantile(&mut totals, at), "us")?;
+            let ceiling = ceilings.of(&rung).filter(|_| at == 0.5);
+            figure(&format!("{rung} start {name}"), quantile(&mut starts, at), "us", ceiling)?;
+            figure(&format!("{rung} total {name}"), quantile(&mut totals, at), "us", None)?;
         }
     }
     Ok(())

@@ -17,7 +17,7 @@ use crate::load;
 const OWN_BYTES: u32 = 4096;
 const PAGE_BYTES: u64 = 64 << 10;
 /// Deploys at once.
-const CLIENTS: usize = 8;
+pub(crate) const CLIENTS: usize = 8;
 /// Longest time that an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -6,6 +6,7 @@
 mod bare;
 mod broadcast;
 mod calls;
+mod ceilings;
 mod density;
 mod disk;
 mod fairness;

@@ -12,6 +12,8 @@ pub(crate) struct Counters {
     /// Faults that needed no disk, and those that did.
     pub(crate) faults: f64,
     pub(crate) disk_faults: f64,
+    /// Bytes that it, and children that have ended, gave the system to be written to disks.
+    pub(crate) written: f64,
 }
 
 impl Counters {
@@ -22,9 +24,16 @@ impl Counters {
         let (_, fields) = stat.rsplit_once(')').context("the system says nothing of a process")?;
         let fields: Vec<&str> = fields.split_whitespace().collect();
         let field = |number: usize| anyhow::Ok(fields.get(number - 3).context("a field is missing")?.parse::<f64>()?);
+        let io = fs::read_to_string(format!("/proc/{process}/io"))?;
+        let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
         #[expect(clippy::cast_precision_loss, reason = "a hundred or so")]
         let ticks = rustix::param::clock_ticks_per_second() as f64;
-        Ok(Self { cpu: (field(14)? + field(15)?) / ticks, faults: field(10)?, disk_faults: field(12)? })
+        Ok(Self {
+            cpu: (field(14)? + field(15)?) / ticks,
+            faults: field(10)?,
+            disk_faults: field(12)?,
+            written: written.context("the system does not say what was written")?.parse()?,
+        })
     }
 
     /// What was done since `before`.
@@ -33,6 +42,7 @@ impl Counters {
             cpu: self.cpu - before.cpu,
             faults: self.faults - before.faults,
             disk_faults: self.disk_faults - before.disk_faults,
+            written: self.written - before.written,
         }
     }
 }
