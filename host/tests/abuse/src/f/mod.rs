@@ -69,8 +69,8 @@ pub(crate) const CASES: &[Kind] = &[
     Kind::Beside(idle("F2", "half bodies, control port", SLOW_BODY_REFUSED, half_bodies).at_control()),
     Kind::Beside(idle("F2", "half large bodies", SLOW_LARGE_BODY, half_large_bodies)),
     Kind::Beside(Case { setup: dripping, ..idle("F2", "dripping bodies", SLOW_BODY, dripping_bodies) }),
-    Kind::Beside(idle("F3", "readers that never read", &["never read"], slow_readers)),
-    Kind::Beside(idle("F3", "never read, control port", &["never read"], slow_readers).at_control()),
+    Kind::Beside(rude("F3", "readers that never read", &["never read"], slow_readers)),
+    Kind::Beside(rude("F3", "never read, control port", &["never read"], slow_readers).at_control()),
     Kind::Beside(rude("F4", "giant bodies", &["413 body-too-large"], giants)),
     Kind::Beside(rude("F4", "giant bodies, control port", &["413 body-too-large"], giants).at_control()),
     Kind::Beside(rude(
@@ -96,13 +96,13 @@ pub(crate) const CASES: &[Kind] = &[
     Kind::Beside(rude("F7", "pipelines, control port", &["200"], pipelines).at_control()),
     Kind::Beside(rude("F7", "a connection for each request", &["200"], churn)),
     Kind::Beside(
-        idle("F8", "more than there are descriptors", &["?closed", "503 overloaded", "200"], exhaust)
+        rude("F8", "more than there are descriptors", &["?closed", "503 overloaded", "200"], exhaust)
             .files_max(512)
             .settings(&["net.connections_max=100000", "net.header_timeout=2s"])
             .victim_keeps_its_connections(),
     ),
     Kind::Beside(
-        idle("F8", "more than connections_max", &["503 overloaded", "closed"], exhaust)
+        rude("F8", "more than connections_max", &["503 overloaded", "closed"], exhaust)
             .settings(&["net.connections_max=256", "net.header_timeout=2s"])
             .victim_keeps_its_connections(),
     ),
@@ -131,19 +131,21 @@ pub(crate) const CASES: &[Kind] = &[
     Kind::Beside(
         Case { setup: dripping, ..idle("F2", "", &[], dripping_bodies) }.one_address("dripping bodies, one address", REFUSED),
     ),
-    Kind::Beside(idle("F3", "", &[], slow_readers).one_address("never read, one address", &["never read"])),
-    Kind::Beside(idle("F3", "", &[], slow_readers).one_address("never read, control, one address", &["never read"]).at_control()),
+    Kind::Beside(rude("F3", "", &[], slow_readers).one_address("never read, one address", &["never read", "closed"])),
+    Kind::Beside(
+        rude("F3", "", &[], slow_readers).one_address("never read, control, one address", &["never read", "closed"]).at_control(),
+    ),
     Kind::Beside(rude("F7", "", &[], pipelines).one_address("pipelines, one address", &["200"])),
     Kind::Beside(rude("F7", "", &[], pipelines).one_address("pipelines, control, one address", &["200"]).at_control()),
     Kind::Beside(rude("F7", "", &[], churn).one_address("a connection each, one address", &["200"])),
     Kind::Beside(
-        idle("F8", "", &[], exhaust)
+        rude("F8", "", &[], exhaust)
             .files_max(512)
             .settings(&["net.connections_max=100000", "net.header_timeout=2s"])
             .one_address("descriptors, one address", &["503 overloaded", "closed"]),
     ),
     Kind::Beside(
-        idle("F8", "", &[], exhaust)
+        rude("F8", "", &[], exhaust)
             .settings(&["net.connections_max=256", "net.header_timeout=2s"])
             .one_address("one address takes all", &["503 overloaded", "closed"]),
     ),

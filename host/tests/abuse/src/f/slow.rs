@@ -56,15 +56,17 @@ pub(super) fn dripping_bodies(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Res
 fn bodies(stage: &Stage<'_>, seen: &mut Seen, len: usize, timer: Duration) -> anyhow::Result<()> {
     let from = stage.from();
     let first = format!("POST {} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len}\r\n\r\nhello", stage.target("waits"));
+    // In a long run whoever is closed comes again.
+    let stay = stage.times(None, Some(Duration::from_secs(30)));
     let plan = Plan {
         to: stage.addr(),
         count: many(stage).min(2000),
         from: &from,
         first: first.as_bytes(),
         drip: (timer == RATE_TIMER).then_some((Duration::from_millis(500), &b"x"[..])),
-        stay: None,
+        stay,
         reads: Reads::All,
-        until: Duration::from_secs(30),
+        until: stay.unwrap_or_default() + Duration::from_secs(30),
         done: None,
     };
     all_end(stage, seen, &plan, timer).map(drop)
