@@ -6,6 +6,7 @@
 
 pub mod blobstore;
 pub mod blocking;
+pub mod bounded;
 pub mod config;
 pub mod data;
 pub mod descriptors;
@@ -47,9 +48,9 @@ use secrets::SecretAccess;
 use stdio::Stdio;
 
 /// Most handles to resources of the host that one guest may hold.
-const HANDLES_MAX: usize = 2048;
+const HANDLES_MAX: usize = 1024;
 /// Longest set of HTTP headers that a guest may build, in bytes of the host's memory.
-const FIELDS_BYTES_MAX: usize = 64 << 10;
+const FIELDS_BYTES_MAX: usize = 32 << 10;
 
 /// Why the host ended a guest from inside a host call. Travels as a wasmtime error; `engine/trap.rs` turns it into a fault.
 #[derive(Debug, thiserror::Error)]
@@ -128,12 +129,13 @@ pub struct Host {
     pub stdio: Stdio,
     /// What a command exited with.
     pub exit_code: Option<i32>,
-    /// How often the guest drew random numbers. Counted only in the build.
+    /// How often the guest drew random bytes; and single numbers, in the build alone.
     pub drawn: u64,
     /// Whether it has read its variables. Noted only in the build.
     pub has_read_variables: bool,
     /// Whether it has looked at what folders it has.
     pub has_looked_at_folders: bool,
+    open_files: bounded::OpenFiles,
     table: ResourceTable,
     wasi: Option<WasiCtx>,
     preview1: Option<WasiP1Ctx>,
@@ -152,7 +154,7 @@ impl Host {
     /// A host for one instance. WASI's own state is made when the guest first asks for it: most handlers never do.
     #[must_use]
     pub fn new(memory: MemoryBudget, reply: Arc<Reply>, log: Arc<LogSink>, environment: Arc<Environment>, stdio: Stdio) -> Self {
-        // What the host keeps for a guest is not in the guest's memory: both bounds together are 128 MiB.
+        // What the host keeps for a guest is not in the guest's memory: both bounds together are 32 MiB.
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
         let mut http = WasiHttpCtx::new();
@@ -172,6 +174,7 @@ impl Host {
             drawn: 0,
             has_read_variables: false,
             has_looked_at_folders: false,
+            open_files: bounded::OpenFiles::default(),
             table,
             wasi: None,
             preview1: None,

@@ -25,7 +25,7 @@ use super::explain::{Denied, How};
 use super::wasi::memory;
 
 /// `EACCES` of the first preview: what a call answers that reaches for what nothing grants.
-const ACCES: i32 = 2;
+pub(super) const ACCES: i32 = 2;
 /// `EBADF` of the first preview: what a descriptor is that is no folder of the host's giving.
 const BADF: i32 = 8;
 
@@ -58,12 +58,11 @@ pub(super) fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
         linker.func_wrap(preview, "fd_prestat_get", prestat)?;
     }
     // Those of preview 0 have structures of their own, and the library answers them: without a folder with EBADF.
-    refusing!(linker, explain_folders,
+    refusing!(linker, is_denied_folders,
         path_create_directory(fd: i32, path: i32, len: i32) await;
         path_filestat_get(fd: i32, flags: i32, path: i32, len: i32, buf: i32) await;
         path_filestat_set_times(fd: i32, flags: i32, path: i32, len: i32, atim: i64, mtim: i64, fst_flags: i32) await;
         path_link(old_fd: i32, flags: i32, old: i32, old_len: i32, new_fd: i32, new: i32, new_len: i32) await;
-        path_open(fd: i32, dirflags: i32, path: i32, len: i32, oflags: i32, rights: i64, inheriting: i64, fdflags: i32, opened: i32) await;
         path_readlink(fd: i32, path: i32, len: i32, buf: i32, buf_len: i32, read: i32) await;
         path_remove_directory(fd: i32, path: i32, len: i32) await;
         path_rename(old_fd: i32, old: i32, old_len: i32, new_fd: i32, new: i32, new_len: i32) await;
@@ -81,7 +80,7 @@ pub(super) fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
 
 /// Asked by a program's library for one descriptor after the other, before it opens its first file.
 fn prestat(mut caller: Caller<'_, Host>, fd: i32, buf: i32) -> Result<i32> {
-    if caller.data_mut().explain_folders() {
+    if caller.data_mut().is_denied_folders() {
         return Ok(BADF);
     }
     let (bytes, host) = memory(&mut caller)?;
@@ -124,13 +123,13 @@ fn answer<T, E, Raised>(
 
 fn folders2(mut store: StoreContextMut<'_, Host>, (): ()) -> Listed {
     let host = store.data_mut();
-    host.explain_folders();
+    host.is_denied_folders();
     Ok((preopens2::Host::get_directories(&mut host.filesystem())?,))
 }
 
 fn folders3(mut store: StoreContextMut<'_, Host>, (): ()) -> Listed {
     let host = store.data_mut();
-    host.explain_folders();
+    host.is_denied_folders();
     Ok((preopens3::Host::get_directories(&mut host.filesystem())?,))
 }
 
@@ -179,7 +178,7 @@ async fn create_udp3(mut store: StoreContextMut<'_, Host>, family: Family3) -> C
 
 impl Host {
     /// Whether there is no folder at all. The log says then what would give the guest one.
-    fn explain_folders(&mut self) -> bool {
+    pub(super) fn is_denied_folders(&mut self) -> bool {
         self.has_asked = true;
         self.has_looked_at_folders = true;
         let has_none = self.has_no_folders();

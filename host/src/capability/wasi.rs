@@ -17,7 +17,7 @@ use wasmtime_wasi::cli::WasiCliView as _;
 use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p0;
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{
-    WasiSnapshotPreview1 as _, environ_sizes_get, fd_fdstat_get, fd_prestat_dir_name, random_get,
+    WasiSnapshotPreview1 as _, environ_sizes_get, fd_fdstat_get, fd_prestat_dir_name,
 };
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
 use wasmtime_wasi::p2::bindings::cli::environment;
@@ -30,7 +30,7 @@ use wiggle::GuestMemory;
 use super::data::Mount;
 use super::egress::EgressAccess;
 use super::stdio::Stdio;
-use super::{Environment, Host, reach, written};
+use super::{Environment, Host, bounded, reach, written};
 use crate::grants::ClockResolution;
 use crate::telemetry::logs::LogSink;
 
@@ -54,6 +54,7 @@ pub fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
         linker.func_wrap(preview, "proc_exit", exit)?;
     }
     reach::link_previews(linker)?;
+    bounded::link_previews(linker)?;
     written::link_previews(linker)?;
     linker.allow_shadowing(false);
     Ok(())
@@ -69,7 +70,7 @@ pub fn link_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> 
         wasmtime_wasi::p3::add_to_linker(linker)?;
     }
     linker.allow_shadowing(true);
-    let linked = reach::link_components(linker, concurrent);
+    let linked = reach::link_components(linker, concurrent).and_then(|()| bounded::link_components(linker, concurrent));
     linker.allow_shadowing(false);
     linked
 }
@@ -127,6 +128,14 @@ async fn descriptor(preview1: &mut WasiP1Ctx, fd: i32) -> Result<Option<(i32, Ve
 /// How many files and folders a program of preview 1 has open.
 fn files(preview1: &mut WasiP1Ctx) -> usize {
     preview1.ctx().table.iter_mut().filter(|entry| entry.is::<Descriptor>()).count()
+}
+
+impl Host {
+    /// How many files and folders the guest has open, of whatever preview.
+    pub(super) fn open_files(&mut self) -> usize {
+        let of_components = self.table.iter_mut().filter(|entry| entry.is::<Descriptor>()).count();
+        of_components + self.preview1.as_mut().map_or(0, files)
+    }
 }
 
 impl WasiView for Host {
@@ -225,6 +234,14 @@ impl HostWallClock for Wall {
     }
 }
 
+/// Fills it with random numbers of the kernel.
+pub(super) fn fill(bytes: &mut [u8]) {
+    if getrandom::fill(bytes).is_err() {
+        // Not on a node, which drew from there when it started; and never fewer random numbers than without.
+        let Ok(()) = wasmtime_wasi::random::thread_rng().try_fill_bytes(bytes);
+    }
+}
+
 /// The kernel's random numbers, drawn when they are asked for: no memory of this process knows what comes next.
 struct Kernel;
 
@@ -247,11 +264,8 @@ impl TryRng for Kernel {
     }
 
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> std::result::Result<(), Infallible> {
-        match getrandom::fill(bytes) {
-            Ok(()) => Ok(()),
-            // Not on a node, which drew from there when it started; and never fewer random numbers than without.
-            Err(_) => wasmtime_wasi::random::thread_rng().try_fill_bytes(bytes),
-        }
+        fill(bytes);
+        Ok(())
     }
 }
 
@@ -261,11 +275,6 @@ impl TryRng for Kernel {
 /// # Errors
 /// Only if a name is not WASI's: a bug of ours.
 pub fn watch_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
-    let draw = |mut caller: Caller<'_, Host>, buf: i32, len: i32| {
-        let (bytes, host) = memory(&mut caller)?;
-        host.drawn += 1;
-        random_get(host.preview1(), &mut GuestMemory::Unshared(bytes), buf, len)
-    };
     // Whoever reads them asks first how long they are.
     let sizes = |mut caller: Caller<'_, Host>, count: i32, bytes: i32| {
         let (memory, host) = memory(&mut caller)?;
@@ -273,7 +282,6 @@ pub fn watch_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
         environ_sizes_get(host.preview1(), &mut GuestMemory::Unshared(memory), count, bytes)
     };
     for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
-        linker.func_wrap(preview, "random_get", draw)?;
         linker.func_wrap(preview, "environ_sizes_get", sizes)?;
     }
     Ok(())
@@ -286,10 +294,7 @@ pub fn watch_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
 /// Only if wasmtime names its interfaces differently: a bug of ours, found by the test of this function.
 pub fn watch_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> Result<()> {
     type Store<'a> = StoreContextMut<'a, Host>;
-    let bytes = |mut store: Store<'_>, (len,): (u64,)| Ok((random::Host::get_random_bytes(drawing(&mut store), len)?,));
     let number = |mut store: Store<'_>, (): ()| Ok((random::Host::get_random_u64(drawing(&mut store))?,));
-    let insecure_bytes =
-        |mut store: Store<'_>, (len,): (u64,)| Ok((insecure::Host::get_insecure_random_bytes(drawing(&mut store), len)?,));
     let insecure_number = |mut store: Store<'_>, (): ()| Ok((insecure::Host::get_insecure_random_u64(drawing(&mut store))?,));
     let seed = |mut store: Store<'_>, (): ()| {
         let random = drawing(&mut store);
@@ -303,10 +308,8 @@ pub fn watch_components(linker: &mut ComponentLinker<Host>, concurrent: bool) ->
     let versions = [("0.2.12", "insecure-seed"), ("0.3.0", "get-insecure-seed")];
     for (version, name) in versions.into_iter().take(if concurrent { 2 } else { 1 }) {
         let mut random = linker.instance(&format!("wasi:random/random@{version}"))?;
-        random.func_wrap("get-random-bytes", bytes)?;
         random.func_wrap("get-random-u64", number)?;
         let mut insecure = linker.instance(&format!("wasi:random/insecure@{version}"))?;
-        insecure.func_wrap("get-insecure-random-bytes", insecure_bytes)?;
         insecure.func_wrap("get-insecure-random-u64", insecure_number)?;
         linker.instance(&format!("wasi:random/insecure-seed@{version}"))?.func_wrap(name, seed)?;
         linker.instance(&format!("wasi:cli/environment@{version}"))?.func_wrap("get-environment", variables)?;

@@ -11,6 +11,7 @@ use wasmtime_wasi::p1::wasi_snapshot_preview1::{fd_pwrite, fd_write};
 use wiggle::GuestMemory;
 
 use super::Host;
+use super::bounded::{INVAL, VECTORS_MAX, is_within};
 use super::wasi::memory;
 
 /// `EFAULT` of the first preview: an address outside of the memory.
@@ -70,6 +71,9 @@ impl Write {
 }
 
 async fn write(mut caller: Caller<'_, Host>, call: Write) -> Result<i32> {
+    if !is_within(call.count, VECTORS_MAX) {
+        return Ok(INVAL);
+    }
     let (bytes, host) = memory(&mut caller)?;
     if !host.mappings.is_any() {
         return call.run(host, bytes).await;

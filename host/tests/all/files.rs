@@ -78,6 +78,20 @@ fn unmodified_programs_read_what_was_deployed_with_them_and_cannot_change_it() {
 }
 
 #[test]
+fn a_guest_has_so_many_files_open() {
+    let node = Node::start(&[]);
+    let files = archive(&[("site/a", "a")]);
+    for name in ["files1", "files2"] {
+        done(deploy(&node, name, &program(name), SITE, &files));
+        // One of the 128 is the folder.
+        let text = run(&node, name, "hold=/site/a");
+        assert!(text.starts_with("127 "), "{name}: {text}");
+        // They were the invocation's.
+        assert_eq!((run(&node, name, "hold=/site/a"), run(&node, name, "read=/site/a")), (text, "a".into()));
+    }
+}
+
+#[test]
 fn files_belong_to_their_revision_and_go_with_the_last_that_has_them() {
     let node = Node::start(&["data.revisions_max=2"]);
     let wasm = program("files1");

@@ -400,3 +400,41 @@ fn guests_together_have_only_so_much_memory() {
     drop(held);
     eventually("there is room again", || node.data.get("/small").status() == 200);
 }
+
+/// Calls of preview 1 with numbers at their bounds and past them: the error number, or `None` if the invocation ended.
+#[test]
+fn numbers_that_a_guest_gives_to_calls_are_bounded() {
+    let node = Node::start(&[]);
+    let import = |name: &str, params: &str| {
+        format!("(import \"wasi_snapshot_preview1\" \"{name}\" (func $f (param {params}) (result i32)))")
+    };
+    let answer = |import: &str, call: &str| {
+        let fields = format!("(func (export \"hob_handle\") (call $number {call}))");
+        let text =
+            handler_with("(memory (export \"memory\") 1100)", &fields).replacen("(module", &format!("(module {import}"), 1);
+        node.deploy_wat("calls", &text, "snapshot = \"off\"\n[limits]\ncpu = \"10s\"\nwall = \"60s\"\n");
+        let reply = node.data.get("/calls");
+        (reply.status() == 200).then(|| i32::from_le_bytes(reply.body.try_into().unwrap()))
+    };
+    let four = "i32 i32 i32 i32";
+    for (name, call, within) in [
+        ("fd_write", "(call $f (i32.const 1) (i32.const 0) (i32.const N) (i32.const 60000))", 0),
+        ("fd_read", "(call $f (i32.const 0) (i32.const 0) (i32.const N) (i32.const 60000))", 0),
+        ("poll_oneoff", "(call $f (i32.const 0) (i32.const 100000) (i32.const N) (i32.const 60000))", 0),
+    ] {
+        let import = import(name, four);
+        assert_eq!(answer(&import, &call.replace('N', "1024")), Some(within), "{name}");
+        for past in ["1025", "-1", "2147483647"] {
+            assert_eq!(answer(&import, &call.replace('N', past)), Some(28), "{name} {past}");
+        }
+    }
+    let random = import("random_get", "i32 i32");
+    let call = |len: usize| format!("(call $f (i32.const 8) (i32.const {len}))");
+    assert_eq!(answer(&random, &call(64 << 20)), Some(0));
+    assert_eq!(answer(&random, &call((64 << 20) + 1)), None);
+    assert_eq!(answer(&random, "(call $f (i32.const 72089600) (i32.const 1))"), Some(21), "behind the memory");
+    // All of it is drawn, in however many pieces.
+    let drawn = "(if (result i32) (call $f (i32.const 0) (i32.const 1000000)) (then (i32.const 1))
+        (else (i32.add (i64.eqz (i64.load (i32.const 0))) (i64.eqz (i64.load (i32.const 999992))))))";
+    assert_eq!(answer(&random, drawn), Some(0));
+}

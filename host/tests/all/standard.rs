@@ -338,8 +338,8 @@ fn handles_and_open_objects_are_bounded() {
     let doors = Doors::open(BUCKETS);
     let said = doors.say("kv1/open-many/disk", &[]).unwrap().unwrap();
     let opened: usize = String::from_utf8(said[0].clone()).unwrap().parse().unwrap();
-    assert!((2000..2048).contains(&opened), "{opened}");
-    assert!(String::from_utf8_lossy(&said[1]).contains("at most 2048 handles"));
+    assert!((1000..1024).contains(&opened), "{opened}");
+    assert!(String::from_utf8_lossy(&said[1]).contains("at most 1024 handles"));
     doors.done("blob/put/disk", &[b"k", b"v"]);
     let said = doors.say("blob/open-many/disk", &[b"k"]).unwrap().unwrap();
     assert_eq!((&said[0][..], String::from_utf8_lossy(&said[1]).contains("at most 64 objects")), (&b"64"[..], true));

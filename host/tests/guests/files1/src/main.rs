@@ -1,5 +1,5 @@
 //! A command that does with a file or folder what its query says: `OP=PATH`, where `OP` is `read`, `list`, `write`, `remove`,
-//! `rename`, `link` or `mkdir`; or `clock=` prints how many nanoseconds past a whole millisecond 200 moments of both clocks are. It prints what it
+//! `rename`, `link` or `mkdir`; `hold` opens it until that fails, and prints how often that worked; or `clock=` prints how many nanoseconds past a whole millisecond 200 moments of both clocks are. It prints what it
 //! read, `done`, or `refused` and why.
 
 use std::fs;
@@ -25,6 +25,7 @@ fn run(op: &str, path: &str) -> Result<String> {
             names.sort();
             return Ok(names.join(" "));
         }
+        "hold" => return Ok(hold(path)),
         "clock" => return Ok(past_a_millisecond()),
         "write" => fs::write(path, "written")?,
         "remove" => fs::remove_file(path)?,
@@ -34,6 +35,18 @@ fn run(op: &str, path: &str) -> Result<String> {
         _ => return Err(Error::other("no such operation")),
     }
     Ok("done".into())
+}
+
+/// Opens a file until that fails; how often it worked, and what it failed with.
+fn hold(path: &str) -> String {
+    let mut held = Vec::new();
+    loop {
+        match fs::File::open(path) {
+            Ok(file) if held.len() < 5000 => held.push(file),
+            Ok(_) => return format!("{} and no end", held.len()),
+            Err(error) => return format!("{} {error}", held.len()),
+        }
+    }
 }
 
 /// The greatest of each clock: 0 where it shows whole milliseconds.
