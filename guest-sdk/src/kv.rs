@@ -66,7 +66,8 @@ pub enum When {
 /// How a value is set. The default is for ever and on no condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SetOptions {
-    /// How long the entry stays, in whole milliseconds and at least one; `None` for ever, also if what was there had an end.
+    /// How long the entry stays, in whole milliseconds, at least one and at most 36,500 days; `None` for ever, also if what was there had an
+    /// end.
     pub ttl: Option<Duration>,
     /// Condition.
     pub when: When,

@@ -83,7 +83,7 @@ pub struct PutOptions {
     pub content_type: String,
     /// Names and values of your own; at most 64, and 2,048 bytes.
     pub metadata: Vec<(String, String)>,
-    /// How long it stays, in whole milliseconds and at least one; `None` for ever.
+    /// How long it stays, in whole milliseconds, at least one and at most 36,500 days; `None` for ever.
     pub ttl: Option<Duration>,
     /// Condition. It decides when the object is whole.
     pub when: When,

@@ -32,6 +32,7 @@ use super::output::{self, Format};
 use super::text::bytes;
 use super::{Ctx, Failure};
 use crate::control::wire::{BatchKind, BatchOp, BucketRequest, join, split};
+use crate::data::TTL_MAX;
 use crate::data::kv::{BATCH_OPS_MAX, VALUE_LEN_MAX};
 use crate::id::{BucketName, Digest};
 
@@ -416,7 +417,8 @@ impl Importing<'_> {
 
     fn take(&mut self, record: Record, body: &mut dyn Read, bar: &ProgressBar) -> Result<Digest, Failure> {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let left_ms = record.expires_ms.map(|expires_ms| u128::from(expires_ms).saturating_sub(now_ms));
+        // A bucket may hold, and a clock that is behind may make, more than is taken.
+        let left_ms = record.expires_ms.map(|expires_ms| u128::from(expires_ms).saturating_sub(now_ms).min(TTL_MAX.as_millis()));
         let ttl = left_ms.map(|ms| format!("{ms}ms"));
         // What has ended meanwhile is not brought back.
         if left_ms == Some(0) {

@@ -138,7 +138,8 @@ fn parse<T: FromStr>(name: &str, value: &[u8], expected: &str) -> Result<T, Faul
 
 /// A time to live as it is written.
 pub(super) fn ttl(text: &str) -> Result<Duration, Fault> {
-    parse_time(text).ok_or_else(|| Fault::new(Code::BadRequest, "the time to live cannot be read: expected a time such as 10s"))
+    let bad = || Fault::new(Code::BadRequest, "the time to live cannot be read: expected a time such as 10s, at most 36500days");
+    parse_time(text).ok_or_else(bad)
 }
 
 /// The cursor of the page after this key.

@@ -8,7 +8,13 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::error::DataError;
+
+/// Longest time to live of an entry or an object: a hundred years. So every end is a number below 2^53, which all readers of JSON take as it
+/// is, and what is left of it can be written as a time again.
+pub const TTL_MAX: Duration = Duration::from_hours(36_500 * 24);
 
 /// Where versions of what a restart forgets are counted from: the beginning of 2025.
 const VERSIONS_FROM_MS: u64 = 1_735_689_600_000;
@@ -86,6 +92,20 @@ impl Clock {
 
 fn millis(count: u128) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// Whether something may live so long; `None` is for ever.
+///
+/// # Errors
+/// [`DataError::Invalid`] for less than a millisecond, and for more than [`TTL_MAX`].
+pub(super) fn check_ttl(ttl: Option<Duration>) -> Result<(), DataError> {
+    let what = match ttl {
+        Some(ttl) if ttl.as_millis() == 0 => "the time to live is nothing",
+        Some(ttl) if ttl > TTL_MAX => "the time to live is too long",
+        Some(_) | None => return Ok(()),
+    };
+    const { assert!(TTL_MAX.as_secs() == 36_500 * 86_400, "the text says so") };
+    Err(DataError::Invalid { what: what.into(), expected: "1 ms to 36500 days, or none".into() })
 }
 
 impl fmt::Debug for Clock {
@@ -166,6 +186,19 @@ mod tests {
         assert!(first(VERSIONS_FROM_MS + room - 1) < 1 << 53 && first(VERSIONS_FROM_MS + room) == 1 << 53);
         assert_eq!(room / (365 * 24 * 60 * 60 * 1000), 34, "years from 2025 on");
         assert!(Clock::system().first_version() > 1 << 40);
+    }
+
+    #[test]
+    fn a_time_to_live_is_a_millisecond_to_a_hundred_years() {
+        for good in [None, Some(Duration::from_millis(1)), Some(TTL_MAX)] {
+            check_ttl(good).unwrap();
+        }
+        for bad in [Duration::ZERO, Duration::from_micros(999), TTL_MAX + Duration::from_nanos(1), Duration::MAX] {
+            assert!(matches!(check_ttl(Some(bad)), Err(DataError::Invalid { .. })), "{bad:?}");
+        }
+        // For centuries to come.
+        let year_ms = 366 * 24 * 60 * 60 * 1000;
+        assert!(Clock::system().now_ms() + 1000 * year_ms + u64::try_from(TTL_MAX.as_millis()).unwrap() < 1 << 53);
     }
 
     #[test]

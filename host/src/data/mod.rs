@@ -43,7 +43,7 @@ use tokio::sync::broadcast::Receiver;
 pub use self::account::Usage;
 pub use self::audit::Audited;
 pub use self::bucket::{BUCKETS_MAX, Bucket, BucketId, Each, without_files};
-pub use self::clock::{Clock, Reading};
+pub use self::clock::{Clock, Reading, TTL_MAX};
 pub use self::error::{AT_ONCE, DataError, OriginFault};
 pub use self::feed::{Changed, FEED_LEN};
 pub use self::shares::{Share, Shares, Turn};

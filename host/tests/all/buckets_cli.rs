@@ -276,6 +276,38 @@ fn an_export_comes_back_or_is_refused_whole() {
 }
 
 #[test]
+fn what_stays_long_comes_back_with_its_end() {
+    let node = Node::start(&[]);
+    bucket(&node, "from", json!({}));
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("x"), "x").unwrap();
+    run(&node, &["kv", "set", "from", "k", "v", "--ttl", "36500days"]);
+    run(&node, &["blob", "cp", &path("x"), "hob:from/o", "--ttl", "36500days"]);
+    for ttl in ["36500days 1ms", "600years", "18446744073709551615ms"] {
+        let stderr = fails(&node, 1, &["kv", "set", "from", "k", "v", "--ttl", ttl]);
+        assert!(stderr.contains("36500"), "{stderr}");
+        fails(&node, 1, &["blob", "cp", &path("x"), "hob:from/o", "--ttl", ttl]);
+    }
+    run(&node, &["bucket", "export", "from", &path("export")]);
+    run(&node, &["bucket", "import", &path("export"), "to"]);
+    let end = |name: &str, kind: &str| json_of(&node, &[kind, "ls", name])[0]["expires_ms"].as_u64().unwrap();
+    for kind in ["kv", "blob"] {
+        let (from, to) = (end("from", kind), end("to", kind));
+        assert!(from < 1 << 53 && from.abs_diff(to) < 1000, "{kind}: {from} {to}");
+    }
+    // What an export says may be more than is taken, as of a bucket from before there was a bound.
+    let text = std::fs::read_to_string(path("export")).unwrap();
+    let mut text = text.replace(&end("from", "kv").to_string(), "18446744073709551615");
+    text.truncate(text.find("{\"kind\":\"end\"").unwrap());
+    let digest = hob::id::Digest::of(text.as_bytes());
+    text += &json!({ "kind": "end", "digest": digest.to_string(), "entries": 1, "objects": 1 }).to_string();
+    std::fs::write(path("older"), text + "\n").unwrap();
+    run(&node, &["bucket", "import", &path("older"), "older"]);
+    assert!(end("older", "kv") < 1 << 53);
+}
+
+#[test]
 fn metadata_of_any_characters_comes_back() {
     let node = Node::start(&[]);
     bucket(&node, "from", json!({}));

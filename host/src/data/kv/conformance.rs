@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::data::clock::testing::Hands;
-use crate::data::{Bucket, BucketSpec, Data, DataConfig, Durability, Usage};
+use crate::data::{Bucket, BucketSpec, Data, DataConfig, Durability, TTL_MAX, Usage};
 use crate::fault::Code;
 
 /// A bucket to try things with.
@@ -96,6 +96,10 @@ impl Rig {
     }
 }
 
+fn longest_ms() -> u64 {
+    u64::try_from(TTL_MAX.as_millis()).unwrap()
+}
+
 fn limits_hold_on_both_sides(durability: Durability) {
     let rig = rig(durability);
     let (longest, long) = (vec![7; KEY_LEN_MAX], vec![7; KEY_LEN_MAX + 1]);
@@ -127,7 +131,10 @@ fn limits_hold_on_both_sides(durability: Durability) {
     assert_eq!(rig.kv.get_many(&[&b"v"[..]; BATCH_BYTES_MAX / VALUE_LEN_MAX]).unwrap().len(), 16);
     let error = rig.kv.get_many(&[&b"v"[..]; BATCH_BYTES_MAX / VALUE_LEN_MAX + 1]).unwrap_err();
     assert_eq!(error.fault().code, Code::BodyTooLarge);
-    assert_eq!(rig.code([set_for("t", "", 0)]), Code::BadRequest);
+    rig.write([set_for("t", "", longest_ms())]).unwrap();
+    for ms in [0, longest_ms() + 1, u64::MAX] {
+        assert_eq!(rig.code([set_for("t", "", ms)]), Code::BadRequest, "{ms}");
+    }
     assert!(rig.kv.scan(b"", None, 0).unwrap().entries.is_empty());
     // A page ends by its bytes.
     let page = rig.kv.scan(b"", None, PAGE_ENTRIES_MAX + 1).unwrap();
@@ -160,7 +167,7 @@ fn what_expired_is_never_seen_again(durability: Durability) {
     rig.hands.pass(1);
     assert_eq!(rig.code([set_when("l", "4", When::Present)]), Code::PreconditionFailed);
     assert_eq!(rig.write([set_when("l", "4", When::Absent), delete("l"), delete("l")]).unwrap().len(), 3);
-    rig.write([set_for("l", "5", u64::MAX), set_when("l", "6", When::Present)]).unwrap();
+    rig.write([set_for("l", "5", longest_ms()), set_when("l", "6", When::Present)]).unwrap();
     assert!(rig.kv.exists(b"l").unwrap());
     rig.write([delete("l"), delete("k")]).unwrap();
     assert_eq!(rig.data.usage(&rig.bucket).unwrap(), Usage { bytes: 2, keys: 1 });
@@ -193,7 +200,7 @@ fn racing_writers_lose_nothing(durability: Durability) {
 
 fn a_deleted_bucket_is_gone(durability: Durability) {
     let rig = rig(durability);
-    let many = (0..600).map(|n| set_for(&format!("k{n}"), "v", if n % 2 == 0 { 1000 } else { u64::MAX })).collect::<Vec<_>>();
+    let many = (0..600).map(|n| set_for(&format!("k{n}"), "v", if n % 2 == 0 { 1000 } else { longest_ms() })).collect::<Vec<_>>();
     rig.write(many).unwrap();
     rig.data.delete_bucket(&rig.bucket.tenant, &rig.bucket.name).wait().unwrap();
     assert_eq!(rig.code([set("k1", "new")]), Code::NotFound);

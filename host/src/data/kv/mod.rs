@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::clock::check_ttl;
 use super::error::DataError;
 use super::store::Ack;
 
@@ -73,7 +74,8 @@ pub enum Op {
         key: Bytes,
         /// The value.
         value: Bytes,
-        /// How long it stays, in whole milliseconds and at least one; `None` for ever, also if what was there had an end.
+        /// How long it stays, in whole milliseconds, at least one and at most [`TTL_MAX`](super::TTL_MAX); `None` for ever, also if what was
+        /// there had an end.
         ttl: Option<Duration>,
         /// Condition.
         when: When,
@@ -236,10 +238,7 @@ fn check_ops(ops: &[Op]) -> Result<usize, DataError> {
             if value.len() > VALUE_LEN_MAX {
                 return Err(DataError::TooLarge { what: "the value", found: value.len() as u64, max: VALUE_LEN_MAX as u64 });
             }
-            if ttl.is_some_and(|ttl| ttl.as_millis() == 0) {
-                let expected = "at least one millisecond, or none".into();
-                return Err(DataError::Invalid { what: "the time to live is nothing".into(), expected });
-            }
+            check_ttl(*ttl)?;
         }
     }
     let bytes = ops.iter().map(Op::len).sum();

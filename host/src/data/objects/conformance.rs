@@ -6,7 +6,7 @@ use std::io::Read;
 use std::sync::{Arc, Barrier};
 
 use super::super::clock::testing::Hands;
-use super::super::{Bucket, BucketSpec, Data, DataConfig, DataError, Durability};
+use super::super::{Bucket, BucketSpec, Data, DataConfig, DataError, Durability, TTL_MAX};
 use super::*;
 use crate::id::TenantId;
 
@@ -216,7 +216,12 @@ fn limits_on_both_sides() {
         put_options(tagged(METADATA_PAIRS_MAX, 1)).unwrap();
         assert!(matches!(put_options(tagged(1, METADATA_BYTES_MAX + 1)), Err(DataError::TooLarge { found: 2049, .. })));
         assert!(matches!(put_options(tagged(METADATA_PAIRS_MAX + 1, 1)), Err(DataError::Invalid { .. })));
-        assert!(put_options(PutOptions { ttl_ms: Some(0), ..PutOptions::default() }).is_err());
+        let longest_ms = u64::try_from(TTL_MAX.as_millis()).unwrap();
+        put_options(PutOptions { ttl_ms: Some(longest_ms), ..PutOptions::default() }).unwrap();
+        for ms in [0, longest_ms + 1, u64::MAX] {
+            let error = put_options(PutOptions { ttl_ms: Some(ms), ..PutOptions::default() }).unwrap_err();
+            assert!(matches!(error, DataError::Invalid { .. }), "{ms}: {error}");
+        }
 
         put(objects, &bucket, b"big", &noise(1 << 20, 1)).unwrap();
         let error = put(objects, &bucket, b"big", &noise((1 << 20) + 1, 1)).unwrap_err();

@@ -48,6 +48,7 @@ pub(super) use self::table::{prepare, sweep, sweep_graves};
 
 use super::account::Usage;
 use super::bucket::Bucket;
+use super::clock::check_ttl;
 use super::error::{AT_ONCE, DataError, io_error};
 use super::store::Ack;
 use crate::id::Digest;
@@ -112,7 +113,7 @@ pub struct PutOptions {
     pub content_type: String,
     /// Names and values of the tenant's own, at most [`METADATA_PAIRS_MAX`] and [`METADATA_BYTES_MAX`].
     pub metadata: Vec<(String, String)>,
-    /// Milliseconds from the commit until the object is gone, at least 1.
+    /// Milliseconds from the commit until the object is gone, at least 1 and at most [`TTL_MAX`](super::TTL_MAX).
     pub ttl_ms: Option<u64>,
     /// Checked when the put begins, and again, which decides, when it is committed.
     pub when: When,
@@ -421,10 +422,7 @@ fn check_options(options: &PutOptions) -> Result<(), DataError> {
         let expected = format!("at most {METADATA_PAIRS_MAX}");
         return Err(DataError::Invalid { what: format!("{pairs} pairs of metadata"), expected });
     }
-    if options.ttl_ms == Some(0) {
-        return Err(DataError::Invalid { what: "a time to live of 0".into(), expected: "at least 1 ms, or none".into() });
-    }
-    Ok(())
+    check_ttl(options.ttl_ms.map(Duration::from_millis))
 }
 
 fn check_len(what: &'static str, found: usize, max: usize) -> Result<(), DataError> {

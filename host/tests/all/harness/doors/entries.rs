@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use hob::data::TTL_MAX;
 use hob::data::kv::{BATCH_OPS_MAX, Done, Entry, KEY_LEN_MAX, Op, VALUE_LEN_MAX, When};
 
 use super::{KvDoor, Said, check_entries, refused};
@@ -95,7 +96,7 @@ fn add(key: &str, by: i64) -> Op {
 /// All rules, in a bucket that is empty, with room for 10,000 keys and 32 MiB; `other`: one beside it. Both are empty afterwards.
 pub(crate) fn check(door: &impl Entries, other: &impl Entries) {
     check_entries(door);
-    let rules: [fn(&dyn Entries); 8] = [
+    let rules: [fn(&dyn Entries); 9] = [
         versions_rise_over_sets_and_deletes,
         conditions_refuse_the_whole_batch,
         a_batch_happens_in_order,
@@ -103,6 +104,7 @@ pub(crate) fn check(door: &impl Entries, other: &impl Entries) {
         keys_are_bytes,
         increments_are_decimal_numbers,
         what_expired_is_gone,
+        times_to_live_have_their_limits,
         scans_go_by_prefix_and_cursor,
     ];
     for rule in rules {
@@ -243,6 +245,21 @@ fn what_expired_is_gone(door: &dyn Entries) {
     door.version("k", "2", When::Absent);
     door.version("l", "2", When::Always);
     assert_eq!(door.entry(b"l").unwrap().unwrap().expires_ms, None);
+}
+
+fn times_to_live_have_their_limits(door: &dyn Entries) {
+    let set_for = |ttl| Op::Set { key: bytes("k"), value: bytes("2"), ttl: Some(ttl), when: When::Always };
+    door.put(b"k", b"1", Some(TTL_MAX), When::Always).unwrap();
+    let before = door.entry(b"k").unwrap();
+    assert!(before.as_ref().unwrap().expires_ms.is_some_and(|ms| ms < 1 << 53));
+    for ttl in [TTL_MAX + Duration::from_millis(1), Duration::from_millis(u64::MAX)] {
+        // No door reads a time of so many years at all.
+        let words = if ttl.as_millis() < 1 << 60 { "too long: expected 1 ms to 36500 days" } else { "time to live" };
+        refused(door.put(b"k", b"2", Some(ttl), When::Always), words);
+        refused(door.batch(&[set("other", "1"), set_for(ttl)]), words);
+    }
+    assert_eq!((door.entry(b"k").unwrap(), door.has(b"other")), (before, Ok(false)));
+    door.batch(&[set_for(TTL_MAX)]).unwrap();
 }
 
 fn scans_go_by_prefix_and_cursor(door: &dyn Entries) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Barrier;
 
+use hob::data::TTL_MAX;
 use hob::data::objects::{CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, METADATA_BYTES_MAX, METADATA_PAIRS_MAX, PutOptions, When};
 use hob::id::Digest;
 
@@ -75,8 +76,14 @@ pub(crate) fn check(door: &impl Files, other: &impl Files) {
         limits_hold_on_both_sides,
     ];
     // What a store that speaks S3 has no word for: docs/data.md says why of each.
-    let of_ours: [fn(&dyn Files); 5] =
-        [versions_rise, keys_are_bytes, metadata_is_any_text, what_expired_is_gone, a_delete_may_have_a_condition];
+    let of_ours: [fn(&dyn Files); 6] = [
+        versions_rise,
+        keys_are_bytes,
+        metadata_is_any_text,
+        what_expired_is_gone,
+        times_to_live_have_their_limits,
+        a_delete_may_have_a_condition,
+    ];
     let of_origins: [fn(&dyn Files); 1] = [what_an_origin_has_no_word_for_is_refused];
     let rest: &[fn(&dyn Files)] = if door.is_of_origin() { &of_origins } else { &of_ours };
     for rule in every.iter().chain(rest) {
@@ -265,6 +272,16 @@ fn what_expired_is_gone(door: &dyn Files) {
     door.write(b"k", b"2", &on(When::Absent)).unwrap();
     assert!(door.known(b"l").unwrap().unwrap().expires_ms.is_some());
     assert_eq!(door.plain(b"l", b"2").expires_ms, None, "a put without an end lifts one");
+}
+
+fn times_to_live_have_their_limits(door: &dyn Files) {
+    let longest_ms = u64::try_from(TTL_MAX.as_millis()).unwrap();
+    let put = |ms| door.write(b"k", b"1", &PutOptions { ttl_ms: Some(ms), ..PutOptions::default() });
+    let before = put(longest_ms).unwrap();
+    assert!(before.expires_ms.is_some_and(|ms| ms < 1 << 53));
+    refused(put(longest_ms + 1), "too long: expected 1 ms to 36500 days");
+    refused(put(u64::MAX), "time to live");
+    assert_eq!(door.known(b"k").unwrap(), Some(before));
 }
 
 fn of_racing_writers_one_wins(door: &impl Files) {
