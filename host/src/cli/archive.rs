@@ -31,17 +31,20 @@ use super::kv::key_of;
 use super::output::{self, Format};
 use super::text::bytes;
 use super::{Ctx, Failure};
+use crate::control::BATCH_LEN_MAX;
 use crate::control::wire::{BatchKind, BatchOp, BucketRequest, join, split};
 use crate::data::TTL_MAX;
-use crate::data::kv::{BATCH_OPS_MAX, VALUE_LEN_MAX};
+use crate::data::kv::{BATCH_OPS_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
 use crate::id::{BucketName, Digest};
 
 /// The first line.
 const MAGIC: &str = "hob-bucket 1";
 /// Longest line, in bytes: a key and metadata, escaped, are far shorter.
 const LINE_LEN_MAX: u64 = 64 << 10;
-/// Bytes of values in one batch of an import.
+/// Bytes of JSON after which a batch of an import is sent. The entry that passes it goes along: with each byte of its key and value escaped
+/// it has six times their bytes, and a body may have 32 MiB.
 const BATCH_BYTES: usize = 4 << 20;
+const _: () = assert!(BATCH_BYTES + 6 * (VALUE_LEN_MAX + KEY_LEN_MAX) + (1 << 20) < BATCH_LEN_MAX, "a batch is taken");
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Definition {
@@ -378,6 +381,7 @@ struct Importing<'a> {
     name: &'a BucketName,
     /// Entries of the next batch.
     ops: Vec<BatchOp>,
+    /// What they take as JSON.
     bytes: usize,
     count: Count,
 }
@@ -432,11 +436,10 @@ impl Importing<'_> {
                 Ok(())
             })?;
             self.count.entries += 1;
-            self.bytes += value.len();
             let (text, value_base64) = split(&value);
             let (key, key_base64) = (record.key, record.key_base64);
             let kind = BatchKind::Set;
-            self.ops.push(BatchOp {
+            let op = BatchOp {
                 op: kind,
                 key,
                 key_base64,
@@ -446,7 +449,9 @@ impl Importing<'_> {
                 if_absent: false,
                 if_version: None,
                 by: None,
-            });
+            };
+            self.bytes += serde_json::to_vec(&op).context("an entry cannot be written as JSON")?.len();
+            self.ops.push(op);
             bar.set_message(format!("{} entries", self.count.entries));
             if self.ops.len() == BATCH_OPS_MAX || self.bytes >= BATCH_BYTES {
                 self.flush()?;

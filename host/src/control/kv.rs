@@ -36,7 +36,7 @@ use crate::idempotency::{Answer, Keep, Ticket};
 use crate::net::drain::Stop;
 
 /// Longest body of a batch, in bytes: what a batch may hold, in Base64, and room for its words.
-pub(super) const BATCH_LEN_MAX: usize = 32 << 20;
+pub(crate) const BATCH_LEN_MAX: usize = 32 << 20;
 /// Longest body of a reading of many, in bytes: as many keys as it may name, each byte of them escaped, and room for its words.
 pub(super) const GET_LEN_MAX: usize = 4 << 20;
 /// Bytes of an answer to a reading of many that are sent at once.

@@ -47,6 +47,7 @@ use utoipa_axum::routes;
 pub use self::access::FirstStart;
 pub use self::buckets::Places;
 pub use self::in_hand::InHand;
+pub(crate) use self::kv::BATCH_LEN_MAX;
 pub use self::once::Answers;
 
 use self::access::{Access, Peer};

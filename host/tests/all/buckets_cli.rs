@@ -307,6 +307,29 @@ fn what_stays_long_comes_back_with_its_end() {
     assert!(end("older", "kv") < 1 << 53);
 }
 
+/// A batch that is legal by its bytes, and longer as JSON than a body may be.
+#[test]
+fn an_export_of_control_characters_comes_back() {
+    let node = Node::start(&[]);
+    bucket(&node, "from", json!({}));
+    let ops = |numbers: std::ops::Range<u32>| {
+        let op = |n| json!({ "op": "set", "key": format!("{}{n:04}", "\u{1}".repeat(508)), "value": "\0".repeat(4198) });
+        json!({ "ops": numbers.map(op).collect::<Vec<_>>() }).to_string()
+    };
+    for numbers in [0..500, 500..999] {
+        node.control.post("/v1/buckets/from/kv", ops(numbers).as_bytes()).ok();
+    }
+    let last = format!("kv/{}", "%02".repeat(512));
+    assert_eq!(put(&node, &format!("/v1/buckets/from/{last}"), &[], &[0; 1 << 20]).status(), 204);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("export").to_str().unwrap().to_owned();
+    assert_eq!(json_of(&node, &["bucket", "export", "from", &file])["entries"], 1000);
+    assert_eq!(json_of(&node, &["bucket", "import", &file, "to"])["entries"], 1000);
+    let size = |name: &str| json_of(&node, &["bucket", "inspect", name])["entries"].clone();
+    assert_eq!(size("to"), size("from"));
+    assert!(node.control.get(&format!("/v1/buckets/to/{last}")).good() == [0; 1 << 20]);
+}
+
 #[test]
 fn metadata_of_any_characters_comes_back() {
     let node = Node::start(&[]);
