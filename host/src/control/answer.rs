@@ -12,6 +12,7 @@ use http_body_util::LengthLimitError;
 use serde::de::DeserializeOwned;
 
 use super::conditions;
+use super::wire::object;
 use crate::fault::{Code, Fault};
 use crate::id::NameError;
 use crate::invocation::BodyError;
@@ -71,11 +72,7 @@ pub(super) async fn json_body<T: DeserializeOwned>(body: axum::body::Body) -> Re
     let body = axum::body::to_bytes(body, DEFINITION_LEN_MAX).await.map_err(|error| body_fault(&error))?;
     let text = if body.is_empty() { &b"{}"[..] } else { &body };
     let bad = |what: &dyn std::fmt::Display| Fault::new(Code::BadRequest, format!("the body is not as expected: {what}"));
-    if text.trim_ascii_start().first() != Some(&b'{') {
-        // A list would be read as the members in their order.
-        return Err(bad(&"it is no JSON object"));
-    }
-    serde_json::from_slice(text).map_err(|error| bad(&error))
+    object(text).map_err(|error| bad(&error))
 }
 
 /// `If-Match` and `If-None-Match`.

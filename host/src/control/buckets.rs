@@ -20,7 +20,7 @@ use super::access::Caller;
 use super::answer::{Refusal, body_fault};
 use super::keys;
 use super::once::{self, Found, Once, respond};
-use super::wire::{BucketInfo, BucketList, BucketRequest, CorruptInfo, Problem, ScrubInfo, SizeInfo, split};
+use super::wire::{BucketInfo, BucketList, BucketRequest, CorruptInfo, Problem, ScrubInfo, SizeInfo, object, split};
 use crate::data::{Bucket, BucketId, BucketSpec, Data, DataError, Durability, OriginUrl, Shares, Turn, Usage};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
@@ -249,7 +249,7 @@ pub(super) async fn put(
     let bad = |what: String| Fault::new(Code::BadRequest, format!("the body defines no bucket: {what}"));
     let wanted: BucketRequest = match body.as_ref() {
         b"" => BucketRequest::default(),
-        text => serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?,
+        text => object(text).map_err(|error| bad(error.to_string()))?,
     };
     let durability = match wanted.durability.as_deref() {
         None => None,

@@ -20,7 +20,7 @@ use super::once::{self, Found, Once, respond};
 use super::upload;
 use super::wire::{
     BundleInfo, DataGrantInfo, FileGrantInfo, FunctionDetail, FunctionInfo, FunctionList, GrantsInfo, Problem, RevisionInfo,
-    RevisionList, RollbackRequest, SecretGrantInfo, SnapshotInfo, StartTimeInfo, TriggerInfo, UsageInfo, UsedInfo,
+    RevisionList, RollbackRequest, SecretGrantInfo, SnapshotInfo, StartTimeInfo, TriggerInfo, UsageInfo, UsedInfo, object,
 };
 use crate::fault::{Code, Fault};
 use crate::grants::ManifestGrants;
@@ -296,7 +296,7 @@ pub(super) async fn rollback(
     let body = axum::body::to_bytes(body, ROLLBACK_LEN_MAX).await.map_err(|error| body_fault(&error))?;
     let request: RollbackRequest = match body.as_ref() {
         b"" => RollbackRequest::default(),
-        text => serde_json::from_slice(text)
+        text => object(text)
             .map_err(|error| Fault::new(Code::BadRequest, format!("the body is not as expected, {{\"to\": NUMBER}}: {error}")))?,
     };
     let ticket = match once.look(&control, vec![body]).await? {

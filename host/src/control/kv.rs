@@ -25,7 +25,7 @@ use super::keys::{self, Key, Wanted};
 use super::once::{self, Found, Once, respond};
 use super::wire::{
     BatchInfo, BatchKind, BatchOp, BatchRequest, ChangeInfo, DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo,
-    GetManyRequest, IncrementInfo, Problem, join, split,
+    GetManyRequest, IncrementInfo, Problem, join, object, split,
 };
 use crate::data::kv::{Done, Entry, Op, VALUE_LEN_MAX, When, check_count};
 use crate::data::{Bucket, Changed, Data};
@@ -356,7 +356,7 @@ pub(super) async fn get_many(
 
 fn read_keys(body: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
     let bad = |what: String| Fault::new(Code::BadRequest, format!("the body names no keys: {what}"));
-    let request: GetManyRequest = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
+    let request: GetManyRequest = object(body).map_err(|error| bad(error.to_string()))?;
     check_count(request.keys.len()).map_err(|error| error.fault())?;
     let read = |(index, key): (usize, EntryKey)| {
         let key = join(key.key, key.key_base64).map_err(|what| bad(format!("key {index}: 'key' {what}")))?;
@@ -367,7 +367,7 @@ fn read_keys(body: &[u8]) -> Result<Vec<Vec<u8>>, Fault> {
 
 fn read_batch(body: &[u8]) -> Result<Vec<Op>, Fault> {
     let bad = |what: String| Fault::new(Code::BadRequest, format!("the body is no batch: {what}"));
-    let request: BatchRequest = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
+    let request: BatchRequest = object(body).map_err(|error| bad(error.to_string()))?;
     check_count(request.ops.len()).map_err(|error| error.fault())?;
     let read = |(index, op)| read_op(op).map_err(|what| bad(format!("operation {index}: {what}")));
     request.ops.into_iter().enumerate().map(read).collect()

@@ -25,7 +25,7 @@ use super::buckets::{InBucket, holding, turn};
 use super::conditions;
 use super::keys::{Key, Wanted};
 use super::objects::{META, described, info, settled};
-use super::wire::{DESCRIBED, DescribedRequest, ObjectInfo, Problem};
+use super::wire::{DESCRIBED, DescribedRequest, ObjectInfo, Problem, object};
 use crate::data::objects::{Head, PutOptions, Upload};
 use crate::data::{AT_ONCE, Ack, DataError, Turn};
 use crate::fault::{Code, Fault};
@@ -148,7 +148,7 @@ fn described_in_json(headers: &HeaderMap) -> Result<Option<DescribedRequest>, Fa
         (Some(_), Some(_)) => return Err(bad("is there twice")),
     };
     let json = STANDARD.decode(value).map_err(|_| bad("is no Base64"))?;
-    serde_json::from_slice(&json).map(Some).map_err(|error| bad(&format!("cannot be read ({error})")))
+    object(&json).map(Some).map_err(|error| bad(&format!("cannot be read ({error})")))
 }
 
 /// Takes the body. Each `data.upload_timeout` is for so many bytes, however steadily they come.
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!((good.content_type.as_deref(), good.metadata[0].1.as_str(), good.metadata.len()), (Some("a\n"), " \0", 2));
         assert!(read(&[]).unwrap().is_none() && read(&[&STANDARD.encode("{}")]).unwrap().unwrap().metadata.is_empty());
         let (list, unknown, half) =
-            (STANDARD.encode("\"a\""), STANDARD.encode(r#"{"meta": []}"#), STANDARD.encode(r#"{"metadata": [["a"]]}"#));
+            (STANDARD.encode(r#"["a/b", []]"#), STANDARD.encode(r#"{"meta": []}"#), STANDARD.encode(r#"{"metadata": [["a"]]}"#));
         for bad in [&["?"][..], &["e30", "e30="], &["e30=", "e30="], &[&list], &[&unknown], &[&half], &["//4="]] {
             assert_eq!(read(bad).unwrap_err(), Code::BadRequest, "{bad:?}");
         }

@@ -5,6 +5,7 @@
 
 mod data;
 mod identity;
+mod object;
 mod secrets;
 mod usage;
 
@@ -22,6 +23,7 @@ pub use self::identity::{
     AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, TenantChange, TenantInfo, TenantList, TenantRequest, TokenInfo,
     TokenList, TokenRequest,
 };
+pub(super) use self::object::object;
 pub use self::secrets::{SecretGrantInfo, SecretInfo, SecretList, UnreadableSecret};
 pub use self::usage::{FunctionUsage, MinuteUsage, TenantUsage, UsageReport, UsedInfo};
 

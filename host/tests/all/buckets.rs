@@ -62,7 +62,7 @@ fn buckets_are_made_changed_listed_and_deleted() {
     // A change of quotas need not say the durability again.
     assert_eq!(put("b", r#"{"bytes_max": 2000}"#).json()["durability"], "volatile");
     assert_eq!(put("c", "{}").status(), 201);
-    for bad in ["{", "7", r#"{"size": 1}"#, r#"{"durability": "eternal"}"#, r#"{"bytes_max": -1}"#] {
+    for bad in ["{", "7", "[]", r#"["volatile",5,5]"#, r#"{"size": 1}"#, r#"{"durability": "eternal"}"#, r#"{"bytes_max": -1}"#] {
         put("d", bad).problem(400, "bad-request");
     }
     put("d", &format!("{{{}}}", " ".repeat(5000))).problem(413, "body-too-large");
@@ -302,6 +302,8 @@ fn a_batch_happens_whole_or_not_at_all() {
             (json!([{ "op": "increment", "key": "n", "if_version": 1 }]), 400, "bad-request"),
             (json!([{ "op": "delete", "key": "a", "value": "" }]), 400, "bad-request"),
             (json!([{ "op": "move", "key": "a" }]), 400, "bad-request"),
+            // An array is no struct, whatever is in it.
+            (json!([["set", "k", null, "v"]]), 400, "bad-request"),
             (json!(vec![json!({ "op": "increment", "key": "n" }); 1001]), 400, "bad-request"),
         ] {
             batch(ops).problem(status, code);
@@ -311,6 +313,36 @@ fn a_batch_happens_whole_or_not_at_all() {
         node.control.post(&format!("/v1/buckets/{name}/kv"), b"[]").problem(400, "bad-request");
     }
     check_whole(&node, "d");
+}
+
+/// serde reads a struct from an array, too, by the order of its fields.
+#[test]
+fn bodies_are_objects_and_no_arrays() {
+    let node = Node::start(&[]);
+    node.deploy("f", &wasm(&says("1")), "");
+    bucket(&node, "b", json!({}));
+    for (method, target, array, object) in [
+        ("PUT", "/v1/buckets/c", r#"["volatile", 5, 5, null]"#, r#"{"durability": "volatile"}"#),
+        ("POST", "/v1/buckets/b/kv", r#"[[]]"#, r#"{"ops": []}"#),
+        (
+            "POST",
+            "/v1/buckets/b/kv",
+            r#"{"ops": [["set", "k", null, "v"]]}"#,
+            r#"{"ops": [{"op": "set", "key": "k", "value": "v"}]}"#,
+        ),
+        ("POST", "/v1/buckets/b/kv-get", r#"[[["k"]]]"#, r#"{"keys": []}"#),
+        ("POST", "/v1/buckets/b/kv-get", r#"{"keys": [["k"]]}"#, r#"{"keys": [{"key": "k"}]}"#),
+        ("POST", "/v1/functions/f/rollback", "[1]", r#"{"to": 1}"#),
+        ("PUT", "/v1/tenants/acme", "[[]]", r#"{"hosts": []}"#),
+        ("PATCH", "/v1/tenants/acme", "[{}]", r#"{"quotas": {}}"#),
+        ("POST", "/v1/tokens", r#"["ci", null, ["read"]]"#, r#"{"name": "ci", "scopes": ["admin"]}"#),
+    ] {
+        let ask = |body: &str| node.control.request(method, target, &[], body.as_bytes());
+        let problem = ask(array).problem(400, "bad-request");
+        assert!(problem["detail"].as_str().unwrap().contains("expected a JSON object"), "{target}: {problem}");
+        let reply = ask(object);
+        assert!(reply.status() < 300, "{target}: {} {}", reply.status(), reply.text());
+    }
 }
 
 #[test]
@@ -337,6 +369,7 @@ fn many_entries_are_read_at_one_moment() {
         for bad in [
             json!({ "key": "a" }),
             json!(["a"]),
+            json!([["a"]]),
             json!([{}]),
             json!([{ "key": "" }]),
             json!([{ "key": "a", "key_base64": "YQ==" }]),

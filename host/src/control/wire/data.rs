@@ -8,6 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::object::objects;
+
 /// A bucket.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct BucketInfo {
@@ -122,6 +124,7 @@ pub struct ChangeInfo {
 #[serde(deny_unknown_fields)]
 pub struct GetManyRequest {
     /// At most 1,000.
+    #[serde(deserialize_with = "objects")]
     pub keys: Vec<EntryKey>,
 }
 
@@ -158,6 +161,7 @@ pub struct IncrementInfo {
 #[serde(deny_unknown_fields)]
 pub struct BatchRequest {
     /// At most 1,000.
+    #[serde(deserialize_with = "objects")]
     pub ops: Vec<BatchOp>,
 }
 
