@@ -83,6 +83,12 @@ impl Error {
         Self { kind: ErrorKind::Invalid, text: text.into() }
     }
 
+    /// One of several is damaged, in the words that the host has for one.
+    #[cold]
+    pub(crate) fn damaged(key: &[u8]) -> Self {
+        Self { kind: ErrorKind::Damaged, text: format!("'{}' is damaged on disk", key.escape_ascii()) }
+    }
+
     /// The host answered what it should not: a fault of the host.
     #[cold]
     pub(crate) fn malformed() -> Self {

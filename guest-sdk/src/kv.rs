@@ -29,7 +29,7 @@ const INCREMENT: u32 = 2;
 const ENTRY_LEN: usize = 16;
 /// Fixed part of an operation.
 const OP_LEN: usize = 32;
-/// In place of a length: there is no such entry.
+/// In place of a length: there is no such entry; on a page, it is damaged.
 const NONE: u32 = u32::MAX;
 /// Entries that a scan takes from the host at once; as many as it gives.
 const PAGE_LEN: u32 = 1000;
@@ -143,7 +143,7 @@ impl Bucket {
     /// The entries of at most 1,000 keys with at most 16 MiB of values, all at one moment, in the order of the keys.
     ///
     /// # Errors
-    /// As [`Bucket::get`].
+    /// As [`Bucket::get`]; if one of them is damaged, that names it.
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>) -> Result<Vec<Option<Entry>>, Error> {
         let mut record = Vec::new();
         for key in keys {
@@ -325,13 +325,15 @@ impl Batch<'_> {
     }
 }
 
-/// See [`Bucket::scan`]. After an error it is at its end.
+/// See [`Bucket::scan`]. A damaged entry is an error [`Damaged`](crate::data::ErrorKind::Damaged) that names its key, and the scan goes on
+/// behind it. After any other error it is at its end.
 #[derive(Debug)]
 pub struct Scan<'a> {
     bucket: &'a Bucket,
     prefix: Vec<u8>,
     page_len: u32,
-    page: std::vec::IntoIter<(Vec<u8>, Entry)>,
+    /// `None` for what is damaged.
+    page: std::vec::IntoIter<(Vec<u8>, Option<Entry>)>,
     /// Where the next page begins; `None` when there is none.
     after: Option<Vec<u8>>,
 }
@@ -365,8 +367,11 @@ impl Iterator for Scan<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(found) = self.page.next() {
-                return Some(Ok(found));
+            if let Some((key, entry)) = self.page.next() {
+                return Some(match entry {
+                    Some(entry) => Ok((key, entry)),
+                    None => Err(Error::damaged(&key)),
+                });
             }
             let after = self.after.take()?;
             if let Err(error) = self.turn(&after) {
@@ -437,7 +442,7 @@ fn maybe_entry(rest: &mut &[u8]) -> Option<Option<Entry>> {
     }
 }
 
-type Page = (Vec<(Vec<u8>, Entry)>, Option<Vec<u8>>);
+type Page = (Vec<(Vec<u8>, Option<Entry>)>, Option<Vec<u8>>);
 
 fn take_page(rest: &mut &[u8]) -> Option<Page> {
     let next_len = take_u32(rest)?;
@@ -446,7 +451,8 @@ fn take_page(rest: &mut &[u8]) -> Option<Page> {
     while !rest.is_empty() {
         let (key_len, entry_len) = (take_u32(rest)?, take_u32(rest)?);
         let key = take(rest, to_usize(key_len))?.to_vec();
-        entries.push((key, take_entry(rest, entry_len)?));
+        let entry = if entry_len == NONE { None } else { Some(take_entry(rest, entry_len)?) };
+        entries.push((key, entry));
     }
     Some((entries, (!next.is_empty()).then(|| next.to_vec())))
 }
@@ -484,10 +490,14 @@ mod tests {
         let page = b"\x01\0\0\0b\x01\0\0\0\x11\0\0\0a\x05\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0v";
         let (entries, next) = take_page(&mut &page[..]).unwrap();
         assert_eq!(next, Some(b"b".to_vec()));
-        assert_eq!(entries, [(b"a".to_vec(), Entry { value: b"v".to_vec(), version: 5, expires: None })]);
+        assert_eq!(entries, [(b"a".to_vec(), Some(Entry { value: b"v".to_vec(), version: 5, expires: None }))]);
         for len in (0..page.len()).filter(|len| *len != 5) {
             assert!(take_page(&mut &page[..len]).is_none(), "{len}");
         }
+        // A damaged one has its key alone, and the next one follows.
+        let page = [&b"\0\0\0\0\x03\0\0\0\xff\xff\xff\xffbad"[..], &page[5..]].concat();
+        let (entries, next) = take_page(&mut &page[..]).unwrap();
+        assert_eq!((entries.len(), &entries[0], &*entries[1].0, next), (2, &(b"bad".to_vec(), None), &b"a"[..], None));
     }
 
     #[test]

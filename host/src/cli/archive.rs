@@ -27,7 +27,7 @@ use sha2::Digest as _;
 use super::client::Client;
 use super::client::data::{Condition, Put};
 use super::failure::{Exit, next};
-use super::kv::key_of;
+use super::kv::{key_of, named, shown};
 use super::output::{self, Format};
 use super::text::bytes;
 use super::{Ctx, Failure};
@@ -35,6 +35,7 @@ use crate::control::BATCH_LEN_MAX;
 use crate::control::wire::{BatchKind, BatchOp, BucketRequest, join, split};
 use crate::data::TTL_MAX;
 use crate::data::kv::{BATCH_OPS_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
+use crate::fault::Code;
 use crate::id::{BucketName, Digest};
 
 /// The first line.
@@ -169,30 +170,36 @@ pub(super) fn export(ctx: &Ctx, name: &BucketName, path: &Path) -> Result<(), Fa
         Definition { bucket: name.clone(), durability: info.durability, bytes_max: info.bytes_max, keys_max: info.keys_max };
     let done = write(&client, &definition, &file, &bar);
     // What is gone with its bucket looks like what was deleted one by one.
-    let done = done.and_then(|count| match client.bucket(name)?.created_ms == info.created_ms {
-        true => Ok(count),
+    let done = done.and_then(|done| match client.bucket(name)?.created_ms == info.created_ms {
+        true => Ok(done),
         false => Err(Failure::new(Exit::Failure, "the bucket was deleted and made again while it was exported: export it again")),
     });
-    let done = done.and_then(|count| Ok(file.sync_all().map(|()| count).context("cannot write the file")?));
+    let done = done.and_then(|done| Ok(file.sync_all().map(|()| done).context("cannot write the file")?));
     bar.finish_and_clear();
-    match done {
-        Ok(count) => count.show(ctx, "wrote", name),
-        Err(failure) => {
-            // It is not whole, and ours.
-            let _ = fs::remove_file(path);
-            Err(failure)
-        }
+    let (count, damaged) = done.inspect_err(|_| {
+        // It is not whole, and ours.
+        let _ = fs::remove_file(path);
+    })?;
+    count.show(ctx, "wrote", name)?;
+    match damaged.as_slice() {
+        [] => Ok(()),
+        keys => Err(Failure::new(Exit::Failure, format!("damaged on disk, and not in the export: {}", named(keys)))),
     }
 }
 
-fn write(client: &Client, definition: &Definition, file: &File, bar: &ProgressBar) -> Result<Count, Failure> {
+/// Answers what is in the file, and what is not because it is damaged.
+fn write(client: &Client, definition: &Definition, file: &File, bar: &ProgressBar) -> Result<(Count, Vec<String>), Failure> {
     let name = &definition.bucket;
     let mut out = Hashing { inner: BufWriter::with_capacity(1 << 20, file), hasher: sha2::Sha256::new() };
-    let mut count = Count::default();
+    let (mut count, mut damaged) = (Count::default(), Vec::new());
     out.all(format!("{MAGIC}\n").as_bytes())?;
     out.line(definition)?;
     client.entries(name, &[], true, |page| {
         for entry in page {
+            if entry.damaged {
+                damaged.push(format!("entry {}", shown(entry.key.as_deref(), entry.key_base64.as_deref())));
+                continue;
+            }
             let value = join(entry.value, entry.value_base64).ok().flatten().context("an entry came without its value")?;
             let (len, digest) = (value.len() as u64, Digest::of(&value).to_string());
             let (key, key_base64, expires_ms) = (entry.key, entry.key_base64, entry.expires_ms);
@@ -209,6 +216,10 @@ fn write(client: &Client, definition: &Definition, file: &File, bar: &ProgressBa
         let (len, mut from) = match client.object(name, &key) {
             // It was deleted since it was listed.
             Err(failure) if failure.code() == Exit::NotFound as u8 => continue,
+            Err(failure) if failure.is(Code::Damaged) => {
+                damaged.push(format!("object {}", shown(object.key.as_deref(), object.key_base64.as_deref())));
+                continue;
+            }
             other => other?,
         };
         if len != object.bytes {
@@ -239,7 +250,7 @@ fn write(client: &Client, definition: &Definition, file: &File, bar: &ProgressBa
     let digest = out.digest();
     out.line(&Record { digest, entries: count.entries, objects: count.objects, ..Record::new(Kind::End) })?;
     out.inner.flush().context("cannot write the file")?;
-    Ok(count)
+    Ok((count, damaged))
 }
 
 /// Reads exactly `len` bytes, piece by piece; their digest.

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use crate::control::wire::Problem;
-use crate::fault::Fault;
+use crate::fault::{Code, Fault};
 use crate::net::status::status;
 
 use super::output::{self, Format};
@@ -33,6 +33,8 @@ pub enum Exit {
 pub struct Failure {
     exit: Exit,
     error: anyhow::Error,
+    /// What the daemon calls it, if it said so.
+    problem: Option<String>,
     /// What the daemon advises, in words.
     hint: Option<String>,
     /// A command to type.
@@ -41,7 +43,7 @@ pub struct Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self { exit: Exit::Failure, error, hint: None, next: "hob doctor".into() }
+        Self { exit: Exit::Failure, error, problem: None, hint: None, next: "hob doctor".into() }
     }
 }
 
@@ -88,7 +90,7 @@ impl Failure {
                 _ => "hob doctor".into(),
             },
         };
-        Self { hint: problem.hint, ..Self::new(exit, problem.detail).next(next) }
+        Self { hint: problem.hint, problem: Some(problem.code), ..Self::new(exit, problem.detail).next(next) }
     }
 
     /// The same with a command to try next.
@@ -117,6 +119,11 @@ impl Failure {
     pub(super) fn context(mut self, doing: impl Into<String>) -> Self {
         self.error = self.error.context(doing.into());
         self
+    }
+
+    /// Whether it is what the daemon calls so.
+    pub(super) fn is(&self, code: Code) -> bool {
+        self.problem.as_deref() == Some(code.as_str())
     }
 
     /// What failed, without its causes.
@@ -188,7 +195,6 @@ fn exit_of(status: u16) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::Code;
 
     #[test]
     fn faults_have_their_exit_codes() {

@@ -23,6 +23,9 @@ use crate::control::wire::{BatchKind, BatchOp, ChangeInfo, EntryInfo, join, spli
 use crate::data::kv::VALUE_LEN_MAX;
 use crate::id::BucketName;
 
+/// Damaged keys that a failure names.
+const NAMED_MAX: usize = 20;
+
 /// Arguments of `hob kv`.
 #[derive(Debug, Args)]
 pub(super) struct Kv {
@@ -156,18 +159,21 @@ fn get(ctx: &Ctx, bucket: &BucketName, key: &[u8]) -> Result<(), Failure> {
     }
     let ((key, key_base64), len) = (split(key), value.len() as u64);
     let (value, value_base64) = split(&value);
-    Ok(output::json(&EntryInfo { key, key_base64, value, value_base64, bytes: len, version, expires_ms })?)
+    let (bytes, version) = (Some(len), Some(version));
+    Ok(output::json(&EntryInfo { key, key_base64, value, value_base64, bytes, version, expires_ms, damaged: false })?)
 }
 
-/// Prints what is there, and then fails if something is not.
+/// Prints what is there, and then fails if something is not, or is damaged.
 fn get_many(ctx: &Ctx, bucket: &BucketName, keys: &[Vec<u8>]) -> Result<(), Failure> {
     let found = ctx.client()?.get_many(bucket, keys)?;
     if ctx.format == Format::Json {
         output::json(&found)?;
     }
-    let mut missing = Vec::new();
+    let (mut missing, mut damaged) = (Vec::new(), Vec::new());
     for (key, entry) in keys.iter().zip(found) {
+        let (text, base64) = split(key);
         match entry {
+            Some(entry) if entry.damaged => damaged.push(shown(text.as_deref(), base64.as_deref())),
             Some(entry) if ctx.format == Format::Text => {
                 let value = join(entry.value, entry.value_base64).ok().flatten();
                 let mut line = value.ok_or_else(|| Failure::new(Exit::Failure, "an entry came without its value"))?;
@@ -175,17 +181,27 @@ fn get_many(ctx: &Ctx, bucket: &BucketName, keys: &[Vec<u8>]) -> Result<(), Fail
                 output::raw(&line)?;
             }
             Some(_) => {}
-            None => {
-                let (text, base64) = split(key);
-                missing.push(shown(text.as_deref(), base64.as_deref()));
-            }
+            None => missing.push(shown(text.as_deref(), base64.as_deref())),
         }
+    }
+    if !damaged.is_empty() {
+        let missing =
+            if missing.is_empty() { String::new() } else { format!("; there is no entry under {}", missing.join(", ")) };
+        return Err(Failure::new(Exit::Failure, format!("damaged on disk: {}{missing}", named(&damaged))));
     }
     if missing.is_empty() {
         return Ok(());
     }
     let sentence = format!("there is no entry under {}", missing.join(", "));
     Err(Failure::new(Exit::NotFound, sentence).next(format!("hob kv ls {bucket}")))
+}
+
+/// The first of many keys, and how many more there are.
+pub(super) fn named(keys: &[String]) -> String {
+    match keys.len().checked_sub(NAMED_MAX) {
+        None | Some(0) => keys.join(", "),
+        Some(more) => format!("{}, and {more} more", keys[..NAMED_MAX].join(", ")),
+    }
 }
 
 impl Set {
@@ -268,7 +284,8 @@ fn ls(ctx: &Ctx, bucket: &BucketName, prefix: &[u8]) -> Result<(), Failure> {
     let mut rows = vec![["KEY", "BYTES", "VERSION", "EXPIRES"].map(String::from).to_vec()];
     rows.extend(all.iter().map(|entry| {
         let key = shown(entry.key.as_deref(), entry.key_base64.as_deref());
-        vec![key, bytes(entry.bytes), entry.version.to_string(), entry.expires_ms.map(time).unwrap_or_default()]
+        let version = entry.version.map_or_else(|| "damaged".into(), |version| version.to_string());
+        vec![key, entry.bytes.map(bytes).unwrap_or_default(), version, entry.expires_ms.map(time).unwrap_or_default()]
     }));
     Ok(output::raw(table(&rows).as_bytes())?)
 }

@@ -28,7 +28,7 @@ use super::wire::{
     GetManyRequest, IncrementInfo, Problem, join, object, split,
 };
 use crate::data::kv::{Done, Entry, Op, VALUE_LEN_MAX, When, check_count};
-use crate::data::{Bucket, Changed, Data};
+use crate::data::{Bucket, Changed, Data, DataError};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::BucketName;
@@ -53,11 +53,13 @@ pub(super) const HARMLESS: [(HeaderName, HeaderValue); 3] = [
     (http::header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox")),
 ];
 
-fn info(key: &[u8], entry: &Entry, with_value: bool) -> EntryInfo {
+/// What is told of an entry; `None` if it is damaged.
+fn info(key: &[u8], entry: Option<&Entry>, with_value: bool) -> EntryInfo {
     let (key, key_base64) = split(key);
-    let (value, value_base64) = if with_value { split(&entry.value) } else { (None, None) };
-    let bytes = entry.value.len() as u64;
-    EntryInfo { key, key_base64, value, value_base64, bytes, version: entry.version, expires_ms: entry.expires_ms }
+    let (value, value_base64) = entry.filter(|_| with_value).map_or((None, None), |entry| split(&entry.value));
+    let (bytes, version) = entry.map(|entry| (entry.value.len() as u64, entry.version)).unzip();
+    let expires_ms = entry.and_then(|entry| entry.expires_ms);
+    EntryInfo { key, key_base64, value, value_base64, bytes, version, expires_ms, damaged: entry.is_none() }
 }
 
 /// An entity tag is digits and quotes.
@@ -145,14 +147,14 @@ fn not_done() -> Fault {
     Fault::internal("a write did something else than was asked")
 }
 
-/// Lists entries by key. With `watch=true` tells what is changed from now on, as server-sent events, each a ChangeInfo.
+/// Lists entries by key; one that is not what was written is `damaged`. With `watch=true` tells what is changed from now on, as server-sent events, each a ChangeInfo.
 #[utoipa::path(get, path = "/v1/buckets/{name}/kv", operation_id = "kv_list", security(("token" = ["read"])),
     params(("name" = String, Path), ("prefix" = Option<String>, Query, description = "only keys that begin with this; percent-encoded bytes"),
         ("cursor" = Option<String>, Query, description = "`next` of the page before"), ("limit" = Option<usize>, Query, description = "at most 1000"),
         ("values" = Option<bool>, Query, description = "with the values; a page ends with the one that takes it to 4 MiB"),
         ("watch" = Option<bool>, Query, description = "tell changes from now on")),
     responses((status = 200, description = "with `watch=true` events without end", content((EntryList = "application/json"), (String = "text/event-stream"))),
-        (status = 400, body = Problem), (status = 404, body = Problem), (status = 503, description = "an entry is damaged", body = Problem)))]
+        (status = 400, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn list(
     State(control): State<Control>,
     caller: Caller,
@@ -167,7 +169,7 @@ pub(super) async fn list(
     }
     let list = control.in_bucket(&caller, name, move |data, bucket| {
         let page = data.kv(&bucket)?.scan(&wanted.prefix, wanted.after.as_deref(), wanted.limit())?;
-        let items = page.entries.iter().map(|(key, entry)| info(key, entry, wanted.values)).collect();
+        let items = page.entries.iter().map(|(key, entry)| info(key, entry.as_ref().ok(), wanted.values)).collect();
         Ok(EntryList { items, next: page.next.map(|key| keys::cursor(&key)) })
     });
     Ok(Json(list.await?).into_response())
@@ -322,11 +324,12 @@ pub(super) async fn batch(
     Ok(control.write(&caller, name, ops, ticket, was_batched).await?.ok_or_else(not_done)?)
 }
 
-/// Reads several entries as they were at one moment, in the order of the keys; `null` where there is none.
+/// Reads several entries as they were at one moment, in the order of the keys; `null` where there is none, `damaged` where one is not what was
+/// written.
 #[utoipa::path(post, path = "/v1/buckets/{name}/kv-get", operation_id = "kv_get_many", security(("token" = ["read"])),
     params(("name" = String, Path)), request_body = GetManyRequest,
     responses((status = 200, body = GetManyInfo), (status = 400, body = Problem), (status = 404, body = Problem), (status = 408, body = Problem),
-        (status = 413, description = "a key, or all values together, are too long", body = Problem), (status = 503, description = "an entry is damaged, or too many are read", body = Problem)))]
+        (status = 413, description = "a key, or all values together, are too long", body = Problem), (status = 503, description = "too many are read", body = Problem)))]
 pub(super) async fn get_many(
     State(control): State<Control>,
     caller: Caller,
@@ -341,7 +344,11 @@ pub(super) async fn get_many(
     let read = control.in_bucket(&caller, name, move |data, bucket| {
         let asked: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
         let found = data.kv(&bucket)?.get_many(&asked)?;
-        let items = asked.iter().zip(found).map(|(key, entry)| entry.map(|entry| info(key, &entry, true))).collect();
+        let item = |(key, found): (&&[u8], Result<Option<Entry>, DataError>)| match found {
+            Ok(entry) => entry.map(|entry| info(key, Some(&entry), true)),
+            Err(_) => Some(info(key, None, true)),
+        };
+        let items = asked.iter().zip(found).map(item).collect();
         Ok((serde_json::to_vec(&GetManyInfo { items }), place))
     });
     let (json, place) = read.await?;

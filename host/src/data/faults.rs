@@ -85,7 +85,7 @@ fn bucket_again(data: &Data) -> Result<Bucket, DataError> {
 fn number(data: &Data) -> i64 {
     let bucket = bucket_again(data).unwrap();
     let kv = data.kv(&bucket).unwrap();
-    let found = kv.get_many(&[b"a", b"b"]).unwrap();
+    let found: Vec<_> = kv.get_many(&[b"a", b"b"]).unwrap().into_iter().map(Result::unwrap).collect();
     let [a, b] = &found[..] else { panic!() };
     assert_eq!(a.as_ref().map(|entry| &entry.value), b.as_ref().map(|entry| &entry.value));
     assert_eq!(data.recount(&bucket).unwrap(), bucket_again(data).unwrap().entries, "the account is what is there");
@@ -284,6 +284,40 @@ fn what_was_acknowledged_survives_power_loss_with_torn_and_reordered_sectors() {
     assert!(failures > 60, "{failures}");
 }
 
+/// One damaged entry is told in its place, and no other is lost with it.
+#[track_caller]
+fn check_others_are_read(kv: &dyn KeyValue, damaged: &str, values: &[(String, String)]) {
+    let is_damaged = |error: Option<&DataError>, key: &[u8]| {
+        assert!(error.is_none_or(|error| matches!(error, DataError::Corrupt { key: of, .. } if of == key)));
+        error.is_some()
+    };
+    let keys: Vec<_> = values.iter().map(|(key, _)| key.as_bytes()).collect();
+    let found = kv.get_many(&keys).unwrap();
+    assert!(
+        found
+            .iter()
+            .zip(&keys)
+            .filter(|(found, key)| is_damaged(found.as_ref().err(), key))
+            .any(|(_, key)| *key == damaged.as_bytes())
+    );
+    assert!(found.iter().flatten().flatten().count() > 50);
+    for limit in [1, 7, 1000] {
+        let (mut listed, mut after) = (Vec::new(), None::<Bytes>);
+        loop {
+            let page = kv.scan(b"", after.as_deref(), limit).unwrap();
+            assert!(page.entries.len() <= limit);
+            listed.extend(page.entries);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        let of_damaged: Vec<_> =
+            listed.iter().filter(|(key, found)| is_damaged(found.as_ref().err(), key)).map(|(key, _)| key).collect();
+        assert!(of_damaged.iter().any(|key| *key == damaged.as_bytes()) && listed.len() > 50, "by {limit}");
+    }
+}
+
 #[test]
 fn a_flipped_bit_is_an_error_and_never_another_value() {
     let dir = tempfile::tempdir().unwrap();
@@ -318,6 +352,11 @@ fn a_flipped_bit_is_an_error_and_never_another_value() {
                 Err(DataError::Corrupt { key: found, bucket: of }) => {
                     assert!(damaged && found == key.as_bytes() && of == bucket.id);
                     corrupt += 1;
+                    if let Ok(kv) = &kv
+                        && corrupt % 4 == 1
+                    {
+                        check_others_are_read(&**kv, key, &values);
+                    }
                     if let Ok(kv) = &kv
                         && corrupt % 8 == 1
                     {

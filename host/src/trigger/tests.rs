@@ -284,7 +284,7 @@ fn what_fails_is_repeated_and_then_given_up_with_its_reason() {
     assert_eq!(["bad", "late", "good"].map(|key| attempts("g", key)), [2, 2, 2]);
     rig.counts(&[(Delivery::Delivered, 2), (Delivery::Buried, 1), (Delivery::Dropped, 3)]);
     let page = rig.data.kv(&dead).unwrap().scan(b"", None, 10).unwrap();
-    let [(key, entry)] = &page.entries[..] else { panic!("{page:?}") };
+    let [(key, Ok(entry))] = &page.entries[..] else { panic!("{page:?}") };
     assert_eq!(*key, format!("f/{}-1", input.id));
     let letter: Value = serde_json::from_slice(&entry.value).unwrap();
     assert_eq!((&letter["key"], &letter["attempts"], &letter["failure"]["status"]), (&"bad".into(), &3.into(), &418.into()));

@@ -260,7 +260,7 @@ fn a_large_object_is_never_whole_in_memory() {
 }
 
 /// Changes one byte of a file of a node that is stopped.
-fn flip(path: &Path, offset: u64) {
+pub(crate) fn flip(path: &Path, offset: u64) {
     let mut mode = std::fs::metadata(path).unwrap().permissions();
     mode.set_mode(0o600);
     std::fs::set_permissions(path, mode).unwrap();
@@ -270,7 +270,7 @@ fn flip(path: &Path, offset: u64) {
     file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
 }
 
-fn position(file: &Path, needle: &[u8]) -> u64 {
+pub(crate) fn position(file: &Path, needle: &[u8]) -> u64 {
     let bytes = std::fs::read(file).unwrap();
     bytes.windows(needle.len()).position(|window| window == needle).unwrap() as u64
 }

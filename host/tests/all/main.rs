@@ -18,6 +18,7 @@ mod cli;
 mod conformance;
 mod control;
 mod crash;
+mod damaged;
 mod data;
 mod deploy;
 mod egress;

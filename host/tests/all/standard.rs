@@ -32,7 +32,7 @@ const BUCKETS: &str = "
 ";
 
 /// The guest that has all doors, deployed.
-struct Doors {
+pub(crate) struct Doors {
     node: Node,
 }
 
@@ -50,14 +50,23 @@ impl Doors {
     }
 
     fn ask(&self, path: &str, fields: &[&[u8]]) -> Reply {
+        Self::ask_of(&self.node, path, fields)
+    }
+
+    fn ask_of(node: &Node, path: &str, fields: &[&[u8]]) -> Reply {
         let framed = |field: &&[u8]| [&u32::try_from(field.len()).unwrap().to_le_bytes()[..], field].concat();
-        self.node.data.post(&format!("/doors2/{path}"), &fields.iter().flat_map(framed).collect::<Vec<u8>>())
+        node.data.post(&format!("/doors2/{path}"), &fields.iter().flat_map(framed).collect::<Vec<u8>>())
+    }
+
+    #[track_caller]
+    fn say(&self, path: &str, fields: &[&[u8]]) -> Said<Option<Vec<Vec<u8>>>> {
+        Self::say_to(&self.node, path, fields)
     }
 
     /// What the interface answered, or its words; `None` if there is nothing, or it was too late.
     #[track_caller]
-    fn say(&self, path: &str, fields: &[&[u8]]) -> Said<Option<Vec<Vec<u8>>>> {
-        let reply = self.ask(path, fields);
+    pub(crate) fn say_to(node: &Node, path: &str, fields: &[&[u8]]) -> Said<Option<Vec<Vec<u8>>>> {
+        let reply = Self::ask_of(node, path, fields);
         assert!(reply.header("hob-error").is_none() && reply.whole, "{path}: {}", reply.text());
         match reply.status() {
             200 => Ok(Some(unframe(&reply.body))),

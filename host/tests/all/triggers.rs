@@ -234,7 +234,8 @@ fn what_fails_is_given_up_and_says_why() {
     node.stop();
     offline(&dir, &wanting, |data| {
         let page = data.kv(&bucket(data, "dead")).unwrap().scan(b"", None, 10).unwrap();
-        let letters: Vec<Value> = page.entries.iter().map(|(_, entry)| serde_json::from_slice(&entry.value).unwrap()).collect();
+        let letters: Vec<Value> =
+            page.entries.iter().map(|(_, entry)| serde_json::from_slice(&entry.as_ref().unwrap().value).unwrap()).collect();
         let reasons: Vec<_> = letters.iter().map(|letter| (letter["function"].as_str().unwrap(), &letter["failure"])).collect();
         let (fails, traps) =
             (serde_json::json!({ "status": 500, "code": null }), serde_json::json!({ "status": null, "code": "guest-trap" }));

@@ -22,7 +22,7 @@ const ENTRY_HEAD: usize = 16;
 const OP_HEAD: usize = 32;
 /// What is answered for each operation.
 const DONE_LEN: usize = 24;
-/// In place of a length: there is no such entry.
+/// In place of a length: there is no such entry; on a page, it is damaged.
 const NO_ENTRY: u32 = u32::MAX;
 
 const SET: u32 = 0;
@@ -82,7 +82,8 @@ fn kv_get_many(mut caller: Caller<'_, Host>, bucket: u32, keys: u32, keys_len: u
         Ok(bucket) => take_keys(record)?.and_then(|keys| bucket.kv.get_many(&keys)).map_err(AccessError::from),
         Err(error) => Err(error),
     };
-    let entries = match found {
+    // One that is damaged is an error of the call, which names it: whoever wants the others asks for them.
+    let entries = match found.and_then(|found| Ok(found.into_iter().collect::<Result<Vec<_>, _>>()?)) {
         Ok(entries) => entries,
         Err(error) => return Ok(host.refuse(&error)),
     };
@@ -139,15 +140,21 @@ fn kv_scan(
         Err(error) => return Ok(host.refuse(&error)),
     };
     let next = next.unwrap_or_default();
-    let len = 4 + next.len() + entries.iter().map(|(key, entry)| 8 + key.len() + entry_len(entry)).sum::<usize>();
+    let len_of = |entry: &Result<Entry, _>| entry.as_ref().map_or(0, entry_len);
+    let len = 4 + next.len() + entries.iter().map(|(key, entry)| 8 + key.len() + len_of(entry)).sum::<usize>();
     deliver(&mut caller, buf, cap, len, |writer| {
         writer.put_u32(next.len());
         writer.put(&next);
         for (key, entry) in &entries {
             writer.put_u32(key.len());
-            writer.put_u32(entry_len(entry));
+            match entry {
+                Ok(entry) => writer.put_u32(entry_len(entry)),
+                Err(_) => writer.put(&NO_ENTRY.to_le_bytes()),
+            }
             writer.put(key);
-            put_entry(writer, entry);
+            if let Ok(entry) = entry {
+                put_entry(writer, entry);
+            }
         }
     })
 }

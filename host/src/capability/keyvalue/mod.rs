@@ -152,7 +152,7 @@ impl Host {
     fn kv_get_many(&self, handle: &Resource<Bucket>, keys: &[String]) -> Result<Vec<Option<Vec<u8>>>, Failure> {
         let keys: Vec<_> = keys.iter().map(String::as_bytes).collect();
         let found = self.kv(handle, Access::Read)?.get_many(&keys)?;
-        Ok(found.into_iter().map(|entry| entry.map(value)).collect())
+        found.into_iter().map(|entry| Ok(entry?.map(value))).collect()
     }
 
     /// All of it happens, or nothing.

@@ -84,13 +84,18 @@ pub struct EntryInfo {
     /// The value in Base64, if it was asked for and is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_base64: Option<String>,
-    /// Length of the value in bytes.
-    pub bytes: u64,
-    /// Version; in quotes it is the ETag.
-    pub version: u64,
+    /// Length of the value in bytes; absent if the entry is damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Version; in quotes it is the ETag. Absent if the entry is damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
     /// When it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// Whether it is not what was written; then only its key is known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub damaged: bool,
 }
 
 /// A list of entries. `next` is the cursor of the next page, absent on the last.

@@ -164,7 +164,7 @@ impl KeyValue for Durable {
         Ok(self.live(entry))
     }
 
-    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Option<Entry>>, DataError> {
+    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Result<Option<Entry>, DataError>>, DataError> {
         check_keys(keys)?;
         self.check()?;
         self.store.read(|txn| {
@@ -172,8 +172,12 @@ impl KeyValue for Durable {
             let mut bytes = 0;
             let mut entries = Vec::with_capacity(keys.len());
             for key in keys {
-                let entry = self.find(&table, key)?.and_then(|entry| self.live(entry));
-                bytes += entry.as_ref().map_or(0, |entry| entry.value.len());
+                let entry = match self.find(&table, key) {
+                    Ok(found) => Ok(found.and_then(|entry| self.live(entry))),
+                    Err(damaged @ DataError::Corrupt { .. }) => Err(damaged),
+                    Err(error) => return Err(error),
+                };
+                bytes += entry.as_ref().ok().and_then(Option::as_ref).map_or(0, |entry| entry.value.len());
                 check_sum(bytes)?;
                 entries.push(entry);
             }
@@ -199,12 +203,13 @@ impl KeyValue for Durable {
                 if after.is_some_and(|after| key <= after) {
                     continue;
                 }
-                let Some(entry) = self.live(decode(self.id, key, row.value())?) else { continue };
+                // Whether a damaged one has expired nobody knows, so it is there.
+                let Some(entry) = decode(self.id, key, row.value()).map(|entry| self.live(entry)).transpose() else { continue };
                 if page.entries.len() >= limit || bytes >= PAGE_BYTES_MAX {
                     page.next = page.entries.last().map(|(key, _)| key.clone());
                     break;
                 }
-                bytes += key.len() + entry.value.len();
+                bytes += key.len() + entry.as_ref().map_or(0, |entry| entry.value.len());
                 page.entries.push((Bytes::copy_from_slice(key), entry));
             }
             Ok(page)

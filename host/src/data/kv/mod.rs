@@ -138,10 +138,10 @@ pub enum Done {
 }
 
 /// Part of a scan.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Page {
-    /// Keys in the order of their bytes, each with its entry.
-    pub entries: Vec<(Bytes, Entry)>,
+    /// Keys in the order of their bytes, each with its entry, or [`DataError::Corrupt`] in its place.
+    pub entries: Vec<(Bytes, Result<Entry, DataError>)>,
     /// Where the next page begins (the `after` of its scan); `None` when there is nothing more.
     pub next: Option<Bytes>,
 }
@@ -165,11 +165,12 @@ pub trait KeyValue: fmt::Debug + Send + Sync {
     /// written, and those of storage.
     fn get(&self, key: &[u8]) -> Result<Option<Entry>, DataError>;
 
-    /// The entries of several keys, all at one moment.
+    /// The entries of several keys, all at one moment. Of one that is damaged there is [`DataError::Corrupt`] in its place.
     ///
     /// # Errors
-    /// As [`KeyValue::get`], and [`DataError::TooLarge`] past [`BATCH_OPS_MAX`] keys or [`BATCH_BYTES_MAX`] of values.
-    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Option<Entry>>, DataError>;
+    /// As [`KeyValue::get`], but for a damaged entry, and [`DataError::TooLarge`] past [`BATCH_OPS_MAX`] keys or [`BATCH_BYTES_MAX`] of
+    /// values.
+    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Result<Option<Entry>, DataError>>, DataError>;
 
     /// Whether a key has an entry.
     ///
@@ -180,10 +181,11 @@ pub trait KeyValue: fmt::Debug + Send + Sync {
     }
 
     /// The entries whose keys begin with `prefix`, from the one after the key `after`, at most `limit` and never more than
-    /// [`PAGE_ENTRIES_MAX`] or [`PAGE_BYTES_MAX`]. A page is what was there at one moment; the next page is of another one.
+    /// [`PAGE_ENTRIES_MAX`] or [`PAGE_BYTES_MAX`]. A page is what was there at one moment; the next page is of another one. A damaged entry
+    /// has its place among the others.
     ///
     /// # Errors
-    /// As [`KeyValue::get`]; one damaged entry fails its page.
+    /// As [`KeyValue::get`], but for a damaged entry.
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, DataError>;
 
     /// Makes changes in order, all or none; a later one sees what an earlier one did. Answers one [`Done`] for each.

@@ -189,7 +189,7 @@ impl KeyValue for Volatile {
         Ok(entry.filter(|entry| entry.expires_ms.is_none() || !entry.is_expired(self.clock.now_ms())))
     }
 
-    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Option<Entry>>, DataError> {
+    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Result<Option<Entry>, DataError>>, DataError> {
         check_keys(keys)?;
         let mut state = self.open()?;
         let now_ms = self.clock.now_ms();
@@ -199,7 +199,7 @@ impl KeyValue for Volatile {
             let entry = state.entries.get(*key).filter(|entry| !entry.is_expired(now_ms)).cloned();
             bytes += entry.as_ref().map_or(0, |entry| entry.value.len());
             check_sum(bytes)?;
-            entries.push(entry);
+            entries.push(Ok(entry));
         }
         Ok(entries)
     }
@@ -222,7 +222,7 @@ impl KeyValue for Volatile {
                 break;
             }
             bytes += key.len() + entry.value.len();
-            page.entries.push((key.clone(), entry.clone()));
+            page.entries.push((key.clone(), Ok(entry.clone())));
         }
         Ok(page)
     }

@@ -44,7 +44,7 @@ impl Entries for Direct<'_> {
     }
     fn values(&self, keys: &[&[u8]]) -> Said<Vec<Option<Vec<u8>>>> {
         let found = self.kv().get_many(keys).map_err(words)?;
-        Ok(found.into_iter().map(|entry| entry.map(|entry| entry.value.to_vec())).collect())
+        found.into_iter().map(|entry| Ok(entry.map_err(words)?.map(|entry| entry.value.to_vec()))).collect()
     }
     fn put(&self, key: &[u8], value: &[u8], ttl: Option<Duration>, when: When) -> Said<u64> {
         let op = Op::Set { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value), ttl, when };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hob_sdk::data::Error;
+use hob_sdk::data::{Error, ErrorKind};
 use hob_sdk::kv::{Batch, Bucket, Done, Entry, SetOptions, When, open};
 
 use crate::{bytes, millis, number, word};
@@ -67,7 +67,13 @@ fn scan(bucket: &Bucket, words: &[&str]) -> Result<String, Error> {
     }
     let mut found = Vec::new();
     for item in scan.take(number(words, "take").unwrap_or(usize::MAX)) {
-        let (key, entry) = item?;
+        let (key, entry) = match item {
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                found.push(format!("damaged:{error}"));
+                continue;
+            }
+            item => item?,
+        };
         match words.contains(&"values") {
             true => found.push(format!("{}={}", word(&key), word(&entry.value))),
             false => found.push(word(&key)),

@@ -1,0 +1,135 @@
+//! One byte of a node's data that rots: what is lost, what is told, and that nothing else suffers.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::buckets::{bucket, check_whole, delete, put};
+use crate::buckets_objects::{flip, position};
+use crate::cli::{at, check};
+use crate::data::hex;
+use crate::harness::examples::guest;
+use crate::harness::{Node, Setup, files};
+use crate::standard::Doors;
+
+const GRANT: &str = "[grants]\ndata = [{ bucket = \"b\", access = \"read\" }]\n";
+
+fn value(key: &str) -> String {
+    format!("the value of the entry {key}")
+}
+
+fn object(key: &str) -> Vec<u8> {
+    vec![key.as_bytes()[0]; 50_000]
+}
+
+fn json_of(text: &[u8]) -> Value {
+    serde_json::from_slice(text).unwrap()
+}
+
+/// A node that was stopped and started again, with entries and objects `a`, `bad` and `c` in bucket `b`, of which `bad` has rotted.
+fn rotten() -> Node {
+    let mut node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    for name in ["data1", "doors2"] {
+        assert_eq!(node.deploy(name, &std::fs::read(guest(name)).unwrap(), GRANT).status(), 201);
+    }
+    for key in ["a", "bad", "c"] {
+        assert_eq!(put(&node, &format!("/v1/buckets/b/kv/{key}"), &[], value(key).as_bytes()).status(), 204);
+        assert_eq!(put(&node, &format!("/v1/buckets/b/objects/{key}"), &[], &object(key)).status(), 201);
+    }
+    node.stop();
+    let store = node.data_dir().join("data/data.redb");
+    flip(&store, position(&store, value("bad").as_bytes()) + 4);
+    let rots = |file: &PathBuf| std::fs::read(file).unwrap() == object("bad");
+    flip(&files(&node.data_dir().join("data/objects")).into_iter().find(rots).unwrap(), 12_345);
+    Node::start_with(Setup { dir: Some(node.dir()), ..Setup::default() })
+}
+
+#[test]
+fn one_damaged_entry_is_an_error_for_its_key_alone() {
+    let node = rotten();
+    let damaged = json!({ "key": "bad", "damaged": true });
+    let page = |query: &str| node.control.get(&format!("/v1/buckets/b/kv?{query}")).ok().json();
+    for values in [false, true] {
+        let list = page(&format!("values={values}"))["items"].clone();
+        assert_eq!(
+            (list.as_array().unwrap().len(), &list[0]["key"], &list[1], &list[2]["key"]),
+            (3, &"a".into(), &damaged, &"c".into())
+        );
+        assert!(list[2]["version"].is_u64() && list[2]["bytes"].is_u64());
+        assert_eq!(list[2]["value"], if values { value("c").into() } else { Value::Null });
+    }
+    let mut cursor = String::new();
+    for key in ["a", "bad", "c"] {
+        let page = page(&format!("limit=1{cursor}"));
+        assert_eq!((page["items"].as_array().unwrap().len(), &page["items"][0]["key"]), (1, &key.into()));
+        cursor = page["next"].as_str().map(|next| format!("&cursor={next}")).unwrap_or_default();
+    }
+    assert_eq!(cursor, "");
+    let keys = json!({ "keys": [{ "key": "c" }, { "key": "bad" }, { "key": "none" }, { "key": "a" }] });
+    let found = node.control.post("/v1/buckets/b/kv-get", keys.to_string().as_bytes()).ok().json()["items"].clone();
+    assert_eq!((&found[0]["value"], &found[1], &found[2]), (&value("c").into(), &damaged, &Value::Null));
+    assert_eq!(found[3]["value"], value("a"));
+    node.control.get("/v1/buckets/b/kv/bad").problem(503, "damaged");
+    check_guests(&node);
+    // It can be mended.
+    assert_eq!(put(&node, "/v1/buckets/b/kv/bad", &[], b"new").status(), 204);
+    assert_eq!(page("values=true")["items"][1]["value"], "new");
+}
+
+/// A handler's scan goes on, lists of components have the key, and what reads it is told.
+#[track_caller]
+fn check_guests(node: &Node) {
+    let ask = |line: String| node.data.post("/data1/b", line.as_bytes()).ok().text().trim_end().to_owned();
+    for by in [1, 2, 1000] {
+        assert_eq!(ask(format!("scan - page={by}")), "61 damaged:'bad' is damaged on disk 63");
+    }
+    for line in ["get {}", "entry {}", "exists {}", "many 61 {} 63"] {
+        assert_eq!(ask(line.replace("{}", &hex("bad"))), "error damaged 'bad' is damaged on disk", "{line}");
+    }
+    assert_eq!(ask("many 63 61".into()), format!("{} {}", hex(value("c")), hex(value("a"))));
+    for door in ["kv1", "kv2"] {
+        let said = |op: &str, keys: &[&[u8]]| Doors::say_to(node, &format!("{door}/{op}/b"), keys);
+        assert_eq!(said("keys", &[]).unwrap().unwrap(), [&b"a"[..], b"bad", b"c"]);
+        for (op, keys) in [("get", &[&b"bad"[..]][..]), ("exists", &[b"bad"]), ("get-many", &[b"a", b"bad"])] {
+            assert!(said(op, keys).unwrap_err().contains("'bad' is damaged on disk"), "{door} {op}");
+        }
+        assert_eq!(said("get", &[b"c"]).unwrap().unwrap(), [value("c").into_bytes()]);
+    }
+}
+
+#[test]
+fn the_command_line_gives_what_is_sound_and_names_the_rest() {
+    let node = rotten();
+    let (stdout, stderr) = check(&at(&node, &["kv", "get", "b", "a", "bad", "none", "c"]), 1);
+    assert_eq!(stdout, format!("{}\n{}\n", value("a"), value("c")));
+    assert!(
+        stderr.contains("damaged on disk: bad; there is no entry under none") && stderr.contains("next: hob doctor"),
+        "{stderr}"
+    );
+    let output = at(&node, &["kv", "get", "b", "bad", "a", "-o", "json"]);
+    let list = json_of(&output.stdout);
+    assert_eq!((output.status.code(), &list[0]["damaged"], &list[1]["value"]), (Some(1), &true.into(), &value("a").into()));
+    let (list, _) = check(&at(&node, &["kv", "ls", "b"]), 0);
+    let lines: Vec<Vec<&str>> = list.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!((lines.len(), &lines[2]), (4, &vec!["bad", "damaged"]), "{list}");
+    // An export has the rest and is whole without it.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("export").to_str().unwrap().to_owned();
+    let output = at(&node, &["bucket", "export", "b", &file, "-o", "json"]);
+    let (wrote, said) = (json_of(&output.stdout), json_of(&output.stderr));
+    assert_eq!((output.status.code(), &wrote["entries"], &wrote["objects"]), (Some(1), &2.into(), &2.into()));
+    assert_eq!(said["error"], "damaged on disk, and not in the export: entry bad, object bad");
+    check(&at(&node, &["bucket", "import", &file, "copy"]), 0);
+    for key in ["a", "c"] {
+        assert_eq!(node.control.get(&format!("/v1/buckets/copy/kv/{key}")).good(), value(key).as_bytes());
+        assert_eq!(node.control.get(&format!("/v1/buckets/copy/objects/{key}")).good(), object(key));
+    }
+    assert_eq!(node.control.get("/v1/buckets/copy/kv").ok().json()["items"].as_array().unwrap().len(), 2);
+    // Without it everything is whole again.
+    for kind in ["kv", "objects"] {
+        assert_eq!(delete(&node, &format!("/v1/buckets/b/{kind}/bad")).status(), 204);
+    }
+    check_whole(&node, "b");
+    check(&at(&node, &["bucket", "export", "b", &format!("{file}2")]), 0);
+}
