@@ -29,6 +29,7 @@ use super::client::data::{Condition, Put};
 use super::failure::{Exit, next};
 use super::kv::{key_of, named, shown};
 use super::output::{self, Format};
+use super::part::Parts;
 use super::text::bytes;
 use super::{Ctx, Failure};
 use crate::control::BATCH_LEN_MAX;
@@ -162,24 +163,28 @@ pub(super) fn export(ctx: &Ctx, name: &BucketName, path: &Path) -> Result<(), Fa
         let sentence = "its objects are those of its origin, so an export would not be whole without it: copy them there";
         return Err(Failure::new(Exit::Failure, sentence));
     }
-    let shown = path.display();
-    let file = File::create_new(path).with_context(|| format!("cannot make '{shown}'"));
-    let file = file.map_err(next(format!("hob bucket export {name} ANOTHER-FILE")))?;
+    let doing = || format!("cannot make '{}'", path.display());
+    let another = || next(format!("hob bucket export {name} ANOTHER-FILE"));
+    let parts = Parts::new().context("cannot wait for signals")?;
+    // It is looked at again when the file gets its name.
+    let begun = match fs::symlink_metadata(path) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => parts.begin(path),
+    };
+    let part = begun.with_context(doing).map_err(another())?;
     let bar = output::spinner(&format!("exporting {name}"));
     let definition =
         Definition { bucket: name.clone(), durability: info.durability, bytes_max: info.bytes_max, keys_max: info.keys_max };
-    let done = write(&client, &definition, &file, &bar);
+    let done = write(&client, &definition, part.file(), &bar);
     // What is gone with its bucket looks like what was deleted one by one.
     let done = done.and_then(|done| match client.bucket(name)?.created_ms == info.created_ms {
         true => Ok(done),
         false => Err(Failure::new(Exit::Failure, "the bucket was deleted and made again while it was exported: export it again")),
     });
-    let done = done.and_then(|done| Ok(file.sync_all().map(|()| done).context("cannot write the file")?));
+    let done = done.and_then(|done| Ok(part.file().sync_all().map(|()| done).context("cannot write the file")?));
     bar.finish_and_clear();
-    let (count, damaged) = done.inspect_err(|_| {
-        // It is not whole, and ours.
-        let _ = fs::remove_file(path);
-    })?;
+    let (count, damaged) = done?;
+    part.place(path).with_context(doing).map_err(another())?;
     count.show(ctx, "wrote", name)?;
     match damaged.as_slice() {
         [] => Ok(()),

@@ -24,6 +24,7 @@ use super::failure::{Exit, next};
 use super::invoke::Exactly;
 use super::kv::{key_of, shown};
 use super::output::{self, Format};
+use super::part::Parts;
 use super::text::{bytes, clean, table, time};
 use super::{Ctx, Failure};
 use crate::control::wire::{ObjectInfo, split};
@@ -323,11 +324,15 @@ fn get(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
         },
         false => to.to_owned(),
     };
-    fetch(client, from, &to)
+    fetch(client, &parts()?, from, &to)
+}
+
+fn parts() -> Result<Parts, Failure> {
+    Ok(Parts::new().context("cannot wait for signals")?)
 }
 
 /// Writes beside the file and renames: a copy that breaks off leaves what was there. What is no file, such as a pipe, is written to.
-fn fetch(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
+fn fetch(client: &Client, parts: &Parts, from: &At, to: &Path) -> Result<(), Failure> {
     let doing = || format!("cannot write '{}'", to.display());
     // A link stays, and the file that it names is replaced.
     let to = &match fs::canonicalize(to) {
@@ -338,15 +343,9 @@ fn fetch(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
         let mut file = File::options().write(true).open(to).with_context(doing).map_err(next("hob blob cp --help"))?;
         return download(client, from, &mut file, true);
     }
-    let part = to.with_file_name(format!(".hob-{}.part", std::process::id()));
-    let mut file = File::create_new(&part).with_context(doing).map_err(next("hob blob cp --help"))?;
-    let done = download(client, from, &mut file, true);
-    let done = done.and_then(|()| Ok(fs::rename(&part, to).with_context(doing)?));
-    if done.is_err() {
-        // It is ours, and of no use.
-        let _ = fs::remove_file(&part);
-    }
-    done
+    let part = parts.begin(to).with_context(doing).map_err(next("hob blob cp --help"))?;
+    download(client, from, &mut part.file(), true)?;
+    Ok(part.replace(to).with_context(doing)?)
 }
 
 fn get_folder(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
@@ -356,6 +355,7 @@ fn get_folder(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
         let sentence = format!("there is no object whose key begins with '{}'", clean(&String::from_utf8_lossy(&folder)));
         return Err(Failure::new(Exit::NotFound, sentence).next(format!("hob blob ls {}", from.bucket)));
     }
+    let parts = parts()?;
     for object in objects {
         let key = key_of(object.key, object.key_base64)?;
         let Some(below) = relative(&key[folder.len().min(key.len())..]) else {
@@ -366,7 +366,7 @@ fn get_folder(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).with_context(|| format!("cannot make '{}'", parent.display()))?;
         }
-        fetch(client, &At { bucket: from.bucket.clone(), key }, &path)?;
+        fetch(client, &parts, &At { bucket: from.bucket.clone(), key }, &path)?;
     }
     Ok(())
 }

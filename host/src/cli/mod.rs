@@ -29,6 +29,7 @@ mod new;
 mod node;
 mod output;
 mod pack;
+mod part;
 mod project;
 mod rm;
 mod rollback;

@@ -1,17 +1,19 @@
 //! `hob bucket`, `hob kv` and `hob blob` as people type them.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::buckets::{bucket, put};
 use crate::cli::{at, check, hob};
-use crate::harness::Node;
+use crate::harness::{Node, eventually};
 
 #[track_caller]
 fn run(node: &Node, args: &[&str]) -> String {
@@ -305,6 +307,60 @@ fn what_stays_long_comes_back_with_its_end() {
     std::fs::write(path("older"), text + "\n").unwrap();
     run(&node, &["bucket", "import", &path("older"), "older"]);
     assert!(end("older", "kv") < 1 << 53);
+}
+
+/// A daemon that begins to answer and never goes on.
+fn stalls() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                while let Some(request) = lines.next() {
+                    lines.by_ref().take_while(|line| !line.is_empty()).for_each(drop);
+                    let info = json!({
+                        "name": "b", "durability": "durable", "bytes_max": 1, "keys_max": 1, "created_ms": 1,
+                        "entries": { "bytes": 1, "keys": 1 }, "objects": { "bytes": 1, "keys": 1 },
+                    });
+                    let (len, body) = match request.starts_with("GET /v1/buckets/b HTTP") {
+                        true => (info.to_string().len(), info.to_string()),
+                        false => (1 << 20, "{".into()),
+                    };
+                    stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {len}\r\n\r\n{body}").as_bytes()).unwrap();
+                }
+            });
+        }
+    });
+    addr
+}
+
+#[test]
+fn a_signal_leaves_no_part_of_a_file() {
+    let server = format!("http://{}", stalls());
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        for (args, is_there) in
+            [(&["blob", "cp", "hob:b/k"][..], true), (&["blob", "cp", "hob:b/k"], false), (&["bucket", "export", "b"], false)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let to = dir.path().join("to");
+            if is_there {
+                std::fs::write(&to, "mine").unwrap();
+            }
+            let names = || std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let args = [args, &[to.to_str().unwrap(), "--server", &server]].concat();
+            let child = hob(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            eventually("it has begun", || names().any(|name| name.ends_with(".part")));
+            assert_eq!(to.exists(), is_there);
+            kill_process(Pid::from_child(&child), signal).unwrap();
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), Some(code), "{args:?} {}", String::from_utf8_lossy(&output.stderr));
+            let left: Vec<_> = names().collect();
+            assert_eq!(left, if is_there { vec!["to"] } else { vec![] }, "{args:?}");
+            assert!(!is_there || std::fs::read(&to).unwrap() == b"mine");
+        }
+    }
 }
 
 /// A batch that is legal by its bytes, and longer as JSON than a body may be.
