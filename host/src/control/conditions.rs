@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
-use http::header::{CONTENT_RANGE, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE};
+use http::header::{
+    CONTENT_ENCODING, CONTENT_RANGE, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, RANGE,
+};
 
 use crate::fault::{Code, Fault};
 use crate::id::Digest;
@@ -111,15 +113,21 @@ pub(super) fn undated() -> Fault {
     bad(format!("'{IF_UNMODIFIED_SINCE}' goes by 'last-modified', which only objects have: send 'if-match' with the ETag"))
 }
 
-/// Refuses a PUT of a part (RFC 9110, 14.5): its bytes would take the place of the whole.
+/// Refuses a PUT of a part (RFC 9110, 14.5), whose bytes would take the place of the whole, and of bytes that are to be read otherwise
+/// than as they are sent.
 ///
 /// # Errors
-/// `bad-request`.
-pub(super) fn no_part(headers: &HeaderMap) -> Result<(), Fault> {
-    match headers.contains_key(CONTENT_RANGE) {
-        true => Err(bad("'content-range' announces a part: a PUT takes all of it".into())),
-        false => Ok(()),
+/// `bad-request` and `unsupported-media`.
+pub(super) fn whole_and_plain(headers: &HeaderMap) -> Result<(), Fault> {
+    if headers.contains_key(CONTENT_RANGE) {
+        return Err(bad("'content-range' announces a part: a PUT takes all of it".into()));
     }
+    if headers.contains_key(CONTENT_ENCODING) {
+        let fault =
+            Fault::new(Code::UnsupportedMedia, "the body has a content coding, and nothing is unpacked or kept of it here");
+        return Err(fault.hint("send the bytes as they are to be read"));
+    }
+    Ok(())
 }
 
 /// A condition does not hold.

@@ -31,7 +31,7 @@ use crate::data::kv::{Done, Entry, Op, VALUE_LEN_MAX, When, check_count};
 use crate::data::{Bucket, Changed, Data, DataError};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
-use crate::id::BucketName;
+use crate::id::{BucketName, Digest};
 use crate::idempotency::{Answer, Keep, Ticket};
 use crate::net::drain::Stop;
 
@@ -214,10 +214,12 @@ pub(super) async fn get(
         ("ttl" = Option<String>, Query, description = "how long it stays, such as `10s`; for ever when absent"),
         ("if-match" = Option<String>, Header, description = "only if the entry has one of these ETags; `*`: only if there is one"),
         ("if-none-match" = Option<String>, Header, description = "`*`: only if there is no entry"),
+        ("content-digest" = Option<String>, Header, description = "`sha-256=:BASE64:` of the value (RFC 9530)"),
+        ("repr-digest" = Option<String>, Header, description = "the same: a body has no content coding here"),
         ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "the value, at most 1 MiB"),
     responses((status = 204, description = "written", headers(("etag" = String))), (status = 400, body = Problem), (status = 404, body = Problem),
-        (status = 408, body = Problem), (status = 412, body = Problem), (status = 413, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
+        (status = 408, body = Problem), (status = 412, body = Problem), (status = 413, body = Problem), (status = 415, body = Problem), (status = 429, description = "a quota is used up", body = Problem), (status = 503, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn put(
     State(control): State<Control>,
     caller: Caller,
@@ -228,8 +230,16 @@ pub(super) async fn put(
 ) -> Result<Response, Refusal> {
     let wanted = Wanted::read(request.uri(), &["ttl"])?;
     let when = when(request.headers())?;
-    conditions::no_part(request.headers())?;
+    conditions::whole_and_plain(request.headers())?;
+    let digest = conditions::announced_digest(request.headers())?;
     let value = axum::body::to_bytes(request.into_body(), VALUE_LEN_MAX).await.map_err(|error| value_fault(&error))?;
+    if let Some(wanted) = digest {
+        let bytes = value.clone();
+        let found = blocking(move || Digest::of(&bytes)).await?;
+        if found != wanted {
+            return Err(DataError::WrongDigest { wanted, found }.fault().into());
+        }
+    }
     let ticket = match once.look(&control, vec![value.clone()]).await? {
         Found::Answer(answer) => return Ok(answer),
         Found::Nothing(ticket) => ticket,

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
 use tokio::sync::mpsc;
@@ -92,12 +92,7 @@ fn check_len(len: u64, object_max: u64, bucket_max: u64) -> Result<(), DataError
 
 fn options(request: &Request) -> Result<PutOptions, Fault> {
     let headers = request.headers();
-    conditions::no_part(headers)?;
-    if headers.contains_key(CONTENT_ENCODING) {
-        let fault =
-            Fault::new(Code::UnsupportedMedia, "the body has a content coding, and nothing is unpacked or kept of it here");
-        return Err(fault.hint("send the bytes as they are to be read"));
-    }
+    conditions::whole_and_plain(headers)?;
     let ttl = Wanted::read(request.uri(), &["ttl"])?.ttl;
     let content_type = headers.get(CONTENT_TYPE).map(|kind| kind.to_str().map(ToOwned::to_owned)).transpose();
     let content_type = content_type.map_err(|_| Fault::new(Code::BadRequest, "'content-type' is no text"))?.unwrap_or_default();

@@ -315,6 +315,30 @@ fn a_batch_happens_whole_or_not_at_all() {
     check_whole(&node, "d");
 }
 
+#[test]
+fn a_value_is_held_against_its_digest_and_has_no_coding() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    let at = "/v1/buckets/b/kv/k";
+    let abc = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:";
+    let version = put(&node, at, &[("content-digest", abc)], b"abc");
+    assert_eq!(version.status(), 204);
+    for header in ["content-digest", "repr-digest"] {
+        let problem = put(&node, at, &[(header, abc)], b"abd").problem(400, "bad-request");
+        assert!(problem["detail"].as_str().unwrap().contains("digest of the bytes is"), "{problem}");
+        // Nothing of it is kept under the key of the request either.
+        let once = [(header, abc), ("idempotency-key", header)];
+        put(&node, at, &once, b"abd").problem(400, "bad-request");
+        assert_eq!(put(&node, at, &once, b"abc").status(), 204);
+        put(&node, at, &[(header, "sha-256=:x:")], b"abc").problem(400, "bad-request");
+    }
+    put(&node, at, &[("content-digest", abc), ("repr-digest", &abc.replace('u', "v"))], b"abc").problem(400, "bad-request");
+    put(&node, at, &[("content-encoding", "gzip")], b"abc").problem(415, "unsupported-media");
+    // Of an algorithm that nobody here knows nothing can be said.
+    assert_eq!(put(&node, at, &[("repr-digest", abc), ("content-digest", "sha-512=:AA==:")], b"abc").status(), 204);
+    assert_eq!(node.control.get(at).good(), b"abc");
+}
+
 /// serde reads a struct from an array, too, by the order of its fields.
 #[test]
 fn bodies_are_objects_and_no_arrays() {
