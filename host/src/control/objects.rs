@@ -157,7 +157,7 @@ pub(super) async fn list(
     Ok(Json(list.await?))
 }
 
-/// Says what is known of an object.
+/// Says what is known of an object: also that it is damaged, if anybody found out since the node started.
 #[utoipa::path(head, path = "/v1/buckets/{name}/objects/{key}", operation_id = "object_head", security(("token" = ["read"])),
     params(("name" = String, Path), ("key" = String, Path), ("if-none-match" = Option<String>, Header), ("if-match" = Option<String>, Header),
         ("if-modified-since" = Option<String>, Header), ("if-unmodified-since" = Option<String>, Header)),
@@ -174,9 +174,17 @@ pub(super) async fn head(
     Key(key): Key,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let head =
-        control.in_objects(&caller, name, move |data, bucket| data.objects(bucket.spec.durability).head(&bucket, &key)).await?;
-    let head = head.ok_or_else(no_object)?;
+    let head = control.in_objects(&caller, name, move |data, bucket| {
+        let objects = data.objects(bucket.spec.durability);
+        match objects.head(&bucket, &key)? {
+            // As a GET would be answered.
+            Some(head) if objects.is_known_damaged(&bucket, &head) => {
+                Err(DataError::Corrupt { bucket: bucket.id, key: key.into() })
+            }
+            head => Ok(head),
+        }
+    });
+    let head = head.await?.ok_or_else(no_object)?;
     let read = conditions::of_read(&headers, &head.tag(), Some(head.modified_ms))?;
     let mut response = StatusCode::NOT_MODIFIED.into_response();
     if read == Read::Send {

@@ -99,6 +99,26 @@ fn check_guests(node: &Node) {
 }
 
 #[test]
+fn a_head_says_what_is_known_and_reads_nothing() {
+    let node = rotten();
+    let head = |key: &str| node.control.request("HEAD", &format!("/v1/buckets/b/objects/{key}"), &[], b"");
+    // Nobody has looked at its bytes.
+    assert_eq!((head("bad").status(), head("a").status()), (200, 200));
+    node.control.get("/v1/buckets/b/objects/bad").problem(503, "damaged");
+    let reply = head("bad");
+    assert_eq!((reply.status(), reply.header("hob-error"), reply.header("etag")), (503, Some("damaged"), None));
+    assert_eq!(head("a").status(), 200);
+    assert_eq!(put(&node, "/v1/buckets/b/objects/bad", &[], &object("bad")).status(), 200);
+    assert_eq!((head("bad").status(), node.control.get("/v1/buckets/b/objects/bad").good()), (200, object("bad")));
+    // A scrub finds it out, too.
+    let node = rotten();
+    node.control.post("/v1/buckets/b/scrub", b"").ok();
+    let head = |key: &str| node.control.request("HEAD", &format!("/v1/buckets/b/objects/{key}"), &[], b"").status();
+    assert_eq!((head("bad"), head("c")), (503, 200));
+    assert_eq!((delete(&node, "/v1/buckets/b/objects/bad").status(), head("bad")), (204, 404));
+}
+
+#[test]
 fn the_command_line_gives_what_is_sound_and_names_the_rest() {
     let node = rotten();
     let (stdout, stderr) = check(&at(&node, &["kv", "get", "b", "a", "bad", "none", "c"]), 1);

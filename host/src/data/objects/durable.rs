@@ -119,17 +119,21 @@ impl Durable {
                     Row::Good(head) => {
                         let id = FileId { bucket: bucket.id, digest: head.etag };
                         let _held = self.files.hold(id);
-                        let is_good = match self.files.scrub(id, head.len) {
+                        let is_whole = match self.files.scrub(id, head.len) {
                             // What the disk does not give is lost, and no reason not to look at the rest.
                             Err(error) if error.is_disk_failure() => false,
                             read => read?,
                         };
-                        if is_good {
+                        if is_whole {
                             scrubbed.bytes += head.len;
                             good.insert(head.etag);
                         }
                         // It may have been deleted or replaced before it was held.
-                        is_good || self.find(bucket.id, &key)?.is_none_or(|now| now.version != head.version)
+                        let is_good = is_whole || self.find(bucket.id, &key)?.is_none_or(|now| now.version != head.version);
+                        if !is_good {
+                            self.files.note_damaged(id);
+                        }
+                        is_good
                     }
                     Row::Damaged | Row::None => false,
                 };
@@ -282,6 +286,10 @@ impl Objects for Durable {
         self.find(bucket.id, key)
     }
 
+    fn is_known_damaged(&self, bucket: &Bucket, head: &Head) -> bool {
+        self.files.is_damaged(FileId { bucket: bucket.id, digest: head.etag })
+    }
+
     fn open(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Opened>, DataError> {
         let mut last = None;
         loop {
@@ -293,6 +301,7 @@ impl Objects for Durable {
             }
             // Before it was held the object may have been deleted or replaced, and its file removed. Versions rise, so this ends.
             if last == Some(head.version) {
+                self.files.note_damaged(id);
                 return Err(corrupt(bucket.id, key));
             }
             last = Some(head.version);

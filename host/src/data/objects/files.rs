@@ -43,6 +43,8 @@ pub(super) type StagedPath = space::StagedPath<FileId>;
 /// How long the collector rests after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 const READ_BYTES: usize = 1 << 20;
+/// Damaged files that are remembered, of 40 bytes each.
+const DAMAGED_MAX: usize = 16_384;
 /// Name of the folder with the files in place.
 pub(in crate::data) const FOLDER: &str = "objects";
 
@@ -70,6 +72,8 @@ pub(in crate::data) struct Files {
     /// Places of puts that gather what they write.
     pub(super) gathering: Arc<Semaphore>,
     checked: Checked<Digest>,
+    /// Files that were found damaged or lost, and not good since.
+    damaged: Mutex<HashSet<FileId>>,
     /// Files that are being read to be checked, so that one thread does it.
     checking: Mutex<HashSet<Stamp>>,
     checking_ended: Condvar,
@@ -118,6 +122,7 @@ impl Files {
             mounts: Mounts::open(dir)?,
             gathering: Arc::new(Semaphore::new(GATHERING_MAX)),
             checked: Checked::new(),
+            damaged: Mutex::default(),
             checking: Mutex::default(),
             checking_ended: Condvar::new(),
             list: Mutex::default(),
@@ -164,7 +169,7 @@ impl Files {
         }
         let stamp = Stamp::of_metadata(&meta);
         let Some(_turn) = self.turn(stamp, &id.digest) else { return Ok(Some((file, Verified::Before))) };
-        Ok(self.check(&file, stamp, id.digest)?.map(|took| (file, Verified::Now(took))))
+        Ok(self.check(&file, stamp, id)?.map(|took| (file, Verified::Now(took))))
     }
 
     /// Opens a file of `len` bytes that this process has checked.
@@ -192,15 +197,16 @@ impl Files {
     }
 
     /// Reads the file and remembers it if it is good. Answers the time that it took, `None` if it is not.
-    fn check(&self, file: &File, stamp: Stamp, digest: Digest) -> Result<Option<Duration>, DataError> {
+    fn check(&self, file: &File, stamp: Stamp, id: FileId) -> Result<Option<Duration>, DataError> {
         let started = Instant::now();
         let found = digest_of(file).map_err(io_error("read an object"))?;
-        if found != digest {
+        if found != id.digest {
             return Ok(None);
         }
         if Stamp::of(file).map_err(io_error("look at an object"))? == stamp {
-            self.checked.remember(stamp, digest);
+            self.checked.remember(stamp, id.digest);
         }
+        lock(&self.damaged).remove(&id);
         Ok(Some(started.elapsed()))
     }
 
@@ -215,7 +221,7 @@ impl Files {
             return Ok(false);
         }
         let stamp = Stamp::of_metadata(&meta);
-        let checked = self.check(&file, stamp, id.digest);
+        let checked = self.check(&file, stamp, id);
         if !matches!(checked, Ok(Some(_))) {
             self.checked.forget(stamp);
         }
@@ -227,14 +233,30 @@ impl Files {
         File::open(self.path(id)).and_then(|file| Stamp::of(&file)).is_ok_and(|stamp| self.checked.contains(stamp, &id.digest))
     }
 
+    /// Whether the file in place is known to be damaged or lost.
+    pub(super) fn is_damaged(&self, id: FileId) -> bool {
+        lock(&self.damaged).contains(&id)
+    }
+
+    /// Remembers that the file in place is damaged or lost.
+    pub(super) fn note_damaged(&self, id: FileId) {
+        let mut damaged = lock(&self.damaged);
+        // Past that it is found anew by whoever opens it.
+        if damaged.len() < DAMAGED_MAX {
+            damaged.insert(id);
+        }
+    }
+
     /// Remembers that this process wrote the file in place.
     pub(super) fn remember(&self, id: FileId, file: &File) -> Result<(), DataError> {
+        lock(&self.damaged).remove(&id);
         self.checked.remember(Stamp::of(file).map_err(io_error("look at an object"))?, id.digest);
         Ok(())
     }
 
     /// Says that a row that referred to a file goes, in a transaction that need not be committed yet.
     pub(in crate::data) fn release(&self, id: FileId) {
+        lock(&self.damaged).remove(&id);
         lock(&self.list).released.insert(id);
         self.list_changed.notify_one();
     }

@@ -258,6 +258,12 @@ pub trait Objects: Send + Sync + fmt::Debug {
     /// About a microsecond; may block on the disk.
     fn head(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Head>, DataError>;
 
+    /// Whether it was found out, since the process started, that opening this object would be [`DataError::Corrupt`]. Reads nothing. Only
+    /// durable ones rot; a copy of an origin's is fetched again.
+    fn is_known_damaged(&self, _bucket: &Bucket, _head: &Head) -> bool {
+        false
+    }
+
     /// Opens an object, `None` if there is none. Its bytes stay as they are until the result is dropped, whatever becomes of the key.
     ///
     /// # Errors

@@ -54,6 +54,10 @@ impl Objects for Routed {
         self.of(bucket)?.head(bucket, key)
     }
 
+    fn is_known_damaged(&self, bucket: &Bucket, head: &Head) -> bool {
+        self.of(bucket).is_ok_and(|objects| objects.is_known_damaged(bucket, head))
+    }
+
     fn open(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Opened>, DataError> {
         self.of(bucket)?.open(bucket, key)
     }
