@@ -15,7 +15,7 @@ use super::Host;
 use super::blocking::Jobs;
 use super::explain::{Denied, How};
 use crate::data::kv::KeyValue;
-use crate::data::objects::Objects;
+use crate::data::objects::{MOUNT_ENTRIES_MAX, Mounted, Objects};
 use crate::data::{Bucket, Data, DataError};
 use crate::grants::{Access, DataGrant};
 use crate::id::{NAME_LEN_MAX, TenantId};
@@ -206,9 +206,7 @@ impl DataAccess {
         };
         drop(turn);
         if mounted.left_out > 0 {
-            let text =
-                format!("{} objects are left out: their keys are no relative paths, or folders of others", mounted.left_out);
-            self.explain_mount(grant, &text, log);
+            self.explain_mount(grant, &left_out(&mounted), log);
         }
         Ok(mounted.path)
     }
@@ -219,6 +217,20 @@ impl DataAccess {
             log.host(Level::Warn, format!("bucket '{}' at {guest}: {text}", grant.bucket));
         }
     }
+}
+
+/// Why a folder has not all objects of its bucket.
+fn left_out(mounted: &Mounted) -> String {
+    let no_paths = mounted.left_out - mounted.damaged;
+    let why = [
+        (
+            no_paths,
+            format!("their keys are no relative paths, or folders of others, or past {MOUNT_ENTRIES_MAX} files and folders"),
+        ),
+        (mounted.damaged, "they are damaged, put them again".to_owned()),
+    ];
+    let said = why.into_iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} objects are left out: {why}"));
+    said.collect::<Vec<_>>().join("; ")
 }
 
 impl AccessError {

@@ -9,7 +9,7 @@ use crate::buckets_objects::{flip, position};
 use crate::cli::{at, check};
 use crate::data::hex;
 use crate::harness::examples::guest;
-use crate::harness::{Node, Setup, files};
+use crate::harness::{Node, Setup, eventually, files};
 use crate::standard::Doors;
 
 const GRANT: &str = "[grants]\ndata = [{ bucket = \"b\", access = \"read\" }]\n";
@@ -116,6 +116,26 @@ fn a_head_says_what_is_known_and_reads_nothing() {
     let head = |key: &str| node.control.request("HEAD", &format!("/v1/buckets/b/objects/{key}"), &[], b"").status();
     assert_eq!((head("bad"), head("c")), (503, 200));
     assert_eq!((delete(&node, "/v1/buckets/b/objects/bad").status(), head("bad")), (204, 404));
+}
+
+#[test]
+fn the_log_of_a_mount_says_why_objects_are_left_out() {
+    let mut node = Node::start(&[]);
+    let manifest = "[grants]\ndata = [{ bucket = 'b', mount = '/site' }]\n[[bucket]]\nname = 'b'\n";
+    assert_eq!(node.deploy("files1", &std::fs::read(guest("files1")).unwrap(), manifest).status(), 201);
+    for key in ["a", "bad", "..%2Fx", "..%2Fy"] {
+        assert_eq!(put(&node, &format!("/v1/buckets/b/objects/{key}"), &[], &object(key)).status(), 201);
+    }
+    node.stop();
+    let rots = |file: &PathBuf| std::fs::read(file).unwrap() == object("bad");
+    flip(&files(&node.data_dir().join("data/objects")).into_iter().find(rots).unwrap(), 12_345);
+    let node = Node::start_with(Setup { dir: Some(node.dir()), ..Setup::default() });
+    assert_eq!(node.data.get("/files1?list=/site").ok().text(), "a");
+    let no_paths =
+        "2 objects are left out: their keys are no relative paths, or folders of others, or past 100000 files and folders";
+    let expected = format!("bucket 'b' at /site: {no_paths}; 1 objects are left out: they are damaged, put them again");
+    let is_told = || node.logs("files1").iter().any(|(_, _, text)| *text == expected);
+    eventually("it is told", is_told);
 }
 
 #[test]

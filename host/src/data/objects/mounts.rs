@@ -51,6 +51,8 @@ pub struct Mounted {
     pub path: PathBuf,
     /// Objects that are not in it.
     pub left_out: u64,
+    /// How many of them only because they are damaged.
+    pub damaged: u64,
 }
 
 /// The trees of a node.
@@ -79,6 +81,8 @@ struct Tree {
 struct Links {
     files: u64,
     folders: u64,
+    /// Keys that would have a link if their objects were whole.
+    damaged: BTreeSet<Bytes>,
     /// [`MOUNT_ENTRIES_MAX`].
     entries_max: u64,
     /// Never again: the bucket is gone.
@@ -87,7 +91,7 @@ struct Links {
 
 impl Default for Links {
     fn default() -> Self {
-        Self { files: 0, folders: 0, entries_max: MOUNT_ENTRIES_MAX, has_ended: false }
+        Self { files: 0, folders: 0, damaged: BTreeSet::new(), entries_max: MOUNT_ENTRIES_MAX, has_ended: false }
     }
 }
 
@@ -211,8 +215,14 @@ impl Durable {
     /// `None` if the bucket is gone.
     fn as_mounted(&self, bucket: &Bucket, tree: &Tree) -> Result<Option<Mounted>, DataError> {
         let found = self.store.read(|txn| bucket::get(txn, &bucket.tenant, &bucket.name))?.filter(|found| found.id == bucket.id);
-        let files = lock(&tree.links).files;
-        Ok(found.map(|found| Mounted { path: tree.path.clone(), left_out: found.objects.keys.saturating_sub(files) }))
+        let (files, damaged) = {
+            let links = lock(&tree.links);
+            (links.files, links.damaged.len() as u64)
+        };
+        Ok(found.map(|found| {
+            let left_out = found.objects.keys.saturating_sub(files);
+            Mounted { path: tree.path.clone(), left_out, damaged: damaged.min(left_out) }
+        }))
     }
 
     fn bring_up(&self, tree: &Tree) -> Result<(), DataError> {
@@ -263,7 +273,17 @@ impl Durable {
         let seen = self.seen(tree, key)?;
         let mut links = lock(&tree.links);
         // Once more, now that nobody else makes links: whoever changes it from here on comes afterwards.
-        let now = self.find(tree.bucket, key).or_else(not_damaged)?;
+        let (now, is_row_damaged) = match self.find(tree.bucket, key) {
+            Err(DataError::Corrupt { .. }) => (None, true),
+            found => (found?, false),
+        };
+        let is_bad = matches!((&now, seen), (Some(head), Some((version, false))) if head.version == version);
+        match is_row_damaged || is_bad {
+            true if (links.damaged.len() as u64) < links.entries_max => links.damaged.insert(key.clone()),
+            // Past that they count as left out for another reason.
+            true => false,
+            false => links.damaged.remove(key),
+        };
         let done = match (now, seen) {
             (None, _) => tree.remove(path, &mut links),
             (Some(head), Some((version, is_good))) if head.version == version => match is_good {
@@ -271,7 +291,10 @@ impl Durable {
                     let file = self.files.path(FileId { bucket: tree.bucket, digest: head.etag });
                     tree.place(&file, path, &mut links).map(|()| Vec::new())
                 }
-                false => tree.remove(path, &mut links),
+                false => {
+                    self.files.note_damaged(FileId { bucket: tree.bucket, digest: head.etag });
+                    tree.remove(path, &mut links)
+                }
             },
             // It was put in between, and linked or noted by who put it.
             (Some(_), _) => Ok(Vec::new()),
@@ -314,7 +337,11 @@ impl Files {
         let Some(tree) = self.mounts.find(id.bucket) else { return };
         let Some(path) = path(key) else { return };
         let placed = match self.is_good(id) {
-            true => tree.place(&self.path(id), path, &mut lock(&tree.links)),
+            true => {
+                let mut links = lock(&tree.links);
+                links.damaged.remove(key);
+                tree.place(&self.path(id), path, &mut links)
+            }
             // Whoever mounts the bucket next reads it.
             false => Err(io::ErrorKind::InvalidData.into()),
         };
@@ -328,7 +355,11 @@ impl Files {
     pub(super) fn unlink(&self, bucket: BucketId, key: &[u8]) {
         let Some(tree) = self.mounts.find(bucket) else { return };
         let Some(path) = path(key) else { return };
-        let removed = tree.remove(path, &mut lock(&tree.links));
+        let removed = {
+            let mut links = lock(&tree.links);
+            links.damaged.remove(key);
+            tree.remove(path, &mut links)
+        };
         match removed {
             // What was a folder may be an object.
             Ok(keys) => keys.iter().for_each(|key| self.mounts.touch(bucket, key)),

@@ -171,14 +171,24 @@ fn a_start_believes_no_tree_and_damage_is_not_linked() {
     node.reopen();
     assert!(node.data().durable_objects().mounted(&bucket).unwrap().is_none() && !path.exists());
     let mounted = mount(&node, &bucket);
-    assert_eq!((tree(&mounted.path), mounted.left_out), (vec!["good".to_owned(), "rots".to_owned()], 1));
+    assert_eq!(tree(&mounted.path), ["good", "rots"]);
+    assert_eq!((mounted.left_out, mounted.damaged), (1, 1));
+    set(&node, &bucket, b"../no path");
     damage("rots");
     assert_eq!(node.data().durable_objects().scrub(&bucket).unwrap().corrupt.len(), 2);
     assert_eq!(tree(&mounted.path), ["good"]);
-    // Put again, they are mended.
+    let counts = || {
+        let mounted = mount(&node, &bucket);
+        (mounted.left_out, mounted.damaged)
+    };
+    assert_eq!(counts(), (3, 2));
+    // Put again or deleted, they are mended.
     set(&node, &bucket, b"rots");
+    assert_eq!(counts(), (2, 1));
+    delete(&node, &bucket, b"rotten");
+    assert_eq!(counts(), (1, 0));
     set(&node, &bucket, b"rotten");
-    assert_eq!((mount(&node, &bucket).left_out, tree(&path).len()), (0, 3));
+    assert_eq!((counts(), tree(&path).len()), ((1, 0), 3));
     for _ in 0..1000 {
         if fs::read_dir(node.dir.path().join("mounts-trash")).unwrap().next().is_none() {
             return;
