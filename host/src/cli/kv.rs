@@ -291,7 +291,8 @@ fn ls(ctx: &Ctx, bucket: &BucketName, prefix: &[u8]) -> Result<(), Failure> {
 }
 
 fn watch(ctx: &Ctx, bucket: &BucketName, prefix: &[u8]) -> Result<(), Failure> {
-    let mut feed = ctx.client()?.watch(bucket, prefix)?;
+    let client = ctx.client()?;
+    let mut feed = client.watch(bucket, prefix)?;
     output::note(format!("watching {bucket}"));
     while let Some(event) = feed.next()? {
         match (event, ctx.format) {
@@ -300,8 +301,14 @@ fn watch(ctx: &Ctx, bucket: &BucketName, prefix: &[u8]) -> Result<(), Failure> {
             (Event::Remark(remark), _) => output::note(clean(&remark)),
         }
     }
-    output::note("the daemon ended the stream: the bucket was deleted, or the daemon stops");
-    Ok(())
+    // A stream has the same end either way.
+    match client.bucket(bucket) {
+        Err(failure) if failure.code() == Exit::NotFound as u8 => {
+            output::note("the bucket was deleted");
+            Ok(())
+        }
+        _ => Err(Failure::new(Exit::Unreachable, "the daemon ended the stream: it stops").next("hob serve")),
+    }
 }
 
 fn change_line(change: &ChangeInfo) -> String {

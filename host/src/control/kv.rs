@@ -25,7 +25,7 @@ use super::keys::{self, Key, Wanted};
 use super::once::{self, Found, Once, respond};
 use super::wire::{
     BatchInfo, BatchKind, BatchOp, BatchRequest, ChangeInfo, DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo,
-    GetManyRequest, IncrementInfo, Problem, join, object, split,
+    GetManyRequest, IncrementInfo, NO_ENTRY, Problem, join, object, split,
 };
 use crate::data::kv::{Done, Entry, Op, VALUE_LEN_MAX, When, check_count};
 use crate::data::{Bucket, Changed, Data, DataError};
@@ -68,7 +68,7 @@ fn etag(version: u64) -> HeaderValue {
 }
 
 fn no_entry() -> Fault {
-    Fault::new(Code::NotFound, "there is no entry under this key")
+    Fault::new(Code::NotFound, NO_ENTRY)
 }
 
 /// The conditions of a write, of which one must hold.

@@ -22,7 +22,7 @@ use super::buckets::{InBucket, holding, turn};
 use super::conditions::{self, Part, Read};
 use super::keys::{self, Key, Wanted};
 use super::kv::{EXPIRES, HARMLESS};
-use super::wire::{ObjectInfo, ObjectList, Problem, split};
+use super::wire::{NO_OBJECT, ObjectInfo, ObjectList, Problem, split};
 use crate::data::objects::{Head, Opened, When, parse_tag};
 use crate::data::{Bucket, Data, DataError};
 use crate::dispatch::templates::blocking;
@@ -55,7 +55,7 @@ pub(super) fn info(key: &[u8], head: &Head) -> ObjectInfo {
 }
 
 fn no_object() -> Fault {
-    Fault::new(Code::NotFound, "there is no object under this key")
+    Fault::new(Code::NotFound, NO_OBJECT)
 }
 
 /// The condition of a write, by what a look has found. If another object is there by the time of the write, that is refused, too.

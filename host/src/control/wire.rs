@@ -19,6 +19,7 @@ pub use self::data::{
     DescribedRequest, DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, ObjectInfo,
     ObjectList, ScrubInfo, SizeInfo, join, split,
 };
+pub(crate) use self::data::{NO_ENTRY, NO_OBJECT};
 pub use self::identity::{
     AuditList, KeyInfo, KeyList, KeyRequest, NewTokenInfo, TenantChange, TenantInfo, TenantList, TenantRequest, TokenInfo,
     TokenList, TokenRequest,

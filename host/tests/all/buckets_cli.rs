@@ -89,8 +89,10 @@ fn entries() {
     assert!(list.contains("base64:AP8=") && list.contains("../x") && list.lines().count() == 5, "{list}");
     assert_eq!(json_of(&node, &["kv", "ls", "b", "go"])[0]["key"], "gone");
     run(&node, &["kv", "del", "b", "gone"]);
-    fails(&node, 3, &["kv", "get", "b", "gone"]);
-    fails(&node, 3, &["kv", "del", "b", "gone"]);
+    for args in [["kv", "get", "b", "gone"], ["kv", "del", "b", "gone"]] {
+        assert!(fails(&node, 3, &args).contains("next: hob kv ls b\n"));
+    }
+    assert!(fails(&node, 3, &["kv", "get", "none", "gone"]).contains("next: hob bucket ls\n"));
     fails(&node, 1, &["kv", "get", "b", &"k".repeat(513)]);
     fails(&node, 1, &["kv", "get", "b", ""]);
 }
@@ -125,7 +127,7 @@ fn entries_many_at_once() {
 
 #[test]
 fn watching() {
-    let node = Node::start(&[]);
+    let mut node = Node::start(&[]);
     bucket(&node, "b", json!({}));
     let mut child = hob(&["kv", "watch", "b", "a"]).env("HOB_SERVER", format!("http://{}", node.control.addr)).spawn().unwrap();
     let mut words = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -142,6 +144,19 @@ fn watching() {
     assert_eq!(lines.next(), None);
     assert!(words.next().unwrap().unwrap().contains("the bucket was deleted"));
     assert_eq!(child.wait().unwrap().code(), Some(0));
+    // A daemon that goes away has not told everything.
+    bucket(&node, "b", json!({}));
+    for is_asked in [true, false] {
+        let mut child = hob(&["kv", "watch", "b"]).env("HOB_SERVER", format!("http://{}", node.control.addr)).spawn().unwrap();
+        let mut words = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert_eq!(words.next().unwrap(), "watching b");
+        match is_asked {
+            true => node.restart(),
+            false => node.kill(),
+        }
+        let code = child.wait().unwrap().code();
+        assert_eq!((code, words.next().unwrap().starts_with("error: ")), (Some(if is_asked { 5 } else { 1 }), true));
+    }
 }
 
 #[test]
@@ -177,7 +192,8 @@ fn objects_from_and_to_files() {
     assert!(!dir.path().join("escaped").exists() && !dir.path().parent().unwrap().join("escaped").exists());
     run(&node, &["blob", "rm", "b/x/a"]);
     fails(&node, 3, &["blob", "rm", "b/x/a"]);
-    fails(&node, 3, &["blob", "cat", "b/x/a"]);
+    assert!(fails(&node, 3, &["blob", "cat", "b/x/a"]).contains("next: hob blob ls hob:b\n"));
+    assert!(fails(&node, 3, &["blob", "cat", "none/x"]).contains("next: hob bucket ls\n"));
     fails(&node, 3, &["blob", "cp", "hob:b/x/a", &path("none")]);
     let names = || std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert!(!names().any(|name| name.starts_with("none") || name.ends_with(".part")));

@@ -18,7 +18,8 @@ use super::super::failure::{Exit, Failure};
 use super::{Client, EXPECT_ABOVE, Feed, accept, read};
 use crate::control::wire::{
     BatchInfo, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, DESCRIBED, DescribedRequest, EntryInfo,
-    EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, ObjectInfo, ObjectList, ScrubInfo, split,
+    EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, NO_ENTRY, NO_OBJECT, ObjectInfo, ObjectList, ScrubInfo,
+    split,
 };
 use crate::id::BucketName;
 
@@ -306,10 +307,19 @@ fn accept_data(response: Response<Body>, path: &str) -> Result<Response<Body>, F
     // The answer to a request without a path of its own is read as any other.
     let code = response.headers().get("hob-error").and_then(|code| code.to_str().ok()).map(ToOwned::to_owned);
     accept(response, None).map_err(|failure| match code.as_deref() {
+        // Only these say that the bucket is there.
+        Some("not-found") if failure.sentence() == NO_ENTRY => failure.next(list_command("kv", path)),
+        Some("not-found") if failure.sentence() == NO_OBJECT => failure.next(list_command("blob", path)),
         Some("damaged") => failure.next("hob doctor"),
         Some("overloaded" | "draining" | "client-timeout") | None => failure,
         Some(code) => failure.next(next_command(code, path)),
     })
+}
+
+/// What lists the keys of the bucket in `/v1/buckets/NAME/KIND/KEY`.
+fn list_command(command: &str, path: &str) -> String {
+    let scheme = if command == "blob" { "hob:" } else { "" };
+    format!("hob {command} ls {scheme}{}", path.split('/').nth(3).unwrap_or_default())
 }
 
 /// What to do after a refusal of `/v1/buckets/NAME/KIND/KEY`.
@@ -381,5 +391,7 @@ mod tests {
         ] {
             assert_eq!(next_command(code, path), expected, "{code} {path}");
         }
+        assert_eq!(list_command("kv", "/v1/buckets/b/kv/k%2Fl"), "hob kv ls b");
+        assert_eq!(list_command("blob", "/v1/buckets/b/objects/k"), "hob blob ls hob:b");
     }
 }

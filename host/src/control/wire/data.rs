@@ -322,6 +322,11 @@ pub struct CorruptInfo {
     pub key_base64: Option<String>,
 }
 
+/// Detail of a problem: the bucket is there, and has no such entry.
+pub(crate) const NO_ENTRY: &str = "there is no entry under this key";
+/// Detail of a problem: the bucket is there, and has no such object.
+pub(crate) const NO_OBJECT: &str = "there is no object under this key";
+
 /// Bytes as the two fields of which one is there.
 #[must_use]
 pub fn split(bytes: &[u8]) -> (Option<String>, Option<String>) {
