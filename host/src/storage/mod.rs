@@ -14,12 +14,57 @@ pub(crate) mod overlay;
 pub(crate) mod power;
 pub mod space;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
-/// Runs `op`; a panic becomes its text. redb panics where a damaged file is not what it wrote.
+thread_local! {
+    /// How many calls of [`caught`] this thread is in.
+    static CATCHING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Runs `op`; a panic becomes its text, and is not printed: whoever gets the text says what it means. redb panics where a damaged file is
+/// not what it wrote.
 pub(crate) fn caught<T>(op: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(op)).map_err(|panic| {
+    keep_quiet_in_here();
+    CATCHING.set(CATCHING.get() + 1);
+    let done = catch_unwind(AssertUnwindSafe(op));
+    CATCHING.set(CATCHING.get() - 1);
+    done.map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
         format!("reading it failed with '{}'", text.unwrap_or("a panic"))
     })
+}
+
+/// Panics of this thread and of all others are printed as ever, unless they end in [`caught`]; those are in the log at `debug`, with their
+/// place.
+fn keep_quiet_in_here() {
+    static HOOK: Once = Once::new();
+    // Whoever panics may not change the hook. What is caught in its drops is printed then.
+    if std::thread::panicking() {
+        return;
+    }
+    HOOK.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |info| match CATCHING.try_with(Cell::get) {
+            Ok(0) | Err(_) => others(info),
+            Ok(_) => tracing::debug!(panic = %info, "a panic that is an error"),
+        }));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_its_text_however_deep() {
+        assert_eq!(caught(|| 1), Ok(1));
+        let inner = caught(|| caught(|| panic!("in {}", "there")).map(|()| 1)).unwrap();
+        assert_eq!(inner, Err("reading it failed with 'in there'".into()));
+        assert_eq!(caught(|| -> () { panic!("again") }), Err("reading it failed with 'again'".into()));
+        assert_eq!(CATCHING.get(), 0);
+        // Others are not caught, nor taken for one that is.
+        assert!(std::thread::spawn(|| panic!("of another thread, printed")).join().is_err());
+    }
 }

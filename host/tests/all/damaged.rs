@@ -1,12 +1,13 @@
 //! One byte of a node's data that rots: what is lost, what is told, and that nothing else suffers.
 
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
 use crate::buckets::{bucket, check_whole, delete, put};
 use crate::buckets_objects::{flip, position};
-use crate::cli::{at, check};
+use crate::cli::{at, check, hob};
 use crate::data::hex;
 use crate::harness::examples::guest;
 use crate::harness::{Node, Setup, eventually, files};
@@ -136,6 +137,57 @@ fn the_log_of_a_mount_says_why_objects_are_left_out() {
     let expected = format!("bucket 'b' at /site: {no_paths}; 1 objects are left out: they are damaged, put them again");
     let is_told = || node.logs("files1").iter().any(|(_, _, text)| *text == expected);
     eventually("it is told", is_told);
+}
+
+/// The library of the file panics there, which is Hob's error and nobody's backtrace.
+#[test]
+fn a_damaged_structure_keeps_the_node_from_starting_in_words() {
+    let mut node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    for key in 0..50 {
+        assert_eq!(put(&node, &format!("/v1/buckets/b/kv/{key}"), &[], &[7; 300]).status(), 204);
+    }
+    node.stop();
+    let (data_dir, store) = (node.data_dir(), node.data_dir().join("data/data.redb"));
+    let path = data_dir.to_str().unwrap();
+    let whole = std::fs::read(&store).unwrap();
+    let mut panics = 0;
+    // Each page begins with what kind it is.
+    for at in (4096..whole.len()).step_by(4096).filter(|at| whole[*at] != 0) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x40;
+        std::fs::write(&store, &bytes).unwrap();
+        let doctor = hob(&["doctor", "-o", "json", "--server", "http://127.0.0.1:1", "--data-dir", path]).output().unwrap();
+        let (stdout, stderr) = (String::from_utf8(doctor.stdout).unwrap(), String::from_utf8(doctor.stderr).unwrap());
+        assert!(!stderr.contains("panicked at") && !stderr.contains("backtrace"), "at {at}: {stderr}");
+        if !stdout.contains("reading it failed with") {
+            continue;
+        }
+        let serve = ["serve", "--addr", "127.0.0.1:0", "--control", "127.0.0.1:0", "--data-dir", path];
+        let mut serve = hob(&serve).spawn().unwrap();
+        let (mut stderr, mut lines) = (String::new(), BufReader::new(serve.stderr.take().unwrap()).lines().map(Result::unwrap));
+        // It may be a table that a start does not read.
+        if lines.any(|line| {
+            stderr += &line;
+            line.starts_with("control ")
+        }) {
+            serve.kill().unwrap();
+            serve.wait().unwrap();
+            continue;
+        }
+        panics += 1;
+        let code = serve.wait().unwrap().code();
+        assert!(code == Some(1) && !stderr.contains("panicked at"), "at {at}: {code:?} {stderr}");
+        assert!(
+            stderr.contains("the data is damaged") && stderr.contains("restore data/data.redb from a backup"),
+            "at {at}: {stderr}"
+        );
+        break;
+    }
+    assert_eq!(panics, 1, "no page kept the node from starting");
+    std::fs::write(&store, &whole).unwrap();
+    let node = Node::start_with(Setup { dir: Some(node.dir()), ..Setup::default() });
+    check_whole(&node, "b");
 }
 
 #[test]
