@@ -1,7 +1,7 @@
 //! Data through the standard interfaces: the same rules at every door, the interface's own refusals, and bounds on what a guest makes
 //! the host keep.
 
-use crate::harness::doors::{self, KvDoor, ObjectDoor, Said};
+use crate::harness::doors::{self, Keys, KvDoor, ObjectDoor, Said};
 use crate::harness::examples::guest;
 use crate::harness::http::Reply;
 use crate::harness::{Node, eventually};
@@ -200,8 +200,8 @@ impl ObjectDoor for Door<'_> {
     fn keys(&self, by: u64) -> Said<Vec<String>> {
         self.words("keys", &[b"0", by.to_string().as_bytes()])
     }
-    fn takes_any_key(&self) -> bool {
-        self.bucket != "origin"
+    fn keys_are(&self) -> Keys {
+        if self.bucket == "origin" { Keys::Paths } else { Keys::Any }
     }
 }
 

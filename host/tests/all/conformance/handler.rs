@@ -201,3 +201,29 @@ impl Files for Handler<'_> {
         self.is_of_origin
     }
 }
+
+/// The same, read by mappings.
+pub(crate) struct Mapped<'a>(pub(crate) Handler<'a>);
+
+impl Files for Mapped<'_> {
+    fn write(&self, key: &[u8], bytes: &[u8], options: &PutOptions) -> Said<Known> {
+        self.0.write(key, bytes, options)
+    }
+    fn known(&self, key: &[u8]) -> Said<Option<Known>> {
+        self.0.known(key)
+    }
+    fn read(&self, key: &[u8], from: u64, to: u64) -> Said<Option<Vec<u8>>> {
+        let range = if (from, to) == (0, u64::MAX) { String::new() } else { format!(" from={from} to={to}") };
+        let answer = self.0.say(format!("map {}{range}", hex(key)))?;
+        Ok((answer != "none").then(|| bytes(&answer)))
+    }
+    fn remove(&self, key: &[u8], when: objects::When) -> Said<bool> {
+        Files::remove(&self.0, key, when)
+    }
+    fn list(&self, prefix: &[u8], after: Option<&[u8]>, by: usize) -> Said<Vec<Vec<u8>>> {
+        self.0.list(prefix, after, by)
+    }
+    fn is_of_origin(&self) -> bool {
+        self.0.is_of_origin
+    }
+}

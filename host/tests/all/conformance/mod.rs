@@ -1,10 +1,12 @@
 //! One suite of rules (`harness/doors/`) over every way to data and every implementation of it: the traits themselves (`direct.rs`), the
-//! calls of handlers through the SDK (`handler.rs`), the control port (`control.rs`), for both durabilities. `standard.rs` has the interfaces
-//! of WASI, `origin/` runs the rules of objects over a bucket that has an origin, at the same doors. What only one of them has is tested beside it.
+//! calls of handlers through the SDK, mappings too (`handler.rs`), the control port (`control.rs`), the command line (`cli.rs`), for both
+//! durabilities, and files of a mount (`mount.rs`). `standard.rs` has the interfaces of WASI, `origin/` runs the rules of objects over a bucket that has an origin, at the same doors. What only one of them has is tested beside it.
 
+mod cli;
 mod control;
 pub(crate) mod direct;
 mod handler;
+mod mount;
 
 use hob::bucket::{BucketSpec, Durability};
 use hob::data::objects::ObjectLimits;
@@ -12,11 +14,14 @@ use hob::data::{Clock, Data, DataConfig};
 use hob::id::TenantId;
 use serde_json::json;
 
+use self::cli::CommandLine;
 pub(crate) use self::control::Control;
 use self::direct::Direct;
-pub(crate) use self::handler::Handler;
+pub(crate) use self::handler::{Handler, Mapped};
+use self::mount::Mount;
 use crate::buckets::bucket;
 use crate::data::Door;
+use crate::harness::examples::guest;
 use crate::harness::{Node, doors};
 
 const MIB: u64 = 1 << 20;
@@ -98,4 +103,36 @@ fn objects_on_the_control_port() {
     for (bucket, other) in [("durable", "volatile"), ("volatile", "durable")] {
         doors::objects::check(&Control::new(&node, bucket), &Control::new(&node, other));
     }
+}
+
+#[test]
+fn objects_through_mappings() {
+    let door = Door::open();
+    for (bucket, other) in [("durable", "volatile"), ("volatile", "durable")] {
+        doors::objects::check(&Mapped(Handler::new(&door, bucket)), &Mapped(Handler::new(&door, other)));
+    }
+}
+
+#[test]
+fn entries_on_the_command_line() {
+    let node = control();
+    for (_, bucket) in DURABILITIES {
+        doors::check_entries(&CommandLine::new(&node, bucket));
+    }
+}
+
+#[test]
+fn objects_on_the_command_line() {
+    let node = control();
+    for (_, bucket) in DURABILITIES {
+        doors::check_objects(&CommandLine::new(&node, bucket));
+    }
+}
+
+#[test]
+fn objects_as_files_of_a_mount() {
+    let node = control();
+    let manifest = "[grants]\ndata = [{ bucket = 'durable', mount = '/site' }]\n";
+    assert_eq!(node.deploy("files1", &std::fs::read(guest("files1")).unwrap(), manifest).status(), 201);
+    doors::check_objects(&Mount::new(&node, "durable"));
 }

@@ -13,7 +13,7 @@ use hob::id::{Digest, TenantId};
 use super::store::{Fault, Gate, KEY_ID, SECRET, Server};
 use super::{BUCKET, MIB, Site, bucket, get, sizes, url};
 use crate::conformance::direct::Direct;
-use crate::conformance::{Control, Handler};
+use crate::conformance::{Control, Handler, Mapped};
 use crate::harness::http::Reply;
 use crate::harness::{Node, doors, eventually};
 
@@ -54,6 +54,7 @@ fn a_bucket_with_an_origin_keeps_the_rules_through_the_sdk() {
     let door = crate::data::Door { node };
     let handler = |bucket| Handler { door: &door, bucket, is_of_origin: true };
     doors::objects::check(&handler("b"), &handler("c"));
+    doors::objects::check(&Mapped(handler("b")), &Mapped(handler("c")));
 }
 
 /// How many at once wait for an origin: of a function's bucket, of a tenant, of the node; at both doors.

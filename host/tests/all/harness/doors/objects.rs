@@ -7,7 +7,7 @@ use hob::data::TTL_MAX;
 use hob::data::objects::{CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, METADATA_BYTES_MAX, METADATA_PAIRS_MAX, PutOptions, When};
 use hob::id::Digest;
 
-use super::{ObjectDoor, Said, check_objects, refused};
+use super::{Keys, ObjectDoor, Said, check_objects, refused};
 use crate::harness::eventually;
 
 /// What a door says of an object.
@@ -60,8 +60,8 @@ impl<D: Files> ObjectDoor for D {
         let keys = self.list(b"", None, by as usize)?;
         Ok(keys.into_iter().map(|key| String::from_utf8(key).unwrap()).collect())
     }
-    fn takes_any_key(&self) -> bool {
-        !self.is_of_origin()
+    fn keys_are(&self) -> Keys {
+        if self.is_of_origin() { Keys::Paths } else { Keys::Any }
     }
 }
 

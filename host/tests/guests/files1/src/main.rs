@@ -3,30 +3,31 @@
 //! read, `done`, or `refused` and why.
 
 use std::fs;
-use std::io::{Error, Result};
+use std::io::{Error, Result, Write};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 fn main() {
     let query = std::env::var("QUERY_STRING").unwrap_or_default();
     match query.split_once('=').map_or_else(|| Err(Error::other("expected OP=PATH")), |(op, path)| run(op, path)) {
-        Ok(text) => print!("{text}"),
+        // Whoever asked may have gone.
+        Ok(bytes) => drop(std::io::stdout().write_all(&bytes)),
         Err(error) => print!("refused: {error}"),
     }
 }
 
-fn run(op: &str, path: &str) -> Result<String> {
+fn run(op: &str, path: &str) -> Result<Vec<u8>> {
     let other = format!("{path}-other");
     match op {
-        "read" => return fs::read_to_string(path),
+        "read" => return fs::read(path),
         "list" => {
             let names: Result<Vec<_>> =
                 fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect();
             let mut names = names?;
             names.sort();
-            return Ok(names.join(" "));
+            return Ok(names.join(" ").into());
         }
-        "hold" => return Ok(hold(path)),
-        "clock" => return Ok(past_a_millisecond()),
+        "hold" => return Ok(hold(path).into()),
+        "clock" => return Ok(past_a_millisecond().into()),
         "write" => fs::write(path, "written")?,
         "remove" => fs::remove_file(path)?,
         "rename" => fs::rename(path, other)?,
