@@ -283,12 +283,14 @@ impl Drop for Reader {
     }
 }
 
-/// See [`Bucket::list`]. They come from the host in pages of at most 1,000. After an error it is at its end.
+/// See [`Bucket::list`]. They come from the host in pages of at most 1,000. Where what is known of an object is damaged there is an
+/// error [`Damaged`](crate::data::ErrorKind::Damaged) that names its key, and the list goes on behind it. After any other error it is at its end.
 #[derive(Debug)]
 pub struct List<'a> {
     bucket: &'a Bucket,
     prefix: Vec<u8>,
-    page: std::vec::IntoIter<(Vec<u8>, Head)>,
+    /// `None` for what is damaged.
+    page: std::vec::IntoIter<(Vec<u8>, Option<Head>)>,
     /// Where the next page begins; `None` when there is none.
     after: Option<Vec<u8>>,
 }
@@ -307,8 +309,11 @@ impl Iterator for List<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(found) = self.page.next() {
-                return Some(Ok(found));
+            if let Some((key, head)) = self.page.next() {
+                return Some(match head {
+                    Some(head) => Ok((key, head)),
+                    None => Err(Error::damaged(&key)),
+                });
             }
             let after = self.after.take()?;
             let page = abi::object_list(self.bucket.handle, &self.prefix, &after, PAGE_LEN, |record| take_page(&mut &*record));
@@ -393,7 +398,10 @@ pub(crate) fn take_head(rest: &mut &[u8]) -> Option<Head> {
     Some(Head { etag, len, version, modified, expires: time(expires_ms), content_type, metadata })
 }
 
-type Page = (Vec<(Vec<u8>, Head)>, Option<Vec<u8>>);
+type Page = (Vec<(Vec<u8>, Option<Head>)>, Option<Vec<u8>>);
+
+/// In place of the length of a head: it is damaged.
+const DAMAGED: u32 = u32::MAX;
 
 fn take_page(rest: &mut &[u8]) -> Option<Page> {
     let next_len = take_u32(rest)?;
@@ -402,8 +410,11 @@ fn take_page(rest: &mut &[u8]) -> Option<Page> {
     while !rest.is_empty() {
         let (key_len, head_len) = (take_u32(rest)?, take_u32(rest)?);
         let key = take(rest, to_usize(key_len))?.to_vec();
-        let mut head = take(rest, to_usize(head_len))?;
-        objects.push((key, take_head(&mut head)?));
+        let head = match head_len {
+            DAMAGED => None,
+            len => Some(take_head(&mut take(rest, to_usize(len))?)?),
+        };
+        objects.push((key, head));
     }
     Some((objects, (!next.is_empty()).then(|| next.to_vec())))
 }

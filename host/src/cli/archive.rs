@@ -8,9 +8,9 @@
 //! {"kind": "end", "entries": …, "objects": …, "digest": …} LF               SHA-256 of all bytes before this line
 //! ```
 //!
-//! Keys are text or Base64 as in the API. Owns this form. Invariant: nothing is imported of a file that is not whole to its last byte.
-//! Not kept: versions, and when something was written. Each page of an export is what was there at one moment, and the next page of
-//! another one.
+//! Keys are text or Base64 as in the API. Owns this form, and has more than 500 lines so that who writes it and who reads it stand
+//! together. Invariant: nothing is imported of a file that is not whole to its last byte. Not kept: versions, and when something was
+//! written. Each page of an export is what was there at one moment, and the next page of another one.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
@@ -33,7 +33,7 @@ use super::part::Parts;
 use super::text::bytes;
 use super::{Ctx, Failure};
 use crate::control::BATCH_LEN_MAX;
-use crate::control::wire::{BatchKind, BatchOp, BucketRequest, join, split};
+use crate::control::wire::{BatchKind, BatchOp, BucketRequest, ObjectItem, join, split};
 use crate::data::TTL_MAX;
 use crate::data::kv::{BATCH_OPS_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
 use crate::fault::Code;
@@ -216,7 +216,12 @@ fn write(client: &Client, definition: &Definition, file: &File, bar: &ProgressBa
         }
         Ok(())
     })?;
-    for object in client.objects(name, &[])? {
+    for item in client.objects(name, &[])? {
+        let ObjectItem::Object(object) = item else {
+            let (key, base64) = item.key();
+            damaged.push(format!("object {}", shown(key, base64)));
+            continue;
+        };
         let key = key_of(object.key.clone(), object.key_base64.clone())?;
         let (len, mut from) = match client.object(name, &key) {
             // It was deleted since it was listed.

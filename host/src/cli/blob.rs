@@ -27,7 +27,7 @@ use super::output::{self, Format};
 use super::part::Parts;
 use super::text::{bytes, clean, table, time};
 use super::{Ctx, Failure};
-use crate::control::wire::{ObjectInfo, split};
+use crate::control::wire::{ObjectInfo, ObjectItem, split};
 use crate::id::BucketName;
 
 /// Arguments of `hob blob`.
@@ -146,8 +146,14 @@ fn ls(ctx: &Ctx, at: &At) -> Result<(), Failure> {
     }
     let mut rows = vec![["KEY", "BYTES", "TYPE", "MODIFIED"].map(String::from).to_vec()];
     rows.extend(objects.iter().map(|object| {
-        let key = shown(object.key.as_deref(), object.key_base64.as_deref());
-        vec![key, bytes(object.bytes), clean(&object.content_type), time(object.modified_ms)]
+        let (key, base64) = object.key();
+        let key = shown(key, base64);
+        match object {
+            ObjectItem::Object(object) => {
+                vec![key, bytes(object.bytes), clean(&object.content_type), time(object.modified_ms)]
+            }
+            ObjectItem::Damaged(_) => vec![key, String::new(), "damaged".into()],
+        }
     }));
     Ok(output::raw(table(&rows).as_bytes())?)
 }
@@ -357,7 +363,8 @@ fn get_folder(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
     }
     let parts = parts()?;
     for object in objects {
-        let key = key_of(object.key, object.key_base64)?;
+        let (key, base64) = object.key();
+        let key = key_of(key.map(Into::into), base64.map(Into::into))?;
         let Some(below) = relative(&key[folder.len().min(key.len())..]) else {
             output::note(format!("left out, because it is no path below the folder: {}", clean(&String::from_utf8_lossy(&key))));
             continue;

@@ -22,7 +22,7 @@ use super::buckets::{InBucket, holding, turn};
 use super::conditions::{self, Part, Read};
 use super::keys::{self, Key, Wanted};
 use super::kv::{EXPIRES, HARMLESS};
-use super::wire::{NO_OBJECT, ObjectInfo, ObjectList, Problem, split};
+use super::wire::{DamagedInfo, NO_OBJECT, ObjectInfo, ObjectItem, ObjectList, Problem, split};
 use crate::data::objects::{Head, Opened, When, parse_tag};
 use crate::data::{Bucket, Data, DataError};
 use crate::dispatch::templates::blocking;
@@ -51,6 +51,17 @@ pub(super) fn info(key: &[u8], head: &Head) -> ObjectInfo {
         expires_ms: head.expires_ms,
         content_type: head.content_type.clone(),
         metadata: head.metadata.clone(),
+    }
+}
+
+/// What a list has of an object; `None` if that is damaged.
+fn item(key: &[u8], head: Option<&Head>) -> ObjectItem {
+    match head {
+        Some(head) => ObjectItem::Object(Box::new(info(key, head))),
+        None => {
+            let (key, key_base64) = split(key);
+            ObjectItem::Damaged(DamagedInfo { key, key_base64, damaged: true })
+        }
     }
 }
 
@@ -134,12 +145,12 @@ fn content(head: &Head) -> HeaderMap {
     headers
 }
 
-/// Lists objects by key.
+/// Lists objects by key; of one whose description is not what was written there is the key, and `damaged`.
 #[utoipa::path(get, path = "/v1/buckets/{name}/objects", operation_id = "object_list", security(("token" = ["read"])),
     params(("name" = String, Path), ("prefix" = Option<String>, Query, description = "only keys that begin with this; percent-encoded bytes"),
         ("cursor" = Option<String>, Query, description = "`next` of the page before"), ("limit" = Option<usize>, Query, description = "at most 1000")),
     responses((status = 200, body = ObjectList), (status = 400, body = Problem), (status = 404, body = Problem),
-        (status = 503, description = "what is known of an object is damaged", body = Problem),
+        (status = 503, body = Problem),
         (status = 502, description = "the origin failed", body = Problem), (status = 504, description = "the origin took too long", body = Problem)))]
 pub(super) async fn list(
     State(control): State<Control>,
@@ -151,7 +162,7 @@ pub(super) async fn list(
     let list = control.in_objects(&caller, name, move |data, bucket| {
         let objects = data.objects(bucket.spec.durability);
         let page = objects.list(&bucket, &wanted.prefix, wanted.after.as_deref(), wanted.limit())?;
-        let items = page.objects.iter().map(|(key, head)| info(key, head)).collect();
+        let items = page.objects.iter().map(|(key, head)| item(key, head.as_ref().ok())).collect();
         Ok(ObjectList { items, next: page.next.map(|key| keys::cursor(&key)) })
     });
     Ok(Json(list.await?))

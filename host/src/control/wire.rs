@@ -16,8 +16,8 @@ use utoipa::ToSchema;
 
 pub use self::data::{
     BatchInfo, BatchKind, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, CorruptInfo, DESCRIBED,
-    DescribedRequest, DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, ObjectInfo,
-    ObjectList, ScrubInfo, SizeInfo, join, split,
+    DamagedInfo, DescribedRequest, DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo,
+    ObjectInfo, ObjectItem, ObjectList, ScrubInfo, SizeInfo, join, split,
 };
 pub(crate) use self::data::{NO_ENTRY, NO_OBJECT};
 pub use self::identity::{

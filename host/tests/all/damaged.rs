@@ -99,6 +99,42 @@ fn check_guests(node: &Node) {
     }
 }
 
+/// What is known of an object is a row of the same file as the entries.
+#[test]
+fn one_damaged_row_of_an_object_is_an_error_for_its_key_alone() {
+    let mut node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    assert_eq!(node.deploy("data1", &std::fs::read(guest("data1")).unwrap(), GRANT).status(), 201);
+    for key in ["a", "bad", "c"] {
+        let kind = format!("type/of-{key}");
+        assert_eq!(put(&node, &format!("/v1/buckets/b/objects/{key}"), &[("content-type", &kind)], &object(key)).status(), 201);
+    }
+    node.stop();
+    let store = node.data_dir().join("data/data.redb");
+    // Pages that are not in use any more have it, too.
+    let (bytes, text) = (std::fs::read(&store).unwrap(), b"type/of-bad");
+    let all = bytes.windows(text.len()).enumerate().filter(|(_, window)| window == text);
+    all.for_each(|(at, _)| flip(&store, at as u64 + 4));
+    let node = Node::start_with(Setup { dir: Some(node.dir()), ..Setup::default() });
+    let list = node.control.get("/v1/buckets/b/objects").ok().json()["items"].clone();
+    assert_eq!(
+        (&list[0]["key"], &list[1], &list[2]["key"]),
+        (&"a".into(), &json!({ "key": "bad", "damaged": true }), &"c".into())
+    );
+    assert!(list[2]["etag"].is_string());
+    node.control.get("/v1/buckets/b/objects/bad").problem(503, "damaged");
+    assert_eq!(node.data.post("/data1/b", b"list -").ok().text(), "61 damaged:'bad' is damaged on disk 63\n");
+    let (list, _) = check(&at(&node, &["blob", "ls", "b"]), 0);
+    assert!(list.lines().count() == 4 && list.contains("damaged"), "{list}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("export").to_str().unwrap().to_owned();
+    let (_, stderr) = check(&at(&node, &["bucket", "export", "b", &file]), 1);
+    assert!(stderr.contains("not in the export: object bad") && stderr.contains("0 entries and 2 objects"), "{stderr}");
+    assert_eq!(delete(&node, "/v1/buckets/b/objects/bad").status(), 204);
+    let list = node.control.get("/v1/buckets/b/objects").ok().json()["items"].clone();
+    assert_eq!(list.as_array().unwrap().len(), 2);
+}
+
 #[test]
 fn a_head_says_what_is_known_and_reads_nothing() {
     let node = rotten();

@@ -304,6 +304,9 @@ async fn object_close(mut caller: Caller<'_, Host>, object: u32) -> Result<()> {
     }
 }
 
+/// In place of the length of a head: what is known of the object is damaged.
+const DAMAGED: u32 = u32::MAX;
+
 /// What is to be listed, as the guest passes it.
 struct List {
     bucket: u32,
@@ -330,15 +333,21 @@ async fn object_list(mut caller: Caller<'_, Host>, list: List, buf: u32, cap: u3
         Err(error) => return Ok(caller.data_mut().refuse(&error)),
     };
     let next = next.unwrap_or_default();
-    let len = 4 + next.len() + objects.iter().map(|(key, head)| 8 + key.len() + head_len(head)).sum::<usize>();
+    let len_of = |head: &Result<_, _>| head.as_ref().map_or(0, head_len);
+    let len = 4 + next.len() + objects.iter().map(|(key, head)| 8 + key.len() + len_of(head)).sum::<usize>();
     deliver(&mut caller, buf, cap, len, |writer| {
         writer.put_u32(next.len());
         writer.put(&next);
         for (key, head) in &objects {
             writer.put_u32(key.len());
-            writer.put_u32(head_len(head));
+            match head {
+                Ok(head) => writer.put_u32(head_len(head)),
+                Err(_) => writer.put(&DAMAGED.to_le_bytes()),
+            }
             writer.put(key);
-            put_head(writer, head);
+            if let Ok(head) = head {
+                put_head(writer, head);
+            }
         }
     })
 }

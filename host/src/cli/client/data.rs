@@ -18,8 +18,8 @@ use super::super::failure::{Exit, Failure};
 use super::{Client, EXPECT_ABOVE, Feed, accept, read};
 use crate::control::wire::{
     BatchInfo, BatchOp, BatchRequest, BucketInfo, BucketList, BucketRequest, ChangeInfo, DESCRIBED, DescribedRequest, EntryInfo,
-    EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, NO_ENTRY, NO_OBJECT, ObjectInfo, ObjectList, ScrubInfo,
-    split,
+    EntryKey, EntryList, GetManyInfo, GetManyRequest, IncrementInfo, NO_ENTRY, NO_OBJECT, ObjectInfo, ObjectItem, ObjectList,
+    ScrubInfo, split,
 };
 use crate::id::BucketName;
 
@@ -195,7 +195,7 @@ impl Client {
     }
 
     /// The objects under a prefix.
-    pub(in crate::cli) fn objects(&self, name: &BucketName, prefix: &[u8]) -> Result<Vec<ObjectInfo>, Failure> {
+    pub(in crate::cli) fn objects(&self, name: &BucketName, prefix: &[u8]) -> Result<Vec<ObjectItem>, Failure> {
         let query = format!("prefix={}", encode(prefix));
         self.all(&format!("/v1/buckets/{name}/objects"), &query, |list: ObjectList| (list.items, list.next))
     }

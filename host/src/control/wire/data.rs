@@ -279,11 +279,45 @@ pub struct DescribedRequest {
     pub metadata: Vec<(String, String)>,
 }
 
+/// One of a list of objects.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum ObjectItem {
+    /// What is known of it.
+    Object(Box<ObjectInfo>),
+    /// Only its key is known.
+    Damaged(DamagedInfo),
+}
+
+impl ObjectItem {
+    /// Its key, as text or in Base64.
+    pub(crate) fn key(&self) -> (Option<&str>, Option<&str>) {
+        let (key, base64) = match self {
+            Self::Object(info) => (&info.key, &info.key_base64),
+            Self::Damaged(info) => (&info.key, &info.key_base64),
+        };
+        (key.as_deref(), base64.as_deref())
+    }
+}
+
+/// An object of which what is known is not what was written.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DamagedInfo {
+    /// The key, if it is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The key in Base64, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_base64: Option<String>,
+    /// Always true.
+    pub damaged: bool,
+}
+
 /// A list of objects. `next` is the cursor of the next page, absent on the last.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ObjectList {
     /// In the order of their keys as bytes.
-    pub items: Vec<ObjectInfo>,
+    pub items: Vec<ObjectItem>,
     /// Pass it as `?cursor=`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,

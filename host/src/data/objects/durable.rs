@@ -3,8 +3,8 @@
 //! A put writes and syncs its file in staging, renames it, syncs the folder, and then commits the row, which makes it visible. A kill
 //! in between leaves a file without a row, which is garbage; a row without its file was damaged by somebody else.
 //!
-//! Owns the order of a put. `table.rs` keeps the rows, `files.rs` the files. Invariant at every commit: the bucket's account is the sum
-//! of what its records take.
+//! Owns the order of a put, and has more than 500 lines so that all of its steps stand together. `table.rs` keeps the rows, `files.rs`
+//! the files. Invariant at every commit: the bucket's account is the sum of what its records take.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::OpenOptions;
@@ -333,9 +333,12 @@ impl Objects for Durable {
         let mut objects = Vec::with_capacity(rows.len());
         for (key, row) in rows {
             match row {
-                Row::Good(head) if !head.is_gone(now_ms) => objects.push((key, head)),
+                Row::Good(head) if !head.is_gone(now_ms) => objects.push((key, Ok(head))),
                 Row::Good(_) | Row::None => {}
-                Row::Damaged => return Err(corrupt(bucket.id, &key)),
+                Row::Damaged => {
+                    let damaged = corrupt(bucket.id, &key);
+                    objects.push((key, Err(damaged)));
+                }
             }
         }
         Ok(Page { objects, next })

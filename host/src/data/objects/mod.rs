@@ -173,10 +173,10 @@ pub fn parse_tag(bucket: &Bucket, text: &str) -> Option<Digest> {
 }
 
 /// A part of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Page {
-    /// In the order of their keys as bytes.
-    pub objects: Vec<(Bytes, Head)>,
+    /// In the order of their keys as bytes. Where what is known of one is damaged there is [`DataError::Corrupt`] in its place.
+    pub objects: Vec<(Bytes, Result<Head, DataError>)>,
     /// What to list after for the rest, if there is any.
     pub next: Option<Bytes>,
 }

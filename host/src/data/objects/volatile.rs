@@ -271,7 +271,7 @@ impl Objects for Volatile {
         let some = found.by_ref().take(limit);
         let mut last = None;
         let objects = some.inspect(|(key, _)| last = Some((*key).clone())).filter(|(_, object)| !object.head.is_gone(now_ms));
-        let objects = objects.map(|(key, object)| (key.clone(), object.head.clone())).collect();
+        let objects = objects.map(|(key, object)| (key.clone(), Ok(object.head.clone()))).collect();
         let has_more = found.next().is_some();
         Ok(Page { objects, next: last.filter(|_| has_more) })
     }

@@ -44,7 +44,7 @@ impl Inner {
                     let key = Bytes::copy_from_slice(key.as_bytes());
                     let head = listed_head(object.etag.as_deref(), object.len, object.modified_ms);
                     let head = self.described(bucket, &key, head);
-                    page.objects.push((key, head));
+                    page.objects.push((key, Ok(head)));
                 }
             }
             token = next;

@@ -3,7 +3,7 @@
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::time::Duration;
 
-use hob_sdk::data::Error;
+use hob_sdk::data::{Error, ErrorKind};
 use hob_sdk::objects::{self, Bucket, Etag, Head, PutOptions, When, open};
 
 use crate::{bytes, millis, number, option, word};
@@ -43,7 +43,11 @@ pub(crate) fn run(name: &str, verb: &str, words: &[&str]) -> Result<String, Erro
             if let Some(after) = option(words, "after") {
                 list = list.after(bytes(after));
             }
-            let keys = list.map(|item| item.map(|(key, _)| word(&key))).collect::<Result<Vec<_>, _>>()?;
+            let shown = |item: Result<(Vec<u8>, _), Error>| match item {
+                Err(error) if error.kind() == ErrorKind::Damaged => Ok(format!("damaged:{error}")),
+                item => item.map(|(key, _)| word(&key)),
+            };
+            let keys = list.map(shown).collect::<Result<Vec<_>, _>>()?;
             keys.join(" ")
         }
         "rm" => {
