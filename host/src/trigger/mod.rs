@@ -38,6 +38,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// Events that are being delivered at once, of all functions.
 pub const DELIVERIES_MAX: usize = 64;
+/// Events that are being delivered to functions of one tenant at once: three of four, the rest is left to other tenants.
+pub const TENANT_DELIVERIES_MAX: usize = DELIVERIES_MAX - DELIVERIES_MAX.div_ceil(4);
 /// Events that are being delivered to one function at once, of all its buckets: the rest is left to others.
 pub const FUNCTION_DELIVERIES_MAX: usize = 16;
 /// Events of one bucket that are being delivered to one function at once.
@@ -112,21 +114,23 @@ struct Desk {
     running: FuturesUnordered<Running>,
     /// Functions that are being told of something.
     busy: HashMap<(TenantId, FunctionName), Busy>,
+    /// Tenants whose functions are being told of something, or wait for that.
+    tenants: HashMap<TenantId, Busy>,
 }
 
-/// A function that is being told of something.
+/// A function, or all of a tenant, that is being told of something.
 #[derive(Debug, Default)]
 struct Busy {
     running: usize,
-    /// Its lanes that came to their turn when it could be told of nothing more. They count as queued.
-    held: Vec<Arc<Lane>>,
+    /// Its lanes that came to their turn when it could be told of nothing more, in that order. They count as queued.
+    held: VecDeque<Arc<Lane>>,
 }
 
 impl Desk {
     fn new(triggers: Triggers) -> Self {
         let (lanes, turns, alarms) = (HashMap::new(), VecDeque::new(), BTreeSet::new());
-        let (running, busy) = (FuturesUnordered::new(), HashMap::new());
-        Self { triggers: Arc::new(triggers), lanes, turns, alarms, running, busy }
+        let (running, busy, tenants) = (FuturesUnordered::new(), HashMap::new(), HashMap::new());
+        Self { triggers: Arc::new(triggers), lanes, turns, alarms, running, busy, tenants }
     }
 
     /// Something was written in a lane.
@@ -149,38 +153,63 @@ impl Desk {
         while self.running.len() < DELIVERIES_MAX
             && let Some(lane) = self.turns.pop_front()
         {
-            let Some(window) = self.lanes.get_mut(&lane) else { continue };
-            let function = (lane.tenant.clone(), lane.function.clone());
-            if let Some(busy) = self.busy.get_mut(&function)
-                && busy.running >= FUNCTION_DELIVERIES_MAX
+            if let Some(busy) = self.tenants.get_mut(&lane.tenant)
+                && busy.running >= TENANT_DELIVERIES_MAX
             {
-                busy.held.push(lane);
+                busy.held.push_back(lane);
                 continue;
             }
-            window.is_queued = false;
-            if window.wants_more() {
-                let read = self.triggers.data.outbox().read(&lane, window.last(), window.room());
-                match read {
-                    Ok(found) => window.extend(found),
-                    Err(error) => {
-                        tracing::error!(%error, "events cannot be read; trying again");
-                        self.alarms.insert((Instant::now() + STORE_RETRY, lane.clone()));
-                    }
+            if !self.begin(&lane) {
+                self.next_of(&lane.tenant);
+            }
+        }
+    }
+
+    /// Begins to deliver an event of a lane of whose tenant one more may be; false if it has none, or its function has enough of them.
+    fn begin(&mut self, lane: &Arc<Lane>) -> bool {
+        let Some(window) = self.lanes.get_mut(lane) else { return false };
+        let function = (lane.tenant.clone(), lane.function.clone());
+        if let Some(busy) = self.busy.get_mut(&function)
+            && busy.running >= FUNCTION_DELIVERIES_MAX
+        {
+            busy.held.push_back(lane.clone());
+            return false;
+        }
+        window.is_queued = false;
+        if window.wants_more() {
+            let read = self.triggers.data.outbox().read(lane, window.last(), window.room());
+            match read {
+                Ok(found) => window.extend(found),
+                Err(error) => {
+                    tracing::error!(%error, "events cannot be read; trying again");
+                    self.alarms.insert((Instant::now() + STORE_RETRY, lane.clone()));
                 }
             }
-            match window.begin(Instant::now()) {
-                Some(task) => {
-                    self.busy.entry(function).or_default().running += 1;
-                    let (triggers, of) = (self.triggers.clone(), lane.clone());
-                    self.running.push(Box::pin(async move {
-                        let delivered = deliver(&triggers, &of, task).await;
-                        (of, delivered)
-                    }));
-                    self.enqueue(lane);
-                }
-                None if window.is_done() => drop(self.lanes.remove(&lane)),
-                None => {}
+        }
+        let Some(task) = window.begin(Instant::now()) else {
+            if window.is_done() {
+                self.lanes.remove(lane);
             }
+            return false;
+        };
+        self.tenants.entry(lane.tenant.clone()).or_default().running += 1;
+        self.busy.entry(function).or_default().running += 1;
+        let (triggers, of) = (self.triggers.clone(), lane.clone());
+        self.running.push(Box::pin(async move {
+            let delivered = deliver(&triggers, &of, task).await;
+            (of, delivered)
+        }));
+        self.enqueue(lane.clone());
+        true
+    }
+
+    /// A place of a tenant is free: the turn of one of its lanes that are held, and of the next if that one has no use for it.
+    fn next_of(&mut self, tenant: &TenantId) {
+        let Some(busy) = self.tenants.get_mut(tenant) else { return };
+        match busy.held.pop_front() {
+            Some(lane) => self.turns.push_back(lane),
+            None if busy.running == 0 => drop(self.tenants.remove(tenant)),
+            None => {}
         }
     }
 
@@ -192,6 +221,10 @@ impl Desk {
             if busy.running == 0 {
                 self.busy.remove(&function);
             }
+        }
+        if let Some(busy) = self.tenants.get_mut(&lane.tenant) {
+            busy.running -= 1;
+            self.next_of(&lane.tenant);
         }
         let Some(window) = self.lanes.get_mut(lane) else { return };
         if let Some(due) = window.end(delivered) {

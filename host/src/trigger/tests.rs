@@ -210,7 +210,7 @@ fn of_one_key_one_is_told_at_a_time_and_of_others_a_few() {
 }
 
 #[test]
-fn a_node_delivers_only_so_many_at_once() {
+fn a_node_delivers_only_so_many_at_once_and_one_tenant_has_not_all() {
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let open = gate.clone();
     let names: Vec<String> = (0..DELIVERIES_MAX / LANE_DELIVERIES_MAX + 1).map(|n| format!("f{n}")).collect();
@@ -223,16 +223,56 @@ fn a_node_delivers_only_so_many_at_once() {
         }
         .boxed()
     });
-    let input = rig.bucket("in");
-    write(&rig.data, &input, (0..LANE_DELIVERIES_MAX).map(|n| set(&format!("k{n}"))).collect()).unwrap();
-    eventually("as many run as may", || rig.asked().len() == DELIVERIES_MAX);
+    let told = |of: &str| rig.asked().iter().filter(|asked| asked.function.starts_with(of)).count();
+    let flood = |input: &Bucket| {
+        write(&rig.data, input, (0..LANE_DELIVERIES_MAX).map(|n| set(&format!("k{n}"))).collect()).unwrap();
+    };
+    flood(&rig.bucket("in"));
+    eventually("as many run as may of a tenant", || told("f") == TENANT_DELIVERIES_MAX);
     // Everybody had a turn.
-    assert!(names.iter().all(|name| rig.asked().iter().any(|asked| asked.function == *name)));
+    assert!(names.iter().all(|name| told(name) > 0));
+    let other: TenantId = "other".parse().unwrap();
+    for name in ["o0", "o1", "o2"] {
+        rig.data.outbox().want(&other, &name.parse().unwrap(), &[trigger(On::KeyChange, "in", "")]).unwrap();
+    }
+    flood(&bucket_of(&rig.data, &other, "in"));
+    let rest = DELIVERIES_MAX - TENANT_DELIVERIES_MAX;
+    eventually("as many run as may", || (told("f"), told("o")) == (TENANT_DELIVERIES_MAX, rest));
     open.add_permits(1);
     eventually("one ended, another began", || rig.asked().len() == DELIVERIES_MAX + 1);
+    assert_eq!((told("f"), told("o")), (TENANT_DELIVERIES_MAX, rest + 1), "who has less than it may is the next");
     open.add_permits(1000);
     rig.all_told();
-    assert_eq!(rig.asked().len(), names.len() * LANE_DELIVERIES_MAX);
+    assert_eq!((told("f"), told("o")), (names.len() * LANE_DELIVERIES_MAX, 3 * LANE_DELIVERIES_MAX));
+    rig.stop();
+}
+
+#[test]
+fn a_place_of_a_tenant_that_a_lane_has_no_use_for_is_another_lanes() {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let open = gate.clone();
+    let count = TENANT_DELIVERIES_MAX + 10;
+    let names: Vec<String> = (0..count).map(|n| format!("f{n}")).collect();
+    let rig = Rig::new(&[], move |_| {
+        let gate = gate.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            status(200)
+        }
+        .boxed()
+    });
+    // A bucket for each: one event, and then a lane that has none.
+    for name in &names {
+        want(&rig.data, name, &[trigger(On::KeyChange, name, "")]);
+        write(&rig.data, &rig.bucket(name), vec![set("k")]).unwrap();
+    }
+    eventually("as many run as may of a tenant", || rig.asked().len() == TENANT_DELIVERIES_MAX);
+    for more in 1..=10 {
+        open.add_permits(1);
+        eventually("one ended, another began", || rig.asked().len() == TENANT_DELIVERIES_MAX + more);
+    }
+    open.add_permits(1000);
+    rig.all_told();
     rig.stop();
 }
 

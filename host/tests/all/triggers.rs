@@ -15,7 +15,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::wat::{SPINS, does, handler, says, wasm};
-use crate::harness::{Node, Setup, data_dir, eventually};
+use crate::harness::{Node, Setup, data_dir, eventually, multipart};
+use crate::identity::{owned, tenant, token};
 
 /// Logs the request as it read it, and answers with a status.
 fn logs(status: u16) -> String {
@@ -277,4 +278,24 @@ fn deliveries_do_not_hold_up_requests() {
     }
     assert_eq!(node.occupancy("spins"), (8, 0));
     assert_eq!(node.metric("hob_events"), 20);
+}
+
+#[test]
+fn functions_of_one_tenant_that_do_not_end_leave_deliveries_to_others() {
+    let (node, _) = owned(&[]);
+    tenant(&node, "acme", &[]);
+    let acme = node.control.with(&token(&node, "acme", "all", &["admin"]));
+    let spinning = format!("{}[limits]\ncpu = '1h'\nwall = '1h'\n", manifest(PUTS));
+    // With 8 events of the bucket for each of them they would take all 64 places.
+    let names: Vec<String> = (0..8).map(|n| format!("spins{n}")).collect();
+    names.iter().for_each(|name| drop(node.deploy_wat(name, &does(SPINS), &spinning)));
+    (0..8).for_each(|n| upload(&node, "in", &format!("k{n}")));
+    let running = || names.iter().map(|name| node.occupancy(name).0).sum::<u64>();
+    eventually("as many run as may of a tenant", || running() == 48);
+    let (kind, body) = multipart(&[("manifest", manifest(PUTS).as_bytes()), ("wasm", &wasm(&says("told")))]);
+    let deployed = acme.request("PUT", "/v1/functions/told", &[("content-type", &kind)], &body);
+    assert_eq!(deployed.status(), 201, "{}", deployed.text());
+    assert_eq!(acme.request("PUT", "/v1/buckets/in/objects/k", &[("content-type", "text/plain")], b"abc").status(), 201);
+    eventually("the other tenant's event is delivered", || node.metric("hob_deliveries_total{kind=\"delivered\"}") == 1);
+    assert_eq!(running(), 48);
 }
