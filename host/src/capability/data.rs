@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::Host;
 use super::blocking::Jobs;
+use super::descriptors::Descriptors;
 use super::explain::{Denied, How};
 use crate::data::kv::KeyValue;
 use crate::data::objects::{MOUNT_ENTRIES_MAX, Mounted, Objects};
@@ -31,6 +32,8 @@ pub struct DataAccess {
     node: Option<Node>,
     /// `None` where there is no data.
     jobs: Option<Jobs>,
+    /// The same.
+    descriptors: Option<Descriptors>,
     grants: Vec<Granted>,
     /// Mounts of which the log was told something.
     mounts_explained: Mutex<HashSet<String>>,
@@ -75,6 +78,8 @@ pub struct OpenBucket {
     pub opening: Arc<Semaphore>,
     /// Places for work on it that may block.
     pub jobs: Jobs,
+    /// For its objects that are files.
+    pub descriptors: Descriptors,
     access: Access,
     meter: Option<Arc<FunctionMeter>>,
 }
@@ -106,8 +111,8 @@ impl DataAccess {
                 mounting: tokio::sync::Mutex::default(),
             })
             .collect();
-        let jobs = Some(Jobs::of(&tenant));
-        Self { node: Some(Node { data, tenant }), jobs, grants, mounts_explained: Mutex::default(), meter: None }
+        let (jobs, descriptors) = (Some(Jobs::of(&tenant)), Some(Descriptors::of(&tenant)));
+        Self { node: Some(Node { data, tenant }), jobs, descriptors, grants, mounts_explained: Mutex::default(), meter: None }
     }
 
     /// The same, with operations counted.
@@ -120,6 +125,12 @@ impl DataAccess {
     #[must_use]
     pub fn jobs(&self) -> Jobs {
         self.jobs.clone().unwrap_or_else(|| Jobs::of(&TenantId::default()))
+    }
+
+    /// Descriptors for objects that are files, of which the tenant has a share.
+    #[must_use]
+    pub fn descriptors(&self) -> Descriptors {
+        self.descriptors.clone().unwrap_or_else(|| Descriptors::of(&TenantId::default()))
     }
 
     /// What is granted, in the manifest's order.
@@ -148,8 +159,9 @@ impl DataAccess {
         let DataGrant { bucket, access, .. } = &granted.grant;
         let bucket = data.bucket(tenant, bucket)?.ok_or_else(|| DataError::NoSuchBucket { name: name.into() })?;
         let (kv, objects) = (data.kv(&bucket)?, data.objects(bucket.spec.durability));
-        let (opening, jobs, meter) = (granted.opening.clone(), self.jobs(), self.meter.clone());
-        let found = Arc::new(OpenBucket { bucket, kv, objects, opening, jobs, access: *access, meter });
+        let (opening, jobs, descriptors) = (granted.opening.clone(), self.jobs(), self.descriptors());
+        let meter = self.meter.clone();
+        let found = Arc::new(OpenBucket { bucket, kv, objects, opening, jobs, descriptors, access: *access, meter });
         *lock(&granted.found) = Some((changes, found.clone()));
         Ok(found)
     }

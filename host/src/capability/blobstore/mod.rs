@@ -28,7 +28,7 @@ pub use self::names::Names;
 use self::outgoing::Writing;
 use super::blocking::Jobs;
 use super::data::{AccessError, OpenBucket};
-use super::descriptors::{self, Descriptor};
+use super::descriptors::Descriptor;
 use super::{HANDLES_MAX, Host, Refusal};
 use crate::data::DataError;
 use crate::data::objects::{self, Head, Opened, PAGE_LEN_MAX, Page, PutOptions, Upload, When};
@@ -205,7 +205,8 @@ impl Host {
         if Arc::strong_count(&self.blobs.objects) > OBJECTS_MAX {
             return Err(format!("a function has at most {OBJECTS_MAX} objects open or unfinished: drop or finish some first"));
         }
-        let descriptor = descriptors::take().ok_or("the node has as many objects open as it may: try again")?;
+        let descriptor =
+            self.environment.data.descriptors().take().ok_or("the node has as many objects open as it may: try again")?;
         Ok(Place { _count: self.blobs.objects.clone(), _descriptor: descriptor })
     }
 

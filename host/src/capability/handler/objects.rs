@@ -22,7 +22,7 @@ use self::uploads::{Uploading, object_put, upload_drop, upload_finish, upload_wr
 use super::data::{Errno, deliver};
 use super::{MODULE, span, spans};
 use crate::capability::data::{AccessError, OpenBucket};
-use crate::capability::descriptors::{self, Descriptor};
+use crate::capability::descriptors::Descriptor;
 use crate::capability::{Host, Refusal, blocking};
 use crate::data::DataError;
 use crate::data::objects::{Head, KEY_BYTES_MAX, OpenNow, Opened, Page, Place, When};
@@ -69,11 +69,11 @@ impl Reading {
     }
 }
 
-/// A descriptor for an object in this place, if it has one of its own; `None` if guests have all that they may.
-pub(super) fn take_descriptor(place: Place) -> Option<Option<Descriptor>> {
-    match place {
+/// A descriptor for an object of a bucket, if it has one of its own; `None` if guests have all that they may.
+pub(super) fn take_descriptor(bucket: &OpenBucket) -> Option<Option<Descriptor>> {
+    match bucket.objects.place(&bucket.bucket) {
         Place::Memory => Some(None),
-        Place::Disk | Place::Elsewhere => descriptors::take().map(Some),
+        Place::Disk | Place::Elsewhere => bucket.descriptors.take().map(Some),
     }
 }
 
@@ -235,7 +235,7 @@ async fn object_open(mut caller: Caller<'_, Host>, target: Target, buf: u32, cap
     let Some(handle) = vacancy(&mut host.data.objects.open, OBJECTS_MAX) else {
         return Ok(host.refuse_limit(format!("an instance may have {OBJECTS_MAX} objects open: close one first")));
     };
-    let Some(descriptor) = take_descriptor(bucket.objects.place(&bucket.bucket)) else { return Ok(refuse_busy(host)) };
+    let Some(descriptor) = take_descriptor(&bucket) else { return Ok(refuse_busy(host)) };
     let opened = match open(bucket, key).await? {
         Ok(Some(opened)) => Arc::new(opened),
         Ok(None) => return Ok(Errno::None as i32),

@@ -309,7 +309,7 @@ async fn object_map(
         Ok(bucket) => Arc::clone(bucket),
         Err(error) => return Ok(host.refuse(&error)),
     };
-    let Some(descriptor) = take_descriptor(bucket.objects.place(&bucket.bucket)) else {
+    let Some(descriptor) = take_descriptor(&bucket) else {
         return Ok(refuse_busy(caller.data_mut()));
     };
     let opened = match open(bucket, key).await? {

@@ -73,7 +73,7 @@ pub(super) async fn object_put(mut caller: Caller<'_, Host>, target: Target, opt
         return Ok(host.refuse_limit(format!("an instance may have {UPLOADS_MAX} uploads under way: finish or drop one first")));
     };
     let place = bucket.objects.place(&bucket.bucket);
-    let Some(descriptor) = take_descriptor(place) else { return Ok(refuse_busy(host)) };
+    let Some(descriptor) = take_descriptor(&bucket) else { return Ok(refuse_busy(host)) };
     let jobs = bucket.jobs.clone();
     let begin = move || bucket.objects.put(&bucket.bucket, &key, options);
     let begun = match place {
