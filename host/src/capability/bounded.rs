@@ -12,7 +12,7 @@ use wasmtime_wasi::p3::bindings::filesystem::types as files3;
 use wiggle::GuestMemory;
 
 use super::Host;
-use super::descriptors::{self, Descriptor};
+use super::descriptors::Descriptor;
 use super::wasi::{self, memory};
 
 /// Most random bytes that one call of a component is given: they are made in the host's memory.
@@ -214,10 +214,11 @@ impl Host {
         if open >= OPEN_FILES_MAX {
             return Err(Full::Guest);
         }
+        let share = self.environment.data.descriptors();
         let OpenFiles(taken) = &mut self.open_files;
         taken.truncate(open);
         while taken.len() <= open {
-            taken.push(descriptors::take().ok_or(Full::Node)?);
+            taken.push(share.take().ok_or(Full::Node)?);
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Descriptors of the process that guests have: each durable object that is open, and each that is being put, is a file.
+//! Descriptors of the process that guests have: each file that is open, each durable object that is, and each that is being put.
 //!
 //! Owns the share of them that all guests have together, of which those of one tenant have three quarters at most ([`Shares`]); the rest is
 //! left for connections, templates and the data itself. Knows nothing about what they are of. Invariant: what was taken is given back when
