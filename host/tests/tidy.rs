@@ -381,6 +381,33 @@ fn the_documents_mention_every_limit_key_and_code() {
     report("docs/*.md do not mention, in backticks or as a heading", &missing);
 }
 
+/// Groups of system calls that systemd has known since 247. It ignores those that it does not know, and a service lacks their calls then.
+const GROUPS: [&str; 4] = ["@system-service", "@resources", "@privileged", "@obsolete"];
+
+#[test]
+fn the_unit_names_the_calls_of_the_walls() {
+    let unit = std::fs::read_to_string(root().join("host/dist/hob.service")).unwrap();
+    let (mut allowed, mut complaints) = (BTreeSet::new(), Vec::new());
+    // Lines are read in their order: a later one takes back what an earlier one allows, and the other way round.
+    for line in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        let (is_denial, words) = line.strip_prefix('~').map_or((false, line), |words| (true, words));
+        for word in words.split_whitespace() {
+            if word.starts_with('@') && !GROUPS.contains(&word) {
+                complaints.push(format!("the group {word}"));
+            }
+            if is_denial {
+                allowed.remove(word)
+            } else {
+                allowed.insert(word)
+            };
+        }
+    }
+    report("host/dist/hob.service has what systemd 247 does not know; name its calls", &complaints);
+    for call in ["seccomp", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"] {
+        assert!(allowed.contains(call), "host/dist/hob.service does not allow {call}, without which the daemon refuses to start");
+    }
+}
+
 #[test]
 fn every_dependency_says_what_it_is_for() {
     let text = std::fs::read_to_string(root().join("host/Cargo.toml")).unwrap();
