@@ -26,7 +26,7 @@ pub(super) struct Serve {
     /// Where functions answer; port 0 takes a free one [default: 127.0.0.1:3000]
     #[arg(long, value_name = "ADDR")]
     addr: Option<SocketAddr>,
-    /// Where deploys come in, on loopback only; port 0 takes a free one [default: 127.0.0.1:3900]
+    /// Where deploys come in; beyond loopback only with TLS and a token; port 0 takes a free one [default: 127.0.0.1:3900]
     #[arg(long, value_name = "ADDR")]
     control: Option<SocketAddr>,
     /// File with the certificate that both ports show, and those that vouch for it (PEM); read again at SIGHUP and when it changes
