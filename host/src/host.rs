@@ -127,12 +127,13 @@ fn without_port(named: &[u8]) -> &[u8] {
     }
 }
 
-/// Whether it is `host [":" port]`, as `Host` has it (RFC 9110, 7.2; RFC 3986, 3.2.2). The host may be empty, and so may the port.
+/// Whether it is `host [":" port]`, as `Host` has it (RFC 9110, 7.2; RFC 3986, 3.2.2). The host may be empty, and so may the port; one dot may end a
+/// name, and no label of it is empty, as in no name of DNS.
 #[must_use]
 pub fn is_authority(text: &[u8]) -> bool {
     let behind = match text {
         [b'[', literal @ ..] => behind_address(literal),
-        name => Some(behind_name(name)),
+        name => behind_name(name),
     };
     match behind {
         Some([]) => true,
@@ -149,15 +150,20 @@ fn behind_address(literal: &[u8]) -> Option<&[u8]> {
 }
 
 /// What follows a registered name, as which an IPv4 address may be read too. Of its legal characters the comma is left out: no name that is in
-/// use has one, and some readers take it for the end of the first host of a list.
-fn behind_name(mut text: &[u8]) -> &[u8] {
-    loop {
+/// use has one, and some readers take it for the end of the first host of a list. An empty label makes it none: readers differ in how many dots they
+/// take for the final one, and so in whose host it is.
+fn behind_name(name: &[u8]) -> Option<&[u8]> {
+    let mut text = name;
+    let behind = loop {
         text = match text {
             [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
             [byte, rest @ ..] if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(byte) => rest,
-            rest => return rest,
+            rest => break rest,
         }
-    }
+    };
+    let name = &name[..name.len() - behind.len()];
+    let mut labels = name.strip_suffix(b".").unwrap_or(name).split(|byte| *byte == b'.');
+    (name.is_empty() || labels.all(|label| !label.is_empty())).then_some(behind)
 }
 
 /// Whether these are digits of a number that a port can have.
@@ -214,6 +220,7 @@ mod tests {
             "a",
             "shop.example:",
             "SHOP.example.:3000",
+            "a.",
             "xn--bcher-kva.example",
             "my_service~1:80",
             "b%c3%BCcher",
@@ -246,6 +253,13 @@ mod tests {
             "@b",
             "x,y",
             "x,",
+            ".",
+            "..",
+            ".a",
+            "a..",
+            "a..:80",
+            "a..b",
+            ".:80",
             "a\\b",
             "a\"b",
             "<a>",

@@ -137,6 +137,11 @@ fn a_host_leads_to_its_tenant_alone() {
         ("xn--acme-0ra.example", "default"),
         ("none.hob.example", "404"),
         ("x.acme.hob.example", "404"),
+        // No name of DNS, and so nobody's: neither acme's nor, as one that nobody has, of 'default'.
+        ("acme.hob.example..", "400"),
+        ("acme..hob.example", "400"),
+        ("acme.example..:3000", "400"),
+        (".hob.example", "400"),
     ] {
         assert_eq!(at(host, "/same"), tenant, "{host}");
         // A target of its own form names the host too, and both must be one.

@@ -214,7 +214,7 @@ impl<'a> Fields<'a> {
 }
 
 /// `uri-host [ ":" port ]` (RFC 9110, 7.2), in the words of RFC 3986 (3.2.2, 3.2.3). Stricter than that: no comma, of which others make lists, no
-/// address of a version to come, and no port that there is not.
+/// address of a version to come, no name with an empty label, and no port that there is not.
 fn is_host(text: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(text) else { return false };
     let without_digits = text.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -225,7 +225,7 @@ fn is_host(text: &[u8]) -> bool {
     let port = port.trim_start_matches('0');
     let is_port = port.is_empty() || (port.len() <= 5 && port.parse::<u32>().unwrap() < 1 << 16);
     let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    is_port && inside.map_or_else(|| is_reg_name(host), is_ipv6)
+    is_port && inside.map_or_else(|| is_reg_name(host) && !host.starts_with('.') && !host.contains(".."), is_ipv6)
 }
 
 /// `*( unreserved / pct-encoded / sub-delims )`, of which an IPv4 address is a case.
@@ -385,6 +385,7 @@ mod tests {
             "%41%c3%BC",
             "!$&'()*+;=:1",
             "1.2.3.4:65535",
+            "a.b.:1",
             "a:0065535",
             "[::]",
             "[::1]:80",
@@ -401,6 +402,10 @@ mod tests {
             "a/b",
             "a@b",
             "a,b",
+            ".",
+            ".a",
+            "a..",
+            "a..b:1",
             "a\\b",
             "a\"",
             "a|",
