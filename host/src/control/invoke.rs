@@ -9,6 +9,7 @@ use http_body_util::BodyExt as _;
 use super::Control;
 use super::access::Caller;
 use super::answer::{Named, Refusal, body_fault};
+use super::kv::HARMLESS;
 use super::wire::Problem;
 use crate::fault::{Code, Fault};
 use crate::id::FunctionName;
@@ -60,7 +61,12 @@ pub(super) async fn invoke(
     let request = Request::from_parts(head, payload);
     let invocation = Invocation { tenant: caller.tenant.clone(), target: Target::Function(name), request, received, start };
     let invoked = control.invoke.invoke(invocation).await;
-    Ok(exchange::answer(invoked, &method, timing).map(axum::body::Body::new))
+    let mut response = exchange::answer(invoked, &method, timing).map(axum::body::Body::new);
+    // In place of what the guest says of them: a page of a tenant is never one of this port.
+    for (name, value) in HARMLESS {
+        response.headers_mut().insert(name, value);
+    }
+    Ok(response)
 }
 
 /// The rung that the request asks for. On the data port nobody may: it would let any client have a function compiled again.

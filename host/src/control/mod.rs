@@ -176,8 +176,8 @@ impl Control {
             .with_state(self)
     }
 
-    /// The service of the control port, for [`crate::net::serve::serve`].
-    pub fn service(self) -> impl Fn(Request<IncomingBody>) -> BoxResponse + Clone + Send + Sync + 'static {
+    /// The service of the control port, for [`crate::net::serve::serve`]. `scheme`: what the port speaks, `http` or `https`.
+    pub fn service(self, scheme: &'static str) -> impl Fn(Request<IncomingBody>) -> BoxResponse + Clone + Send + Sync + 'static {
         let (metrics, first_start) = (self.metrics.clone(), self.first_start);
         let router = self.router();
         move |mut request: Request<IncomingBody>| {
@@ -186,7 +186,7 @@ impl Control {
                 request.extensions_mut().insert(Peer(peer));
             }
             Box::pin(async move {
-                let response = match guard::check(request.headers(), first_start) {
+                let response = match guard::check(request.headers(), scheme, first_start) {
                     Err(fault) => answer::Refusal::from(fault).into_response(),
                     // Unwind safety: the future is not used again, and what it shares with others is behind locks and atomics that have their own
                     // answer to a panic.

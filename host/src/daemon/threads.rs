@@ -118,7 +118,7 @@ pub(super) fn start_control_thread(
 ) -> std::io::Result<(JoinHandle<usize>, Handle)> {
     let deployer = control.deployer.clone();
     let templates = control.dispatcher.templates().clone();
-    let service = control.service();
+    let service = control.service(if options.tls.is_some() { "https" } else { "http" });
     let tls = options.tls.clone();
     let (thread, handle) = start_thread("hob-control".into(), move || async move {
         let refresher = deployer.clone();

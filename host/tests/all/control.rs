@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::front::answers_with;
 use crate::harness::http::{Conn, Reply};
 use crate::harness::wat::{command, does, handler, says};
 use crate::harness::{Node, eventually};
@@ -169,23 +170,63 @@ fn web_pages_are_kept_out() {
         conn.reply()
     };
     let (own, port) = (node.control.addr, node.control.addr.port());
-    for good in
-        [format!("host: {own}"), format!("host: localhost:{port}"), "host: localhost\r\norigin: http://localhost:8080".into()]
-    {
+    for good in [
+        format!("host: {own}"),
+        format!("host: localhost:{port}"),
+        format!("host: {own}\r\norigin: http://{own}\r\nsec-fetch-site: same-origin"),
+        format!("host: {own}\r\nsec-fetch-site: none"),
+    ] {
         send(&format!("{good}\r\n")).ok();
     }
     for bad in [
-        "host: evil.example",
-        "host: localhost.evil.example",
-        "host: localhost\r\norigin: http://evil.example",
-        "host: localhost\r\norigin: null",
+        "host: evil.example".into(),
+        "host: localhost.evil.example".into(),
+        "host: localhost\r\norigin: http://evil.example".into(),
+        "host: localhost\r\norigin: http://localhost:8080".into(),
+        "host: localhost\r\norigin: null".into(),
+        format!("host: {own}\r\norigin: https://{own}"),
+        format!("host: {own}\r\nsec-fetch-site: same-site"),
+        format!("host: {own}\r\nsec-fetch-site: cross-site"),
     ] {
         send(&format!("{bad}\r\n")).problem(403, "forbidden");
     }
+    // A page that a function answered with would lock the operator out: what it sends so needs no leave of the port.
+    let body = r#"{"name":"mine","scopes":["admin"]}"#;
+    let mut conn = node.control.connect();
+    conn.send(format!("POST /v1/tokens HTTP/1.1\r\nhost: {own}\r\norigin: http://{}\r\n", node.data.addr));
+    conn.send(format!("content-type: text/plain\r\ncontent-length: {}\r\n\r\n{body}", body.len()));
+    conn.reply().problem(403, "forbidden");
+    // No token was made, so none is asked for.
+    node.control.get("/v1/functions").ok();
     // Functions are for everybody, under any name.
     let mut conn = node.data.connect();
     conn.send("GET /a HTTP/1.1\r\nhost: shop.example\r\norigin: http://evil.example\r\n\r\n");
     conn.reply().ok();
+}
+
+#[test]
+fn pages_of_functions_are_none_of_the_control_port() {
+    let node = Node::start(&[]);
+    let own = [
+        ("content-security-policy", "default-src *"),
+        ("x-content-type-options", "sniff"),
+        ("cross-origin-resource-policy", "cross-origin"),
+    ];
+    node.deploy_wat("bare", &answers_with(200, &[("content-type", "text/html")], "<p>"), "");
+    node.deploy_wat("page", &answers_with(200, &[&own[..], &own].concat(), "<p>"), "");
+    node.deploy_wat("traps", &does("unreachable"), "");
+    let harmless = ["sandbox", "nosniff", "same-origin"];
+    for (name, status) in [("bare", 200), ("page", 200), ("traps", 502)] {
+        let reply = node.control.get(&format!("/v1/functions/{name}/invoke/a"));
+        assert_eq!(reply.status(), status);
+        for ((header, _), expected) in own.iter().zip(harmless) {
+            let said: Vec<_> = reply.head.headers.iter().filter(|(have, _)| have == header).collect();
+            assert_eq!(said, [&((*header).to_owned(), expected.to_owned())], "{name}");
+        }
+    }
+    // The data port is a function's own.
+    assert_eq!(node.data.get("/page").ok().header("content-security-policy"), Some("default-src *"));
+    assert_eq!(node.data.get("/bare").ok().header("content-security-policy"), None);
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn what_a_body_may_carry_besides_bytes_is_bounded() {
 }
 
 /// A handler that answers with this status, these headers and this body.
-fn answers_with(status: u16, headers: &[(&str, &str)], body: &str) -> String {
+pub(crate) fn answers_with(status: u16, headers: &[(&str, &str)], body: &str) -> String {
     let mut record = Vec::new();
     record.extend_from_slice(&0u32.to_le_bytes());
     record.extend_from_slice(&status.to_le_bytes());
