@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
@@ -164,8 +164,8 @@ pub(super) async fn list(
     let wanted = Wanted::read(&uri, &["prefix", "cursor", "limit", "values", "watch"])?;
     if wanted.watch {
         let feed = control.in_bucket(&caller, name, |data, bucket| data.watch(&bucket)).await?;
-        let events = stream::unfold(Follow { feed, prefix: wanted.prefix, stop: control.stop }, next);
-        return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
+        let events = stream::unfold(Follow { feed, prefix: wanted.prefix, stop: control.stop.clone() }, next);
+        return Ok(control.feed(caller, events));
     }
     let list = control.in_bucket(&caller, name, move |data, bucket| {
         let page = data.kv(&bucket)?.scan(&wanted.prefix, wanted.after.as_deref(), wanted.limit())?;

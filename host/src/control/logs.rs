@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Query, State};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
@@ -48,8 +48,8 @@ pub(super) async fn logs(
     let count = wanted.tail.unwrap_or(TAIL);
     if wanted.follow {
         let (entries, feed) = log.follow(count);
-        let events = stream::unfold(Follow { entries: entries.into_iter(), feed, stop: control.stop }, next);
-        return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
+        let events = stream::unfold(Follow { entries: entries.into_iter(), feed, stop: control.stop.clone() }, next);
+        return Ok(control.feed(caller, events));
     }
     Ok(Json(LogList { items: log.tail(count).iter().map(|entry| LogEntry::from(entry.as_ref())).collect() }).into_response())
 }

@@ -9,6 +9,7 @@ mod archive;
 mod audited;
 mod buckets;
 mod conditions;
+mod feed;
 mod functions;
 mod guard;
 mod in_hand;

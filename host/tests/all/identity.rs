@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use crate::cli::{check, hob};
-use crate::harness::http::Reply;
-use crate::harness::wat::says;
+use crate::harness::http::{Conn, Port, Reply};
+use crate::harness::wat::{does, says};
 use crate::harness::{Node, files};
 
 /// Makes a token of a tenant that exists.
@@ -87,8 +87,8 @@ fn the_first_token_ends_that_anybody_may_do_anything() {
 }
 
 /// The control port without any token.
-fn open_port(node: &Node) -> crate::harness::http::Port {
-    crate::harness::http::Port { bearer: None, ..node.control.clone() }
+fn open_port(node: &Node) -> Port {
+    Port { bearer: None, ..node.control.clone() }
 }
 
 /// All files of a node that has stopped.
@@ -114,7 +114,8 @@ fn unknown_tokens_are_bounded_by_address() {
         conn.request("GET", "/v1/functions", &[("authorization", &format!("Bearer {token}"))], b"");
         conn.reply()
     };
-    let wrong = format!("{}0", &admin[..admin.len() - 1]);
+    let last = if admin.ends_with('0') { '1' } else { '0' };
+    let wrong = format!("{}{last}", &admin[..admin.len() - 1]);
     let first = ask([127, 0, 0, 2], &wrong);
     for _ in 1..10 {
         let reply = ask([127, 0, 0, 2], "hob_x");
@@ -157,6 +158,56 @@ fn an_unknown_tenant_and_a_bad_token_have_one_answer() {
     operator("A").problem(400, "bad-request");
     let plain = token(&node, "default", "plain", &["deploy"]);
     ask(&plain, "acme").problem(403, "forbidden");
+}
+
+/// Begins to follow a log and to watch a bucket, by a token; none before there is one.
+fn feeds(port: &Port) -> [Conn; 2] {
+    ["/v1/functions/a/logs?follow=true", "/v1/buckets/b/kv?watch=true"].map(|target| {
+        let mut conn = port.connect();
+        let headers: Vec<_> = port.bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
+        conn.request("GET", target, &headers, b"");
+        assert_eq!(conn.head().status, 200, "{target}");
+        conn
+    })
+}
+
+/// Whether the feeds have ended, each as a body that is whole.
+fn end(feeds: [Conn; 2]) {
+    for mut conn in feeds {
+        while conn.line().expect("it ends as a body, not as a connection") != "0" {}
+    }
+}
+
+#[test]
+fn a_feed_ends_with_its_token() {
+    let mut node = Node::start(&[]);
+    node.deploy_wat("a", &does("(call $log (i32.const 2) (i32.const 0) (i32.const 4))"), "");
+    assert_eq!(node.control.request("PUT", "/v1/buckets/b", &[], b"").status(), 201);
+    let set = |port: &Port| assert_eq!(port.request("PUT", "/v1/buckets/b/kv/k", &[], b"x").status(), 204);
+    let goes_on = |[log, watch]: &mut [Conn; 2]| {
+        node.data.get("/a");
+        for conn in [log, watch] {
+            while !conn.line().expect("it goes on").starts_with("data:") {}
+        }
+    };
+    // Whoever came before there was a token.
+    let mut open = feeds(&node.control);
+    set(&node.control);
+    goes_on(&mut open);
+    let admin = node.control.with(&token(&node, "default", "admin", &["admin"]));
+    end(open);
+    node.control = admin.clone();
+    let mut kept = feeds(&admin.with(&token(&node, "default", "kept", &["read"])));
+    let removed = feeds(&admin.with(&token(&node, "default", "removed", &["read"])));
+    assert_eq!(admin.request("DELETE", "/v1/tokens/removed", &[], b"").status(), 204);
+    end(removed);
+    let body = json!({ "name": "short", "scopes": ["read"], "expires": "3s" }).to_string();
+    let made = admin.post("/v1/tokens", body.as_bytes());
+    assert_eq!(made.status(), 201, "{}", made.text());
+    end(feeds(&admin.with(made.json()["token"].as_str().unwrap())));
+    // Who has another token is in nobody's way.
+    set(&admin);
+    goes_on(&mut kept);
 }
 
 /// One row of the matrix: who asks, and which scopes they have.
