@@ -287,6 +287,12 @@ pub(super) async fn check(State(access): State<Arc<Access>>, mut request: Reques
         return refuse(line, fault);
     }
     // Whoever runs the node is never in its own way.
+    if is_change
+        && !caller.is_operator
+        && let Err(fault) = access.auditor.count(&caller.tenant)
+    {
+        return refuse(line, fault);
+    }
     let held = match (!caller.is_operator).then(|| access.in_hand.take(&caller.tenant)).transpose() {
         Ok(held) => held,
         Err(fault) => return Refusal::from(fault).into_response(),

@@ -1,8 +1,10 @@
 //! What is written to the audit log of requests to the control port.
 //!
 //! Owns which requests are changes, and what their lines say. A change of what is in a bucket is none: those belong to whoever uses it. Knows
-//! nothing about how lines are kept. Invariant: no change is begun before its line is on the disk.
+//! nothing about how lines are kept. Invariants: no change is begun before its line is on the disk; of one tenant's changes [`CHANGES_MAX`] are
+//! begun at once at most, and then one every [`CHANGE_TIME`], because the log keeps so many lines and each change pushes two older ones out.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,10 +19,15 @@ use super::answer::{Refusal, Refused};
 use crate::audit::{Audit, AuditError};
 use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
+use crate::id::TenantId;
 
 /// Refusals that are written down within [`REFUSED_TIME`]; of more only the number.
 pub(super) const REFUSED_MAX: u32 = 60;
 const REFUSED_TIME: Duration = Duration::from_secs(60);
+/// Changes that a tenant may make at once, whatever becomes of them. Whoever runs the node has no such bound.
+pub(super) const CHANGES_MAX: u32 = 600;
+/// The time in which it may make one more.
+const CHANGE_TIME: Duration = Duration::from_millis(100);
 /// Longest path in a line, in characters.
 const PATH_MAX: usize = 200;
 
@@ -33,6 +40,37 @@ pub(super) struct Detail(pub Value);
 pub(super) struct Auditor {
     audit: Arc<Audit>,
     refused: Arc<Mutex<Refusals>>,
+    changes: Arc<Mutex<Changes>>,
+}
+
+/// When each tenant could make [`CHANGES_MAX`] again, of those that cannot: one number says how many it may make now.
+#[derive(Debug, Default)]
+struct Changes(HashMap<TenantId, Instant>);
+
+impl Changes {
+    /// One more of a tenant.
+    ///
+    /// # Errors
+    /// The time until there may be one.
+    ///
+    /// # Cost
+    /// A look at each tenant that lately made some if this one did not.
+    fn take(&mut self, tenant: &TenantId, now: Instant) -> Result<(), Duration> {
+        let free = match self.0.get(tenant) {
+            Some(free) => (*free).max(now),
+            None => {
+                self.0.retain(|_, free| *free > now);
+                now
+            }
+        };
+        let next = free + CHANGE_TIME;
+        let late = next.saturating_duration_since(now + CHANGE_TIME * CHANGES_MAX);
+        if !late.is_zero() {
+            return Err(late);
+        }
+        self.0.insert(tenant.clone(), next);
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -97,7 +135,23 @@ fn fault(error: &AuditError, what: &'static str) -> Fault {
 impl Auditor {
     pub(super) fn new(audit: Arc<Audit>) -> Self {
         let refused = Refusals { began: Instant::now(), count: 0, more: 0 };
-        Self { audit, refused: Arc::new(Mutex::new(refused)) }
+        Self { audit, refused: Arc::new(Mutex::new(refused)), changes: Arc::default() }
+    }
+
+    /// Counts a change of a tenant, before its line is written.
+    ///
+    /// # Errors
+    /// `quota-exceeded`, if it made too many.
+    pub(super) fn count(&self, tenant: &TenantId) -> Result<(), Fault> {
+        // No code panics while it holds the lock.
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.take(tenant, Instant::now()).map_err(|wait| {
+            let detail = format!(
+                "the tenant made more than {CHANGES_MAX} changes of the node at once, all of which are written to the audit log; then there may be {} per second",
+                1000 / CHANGE_TIME.as_millis()
+            );
+            Fault::new(Code::QuotaExceeded, detail).hint("wait, and look for what asks over and over again").retry_after(wait)
+        })
     }
 
     /// Whether a request is a change of the node: any that is not only to look, but for what is in buckets and what functions do.
@@ -186,6 +240,27 @@ mod tests {
         ] {
             assert_eq!(Auditor::is_change(path, &method), is_change, "{method} {path}");
         }
+    }
+
+    #[test]
+    fn a_tenant_makes_so_many_changes_at_once_and_then_as_many_as_time_brings() {
+        let (mut changes, now) = (Changes::default(), Instant::now());
+        let [flood, other, third] = ["flood", "other", "third"].map(|name| name.parse::<TenantId>().unwrap());
+        for _ in 0..CHANGES_MAX {
+            assert_eq!(changes.take(&flood, now), Ok(()));
+        }
+        assert_eq!(changes.take(&flood, now), Err(CHANGE_TIME));
+        assert_eq!(changes.take(&flood, now + CHANGE_TIME / 4), Err(CHANGE_TIME / 4 * 3), "what is refused costs nothing");
+        assert_eq!(changes.take(&other, now), Ok(()));
+        assert_eq!(changes.take(&flood, now + CHANGE_TIME), Ok(()));
+        assert_eq!(changes.take(&flood, now + CHANGE_TIME), Err(CHANGE_TIME));
+        // Who could make all of them is forgotten.
+        let later = now + CHANGE_TIME * (CHANGES_MAX + 1);
+        assert_eq!((changes.take(&third, later), changes.0.len()), (Ok(()), 1));
+        for _ in 0..CHANGES_MAX {
+            assert_eq!(changes.take(&flood, later), Ok(()));
+        }
+        assert!(changes.take(&flood, later).is_err());
     }
 
     #[tokio::test]

@@ -79,6 +79,38 @@ fn every_change_has_its_lines() {
 }
 
 #[test]
+fn a_tenant_has_only_so_many_changes_written() {
+    let (node, _) = owned(&[]);
+    tenant(&node, "flood", &[]);
+    tenant(&node, "other", &[]);
+    let [flood, other] = ["flood", "other"].map(|name| node.control.with(&token(&node, name, "ci", &["deploy"])));
+    assert_eq!(flood.request("PUT", "/v1/buckets/b", &[], b"").status(), 201);
+    // A change that fails is written as one that does not.
+    let change = || flood.request("DELETE", "/v1/buckets/none", &[], b"");
+    let mut made = 1;
+    let refused = loop {
+        let reply = change();
+        match reply.status() {
+            404 => made += 1,
+            _ => break reply,
+        }
+        assert!(made < 10_000, "there is no bound");
+    };
+    refused.problem(429, "quota-exceeded");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(made >= 600, "{made}");
+    assert!(refused.text().contains("600 changes") && refused.text().contains("hint"), "{}", refused.text());
+    let begun = node.control.get("/v1/audit").ok().json()["last"].as_u64().unwrap();
+    assert!(begun >= 1200 && node.faults("quota-exceeded") > 0, "{begun}");
+    // Neither what is no change, nor another tenant, nor who runs the node, is in its way; and time brings more.
+    assert_eq!(flood.request("PUT", "/v1/buckets/b/kv/k", &[], b"x").status(), 204);
+    flood.get("/v1/buckets/b").ok();
+    assert_eq!(other.request("PUT", "/v1/buckets/b", &[], b"").status(), 201);
+    assert_eq!(node.control.request("DELETE", "/v1/buckets/none", &[("hob-tenant", "flood")], b"").status(), 404);
+    eventually("there is one more", || change().status() == 404);
+}
+
+#[test]
 fn a_log_that_was_changed_is_found_out() {
     let (mut node, admin) = owned(&[]);
     for name in ["a", "b", "c"] {
