@@ -1,6 +1,7 @@
 //! What happens when the user presses Ctrl-C in a command that has no drain of its own.
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime;
@@ -40,11 +41,31 @@ pub(super) async fn or_signal<T>(work: impl Future<Output = T>) -> io::Result<Re
     })
 }
 
-/// From now on SIGINT and SIGTERM call `cleanup` on a thread of its own and end the process with 130 or 143.
+type Cleanup = Box<dyn FnOnce() + Send>;
+
+/// What is to be done before the process ends of a signal; `None` as long as nobody waits for one.
+static CLEANUPS: Mutex<Option<Vec<Cleanup>>> = Mutex::new(None);
+
+fn cleanups() -> MutexGuard<'static, Option<Vec<Cleanup>>> {
+    // A list is whole after every statement that changes it.
+    CLEANUPS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on SIGINT and SIGTERM call `cleanup`, before what was given earlier, on a thread of its own and end the process with 130 or 143. There is
+/// one thread, or the first of several would end the process before the others have cleaned up.
 ///
 /// # Errors
 /// When no thread or handler can be made.
 pub(super) fn on_signal(cleanup: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let mut cleanups = cleanups();
+    if cleanups.is_none() {
+        wait_for_signals()?;
+    }
+    cleanups.get_or_insert_default().push(Box::new(cleanup));
+    Ok(())
+}
+
+fn wait_for_signals() -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
     let mut signals = {
         let _entered = runtime.enter();
@@ -52,7 +73,8 @@ pub(super) fn on_signal(cleanup: impl FnOnce() + Send + 'static) -> io::Result<(
     };
     let wait = move || {
         let code = runtime.block_on(signals.wait());
-        cleanup();
+        let given = cleanups().take();
+        given.into_iter().flatten().rev().for_each(|cleanup| cleanup());
         std::process::exit(code.into());
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
