@@ -114,7 +114,10 @@ impl TenantMeter {
 
     pub(super) fn add(&self, minute: u64, used: &Used) {
         self.series.add(minute, used);
-        if let Some(rate) = self.rate(Quota::CpuSecondsPerMinute, MINUTE) {
+        // A start adds its phases alone.
+        if !used.cpu.is_zero()
+            && let Some(rate) = self.rate(Quota::CpuSecondsPerMinute, MINUTE)
+        {
             self.cpu.owe(rate, used.cpu, Instant::now());
         }
     }
