@@ -16,6 +16,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiH
 
 use super::egress::{Outbound, OutboundError};
 use super::handler::target;
+use super::held::{self, InFlight};
 use super::reply::{GuestBody, PIECE_LEN_MAX, Reply};
 use super::{Environment, Host};
 use crate::egress::{self, EgressError, HEAD_BYTES_MAX, Tenant};
@@ -32,7 +33,10 @@ pub fn link(linker: &mut Linker<Host>, concurrent: bool) -> Result<()> {
     if concurrent {
         wasmtime_wasi_http::p3::add_to_linker(linker)?;
     }
-    Ok(())
+    linker.allow_shadowing(true);
+    let linked = held::link(linker, concurrent);
+    linker.allow_shadowing(false);
+    linked
 }
 
 impl WasiHttpView for Host {
@@ -50,6 +54,8 @@ pub struct Hooks {
     of: Option<(Arc<Environment>, Arc<LogSink>)>,
     /// The requests that the guest sends.
     pub(super) outbound: Outbound,
+    /// What they hold.
+    pub(super) in_flight: InFlight,
 }
 
 impl Hooks {
@@ -69,6 +75,7 @@ impl WasiHttpHooks for Hooks {
         _processed: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
         let admitted = self.admit(request.uri());
+        let flying = self.in_flight.begin(&request);
         Box::new(async move {
             let (tenant, caller) = admitted.map_err(|error| wasi_error(&error))?;
             let options = options.unwrap_or_default();
@@ -76,7 +83,9 @@ impl WasiHttpHooks for Hooks {
             let times = times.at_most(options.connect_timeout, options.first_byte_timeout, options.between_bytes_timeout);
             let sent = tenant.send(request.map(egress::from_guest), &caller, times).await;
             let response = sent.map_err(|error| wasi_error(&error.into()))?;
-            let response = response.map(|body| body.map_err(|error| wasi_error(&error.into())).boxed_unsync());
+            flying.answered(response.headers());
+            let mut response = response.map(|body| body.map_err(|error| wasi_error(&error.into())).boxed_unsync());
+            response.extensions_mut().insert(flying);
             // The connection is driven by the client.
             Ok((response, Box::new(std::future::ready(Ok(()))) as _))
         })

@@ -14,6 +14,7 @@ pub mod egress;
 pub mod explain;
 pub mod files;
 pub mod handler;
+pub mod held;
 pub mod http;
 pub mod keyvalue;
 mod reach;
@@ -136,6 +137,7 @@ pub struct Host {
     /// Whether it has looked at what folders it has.
     pub has_looked_at_folders: bool,
     open_files: bounded::OpenFiles,
+    held: held::Held,
     table: ResourceTable,
     wasi: Option<WasiCtx>,
     preview1: Option<WasiP1Ctx>,
@@ -154,7 +156,7 @@ impl Host {
     /// A host for one instance. WASI's own state is made when the guest first asks for it: most handlers never do.
     #[must_use]
     pub fn new(memory: MemoryBudget, reply: Arc<Reply>, log: Arc<LogSink>, environment: Arc<Environment>, stdio: Stdio) -> Self {
-        // What the host keeps for a guest is not in the guest's memory: both bounds together are 32 MiB.
+        // What the host keeps for a guest is not in the guest's memory; see `held`.
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
         let mut http = WasiHttpCtx::new();
@@ -175,6 +177,7 @@ impl Host {
             has_read_variables: false,
             has_looked_at_folders: false,
             open_files: bounded::OpenFiles::default(),
+            held: held::Held::default(),
             table,
             wasi: None,
             preview1: None,

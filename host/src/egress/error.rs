@@ -72,7 +72,7 @@ pub enum EgressError {
 /// Most headers of a response.
 pub const HEADERS_MAX: usize = 128;
 /// Longest head of a response, and how much of a response is read before somebody wants it, in bytes.
-pub const HEAD_BYTES_MAX: usize = 64 << 10;
+pub const HEAD_BYTES_MAX: usize = 32 << 10;
 
 /// A request's body that was given up by whoever makes it.
 #[derive(Debug, thiserror::Error)]

@@ -58,6 +58,12 @@ impl Kind {
         }
     }
 
+    /// Whether it is a component, and not a core module.
+    #[must_use]
+    pub fn is_component(self) -> bool {
+        !matches!(self, Self::Handler | Self::Command)
+    }
+
     /// Whether its output is a response only because Hob makes it one.
     #[must_use]
     pub fn is_command(self) -> bool {

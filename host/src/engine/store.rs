@@ -11,6 +11,7 @@ use wasmtime::Store;
 use super::deadline;
 use super::kind::Kind;
 use crate::capability::handler::{Exchange, Mappings};
+use crate::capability::held;
 use crate::capability::reply::Reply;
 use crate::capability::stdio::{CommandOutput, Stdio};
 use crate::capability::{Environment, Host};
@@ -61,10 +62,13 @@ pub(super) struct Blueprint<'a> {
 /// Builds a store, and the output of a command if it is one that answers a request.
 #[must_use]
 pub(super) fn build(engine: &wasmtime::Engine, blueprint: Blueprint<'_>) -> (Store<Host>, Option<Arc<CommandOutput>>) {
-    let (limits, ticks) = (blueprint.limits, blueprint.ticks);
+    let (limits, ticks, kind) = (blueprint.limits, blueprint.ticks, blueprint.kind);
     let (host, output) = host(blueprint);
     let mut store = Store::new(engine, host);
     store.limiter(|host| &mut host.memory);
+    if kind.is_component() {
+        held::bound_store(&mut store);
+    }
     deadline::arm(&mut store, limits.duration(Limit::Cpu), ticks);
     (store, output)
 }

@@ -28,6 +28,7 @@ mod front;
 mod fairness;
 mod exposed;
 mod harness;
+mod held;
 mod http;
 mod idempotency;
 mod identity;

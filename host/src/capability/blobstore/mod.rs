@@ -38,7 +38,7 @@ use crate::grants::Access;
 pub const OBJECTS_MAX: usize = 64;
 /// Bytes of values that an instance has written and no bucket has taken yet. A value that was given to `write-data` goes on to its
 /// bucket while it is written; one that was not waits here as a whole.
-pub const OUTGOING_BYTES_MAX: usize = 16 << 20;
+pub const OUTGOING_BYTES_MAX: usize = 4 << 20;
 /// Longest value that `incoming-value-consume-sync` gives; a stream gives any.
 pub const SYNC_BYTES_MAX: u64 = 16 << 20;
 /// Piece in which an object is copied.

@@ -201,6 +201,19 @@ fn a_redirect_is_the_function_s_to_follow() {
 }
 
 #[test]
+fn requests_that_are_under_way_are_bounded() {
+    let upstream = Upstream::start();
+    let node = Node::start(&[&upstream.opened()]);
+    deploy(&node, "fetch2", &[format!("http://{}", upstream.addr)], PATIENT);
+    // The host reserves 32 KiB for the head of each response.
+    let flood = |count: usize| node.data.get(&format!("/fetch2?flood+{count}+{}", upstream.addr));
+    let text = flood(240).ok().text();
+    assert_eq!(text.lines().filter(|line| *line == "200 5 hello").count(), 240, "{text}");
+    let detail = flood(300).problem(502, "guest-memory")["detail"].to_string();
+    assert!(detail.contains("more than 8388608 bytes"), "{detail}");
+}
+
+#[test]
 fn ten_thousand_requests_share_a_few_sockets() {
     let upstream = Upstream::start();
     let node = Node::start(&[&upstream.opened()]);

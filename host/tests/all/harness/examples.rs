@@ -34,7 +34,13 @@ static GUESTS: Workspace = Workspace {
     folder: "tests/guests",
     targets: &[
         ("wasm32-wasip1", &["cli2", "data1", "fetch1", "files1", "paths1", "spin5"]),
-        ("wasm32-wasip2", &["cli3", "counter2", "doors2", "fetch2", "fetch3", "files2", "keeps3", "reach2", "reaches", "spin7"]),
+        (
+            "wasm32-wasip2",
+            &[
+                "cli3", "counter2", "doors2", "fetch2", "fetch3", "files2", "holds2", "holds3", "keeps3", "reach2", "reaches",
+                "spin7",
+            ],
+        ),
     ],
     built: OnceLock::new(),
 };
