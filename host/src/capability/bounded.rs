@@ -13,6 +13,7 @@ use wiggle::GuestMemory;
 
 use super::Host;
 use super::descriptors::Descriptor;
+use super::listing;
 use super::wasi::{self, memory};
 
 /// Most random bytes that one call of a component is given: they are made in the host's memory.
@@ -120,6 +121,9 @@ pub(super) fn link_components(linker: &mut ComponentLinker<Host>, concurrent: bo
             "[method]descriptor.open-at",
             |store, (folder, path_flags, path, open, flags): Arguments| {
                 Box::pin(async move {
+                    if path.len() > listing::PATH_BYTES_MAX {
+                        return Ok((Err(files3::ErrorCode::NameTooLong),));
+                    }
                     if store.with(|mut store| store.get().admit_file()).is_err() {
                         return Ok((Err(files3::ErrorCode::Quota),));
                     }

@@ -11,9 +11,8 @@ use http::HeaderMap;
 use http_body::Body;
 use wasmtime::component::{Linker, Resource};
 use wasmtime::{Result, Store, StoreContextMut};
-use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
-use wasmtime_wasi::p2::ReaddirIterator;
-use wasmtime_wasi::p2::bindings::filesystem::types as files2;
+use wasmtime_wasi::p2::DynInputStream;
+use wasmtime_wasi::p2::bindings::io::streams;
 use wasmtime_wasi_http::p2::bindings::http::{outgoing_handler, types as types2};
 use wasmtime_wasi_http::p2::body::{HostFutureTrailers, HostOutgoingBody};
 use wasmtime_wasi_http::p2::types as held2;
@@ -21,70 +20,88 @@ use wasmtime_wasi_http::p3::bindings::http::{client, types as types3};
 use wasmtime_wasi_http::p3::{Request, Response};
 use wasmtime_wasi_http::{FieldMap, RequestOptions, WasiBody, WasiHttp, WasiHttpView as _};
 
-use super::reply::PIECE_LEN_MAX;
-use super::{Host, Refusal};
+use super::listing::Listing;
+use super::{FIELDS_BYTES_MAX, Host, Refusal};
 use crate::egress::HEAD_BYTES_MAX;
 use crate::fault::Code;
 
 /// Most bytes that the host keeps for one component.
 pub const HELD_BYTES_MAX: usize = 8 << 20;
-/// So many of them are on nobody's account: what answers a request and sends a few stays below.
-pub const FREE_BYTES: usize = 128 << 10;
+/// So many of them are on nobody's account: what answers a request and sends another stays below.
+pub const FREE_BYTES: usize = 256 << 10;
 /// Longest method, authority, and path with its query, of a request that a guest builds, each in bytes.
 pub const TARGET_PART_BYTES_MAX: usize = 8 << 10;
-/// Most listings of folders that a guest of 0.2 reads at once.
-pub const LISTINGS_MAX: usize = 32;
+/// Longest trailers of a body that a guest of 0.2 builds, in bytes of memory.
+pub const TRAILERS_BYTES_MAX: usize = 4 << 10;
+/// Most bytes that a component of 0.2 writes at once, and most that its body takes at once.
+pub const WRITE_BYTES_MAX: usize = 64 << 10;
+/// Pieces in which a body of 0.2 is taken; the library keeps two of them.
+pub const BODY_PIECE_BYTES: usize = 32 << 10;
 /// Most handles of a component within the engine: those of its own resources, and streams, futures and calls.
 pub const COMPONENT_HANDLES_MAX: usize = 8192;
 /// Most bytes that a component gives the host in one call.
 pub const CALL_BYTES_MAX: usize = 32 << 20;
+/// What a stream that reads a file keeps at most.
+pub(super) const FILE_STREAM_BYTES: usize = 64 << 10;
 
 /// In such steps memory is charged.
 const CHARGE_BYTES: usize = 64 << 10;
-/// What one header takes beside its bytes: its place in the map, and two allocations.
-const HEADER_BYTES: usize = 160;
-/// What a listing is counted as: some 2,000 names.
-const LISTING_BYTES: usize = 256 << 10;
+/// What one header takes beside its bytes: its place in the map, which may be half empty, and two allocations.
+const HEADER_BYTES: usize = 224;
+/// What a body that is written takes at most.
+const BODY_BYTES: usize = 2 * BODY_PIECE_BYTES + TRAILERS_BYTES_MAX;
 
 /// How much it is.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    /// At least what is held: counted whenever that would pass the bound, and by what may have come since.
+    /// At least what is held: what was counted, and what may have come since.
     bytes: usize,
-    /// Of it, what the guest's memory was charged with. It is not given back before the guest ends.
+    /// What was counted last.
+    counted: usize,
+    /// Of it, what the guest's memory is charged with.
     charged: usize,
 }
 
-/// Bytes of requests that are under way, with the heads of their responses.
+/// Bytes of what is in no handle: requests that are under way, with the heads of their responses, and what streams keep. Nothing until the first.
 #[derive(Debug, Clone, Default)]
-pub(super) struct InFlight(Arc<AtomicUsize>);
+pub(super) struct Asides(Option<Arc<AtomicUsize>>);
 
-/// One of them: a response carries it until it is the guest's.
+/// One of them: counted until it is dropped. A response carries it until it is the guest's.
 #[derive(Debug, Clone)]
-pub(super) struct Flying(Arc<Counted>);
+pub(super) struct Aside(Arc<Counted>);
 
 #[derive(Debug)]
 struct Counted {
-    sum: InFlight,
+    sum: Arc<AtomicUsize>,
     bytes: AtomicUsize,
 }
 
-impl InFlight {
-    pub(super) fn begin(&self, request: &http::Request<WasiBody>) -> Flying {
-        let piece = if request.body().is_end_stream() { 0 } else { PIECE_LEN_MAX };
+impl Asides {
+    /// Counts so many bytes.
+    fn begin(&mut self, bytes: usize) -> Aside {
+        let sum = self.0.get_or_insert_default().clone();
+        sum.fetch_add(bytes, Ordering::Relaxed);
+        Aside(Arc::new(Counted { sum, bytes: AtomicUsize::new(bytes) }))
+    }
+
+    /// Counts a request that is sent, and room for the head of its response.
+    pub(super) fn sent(&mut self, request: &http::Request<WasiBody>) -> Aside {
+        let body = if request.body().is_end_stream() { 0 } else { BODY_BYTES };
         let uri = request.uri();
         let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
         let target = authority + uri.path_and_query().map_or(0, |path| path.as_str().len());
-        let bytes = size(request.headers()) + request.method().as_str().len() + target + piece + HEAD_BYTES_MAX;
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-        Flying(Arc::new(Counted { sum: self.clone(), bytes: AtomicUsize::new(bytes) }))
+        self.begin(size(request.headers()) + request.method().as_str().len() + target + body + HEAD_BYTES_MAX)
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |sum| sum.load(Ordering::Relaxed))
     }
 }
 
-impl Flying {
-    /// From now on it is this head alone that is held.
+impl Aside {
+    /// From now on it is this head alone that is counted.
     pub(super) fn answered(&self, head: &HeaderMap) {
-        let Counted { sum: InFlight(sum), bytes } = &*self.0;
+        let Counted { sum, bytes } = &*self.0;
         let now = size(head);
         sum.fetch_add(now, Ordering::Relaxed);
         sum.fetch_sub(bytes.swap(now, Ordering::Relaxed), Ordering::Relaxed);
@@ -93,7 +110,7 @@ impl Flying {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.sum.0.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+        self.sum.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
     }
 }
 
@@ -119,34 +136,40 @@ impl Host {
     ///
     /// # Errors
     /// When that passes [`HELD_BYTES_MAX`], or the guest's memory, its tenant's quota or the node has no room for it: the guest ends.
-    fn hold(&mut self, more: usize) -> Result<()> {
-        let mut bytes = self.held.bytes.saturating_add(more);
-        if bytes > HELD_BYTES_MAX {
-            bytes = self.holds().saturating_add(more);
+    pub(super) fn hold(&mut self, more: usize) -> Result<()> {
+        self.held.bytes = self.held.bytes.saturating_add(more);
+        // Counted again whenever as much may have come as was there, so that looking costs no more than bringing it did.
+        if self.held.bytes > FREE_BYTES.max(2 * self.held.counted).min(HELD_BYTES_MAX) {
+            self.held.counted = self.holds().saturating_add(more);
+            self.held.bytes = self.held.counted;
         }
-        if bytes > HELD_BYTES_MAX {
+        if self.held.bytes > HELD_BYTES_MAX {
             let detail = format!(
                 "the host was to keep more than {HELD_BYTES_MAX} bytes for the function: drop headers, requests, responses and listings that \
                  are done with"
             );
             return Err(Refusal { code: Code::GuestMemory, detail }.into());
         }
-        self.held.bytes = bytes;
-        let due = bytes.saturating_sub(FREE_BYTES).next_multiple_of(CHARGE_BYTES);
-        if due > self.held.charged {
-            if !self.memory.grow(self.held.charged, due) {
-                wasmtime::bail!("there is no memory for what the host keeps for the function");
-            }
-            self.held.charged = due;
+        let (due, charged) = (self.held.bytes.saturating_sub(FREE_BYTES).next_multiple_of(CHARGE_BYTES), self.held.charged);
+        if due < charged {
+            self.memory.undo(charged - due);
+        } else if due > charged && !self.memory.grow(charged, due) {
+            wasmtime::bail!("there is no memory for what the host keeps for the function");
         }
+        self.held.charged = due;
         Ok(())
+    }
+
+    /// Counts what is in no handle until it is dropped.
+    pub(super) fn aside(&mut self, bytes: usize) -> Aside {
+        self.hooks.asides.begin(bytes)
     }
 
     /// What is held now, in bytes. Costs a look at each handle and each header.
     fn holds(&mut self) -> usize {
-        let mut bytes = self.hooks.in_flight.0.load(Ordering::Relaxed);
+        let mut bytes = self.hooks.asides.bytes();
         // Copies of a set are one in memory until one of them changes, and each may.
-        let piece = |is_there: bool| if is_there { PIECE_LEN_MAX } else { 0 };
+        let body = |is_there: bool| if is_there { BODY_BYTES } else { 0 };
         for entry in self.table.iter_mut() {
             let entry = &*entry;
             bytes += if let Some(fields) = entry.downcast_ref::<FieldMap>() {
@@ -155,9 +178,9 @@ impl Host {
                 let parts = [&request.authority, &request.path_with_query];
                 let parts: usize = parts.into_iter().flatten().map(String::len).sum();
                 let method = if let types2::Method::Other(name) = &request.method { name.len() } else { 0 };
-                size(&request.headers) + parts + method + piece(request.body.is_some())
+                size(&request.headers) + parts + method + body(request.body.is_some())
             } else if let Some(response) = entry.downcast_ref::<held2::HostOutgoingResponse>() {
-                size(&response.headers) + piece(response.body.is_some())
+                size(&response.headers) + body(response.body.is_some())
             } else if let Some(response) = entry.downcast_ref::<held2::HostIncomingResponse>() {
                 size(&response.headers)
             } else if let Some(HostFutureTrailers::Done(Ok(Some(trailers)))) = entry.downcast_ref() {
@@ -168,10 +191,14 @@ impl Host {
                 size(&request.headers) + request.method.as_str().len() + authority + path
             } else if let Some(response) = entry.downcast_ref::<Response>() {
                 size(&response.headers)
-            } else if entry.is::<ReaddirIterator>() {
-                LISTING_BYTES
+            } else if let Some(listing) = entry.downcast_ref::<Listing>() {
+                listing.bytes
+            } else if entry.is::<DynInputStream>() {
+                // Most are of files.
+                FILE_STREAM_BYTES
             } else {
-                piece(entry.is::<HostOutgoingBody>())
+                // A body that is written is its request's, or its response's.
+                0
             };
         }
         bytes
@@ -186,7 +213,18 @@ impl Host {
         Ok(len <= TARGET_PART_BYTES_MAX)
     }
 
-    /// Of a set of headers that is to be copied.
+    /// Makes a set of headers anew from which something was taken: the map keeps the room of what it had once.
+    fn shrink(&mut self, at: u32) -> Result<()> {
+        let fields = self.table.get_mut(&Resource::<FieldMap>::new_borrow(at))?;
+        let mut anew = FieldMap::new_mutable(FIELDS_BYTES_MAX);
+        for (name, value) in fields.iter() {
+            anew.append_raw(name.clone(), value.clone())?;
+        }
+        *fields = anew;
+        Ok(())
+    }
+
+    /// Of a set of headers, in bytes; 0 if there is none.
     fn size_of_fields(&self, fields: &Resource<FieldMap>) -> usize {
         self.table.get(fields).map_or(0, |fields| size(fields))
     }
@@ -212,11 +250,24 @@ macro_rules! link_types {
         instance.func_wrap("[method]fields.set", |mut store: Of<'_>, (fields, name, values): Several| -> Done {
             let host = store.data_mut();
             host.hold(size_of_list(values.iter().map(|value| (&name, value))))?;
+            let (at, before) = (fields.rep(), host.size_of_fields(&fields));
             match $types::HostFields::set(&mut host.http(), fields, name, values) {
+                Ok(()) if host.size_of_fields(&Resource::new_borrow(at)) < before => Ok((Ok(host.shrink(at)?),)),
                 Ok(()) => Ok((Ok(()),)),
                 Err(error) => Ok((Err(error.downcast()?),)),
             }
         })?;
+        instance.func_wrap(
+            "[method]fields.delete",
+            |mut store: Of<'_>, (fields, name): (Resource<FieldMap>, String)| -> Done {
+                let host = store.data_mut();
+                let at = fields.rep();
+                match $types::HostFields::delete(&mut host.http(), fields, name) {
+                    Ok(()) => Ok((Ok(host.shrink(at)?),)),
+                    Err(error) => Ok((Err(error.downcast()?),)),
+                }
+            },
+        )?;
         type One = (Resource<FieldMap>, String, Vec<u8>);
         instance.func_wrap("[method]fields.append", |mut store: Of<'_>, (fields, name, value): One| -> Done {
             let host = store.data_mut();
@@ -278,14 +329,25 @@ type Of<'a> = StoreContextMut<'a, Host>;
 pub(super) fn link(linker: &mut Linker<Host>, concurrent: bool) -> Result<()> {
     link_types!(linker, "wasi:http/types@0.2.12", types2, HostOutgoingRequest, held2::HostOutgoingRequest, "outgoing-");
     link_bodies2(linker)?;
-    linker
-        .instance("wasi:filesystem/types@0.2.12")?
-        .func_wrap_async("[method]descriptor.read-directory", |store, (folder,)| Box::new(list2(store, folder)))?;
+    link_streams2(linker)?;
     if concurrent {
         link_types!(linker, "wasi:http/types@0.3.0", types3, HostRequest, Request, "");
+        type Taken = Result<(std::result::Result<Vec<Vec<u8>>, types3::HeaderError>,)>;
+        let mut instance = linker.instance("wasi:http/types@0.3.0")?;
+        instance.func_wrap(
+            "[method]fields.get-and-delete",
+            |mut store: Of<'_>, (fields, name): (Resource<FieldMap>, String)| -> Taken {
+                let host = store.data_mut();
+                let at = fields.rep();
+                match types3::HostFields::get_and_delete(&mut host.http(), fields, name) {
+                    Ok(values) => Ok((host.shrink(at).map(|()| Ok(values))?,)),
+                    Err(error) => Ok((Err(error.downcast()?),)),
+                }
+            },
+        )?;
         linker.instance("wasi:http/client@0.3.0")?.func_wrap_concurrent("send", |store, (request,): (Resource<Request>,)| {
             Box::pin(async move {
-                store.with(|mut store| store.get().hold(HEAD_BYTES_MAX))?;
+                store.with(|mut store| store.get().hold(HEAD_BYTES_MAX + BODY_BYTES))?;
                 let http = store.with_getter::<WasiHttp>(Host::http);
                 match <WasiHttp as client::HostWithStore<Host>>::send(&http, request).await {
                     Ok(response) => Ok((Ok(response),)),
@@ -301,13 +363,26 @@ fn link_bodies2(linker: &mut Linker<Host>) -> Result<()> {
     let mut instance = linker.instance("wasi:http/types@0.2.12")?;
     instance.func_wrap("[method]outgoing-request.body", |mut store: Of<'_>, (request,)| {
         let host = store.data_mut();
-        host.hold(PIECE_LEN_MAX)?;
+        host.hold(BODY_BYTES)?;
         Ok((types2::HostOutgoingRequest::body(&mut host.http(), request)?,))
     })?;
     instance.func_wrap("[method]outgoing-response.body", |mut store: Of<'_>, (response,)| {
         let host = store.data_mut();
-        host.hold(PIECE_LEN_MAX)?;
+        host.hold(BODY_BYTES)?;
         Ok((types2::HostOutgoingResponse::body(&mut host.http(), response)?,))
+    })?;
+    type Finished = Result<(std::result::Result<(), types2::ErrorCode>,)>;
+    type Finish = (Resource<HostOutgoingBody>, Option<Resource<FieldMap>>);
+    instance.func_wrap("[static]outgoing-body.finish", |mut store: Of<'_>, (body, trailers): Finish| -> Finished {
+        let host = store.data_mut();
+        let len = trailers.as_ref().map_or(0, |trailers| host.size_of_fields(trailers));
+        if len > TRAILERS_BYTES_MAX {
+            return Ok((Err(types2::ErrorCode::HttpRequestTrailerSectionSize(u32::try_from(len).ok())),));
+        }
+        match types2::HostOutgoingBody::finish(&mut host.http(), body, trailers) {
+            Ok(()) => Ok((Ok(()),)),
+            Err(error) => Ok((Err(error.downcast()?),)),
+        }
     })?;
     type Sent = Result<(std::result::Result<Resource<held2::HostFutureIncomingResponse>, types2::ErrorCode>,)>;
     type Handled = (Resource<held2::HostOutgoingRequest>, Option<Resource<RequestOptions>>);
@@ -322,17 +397,58 @@ fn link_bodies2(linker: &mut Linker<Host>) -> Result<()> {
     })
 }
 
-type Listing2 = (std::result::Result<Resource<ReaddirIterator>, files2::ErrorCode>,);
+fn link_streams2(linker: &mut Linker<Host>) -> Result<()> {
+    type Written = Result<(std::result::Result<(), streams::StreamError>,)>;
+    let mut instance = linker.instance("wasi:io/streams@0.2.12")?;
+    instance.func_wrap("[method]output-stream.write", |mut store: Of<'_>, (stream, bytes): (_, Vec<u8>)| -> Written {
+        if bytes.len() > WRITE_BYTES_MAX {
+            let detail =
+                format!("{} bytes were written to a stream at once: expected no more than check-write allows", bytes.len());
+            return Err(Refusal::bad_call(detail).into());
+        }
+        match streams::HostOutputStream::write(&mut store.data_mut().table, stream, bytes) {
+            Ok(()) => Ok((Ok(()),)),
+            Err(error) => Ok((Err(streams::Host::convert_stream_error(&mut store.data_mut().table, error)?),)),
+        }
+    })
+}
 
-async fn list2(mut store: Of<'_>, folder: Resource<Descriptor>) -> Result<Listing2> {
-    let host = store.data_mut();
-    let open = host.table.iter_mut().filter(|entry| entry.is::<ReaddirIterator>()).count();
-    if open >= LISTINGS_MAX {
-        return Ok((Err(files2::ErrorCode::Quota),));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meter::MemoryBudget;
+
+    #[test]
+    fn a_set_that_something_was_taken_from_lets_go_of_its_room() {
+        let mut host = Host::for_nobody();
+        let mut fields = FieldMap::new_mutable(FIELDS_BYTES_MAX);
+        for number in 0..300 {
+            fields.append_raw(format!("n{number}").parse().unwrap(), "v".parse().unwrap()).unwrap();
+        }
+        assert!(size(&fields) > 300 * HEADER_BYTES);
+        let at = host.table.push(fields).unwrap();
+        for number in 1..300 {
+            types2::HostFields::delete(&mut host.http(), Resource::new_borrow(at.rep()), format!("n{number}")).unwrap();
+        }
+        assert!(host.table.get(&at).unwrap().capacity() >= 300);
+        host.shrink(at.rep()).unwrap();
+        let fields = host.table.get(&at).unwrap();
+        assert!(fields.capacity() < 10 && fields.get("n0").unwrap() == "v" && fields.len() == 1);
     }
-    host.hold(LISTING_BYTES)?;
-    match files2::HostDescriptor::read_directory(&mut host.filesystem(), folder).await {
-        Ok(listing) => Ok((Ok(listing),)),
-        Err(error) => Ok((Err(error.downcast()?),)),
+
+    #[test]
+    fn what_is_aside_is_counted_until_it_is_dropped() {
+        let mut host = Host::for_nobody();
+        host.memory = MemoryBudget::new(HELD_BYTES_MAX);
+        let most = HELD_BYTES_MAX - FREE_BYTES;
+        host.hold(most).unwrap();
+        let one = host.aside(most);
+        let other = one.clone();
+        drop(one);
+        host.hold(FREE_BYTES).unwrap();
+        host.hold(FREE_BYTES + 1).unwrap_err();
+        drop(other);
+        host.hold(1).unwrap();
+        assert_eq!((host.holds(), host.held.charged), (0, 0));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns the conversion between Hob's requests and responses and WASI's. Invariant: what limits a request body also limits it here.
 
+use std::fmt::{self, Write as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -16,7 +17,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiH
 
 use super::egress::{Outbound, OutboundError};
 use super::handler::target;
-use super::held::{self, InFlight};
+use super::held::{self, Asides, BODY_PIECE_BYTES};
 use super::reply::{GuestBody, PIECE_LEN_MAX, Reply};
 use super::{Environment, Host};
 use crate::egress::{self, EgressError, HEAD_BYTES_MAX, Tenant};
@@ -54,8 +55,8 @@ pub struct Hooks {
     of: Option<(Arc<Environment>, Arc<LogSink>)>,
     /// The requests that the guest sends.
     pub(super) outbound: Outbound,
-    /// What they hold.
-    pub(super) in_flight: InFlight,
+    /// What is kept of them, and of streams.
+    pub(super) asides: Asides,
 }
 
 impl Hooks {
@@ -75,7 +76,7 @@ impl WasiHttpHooks for Hooks {
         _processed: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
         let admitted = self.admit(request.uri());
-        let flying = self.in_flight.begin(&request);
+        let aside = self.asides.sent(&request);
         Box::new(async move {
             let (tenant, caller) = admitted.map_err(|error| wasi_error(&error))?;
             let options = options.unwrap_or_default();
@@ -83,16 +84,16 @@ impl WasiHttpHooks for Hooks {
             let times = times.at_most(options.connect_timeout, options.first_byte_timeout, options.between_bytes_timeout);
             let sent = tenant.send(request.map(egress::from_guest), &caller, times).await;
             let response = sent.map_err(|error| wasi_error(&error.into()))?;
-            flying.answered(response.headers());
+            aside.answered(response.headers());
             let mut response = response.map(|body| body.map_err(|error| wasi_error(&error.into())).boxed_unsync());
-            response.extensions_mut().insert(flying);
+            response.extensions_mut().insert(aside);
             // The connection is driven by the client.
             Ok((response, Box::new(std::future::ready(Ok(()))) as _))
         })
     }
 
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
-        PIECE_LEN_MAX
+        BODY_PIECE_BYTES
     }
 
     fn p3_outgoing_body_chunk_size(&mut self) -> usize {
@@ -197,11 +198,23 @@ pub fn answer(
     }
 }
 
+/// The beginning of a code as it is printed: its name is the interface's own; what a guest may have put into it, of any length, is not shown.
+struct CodeName(String);
+
+impl fmt::Write for CodeName {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = text.find(['(', '{', ' ']);
+        self.0.push_str(&text[..end.unwrap_or(text.len())]);
+        if end.is_some() { Err(fmt::Error) } else { Ok(()) }
+    }
+}
+
 /// The fault for a component that answered with an error code of `wasi:http`.
 pub fn refused(code: &dyn std::fmt::Debug) -> Fault {
-    let mut text: String = format!("{code:?}");
-    // The name of the code is the interface's own; what a guest may have put into it is not shown.
-    text.truncate(text.find(['(', '{', ' ']).unwrap_or(text.len()));
+    let mut text = CodeName(String::new());
+    // It stops where the name does.
+    let _ = write!(text, "{code:?}");
+    let CodeName(text) = text;
     Fault::executed(
         Code::GuestBadResponse,
         format!("the function answered with the wasi:http error '{text}' instead of a response"),

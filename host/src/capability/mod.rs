@@ -17,6 +17,7 @@ pub mod handler;
 pub mod held;
 pub mod http;
 pub mod keyvalue;
+mod listing;
 mod reach;
 pub mod reply;
 pub mod secrets;

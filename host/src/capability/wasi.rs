@@ -30,7 +30,7 @@ use wiggle::GuestMemory;
 use super::data::Mount;
 use super::egress::EgressAccess;
 use super::stdio::Stdio;
-use super::{Environment, Host, bounded, reach, written};
+use super::{Environment, Host, bounded, listing, reach, written};
 use crate::grants::ClockResolution;
 use crate::telemetry::logs::LogSink;
 
@@ -70,7 +70,9 @@ pub fn link_components(linker: &mut ComponentLinker<Host>, concurrent: bool) -> 
         wasmtime_wasi::p3::add_to_linker(linker)?;
     }
     linker.allow_shadowing(true);
-    let linked = reach::link_components(linker, concurrent).and_then(|()| bounded::link_components(linker, concurrent));
+    let linked = reach::link_components(linker, concurrent)
+        .and_then(|()| bounded::link_components(linker, concurrent))
+        .and_then(|()| listing::link(linker, concurrent));
     linker.allow_shadowing(false);
     linked
 }

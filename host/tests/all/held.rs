@@ -39,7 +39,7 @@ fn holds(node: &Node, name: &str) {
     refused(node, name, "clones+520+16384");
     kept(node, name, "requests+500+8000", "500");
     refused(node, name, "requests+530+8000");
-    // What is dropped is not kept, however much it was.
+    // What is dropped is not kept, nor charged, however much it was.
     kept(node, name, "passing+3000+16384", "0");
     // As many as there are handles, if they are small.
     kept(node, name, "headers+1000+10", "1000");
@@ -59,8 +59,15 @@ fn holds(node: &Node, name: &str) {
 fn components_of_0_2() {
     let node = deployed("holds2", "");
     holds(&node, "holds2");
-    kept(&node, "holds2", "bodies+120+65536", "120");
-    refused(&node, "holds2", "bodies+140+65536");
+    // Two pieces of 32 KiB are taken of each, and there may be trailers.
+    kept(&node, "holds2", "bodies+110+65536", "110");
+    refused(&node, "holds2", "bodies+130+65536");
+    kept(&node, "holds2", "write+65536", "Ok(())");
+    let detail = ask(&node, "holds2", "write+65537").problem(502, "guest-bad-call")["detail"].to_string();
+    assert!(detail.contains("65537 bytes were written to a stream at once"), "{detail}");
+    // Of an error's words nothing is looked at, of which there may be any number.
+    let detail = ask(&node, "holds2", "error+16000000").problem(502, "guest-bad-response")["detail"].to_string();
+    assert!(detail.contains("'InternalError'") || detail.contains("'ErrorCode::InternalError'"), "{detail}");
 }
 
 #[test]
@@ -77,6 +84,7 @@ fn components_of_0_3() {
 fn it_is_charged_to_the_function() {
     let node = deployed("holds2", "[limits]\nmemory = '4MiB'\n");
     kept(&node, "holds2", "headers+100+16384", "100");
+    kept(&node, "holds2", "passing+3000+16384", "0");
     let detail = ask(&node, "holds2", "headers+300+16384").problem(502, "guest-memory")["detail"].to_string();
     assert!(detail.contains("past its limit of 4194304 bytes"), "{detail}");
     // All of it is given back.
@@ -84,9 +92,34 @@ fn it_is_charged_to_the_function() {
 }
 
 #[test]
-fn listings_of_folders() {
-    let node = deployed("holds2", MOUNTED);
-    kept(&node, "holds2", "list+32+/site", "32");
-    let said = ask(&node, "holds2", "list+33+/site").ok().text();
-    assert!(said.contains("quota"), "{said}");
+fn folders_and_files() {
+    let node = Node::start(&[]);
+    for name in ["holds2", "holds3"] {
+        done(node.deploy(name, &std::fs::read(guest(name)).unwrap(), &format!("snapshot = 'off'\n{MOUNTED}")));
+    }
+    let put = |key: &str| done(node.control.request("PUT", &format!("/v1/buckets/site/objects/{key}"), &[], b"some bytes"));
+    for number in 0..100 {
+        put(&format!("{number:03}{}", "n".repeat(247)));
+    }
+    put("file");
+    put("folder/file");
+    let reply = ask(&node, "holds2", "names");
+    assert_eq!(reply.status(), 200, "{:?}", node.logs("holds2"));
+    let names = reply.text();
+    assert_eq!(names.lines().count(), 102, "{names}");
+    assert!(names.contains("\nfile DescriptorType::RegularFile\nfolder DescriptorType::Directory"), "{names}");
+    let names = ask(&node, "holds3", "names").ok().text();
+    assert_eq!(names.lines().count(), 102, "{names}");
+    assert!(names.contains("\nfile DescriptorType::RegularFile\nfolder DescriptorType::Directory"), "{names}");
+    for name in ["holds2", "holds3"] {
+        // A hundred names of 250 bytes, and what each takes.
+        kept(&node, name, "list+230", "230");
+        refused(&node, name, "list+250");
+        // 64 KiB for each stream.
+        kept(&node, name, "read+120+file", "120");
+        refused(&node, name, "read+130+file");
+    }
+    assert!(ask(&node, "holds3", "stat+4096").ok().text().contains("ErrorCode"));
+    assert_eq!(ask(&node, "holds3", "stat+4097").ok().text(), "Err(ErrorCode::NameTooLong)");
+    assert_eq!(ask(&node, "holds3", "stat+1000000").ok().text(), "Err(ErrorCode::NameTooLong)");
 }

@@ -5,14 +5,22 @@
 //! - `headers COUNT BYTES`: so many sets, each with a header of that length, one beginning it, one more appended to it;
 //! - `clones COUNT BYTES`: one set, and copies of it from each of which something is taken away;
 //! - `requests COUNT BYTES`: requests with an authority and a path of that length;
-//! - `bodies COUNT BYTES`: requests with a body that is begun, and written to once;
-//! - `passing COUNT BYTES`: as `headers`, but each is dropped before the next;
+//! - `bodies COUNT BYTES`: requests with a body that is begun, and written to until no more is taken;
+//! - `passing COUNT BYTES`: as `headers`, but each is dropped before the next, with a request whose body is begun;
 //! - `target METHOD AUTHORITY PATH`: a request with parts of those lengths;
-//! - `list COUNT PATH`: so many listings of the folder.
+//! - `list COUNT`: so many listings of the first folder;
+//! - `names`: what is in it;
+//! - `read COUNT NAME`: so many streams of a file in it;
+//! - `write BYTES`: so many to standard output at once;
+//! - `error BYTES`: an error instead of a response, with words of that length.
 
+use wasip2::cli::stdout::get_stdout;
 use wasip2::exports::http::incoming_handler::Guest as Handler;
 use wasip2::filesystem::preopens::get_directories;
-use wasip2::http::types::{Fields, IncomingRequest, Method, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam};
+use wasip2::filesystem::types::{Descriptor, DescriptorFlags, OpenFlags, PathFlags};
+use wasip2::http::types::{
+    ErrorCode, Fields, IncomingRequest, Method, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam,
+};
 
 struct Holds;
 
@@ -51,14 +59,19 @@ impl Handler for Holds {
                     let request = OutgoingRequest::new(Fields::new());
                     let body = request.body().expect("it is taken once");
                     let stream = body.write().expect("it is taken once");
-                    let most = usize::try_from(stream.check_write().expect("it is open")).expect("it is a piece");
-                    stream.write(&vec![b'b'; len.min(most)]).expect("so much was allowed");
+                    loop {
+                        let most = usize::try_from(stream.check_write().expect("it is open")).expect("it is a piece");
+                        if most == 0 {
+                            break;
+                        }
+                        stream.write(&vec![b'b'; len.min(most)]).expect("so much was allowed");
+                    }
                     (request, stream, body)
                 };
                 (0..count).map(begin).collect::<Vec<_>>().len().to_string()
             }
             "passing" => {
-                (0..count).for_each(|_| drop(headers(len)));
+                (0..count).for_each(|_| drop(OutgoingRequest::new(headers(len)).body()));
                 "0".into()
             }
             "target" => {
@@ -69,10 +82,35 @@ impl Handler for Holds {
                 format!("{method} {authority} {path}")
             }
             "list" => {
-                let folders = get_directories();
-                let (folder, _) = folders.first().expect("there is a folder");
+                let folder = folder();
                 let listings: Result<Vec<_>, _> = (0..count).map(|_| folder.read_directory()).collect();
                 listings.map_or_else(|code| format!("{code:?}"), |listings| listings.len().to_string())
+            }
+            "names" => {
+                let listing = folder().read_directory().expect("it is a folder");
+                let entry = || listing.read_directory_entry().expect("it is a name");
+                let mut names: Vec<_> =
+                    std::iter::from_fn(entry).map(|entry| format!("{} {:?}", entry.name, entry.type_)).collect();
+                names.sort();
+                names.join("\n")
+            }
+            "read" => {
+                let folder = folder();
+                let file = folder
+                    .open_at(PathFlags::empty(), words[2], OpenFlags::empty(), DescriptorFlags::READ)
+                    .expect("it is a file");
+                let stream = |_| {
+                    let stream = file.read_via_stream(0).expect("it is a file");
+                    let _ = stream.read(65536);
+                    stream.subscribe().block();
+                    stream
+                };
+                (0..count).map(stream).collect::<Vec<_>>().len().to_string()
+            }
+            "write" => format!("{:?}", get_stdout().write(&vec![b'w'; number(1)])),
+            "error" => {
+                let words = "\u{7f}".repeat(number(1));
+                return ResponseOutparam::set(outparam, Err(ErrorCode::InternalError(Some(words))));
             }
             _ => "not understood".into(),
         };
@@ -80,11 +118,17 @@ impl Handler for Holds {
         let body = response.body().expect("the body is taken once");
         ResponseOutparam::set(outparam, Ok(response));
         let stream = body.write().expect("the stream is taken once");
-        // A client that has gone away is no fault of this function.
-        let _ = stream.blocking_write_and_flush(answer.as_bytes());
+        for piece in answer.as_bytes().chunks(4096) {
+            // A client that has gone away is no fault of this function.
+            let _ = stream.blocking_write_and_flush(piece);
+        }
         drop(stream);
         let _ = OutgoingBody::finish(body, None);
     }
+}
+
+fn folder() -> Descriptor {
+    get_directories().into_iter().next().expect("there is a folder").0
 }
 
 fn headers(len: usize) -> Fields {

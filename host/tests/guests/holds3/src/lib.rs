@@ -7,9 +7,15 @@
 //! - `requests COUNT BYTES`: requests with an authority and a path of that length;
 //! - `passing COUNT BYTES`: as `headers`, but each is dropped before the next;
 //! - `target METHOD AUTHORITY PATH`: a request with parts of those lengths;
-//! - `streams COUNT`: so many streams, with both of their ends.
+//! - `streams COUNT`: so many streams, with both of their ends;
+//! - `list COUNT`: so many listings of the first folder, none of which is read;
+//! - `names`: what is in it;
+//! - `read COUNT NAME`: so many streams of a file in it, of each of which a byte is read;
+//! - `stat BYTES`: asks for a file whose path has that length.
 
 use wasip3::exports::http::handler::Guest;
+use wasip3::filesystem::preopens::get_directories;
+use wasip3::filesystem::types::{DescriptorFlags, OpenFlags, PathFlags};
 use wasip3::http::types::{ErrorCode, Fields, Method, Request, Response};
 use wasip3::{wit_bindgen, wit_future, wit_stream};
 
@@ -22,7 +28,11 @@ impl Guest for Holds {
         let path = request.get_path_with_query().unwrap_or_default();
         drop(request);
         let query = path.split_once('?').map_or("", |(_, query)| query).to_owned();
-        let answer = answer(&query.split('+').collect::<Vec<_>>());
+        let words: Vec<&str> = query.split('+').collect();
+        let answer = match words[0] {
+            "list" | "names" | "read" | "stat" => files(&words).await,
+            _ => answer(&words),
+        };
         let (mut body, body_reader) = wit_stream::new();
         let (trailers, trailers_reader) = wit_future::new(|| Ok(None));
         let (response, _sent) = Response::new(Fields::new(), Some(body_reader), trailers_reader);
@@ -70,6 +80,35 @@ fn answer(words: &[&str]) -> String {
         }
         "streams" => (0..count).map(|_| wit_stream::new::<u8>()).collect::<Vec<_>>().len().to_string(),
         _ => "not understood".into(),
+    }
+}
+
+async fn files(words: &[&str]) -> String {
+    let count: usize = words.get(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    let (folder, _) = get_directories().into_iter().next().expect("there is a folder");
+    match words[0] {
+        "list" => (0..count).map(|_| folder.read_directory()).collect::<Vec<_>>().len().to_string(),
+        "names" => {
+            let (names, end) = folder.read_directory();
+            let mut names: Vec<_> =
+                names.collect().await.iter().map(|entry| format!("{} {:?}", entry.name, entry.type_)).collect();
+            end.await.expect("all were read");
+            names.sort();
+            names.join("\n")
+        }
+        "read" => {
+            let file = folder.open_at(PathFlags::empty(), words[2].into(), OpenFlags::empty(), DescriptorFlags::READ).await;
+            let file = file.expect("it is a file");
+            let mut streams = Vec::new();
+            for _ in 0..count {
+                let (mut stream, end) = file.read_via_stream(0);
+                let (_, byte) = stream.read(Vec::with_capacity(1)).await;
+                assert_eq!(byte.len(), 1);
+                streams.push((stream, end));
+            }
+            streams.len().to_string()
+        }
+        _ => format!("{:?}", folder.stat_at(PathFlags::empty(), "s".repeat(count)).await.map(|_| ())),
     }
 }
 
