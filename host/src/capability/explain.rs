@@ -45,9 +45,18 @@ impl fmt::Display for How {
 
 /// What the log of a function was told about one of its revisions.
 #[derive(Debug, Default)]
-pub struct Explained(Mutex<HashSet<String>>);
+pub struct Explained {
+    told: Mutex<HashSet<String>>,
+    is_build: bool,
+}
 
 impl Explained {
+    /// What a build is told: there folders and sockets are missing that may be granted all the same.
+    #[must_use]
+    pub fn of_build() -> Self {
+        Self { is_build: true, ..Self::default() }
+    }
+
     /// Writes what would have allowed it, unless that was said before.
     pub fn tell(&self, denied: &Denied, log: &LogSink) {
         self.say(format!("{}: {denied}", denied.what), log);
@@ -56,7 +65,7 @@ impl Explained {
     /// Writes a text, unless it was written before.
     pub fn say(&self, text: String, log: &LogSink) {
         // No code panics while it holds the lock.
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() < EXPLANATIONS_MAX && told.insert(text.clone()) {
             drop(told);
             log.host(Level::Warn, text);
@@ -65,6 +74,13 @@ impl Explained {
 }
 
 impl Host {
+    /// As [`Host::explain`], of what a build lacks whatever is granted: only later.
+    pub(super) fn explain_to_invocations(&self, denied: &Denied) {
+        if !self.environment.explained.is_build {
+            self.explain(denied);
+        }
+    }
+
     /// Tells the author of the function, once for each revision, which line of the manifest would have allowed what was refused.
     pub(super) fn explain(&self, denied: &Denied) {
         self.environment.explained.tell(denied, &self.log);

@@ -184,7 +184,7 @@ impl Host {
         let has_none = self.has_no_folders();
         if has_none {
             let line = r#"files = [{ host = "site", guest = "/site" }]"#.into();
-            self.explain(&Denied { what: "folders".into(), how: How::Add, line });
+            self.explain_to_invocations(&Denied { what: "folders".into(), how: How::Add, line });
         }
         has_none
     }
@@ -194,7 +194,7 @@ impl Host {
         self.has_asked = true;
         let is_denied = !self.environment.grants.net && !self.environment.egress.has_sockets();
         if is_denied {
-            self.explain(&Denied {
+            self.explain_to_invocations(&Denied {
                 what: "sockets, which no function of this node has; over HTTP one reaches what it is granted".into(),
                 how: How::Add,
                 line: r#"http = ["https://api.example.com"]"#.into(),

@@ -7,10 +7,11 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::LazyLock;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand_core::TryRng;
+use rustix::time::{ClockId, clock_gettime};
 use wasmtime::component::Linker as ComponentLinker;
 use wasmtime::{AsContextMut as _, Caller, Extern, Linker as ModuleLinker, Result, StoreContextMut};
 use wasmtime_wasi::cli::WasiCliView as _;
@@ -192,14 +193,31 @@ fn may_use_socket(access: &EgressAccess, addr: SocketAddr, what: SocketAddrUse) 
     }
 }
 
-/// The monotonic clock of every guest: Unix time when this process began, and what has passed since. A guest that was restored from
-/// a snapshot finds it later than it left it, in whatever process. (Unless the system's clock was set back in between.)
+/// The monotonic clock of every guest: Unix time when this node began, and what has passed since. A guest that was restored from
+/// a snapshot finds it later than it left it, in whatever process. (Unless the system's clock was set back before the node was started anew.)
 struct SharedEpoch(ClockResolution);
 
-static EPOCH: LazyLock<(Instant, u64)> = LazyLock::new(|| {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (Instant::now(), u64::try_from(since_1970.as_nanos()).unwrap_or_default())
-});
+/// What is added to the kernel's monotonic clock, in nanoseconds.
+static EPOCH: OnceLock<u64> = OnceLock::new();
+
+/// Where the monotonic clock of guests begins: Unix time less the kernel's monotonic clock, which all processes of a boot share, in
+/// nanoseconds. Looked at once in a process; a process that builds has it from its node, whatever became of the system's clock since.
+pub fn epoch_ns() -> u64 {
+    *EPOCH.get_or_init(|| {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since_1970.as_nanos()).unwrap_or_default().saturating_sub(monotonic_ns())
+    })
+}
+
+/// Takes over where the clock begins. Without effect once it was looked at.
+pub fn take_epoch(epoch_ns: u64) {
+    let _ = EPOCH.set(epoch_ns);
+}
+
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default()
+}
 
 /// The least step of a clock, in nanoseconds.
 fn step_ns(resolution: ClockResolution) -> u64 {
@@ -215,8 +233,7 @@ impl HostMonotonicClock for SharedEpoch {
     }
 
     fn now(&self) -> u64 {
-        let (began, unix_ns) = *EPOCH;
-        let now = unix_ns.saturating_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        let now = epoch_ns().saturating_add(monotonic_ns());
         now - now % step_ns(self.0)
     }
 }
@@ -337,5 +354,15 @@ mod tests {
         let mut bytes = [0; 1000];
         let Ok(()) = Kernel.try_fill_bytes(&mut bytes);
         assert!(bytes.chunks(20).all(|chunk| chunk.iter().any(|byte| *byte != 0)), "{bytes:?}");
+    }
+
+    #[test]
+    fn where_the_clock_begins_is_looked_at_once() {
+        let began = epoch_ns();
+        take_epoch(began + 3_600_000_000_000);
+        assert_eq!(epoch_ns(), began);
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = Duration::from_nanos(SharedEpoch(ClockResolution::Fine).now());
+        assert!(now.abs_diff(since_1970) < Duration::from_secs(60), "{now:?} and {since_1970:?}");
     }
 }

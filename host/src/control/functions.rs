@@ -194,6 +194,7 @@ pub(super) async fn get(
     let (meter, (running, waiting)) = control.dispatcher.usage(&record.tenant, &record.name);
     let (used, starts) = (meter.series().total(), meter.starts());
     let manifest = &record.live.manifest;
+    let artifact = control.dispatcher.artifact(&record.tenant, &record.name).unwrap_or(record.live.artifact);
     let detail = FunctionDetail {
         function: info(&record),
         tenant: record.tenant.to_string(),
@@ -203,8 +204,8 @@ pub(super) async fn get(
         env: manifest.env.clone(),
         grants: grants(&manifest.grants),
         triggers: manifest.trigger.iter().map(trigger).collect(),
-        resident: control.dispatcher.templates().is_resident(&record.tenant, record.live.artifact),
-        ready: control.dispatcher.templates().ready_instances(&record.tenant, record.live.artifact) as u64,
+        resident: control.dispatcher.templates().is_resident(&record.tenant, artifact),
+        ready: control.dispatcher.templates().ready_instances(&record.tenant, artifact) as u64,
         running: running as u64,
         waiting: waiting as u64,
         usage: UsageInfo {

@@ -256,6 +256,11 @@ impl Functions {
         (meter.unwrap_or_default(), occupancy)
     }
 
+    /// What a function that is in memory is made of; without reading it into memory.
+    pub(super) fn artifact(&self, tenant: &TenantId, name: &FunctionName) -> Option<Digest> {
+        self.shelf().hot.peek(&(tenant.clone(), name.clone())).map(|function| function.revision.artifact)
+    }
+
     /// Gives back the room for minutes of functions that nobody used for an hour. `now`: the minute that runs.
     pub(super) fn rest_meters(&self, now: u64) {
         let shelf = self.shelf();
@@ -264,7 +269,7 @@ impl Functions {
         whole.chain(rested).for_each(|meter| meter.series().rest(now));
     }
 
-    /// How often each function in memory was invoked.
+    /// How often each function in memory was invoked; the one that was used last first.
     pub(super) fn counts(&self) -> Vec<(Key, u64)> {
         let shelf = self.shelf();
         let whole = shelf.hot.iter().chain(shelf.leaving.iter());

@@ -129,6 +129,12 @@ impl Dispatcher {
         self.0.functions.usage(tenant, name)
     }
 
+    /// The artifact that requests of a function are answered from while it is in memory: after an upgrade of the engine not yet the record's.
+    #[must_use]
+    pub fn artifact(&self, tenant: &TenantId, name: &FunctionName) -> Option<Digest> {
+        self.0.functions.artifact(tenant, name)
+    }
+
     /// Totals of all functions of a tenant that were invoked since the node started.
     #[must_use]
     pub fn metered(&self, tenant: &TenantId) -> Vec<Metered> {
@@ -252,7 +258,8 @@ impl Dispatcher {
                 may_be_ready: asked.is_none_or(|asked| asked == Start::Ready),
             };
             let began = self.0.engine.run(&template, call).await?;
-            let start = if began.ready { Start::Ready } else { start };
+            // One that waited for a load or a compilation has seen more than an instance that was there.
+            let start = if began.ready && start == Start::Resident { Start::Ready } else { start };
             let phases = Phases {
                 queue: admitted - received,
                 load,

@@ -52,9 +52,10 @@ impl UseOrder {
         Self { dir: dir.into(), seen, changed: false }
     }
 
-    /// Takes note of totals: a function whose count is another one than when it was last looked at was used since.
-    pub(super) fn note(&mut self, totals: impl IntoIterator<Item = (Key, u64)>) {
-        for (key, total) in totals {
+    /// Takes note of totals, of the function that was used last first: one whose count is another one than when it was last looked at was used
+    /// since.
+    pub(super) fn note(&mut self, totals: impl IntoIterator<Item = (Key, u64), IntoIter: DoubleEndedIterator>) {
+        for (key, total) in totals.into_iter().rev() {
             if total > 0 && self.seen.peek(&key) != Some(&total) {
                 self.seen.put(key, total);
                 self.changed = true;
@@ -113,6 +114,9 @@ mod tests {
         used.save().unwrap();
         let mut next = UseOrder::open(dir.path());
         assert_eq!(order(&next), ["c", "a", "b"]);
+        // Of those that were used since the last look the first was used last.
+        used.note([(key("y"), 1), (key("x"), 1)]);
+        assert_eq!(order(&used), ["y", "x", "c", "a", "b"]);
         // Totals begin anew with the process.
         next.note([(key("b"), 1)]);
         assert_eq!(order(&next), ["b", "c", "a"]);
@@ -146,8 +150,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut used = UseOrder::open(dir.path());
         used.note((0..USED_MAX.get()).map(|number| (key(&format!("f{number}")), 1)));
-        assert!(used.ranks().contains_key(&key("f0")));
+        assert!(used.ranks().contains_key(&key("f9999")));
         used.note([(key("one-more"), 1)]);
-        assert_eq!((used.ranks().len(), used.ranks().contains_key(&key("f0"))), (USED_MAX.get(), false));
+        assert_eq!((used.ranks().len(), used.ranks().contains_key(&key("f9999"))), (USED_MAX.get(), false));
     }
 }

@@ -38,6 +38,9 @@ const STILL_WORTH: Duration = Duration::from_micros(25);
 /// Longest time that making one may take, on the clock and on the processor.
 const MAKING_MAX: Duration = Duration::from_secs(1);
 
+/// Most data threads of a node (`engine.threads`).
+const THREADS_MAX: usize = 1024;
+
 /// A live instance that no invocation has seen.
 pub(super) struct Waiting {
     pub(super) live: Live,
@@ -76,7 +79,7 @@ pub(super) struct Ready {
     /// Guest memory of the one that was made last, in bytes.
     bytes: AtomicUsize,
     /// Threads that look after theirs, a bit each.
-    attended: AtomicU64,
+    attended: [AtomicU64; THREADS_MAX / 64],
     /// Whether making one ahead was found to be no use.
     useless: AtomicBool,
     taken: Notify,
@@ -280,8 +283,8 @@ impl Engine {
             return;
         }
         let thread = thread();
-        let bit = 1 << (thread % 64);
-        if ready.attended.load(Ordering::Relaxed) & bit != 0 {
+        let (at, bit) = (thread / 64 % (THREADS_MAX / 64), 1 << (thread % 64));
+        if ready.attended[at].load(Ordering::Relaxed) & bit != 0 {
             ready.taken.notify_waiters();
             return;
         }
@@ -295,13 +298,13 @@ impl Engine {
             }
             inner.last_taken = Some(Instant::now());
         }
-        ready.attended.fetch_or(bit, Ordering::Relaxed);
+        ready.attended[at].fetch_or(bit, Ordering::Relaxed);
         self.0.ready.enrol(ready);
         let (engine, ready, template) = (self.clone(), ready.clone(), Arc::downgrade(template));
         let maker = Maker { limits: limits.clone(), tenant: tenant.clone(), thread };
         tokio::spawn(async move {
             attend(&engine, &ready, &template, &maker).await;
-            ready.attended.fetch_and(!bit, Ordering::Relaxed);
+            ready.attended[at].fetch_and(!bit, Ordering::Relaxed);
             ready.leave(thread);
         });
     }

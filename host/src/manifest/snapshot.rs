@@ -13,6 +13,8 @@ use crate::headers::never_reaches_a_function;
 use crate::host::is_authority;
 use crate::limits::{Limit, Limits};
 
+/// Longest path of a warm-up request with its query, in bytes: what clients may send by default.
+pub(crate) const PATH_BYTES_MAX: usize = 8 << 10;
 /// Most warm-up requests of one function.
 pub const WARMUPS_MAX: usize = 64;
 
@@ -161,6 +163,9 @@ fn warmup(value: Value) -> Result<WarmupRequest, ManifestError> {
     if !path.starts_with('/') || path.parse::<Uri>().is_err() {
         return Err(problem(key, format!("'{path}' is no path; expected one such as /index?q=1")));
     }
+    if path.len() > PATH_BYTES_MAX {
+        return Err(problem(key, format!("a path of {} bytes, expected at most {PATH_BYTES_MAX}", path.len())));
+    }
     let mut hosts = 0;
     for (name, value) in &request.headers {
         hosts += usize::from(check_header(name, value).map_err(|what| problem(key, what))? == HOST);
@@ -217,6 +222,13 @@ mod tests {
 
     fn read(text: &str) -> Result<Snapshot, String> {
         Manifest::parse(text).map(|manifest| manifest.snapshot).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_path_is_one_that_clients_may_send() {
+        let path = |len: usize| read(&format!("[snapshot]\nwarmup = ['GET /{}']", "a".repeat(len - 1)));
+        assert_eq!(path(PATH_BYTES_MAX).unwrap().warmup[0].path.len(), PATH_BYTES_MAX);
+        assert!(path(PATH_BYTES_MAX + 1).unwrap_err().contains("a path of 8193 bytes, expected at most 8192"));
     }
 
     #[test]

@@ -191,6 +191,8 @@ fn a_request_after_an_upgrade_shares_the_one_compilation() {
             scope.spawn(|| assert_eq!(patiently(|| node.data.get("/a")).0.ok().text(), "a"));
         }
     });
+    // It is in memory under the code that it began with, which is not the record's any more.
+    assert_eq!(node.control.get("/v1/functions/a").ok().json()["resident"], true);
     refreshed(&node, &first);
     assert_eq!(node.metric("hob_builds_total"), 1);
 }

@@ -67,6 +67,9 @@ fn folders_that_are_there_for_requests_alone() {
     let note = refused(&node, &looks_at_folders(), mount);
     assert!(note.contains("looked at its folders") && note.contains("open files when a request comes"), "{note}");
     assert_eq!(number(&node, "/f"), 0);
+    // The build has no folders whatever is granted, so nothing is told of that.
+    let told = node.logs("f");
+    assert!(told.iter().all(|(_, _, text)| !text.contains("folders: denied: add to hob.toml")), "{told:?}");
     kept(&node, &wasm(&handler("(func (export \"hob_init\")) (func (export \"hob_handle\"))")), mount);
 }
 
@@ -143,4 +146,44 @@ fn more_memory_than_a_build_may_have() {
     let note = reply["notes"][0].as_str().unwrap();
     assert!(note.starts_with("no snapshot: the build was ended: it needed more than 209715200 bytes"), "{note}");
     assert_eq!(number(&node, "/f"), 4001);
+}
+
+/// A command of 0.2 whose initialisation writes to a memory with this many pages, and that maximum.
+fn component_with_memory(memory: &str, more: &str) -> Vec<u8> {
+    wasm(&format!(
+        "(component
+           (core module $m
+             (memory (export \"memory\") {memory})
+             (func (export \"init\") (i32.store (i32.const 0) (i32.const 7)))
+             (func (export \"run\") (result i32) (i32.const 0)))
+           (core instance $i (instantiate $m))
+           {more}
+           (func $init (canon lift (core func $i \"init\")))
+           (export \"wizer-initialize\" (func $init))
+           (func $run (result (result)) (canon lift (core func $i \"run\")))
+           (instance $r (export \"run\" (func $run)))
+           (export \"wasi:cli/run@0.2.0\" (instance $r)))"
+    ))
+}
+
+#[test]
+fn memories_of_components_that_cannot_grow() {
+    let node = Node::start(&[]);
+    // Reading one takes two pages more, which neither the limit nor the function's account sees.
+    kept(&node, &component_with_memory("1", ""), "[limits]\nmemory = '64KiB'");
+    kept(&node, &component_with_memory("1 3", ""), "");
+    for maximum in ["1 1", "1 2"] {
+        let note = refused(&node, &component_with_memory(maximum, ""), "");
+        assert!(note.contains("a memory of the component cannot be read") && note.contains("leaves 128 KiB free"), "{note}");
+        assert_eq!(node.data.get("/f").ok().text(), "");
+    }
+}
+
+#[test]
+fn components_with_resources_of_their_own() {
+    let node = Node::start(&[]);
+    let resource = "(type $t (resource (rep i32))) (core func $new (canon resource.new $t))";
+    let note = refused(&node, &component_with_memory("1", resource), "");
+    assert!(note.contains("handles to resources of its own") && note.contains("without resources"), "{note}");
+    assert_eq!(node.data.get("/f").ok().text(), "");
 }

@@ -25,7 +25,7 @@ use super::rehearsal::{Rehearsal, Stage, Start, Times};
 use super::snapshot::{self, Snapshot, Taken, Unfit};
 use super::{Built, CHILD_COMMAND, Kept, Refused, Report, Said, Tried, helper, native, sentence, signature};
 use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
-use crate::capability::{self, Host, INTERFACES};
+use crate::capability::{self, Host, INTERFACES, wasi};
 use crate::config::Sandbox;
 use crate::engine::Kind;
 use crate::engine::artifact::Code;
@@ -177,6 +177,7 @@ fn prepare(args: &Args) -> std::io::Result<Outputs> {
 /// known and before anything of the module is.
 fn work(input: &mut impl Read, outputs: &Outputs, lock: impl FnOnce(&Job) -> std::io::Result<()>) -> Result<Built, Failure> {
     let job = Job::read(input)?;
+    wasi::take_epoch(job.epoch_ns);
     lock(&job)?;
     #[cfg(debug_assertions)]
     if let Some(word) = job.args.first().and_then(|name| name.strip_prefix("hob-probe-")) {
@@ -371,7 +372,11 @@ async fn bare_start(stage: &Stage<'_>, code: &Code, notes: &[String]) -> Result<
     started.map(tried).map_err(|fault| {
         let before = notes.first().map(|note| format!("; {note}")).unwrap_or_default();
         let detail = format!("the function does not start: {}{before}", fault.detail);
-        Refused::unfit(detail, concat!("correct its start, or deploy it untried: say ", off!()))
+        let hint = match fault.code {
+            FaultCode::GuestMemory => concat!("raise 'memory' in [limits], or deploy it untried: say ", off!()),
+            _ => concat!("correct its start, or deploy it untried: say ", off!()),
+        };
+        Refused::unfit(detail, hint)
     })
 }
 

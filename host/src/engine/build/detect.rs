@@ -3,7 +3,7 @@
 //! Owns the one pass over a binary before it is compiled, and the sentences for what is no function. Runs only in the build
 //! process. Invariant: whatever has a [`Surface`] is within every cap, and whatever passes has a kind.
 
-use wasmparser::{ComponentExternalKind, Encoding, ExternalKind, Parser, Payload, TypeRef};
+use wasmparser::{CanonicalFunction, ComponentExternalKind, Encoding, ExternalKind, Parser, Payload, TypeRef};
 
 use super::Refused;
 use super::caps::{Counts, MODULES, Malformed};
@@ -20,6 +20,8 @@ pub(super) struct Found {
     pub(super) init: Option<&'static str>,
     /// Whether a core module runs something by itself when it is instantiated.
     pub(super) has_start: bool,
+    /// Whether a component makes handles to resources of its own, which are in no memory.
+    pub(super) has_resources: bool,
 }
 
 const HINT_TARGET: &str =
@@ -64,6 +66,7 @@ pub(super) struct Surface {
     /// Functions that a component exports by themselves, outside of any interface.
     functions: Vec<String>,
     has_start: bool,
+    has_resources: bool,
     memory_bytes_min: u64,
 }
 
@@ -110,7 +113,13 @@ impl Surface {
             (false, true) => Some(WIZER_INIT),
             (false, false) => None,
         };
-        Ok(Found { shape, memory_bytes_min: self.memory_bytes_min, init, has_start: self.has_start })
+        Ok(Found {
+            shape,
+            memory_bytes_min: self.memory_bytes_min,
+            init,
+            has_start: self.has_start,
+            has_resources: self.has_resources,
+        })
     }
 
     fn exports(&self, name: &str) -> bool {
@@ -154,6 +163,11 @@ fn scan(bytes: &[u8]) -> Result<Surface, Malformed> {
                     if matches!(export.kind, ExternalKind::Func | ExternalKind::Memory) {
                         surface.exports.push(export.name.into());
                     }
+                }
+            }
+            Payload::ComponentCanonicalSection(section) => {
+                for function in section.clone() {
+                    surface.has_resources |= matches!(function?, CanonicalFunction::ResourceNew { .. });
                 }
             }
             Payload::StartSection { .. } if outermost => surface.has_start = true,
@@ -311,6 +325,17 @@ mod tests {
             let refused = detect_text(text).unwrap_err();
             assert!(refused.detail.contains(word) && !refused.over_cap, "{text}: {refused:?}");
         }
+    }
+
+    #[test]
+    fn components_with_resources_of_their_own_are_known() {
+        let has = |function: &str| {
+            let text = format!(
+                "(component (type $r (resource (rep i32))) {function} (instance $i) (export \"wasi:cli/run@0.2.0\" (instance $i)))"
+            );
+            found(&wat::parse_str(text).unwrap()).unwrap().has_resources
+        };
+        assert!(has("(core func $new (canon resource.new $r))") && !has("(core func $drop (canon resource.drop $r))"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
+use crate::capability::wasi;
 use crate::grants::secrets::{SECRET_GRANTS_MAX, SecretGrant};
 use crate::grants::{Access, ClockResolution, Folder};
 use crate::id::{Digest, FunctionName, SecretName};
@@ -77,6 +78,8 @@ pub struct Job {
     pub secrets: JobSecrets,
     /// How exactly the guest sees the time.
     pub clock: ClockResolution,
+    /// Where the guest's monotonic clock begins, as the node has it.
+    pub epoch_ns: u64,
     /// Ceilings of each invocation, and of each that the build tries.
     pub limits: Limits,
     /// Whether the module is a snapshot already, to be compiled as it is.
@@ -102,6 +105,7 @@ impl Job {
             has_mounts: manifest.grants.data.iter().any(|grant| grant.mount.is_some()),
             secrets: JobSecrets::default(),
             clock: manifest.grants.clock,
+            epoch_ns: wasi::epoch_ns(),
             limits: manifest.limits.clone(),
             restored: false,
             init: Duration::ZERO,
@@ -184,6 +188,7 @@ mod tests {
         let read = Job::read(&mut rest).unwrap();
         assert_eq!((read.args, read.env, rest), (vec!["a".into(), "-v".into()], vec![("A".into(), "1".into())], &b"\0asm"[..]));
         assert_eq!(read.snapshot, manifest.snapshot);
+        assert_eq!(read.epoch_ns, wasi::epoch_ns());
         for len in 0..bytes.len() - 4 {
             assert!(Job::read(&mut &bytes[..len]).is_err(), "{len}");
         }

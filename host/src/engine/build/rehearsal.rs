@@ -18,6 +18,7 @@ use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p3::bindings::Service;
 
 use super::job::Job;
+use crate::capability::explain::Explained;
 use crate::capability::files::FileAccess;
 use crate::capability::handler::{Exchange, WIZER_INIT};
 use crate::capability::reply::Reply;
@@ -124,6 +125,7 @@ impl Rehearsal {
             files: Arc::new(FileAccess::new(stage.job.folders.clone(), None)),
             clock: stage.job.clock,
             secrets: Arc::new(SecretAccess::of_build(&secrets.grants, values)),
+            explained: Arc::new(Explained::of_build()),
             ..Environment::default()
         };
         let blueprint = Blueprint {

@@ -5,7 +5,9 @@
 //! memory, and holds nothing that lives outside of it.
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 
+use futures_util::FutureExt as _;
 use wasmtime::component::{Component, Lift, WasmList};
 use wasmtime::{Module, Val};
 use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, ValType, Wizer};
@@ -60,6 +62,8 @@ const HINT_VARIABLES: &str = concat!(
     "read variables when a request comes, let initialisation read the secret (init = true in [grants] secrets), or say ",
     off!()
 );
+const HINT_RESOURCES: &str = concat!("build its parts without resources, or say ", off!());
+const HINT_MAXIMUM: &str = "build it without a maximum of its memory, or with one that leaves 128 KiB free";
 const HINT_DESCRIPTORS: &str = "close in initialisation and warm-up what is opened there, and leave the standard streams and the granted \
                                 folders as they are";
 
@@ -76,6 +80,12 @@ pub(super) async fn take(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Resul
         return Ok(Taken::Unfit(Unfit::new(
             "a command runs to its end once, so it cannot be asked in advance",
             "leave the warm-up requests out; what is to be kept goes into an exported function 'wizer-initialize'",
+        )));
+    }
+    if found.has_resources {
+        return Ok(Taken::Unfit(Unfit::new(
+            "the component makes handles to resources of its own, and one that it keeps would be dead in every instance made of the snapshot",
+            HINT_RESOURCES,
         )));
     }
     let taken = match stage.shape.kind {
@@ -197,11 +207,22 @@ async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64),
     let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
     let Instance::Component(instance) = rehearsal.instance else { return Err(unsuited(&"a module came of a component")) };
     let drawn = rehearsal.store.data().drawn;
+    // Wizer has a page added to a memory each time that it reads it: not the guest's doing.
+    rehearsal.store.data_mut().memory.exempt(true);
     let mut state = ComponentState { rehearsal: &mut rehearsal, instance, outlined: Outlined::default(), failed: None };
-    let wasm = wizer.snapshot_component(&context, &mut state).await.map_err(|error| unsuited(&error))?;
-    match state.failed {
-        Some(error) => Err(unsuited(&error)),
-        None => Ok((Snapshot { wasm, memory_bytes, statuses, notes: Vec::new() }, drawn)),
+    // Of a memory that could not be read it asserts that it could.
+    let taken = AssertUnwindSafe(wizer.snapshot_component(&context, &mut state)).catch_unwind().await;
+    match (state.failed, taken) {
+        (Some(error), _) => {
+            let reason =
+                format!("a memory of the component cannot be read, for which a page has to be added to it twice: {error:#}");
+            Err(Unfit::new(unsuited(&reason).reason, HINT_MAXIMUM))
+        }
+        (None, Ok(wasm)) => {
+            let wasm = wasm.map_err(|error| unsuited(&error))?;
+            Ok((Snapshot { wasm, memory_bytes, statuses, notes: Vec::new() }, drawn))
+        }
+        (None, Err(panic)) => resume_unwind(panic),
     }
 }
 
