@@ -362,6 +362,8 @@ fn get_folder(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
         return Err(Failure::new(Exit::NotFound, sentence).next(format!("hob blob ls {}", from.bucket)));
     }
     let parts = parts()?;
+    // What is left out keeps nobody else from being copied, and is told at the end by the code.
+    let mut failed = None;
     for object in objects {
         let (key, base64) = object.key();
         let key = key_of(key.map(Into::into), base64.map(Into::into))?;
@@ -370,12 +372,20 @@ fn get_folder(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
             continue;
         };
         let path = to.join(below);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).with_context(|| format!("cannot make '{}'", parent.display()))?;
+        let made = path
+            .parent()
+            .map_or(Ok(()), |parent| fs::create_dir_all(parent).with_context(|| format!("cannot make '{}'", parent.display())));
+        let at = At { bucket: from.bucket.clone(), key };
+        match made.map_err(next("hob blob cp --help")).and_then(|()| fetch(client, &parts, &at, &path)) {
+            Ok(()) => {}
+            Err(failure) if failure.code() == Exit::Unreachable as u8 => return Err(failure),
+            Err(failure) => {
+                output::note(format!("left out: {}: {}", clean(&String::from_utf8_lossy(&at.key)), clean(&failure.sentence())));
+                failed = Some(failure);
+            }
         }
-        fetch(client, &parts, &At { bucket: from.bucket.clone(), key }, &path)?;
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// A key as a path that stays below where it is put; `None` if it is none.

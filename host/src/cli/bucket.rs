@@ -112,7 +112,11 @@ impl New {
 }
 
 fn ls(ctx: &Ctx) -> Result<(), Failure> {
-    let buckets = ctx.client()?.buckets()?;
+    let client = ctx.client()?;
+    let buckets = client.buckets()?;
+    for name in client.damaged_buckets()? {
+        output::note(format!("the account of bucket '{}' is damaged; next: hob doctor", clean(&name)));
+    }
     if ctx.format == Format::Json {
         return Ok(output::json(&buckets)?);
     }

@@ -228,7 +228,8 @@ pub(super) async fn list(
             Err(DataError::NoSuchBucket { .. }) => None,
             other => Some(other),
         });
-        Ok(BucketList { items: infos.collect::<Result<_, DataError>>()?, next })
+        let damaged = control.data.damaged_buckets(&caller.tenant)?.iter().map(ToString::to_string).collect();
+        Ok(BucketList { items: infos.collect::<Result<_, DataError>>()?, damaged, next })
     });
     Ok(Json(list.await?.map_err(|error: DataError| error.fault())?))
 }
@@ -362,7 +363,7 @@ fn is_exact(data: &Data, bucket: &Bucket) -> Result<Option<bool>, DataError> {
             Ok(recount) if recount.damaged == 0 => recount.objects,
             // What damaged rows take is not known.
             Ok(_) => return Ok(None),
-            Err(DataError::Damaged { .. }) => return Ok(Some(false)),
+            Err(DataError::Damaged { .. } | DataError::DamagedRow { .. }) => return Ok(Some(false)),
             Err(error) => return Err(error),
         };
         if before == account()? {

@@ -97,7 +97,7 @@ impl State {
     }
 
     pub(super) fn from_row(id: BucketId, row: &[u8]) -> Result<Self, DataError> {
-        let damaged = || DataError::Damaged { what: format!("the account of bucket {id} is not what was written") };
+        let damaged = || DataError::DamagedRow { what: format!("the account of bucket {id} is not what was written") };
         let Numbers([durability, bytes_max, keys_max, created_ms, version, eb, ek, ob, ok]) =
             Numbers::open(&[&id.0.to_le_bytes()], row).ok_or_else(damaged)?;
         let durability = match durability {
@@ -145,7 +145,8 @@ pub(super) fn reserve(txn: &WriteTransaction, own: Option<BucketId>, spec: Bucke
     for entry in txn.open_table(STATES).map_err(storage(doing))?.iter().map_err(storage(doing))? {
         let (id, row) = entry.map_err(storage(doing))?;
         let id = BucketId(id.value());
-        let other = State::from_row(id, row.value())?.spec;
+        // One that is damaged takes no writes, and so no memory.
+        let Ok(State { spec: other, .. }) = State::from_row(id, row.value()) else { continue };
         if other.durability == Durability::Volatile && Some(id) != own {
             wanted = wanted.saturating_add(memory(other));
         }

@@ -71,7 +71,7 @@ fn audited(txn: &ReadTransaction, dir: &Path, bucket: Bucket) -> Result<Audited,
     let (found, recount) = objects::audit(txn, &dir.join(objects::FOLDER), bucket.id)?;
     let counted = match recount {
         Ok(recount) if recount.damaged == 0 => Some((durable::recount_in(txn, bucket.id)?, recount.objects)),
-        Ok(_) | Err(DataError::Damaged { .. }) => None,
+        Ok(_) | Err(DataError::Damaged { .. } | DataError::DamagedRow { .. }) => None,
         Err(error) => return Err(error),
     };
     Ok(Audited {

@@ -329,17 +329,38 @@ pub(super) fn list(
     after: Option<&BucketName>,
     count: usize,
 ) -> Result<Vec<Bucket>, DataError> {
+    let sound = |(_, found)| match found {
+        Err(DataError::DamagedRow { .. }) => None,
+        found => Some(found),
+    };
+    each(txn, tenant, after)?.filter_map(sound).take(count).collect()
+}
+
+/// Those of a tenant whose accounts are damaged.
+pub(super) fn damaged(txn: &ReadTransaction, tenant: &TenantId) -> Result<Vec<BucketName>, DataError> {
+    let damaged = |(name, found)| match found {
+        Err(DataError::DamagedRow { .. }) => Some(Ok(name)),
+        Err(error) => Some(Err(error)),
+        Ok(_) => None,
+    };
+    each(txn, tenant, None)?.filter_map(damaged).collect()
+}
+
+/// Every bucket of a tenant from the one after `after`, with its own error.
+fn each(
+    txn: &ReadTransaction,
+    tenant: &TenantId,
+    after: Option<&BucketName>,
+) -> Result<impl Iterator<Item = (BucketName, Result<Bucket, DataError>)>, DataError> {
     let doing = "list the buckets";
     let buckets = txn.open_table(BUCKETS).map_err(storage(doing))?;
     let states = txn.open_table(STATES).map_err(storage(doing))?;
-    let found = of_tenant(&buckets, tenant, after)?.take(count);
-    found
-        .map(|found| {
-            let (name, id) = found?;
-            let state = find_state(&states, id)?;
-            Ok(bucket(id, tenant.clone(), name, read_origin(txn, id)?, &state))
-        })
-        .collect()
+    let found: Vec<_> = of_tenant(&buckets, tenant, after)?.collect::<Result<_, _>>()?;
+    Ok(found.into_iter().map(move |(name, id)| {
+        let state = find_state(&states, id).and_then(|state| Ok((state, read_origin(txn, id)?)));
+        let found = state.map(|(state, origin)| bucket(id, tenant.clone(), name.clone(), origin, &state));
+        (name, found)
+    }))
 }
 
 type Found = Result<(BucketName, BucketId), DataError>;

@@ -127,6 +127,13 @@ pub enum DataError {
         /// The key.
         key: Bytes,
     },
+    /// A row that is kept for a bucket or for an answer is not what was written. It is read before anything is changed, so nobody else's write
+    /// is harmed.
+    #[error("damaged on disk: {what}; delete the bucket and restore it from an export, or restore data/data.redb from a backup")]
+    DamagedRow {
+        /// What does not fit.
+        what: String,
+    },
     /// The file holds something that Hob did not write.
     #[error("the data is damaged: {what}; stop hob and restore data/data.redb from a backup, or move it away to begin anew")]
     Damaged {
@@ -278,6 +285,11 @@ impl DataError {
                 return Fault::new(Code::StorageFull, "there is no room to store this").hint("try again later");
             }
             Self::Storage { source, .. } => return self.of_system(source),
+            Self::DamagedRow { what } => {
+                tracing::error!(error = %self, "a row is damaged");
+                let hint = "read what can be read (hob bucket export), delete the bucket, and bring it back";
+                return Fault::new(Code::Damaged, format!("damaged on disk: {what}")).hint(hint);
+            }
             Self::Damaged { .. } => return Fault::internal(self),
         };
         Fault::new(code, self.to_string())
@@ -318,6 +330,7 @@ impl DataError {
             | Self::NotKept(_)
             | Self::Busy
             | Self::Corrupt { .. }
+            | Self::DamagedRow { .. }
             | Self::Origin { .. }
             | Self::Closed => true,
         }
@@ -329,7 +342,7 @@ impl From<AnswerError> for DataError {
         match error {
             AnswerError::Storage(error) => storage("look after kept answers")(error),
             AnswerError::NotKept(error) => Self::NotKept(error),
-            damaged @ AnswerError::Damaged(_) => Self::Damaged { what: damaged.to_string() },
+            damaged @ AnswerError::Damaged(_) => Self::DamagedRow { what: damaged.to_string() },
         }
     }
 }

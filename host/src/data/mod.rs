@@ -230,8 +230,11 @@ impl Data {
         if let Err(error) = self.check_new(tenant, name, spec, origin) {
             return Ack::ready(Err(error));
         }
-        let open = Arc::clone(&self.open);
-        bucket::put(&self.store, tenant, name, spec, origin.cloned(), self.volatile_bytes_max, move |bucket| open.resize(bucket))
+        let (open, objects) = (Arc::clone(&self.open), Arc::clone(&self.volatile_objects));
+        bucket::put(&self.store, tenant, name, spec, origin.cloned(), self.volatile_bytes_max, move |bucket| {
+            open.resize(bucket);
+            objects.resize(bucket.id, bucket.spec);
+        })
     }
 
     /// The bucket that a manifest declares, if it is there. Makes nothing.
@@ -370,9 +373,17 @@ impl Data {
     /// The buckets of a tenant in the order of their names, from the one after `after`, at most `count`.
     ///
     /// # Errors
-    /// Those of storage; one damaged account fails the whole list.
+    /// Those of storage. Buckets whose accounts are damaged are left out: [`Data::damaged_buckets`] has them.
     pub fn buckets(&self, tenant: &TenantId, after: Option<&BucketName>, count: usize) -> Result<Vec<Bucket>, DataError> {
         self.store.read(|txn| bucket::list(txn, tenant, after, count))
+    }
+
+    /// Buckets of a tenant whose accounts are damaged: they can be read with errors, not be written to, and be deleted.
+    ///
+    /// # Errors
+    /// Those of storage.
+    pub fn damaged_buckets(&self, tenant: &TenantId) -> Result<Vec<BucketName>, DataError> {
+        self.store.read(|txn| bucket::damaged(txn, tenant))
     }
 
     /// Deletes a bucket with all that is in it, durably. Answers whether there was one. Whoever still holds it gets

@@ -260,5 +260,5 @@ fn an_audit_of_a_damaged_bucket_tells_of_the_others() {
     let found: Vec<_> =
         audited.iter().map(|(name, audited)| (name.as_str(), audited.as_ref().is_ok_and(Audited::is_good))).collect();
     assert_eq!(found, [("a", true), ("b", false), ("c", true)]);
-    assert!(matches!(audited[1].1, Err(DataError::Damaged { .. })));
+    assert!(matches!(audited[1].1, Err(DataError::DamagedRow { .. })));
 }

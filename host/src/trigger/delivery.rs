@@ -193,8 +193,17 @@ async fn judge(invoked: Invoked) -> Verdict {
     let outcome = match invoked.result {
         Ok(outcome) => outcome,
         Err(fault) => {
-            let has_no_place = matches!(fault.code, Code::Concurrency | Code::Overloaded | Code::Draining | Code::NotFound);
-            if fault.executed == Executed::No && has_no_place {
+            let passes = matches!(
+                fault.code,
+                Code::Concurrency
+                    | Code::Overloaded
+                    | Code::Draining
+                    | Code::NotFound
+                    | Code::QuotaExceeded
+                    | Code::SecretUnavailable
+                    | Code::Damaged
+            );
+            if fault.executed == Executed::No && passes {
                 return Verdict::Postponed(fault.retry_after.unwrap_or(POSTPONED).min(PAUSE_MAX));
             }
             return Verdict::Failed(Failure { status: None, code: Some(fault.code) }, fault.retry_after);

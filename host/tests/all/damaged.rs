@@ -10,6 +10,7 @@ use crate::buckets_objects::{flip, position};
 use crate::cli::{at, check, hob};
 use crate::data::hex;
 use crate::harness::examples::guest;
+use crate::harness::wat::says;
 use crate::harness::{Node, Setup, eventually, files};
 use crate::standard::Doors;
 
@@ -130,9 +131,90 @@ fn one_damaged_row_of_an_object_is_an_error_for_its_key_alone() {
     let file = dir.path().join("export").to_str().unwrap().to_owned();
     let (_, stderr) = check(&at(&node, &["bucket", "export", "b", &file]), 1);
     assert!(stderr.contains("not in the export: object bad") && stderr.contains("0 entries and 2 objects"), "{stderr}");
+    // Whether a condition holds cannot be known.
+    for (method, name, value) in [("PUT", "if-none-match", "*"), ("PUT", "if-match", "*"), ("DELETE", "if-match", "*")] {
+        node.control.request(method, "/v1/buckets/b/objects/bad", &[(name, value)], b"new").problem(503, "damaged");
+    }
+    // A folder has the rest, and the code says that something is missing.
+    let folder = dir.path().join("copy").to_str().unwrap().to_owned();
+    let (_, stderr) = check(&at(&node, &["blob", "cp", "-r", "hob:b", &folder]), 1);
+    assert!(stderr.contains("left out: bad: ") && stderr.contains("is damaged on disk"), "{stderr}");
+    let copied = ["a", "bad", "c"].map(|key| std::fs::read(format!("{folder}/{key}")).ok());
+    assert_eq!(copied, [Some(object("a")), None, Some(object("c"))]);
     assert_eq!(delete(&node, "/v1/buckets/b/objects/bad").status(), 204);
     let list = node.control.get("/v1/buckets/b/objects").ok().json()["items"].clone();
     assert_eq!(list.as_array().unwrap().len(), 2);
+}
+
+/// The row of a bucket's account, or of the count of its events: told by a number in it.
+fn flip_row(node: &Node, number: u64) {
+    let store = node.data_dir().join("data/data.redb");
+    let (bytes, needle) = (std::fs::read(&store).unwrap(), number.to_le_bytes());
+    let all: Vec<_> = bytes.windows(8).enumerate().filter(|(_, window)| *window == needle).map(|(at, _)| at).collect();
+    assert!(!all.is_empty());
+    all.into_iter().for_each(|at| flip(&store, at as u64));
+}
+
+#[test]
+fn a_damaged_account_is_an_error_for_its_bucket_alone() {
+    let mut node = Node::start(&[]);
+    bucket(&node, "bad", json!({ "bytes_max": 123_456_789 }));
+    bucket(&node, "fine", json!({}));
+    for name in ["bad", "fine"] {
+        assert_eq!(put(&node, &format!("/v1/buckets/{name}/kv/k"), &[], b"v").status(), 204);
+    }
+    node.stop();
+    flip_row(&node, 123_456_789);
+    let node = Node::start_with(Setup { dir: Some(node.dir()), ..Setup::default() });
+    let problem = put(&node, "/v1/buckets/bad/kv/k", &[], b"w").problem(503, "damaged");
+    assert!(problem["detail"].as_str().unwrap().contains("the account of bucket"), "{problem}");
+    node.control.get("/v1/buckets/bad").problem(503, "damaged");
+    let list = node.control.get("/v1/buckets").ok().json();
+    assert_eq!((&list["items"][0]["name"], list["items"].as_array().unwrap().len()), (&"fine".into(), 1), "{list}");
+    assert_eq!(list["damaged"], json!(["bad"]));
+    // Nobody else notices, whatever is counted over all buckets.
+    assert_eq!(put(&node, "/v1/buckets/fine/kv/k", &[], b"w").status(), 204);
+    bucket(&node, "volatile", json!({ "durability": "volatile" }));
+    let (_, stderr) = check(&at(&node, &["bucket", "ls"]), 0);
+    assert!(stderr.contains("the account of bucket 'bad' is damaged"), "{stderr}");
+    let (text, _) = check(&at(&node, &["doctor"]), 1);
+    assert!(text.contains("bucket bad") && text.contains("its account is damaged") && text.contains("bucket fine"), "{text}");
+    assert_eq!(delete(&node, "/v1/buckets/bad").status(), 204);
+    bucket(&node, "bad", json!({}));
+    assert_eq!(put(&node, "/v1/buckets/bad/kv/k", &[], b"w").status(), 204);
+}
+
+#[test]
+fn a_damaged_count_of_events_is_an_error_for_its_bucket_alone() {
+    let mut node = Node::start(&[]);
+    let trigger = "[grants]\ndata = [{ bucket = 'b' }]\n[[bucket]]\nname = 'b'\n[[trigger]]\nbucket = 'b'\non = 'key-change'\n";
+    node.deploy_wat("told", &says("ok"), trigger);
+    bucket(&node, "fine", json!({}));
+    // Told and settled; the count of all that ever were stays.
+    let sets: u64 = 77;
+    for number in 0..sets {
+        assert_eq!(put(&node, "/v1/buckets/b/kv/k", &[], number.to_string().as_bytes()).status(), 204);
+    }
+    eventually("all are told", || node.metric("hob_events") == 0);
+    node.stop();
+    let store = node.data_dir().join("data/data.redb");
+    let (bytes, needle) = (std::fs::read(&store).unwrap(), [sets.to_le_bytes(), [0; 8]].concat());
+    let all: Vec<_> = bytes.windows(16).enumerate().filter(|(_, window)| *window == needle).map(|(at, _)| at).collect();
+    all.iter().for_each(|at| flip(&store, *at as u64));
+    assert!(!all.is_empty());
+    let node = Node::start_with(Setup { dir: Some(node.dir()), ..Setup::default() });
+    std::thread::scope(|scope| {
+        let writes = |key: String| {
+            let node = &node;
+            move || (0..20).map(|_| put(node, &key, &[], b"v").status()).collect::<Vec<_>>()
+        };
+        let bad = scope.spawn(writes("/v1/buckets/b/kv/k".into()));
+        let fine: Vec<_> = (0..4).map(|n| scope.spawn(writes(format!("/v1/buckets/fine/kv/{n}")))).collect();
+        assert!(fine.into_iter().all(|thread| thread.join().unwrap() == [204; 20]), "nobody else's write is harmed");
+        assert_eq!(bad.join().unwrap(), [503; 20]);
+    });
+    let problem = put(&node, "/v1/buckets/b/kv/k", &[], b"v").problem(503, "damaged");
+    assert!(problem["detail"].as_str().unwrap().contains("the count of events"), "{problem}");
 }
 
 #[test]

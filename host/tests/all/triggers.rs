@@ -14,6 +14,7 @@ use hob::manifest::Manifest;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::cli::{at, check};
 use crate::harness::wat::{SPINS, does, handler, says, wasm};
 use crate::harness::{Node, Setup, data_dir, eventually, multipart};
 use crate::identity::{owned, tenant, token};
@@ -242,6 +243,19 @@ fn what_fails_is_given_up_and_says_why() {
             (serde_json::json!({ "status": 500, "code": null }), serde_json::json!({ "status": null, "code": "guest-trap" }));
         assert_eq!(reasons, [("fails", &fails), ("traps", &traps)]);
     });
+}
+
+#[test]
+fn a_quota_that_is_used_up_for_a_while_is_no_attempt() {
+    let node = Node::start(&[]);
+    check(&at(&node, &["tenant", "set", "default", "--invocations-per-second", "4"]), 0);
+    node.deploy_wat("told", &logs(200), &manifest("on = 'object-put'\nattempts = 1"));
+    for number in 0..12 {
+        upload(&node, "in", &number.to_string());
+    }
+    eventually("all are told", || node.metric("hob_deliveries_total{kind=\"delivered\"}") == 12);
+    assert!(node.metric("hob_deliveries_total{kind=\"postponed\"}") > 0);
+    assert_eq!(node.metric("hob_deliveries_total{kind=\"dropped\"}"), 0);
 }
 
 #[test]

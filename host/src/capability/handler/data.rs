@@ -80,7 +80,7 @@ impl From<&AccessError> for Errno {
             DataError::Quota { .. } => Self::Quota,
             DataError::StorageFull { .. } | DataError::VolatileFull { .. } => Self::Full,
             DataError::Busy => Self::Busy,
-            DataError::Corrupt { .. } | DataError::Damaged { .. } => Self::Corrupt,
+            DataError::Corrupt { .. } | DataError::DamagedRow { .. } | DataError::Damaged { .. } => Self::Corrupt,
             // No guest has a key.
             DataError::NotKept(_)
             | DataError::BucketExists { .. }

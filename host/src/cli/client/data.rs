@@ -99,6 +99,17 @@ impl Client {
         self.all("/v1/buckets", "", |list: BucketList| (list.items, list.next))
     }
 
+    /// Buckets whose accounts are damaged.
+    pub(in crate::cli) fn damaged_buckets(&self) -> Result<Vec<String>, Failure> {
+        let mut damaged = Vec::new();
+        // Each page has all of them.
+        self.pages("/v1/buckets", "", |list: BucketList| {
+            damaged = list.damaged;
+            Ok(None)
+        })?;
+        Ok(damaged)
+    }
+
     /// One bucket.
     pub(in crate::cli) fn bucket(&self, name: &BucketName) -> Result<BucketInfo, Failure> {
         self.ask(Request::get(self.url(name, "")), SendBody::none())

@@ -58,7 +58,11 @@ pub(super) fn online(client: &Client) -> Vec<Check> {
 fn scrub(client: &Client) -> Result<Vec<Check>, Failure> {
     let buckets = client.buckets()?;
     let durable = buckets.iter().filter(|bucket| bucket.durability == "durable");
-    Ok(durable.filter_map(|bucket| of_bucket(client, &bucket.name)).collect())
+    let damaged = client.damaged_buckets()?.into_iter().map(|name| {
+        let remedy = format!("hob bucket export {0}, hob bucket rm {0}, and bring it back", clean(&name));
+        Check::bad(format!("bucket {}", clean(&name)), "its account is damaged: nothing can be written to it", remedy)
+    });
+    Ok(damaged.chain(durable.filter_map(|bucket| of_bucket(client, &bucket.name))).collect())
 }
 
 /// Of one bucket, whatever becomes of the others; `None` if it was deleted since it was listed.

@@ -48,7 +48,7 @@ impl Counter {
     fn from_row(id: BucketId, row: &[u8]) -> Result<Self, DataError> {
         match Numbers::open(&[&id.0.to_le_bytes()], row) {
             Some(Numbers([last, waiting])) => Ok(Self { last, waiting }),
-            None => Err(DataError::Damaged { what: format!("the count of events of bucket {id} is not what was written") }),
+            None => Err(DataError::DamagedRow { what: format!("the count of events of bucket {id} is not what was written") }),
         }
     }
 

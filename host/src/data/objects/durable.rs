@@ -269,7 +269,7 @@ impl Objects for Durable {
             return Err(DataError::ReadOnly { why: why.into() });
         }
         if options.when != When::Always {
-            options.when.check(self.row(bucket.id, key)?.etag(self.store.clock().now_ms()))?;
+            self.row(bucket.id, key)?.check(options.when, self.store.clock().now_ms(), bucket.id, key)?;
         }
         let staged = self.files.stage();
         let charge = Charge::new(&self.files.space, 0).map_err(full)?;
@@ -354,7 +354,7 @@ impl Objects for Durable {
             let mut state = State::read(txn, bucket)?;
             let mut tables = Tables::open(txn)?;
             let row = tables.read(bucket, &key)?;
-            when.check(row.etag(now_ms))?;
+            row.check(when, now_ms, bucket, &key)?;
             if matches!(row, Row::None) {
                 return Ok((None, Commit::No));
             }
@@ -473,7 +473,7 @@ fn commit(held: Held, len: u64, placed: Placed) -> Ack<Head> {
         let mut state = State::read(txn, bucket)?;
         let mut tables = Tables::open(txn)?;
         let old = tables.read(bucket, &key)?;
-        options.when.check(old.etag(now_ms))?;
+        old.check(options.when, now_ms, bucket, &key)?;
         let head = Head {
             etag: id.digest,
             digest: Some(id.digest),

@@ -21,7 +21,7 @@ use super::super::error::{DataError, storage};
 use super::super::row::Numbers;
 use super::super::store::{Commit, Sweep, Swept};
 use super::files::{FileId, Files};
-use super::{Head, record};
+use super::{Head, When, record};
 use crate::id::Digest;
 
 pub(super) const OBJECTS: TableDefinition<'_, (u64, &[u8]), &[u8]> = TableDefinition::new("objects");
@@ -155,10 +155,15 @@ impl Row {
         }
     }
 
-    pub(super) fn etag(&self, now_ms: u64) -> Option<Digest> {
+    /// Whether `when` holds.
+    ///
+    /// # Errors
+    /// [`DataError::ObjectConflict`] if not, and [`DataError::Corrupt`] for any condition on a row that is damaged.
+    pub(super) fn check(&self, when: When, now_ms: u64, bucket: BucketId, key: &[u8]) -> Result<(), DataError> {
         match self {
-            Self::Good(head) if !head.is_gone(now_ms) => Some(head.etag),
-            Self::None | Self::Good(_) | Self::Damaged => None,
+            Self::Damaged if when != When::Always => Err(corrupt(bucket, key)),
+            Self::Good(head) if !head.is_gone(now_ms) => when.check(Some(head.etag)),
+            Self::None | Self::Good(_) | Self::Damaged => when.check(None),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::process::Command;
 use super::super::tests::is_there;
 use super::super::{Bucket, Clock, Data, DataConfig, DataError, Durability, Usage};
 use super::conformance::{MIB, Node, get, put, put_with, read};
+use super::volatile::{HEAP_BYTES_MAX, Volatile};
 use super::*;
 use crate::crash::OBJECT_POINTS;
 
@@ -301,6 +302,69 @@ fn memory_is_taken_from_where_it_was_used_longest_ago() {
     assert_eq!(volatile.used_bytes(), 9 * 1000 + 999);
     volatile.forget(large.id);
     assert_eq!(volatile.used_bytes(), 999);
+}
+
+#[test]
+fn volatile_objects_that_expired_are_not_counted_and_go_before_others() {
+    let limits = ObjectLimits { object_bytes_max: MIB, bytes_max: 10_000 };
+    let node = Node::with(DataConfig { volatile_objects: limits, ..DataConfig::default() });
+    let bucket = node.bucket("b", Durability::Volatile, 20_000, 2);
+    let objects = node.data().objects(Durability::Volatile);
+    put(&*objects, &bucket, b"live", b"x").unwrap();
+    let brief = || PutOptions { ttl_ms: Some(1000), ..PutOptions::default() };
+    put_with(&*objects, &bucket, b"dead", b"x", brief()).unwrap();
+    let usage = || node.data().volatile_objects.usage(bucket.id).keys;
+    assert_eq!(usage(), 2);
+    node.hands.pass(1000);
+    put(&*objects, &bucket, b"new", b"x").unwrap();
+    assert_eq!((get(&*objects, &bucket, b"live").unwrap(), usage()), (b"x".to_vec(), 2));
+    objects.delete(&bucket, b"new", When::Always).wait().unwrap();
+    // For the memory of the node too, wherever it lies.
+    put_with(&*objects, &bucket, b"dead", &[0; 6000], brief()).unwrap();
+    node.hands.pass(1000);
+    let other = node.bucket("other", Durability::Volatile, 20_000, 2);
+    put(&*objects, &other, b"k", &[0; 9000]).unwrap();
+    assert_eq!((get(&*objects, &bucket, b"live").unwrap(), usage()), (b"x".to_vec(), 1));
+}
+
+#[test]
+fn volatile_objects_leave_a_bucket_that_shrinks_and_come_into_none_that_is_gone() {
+    let node = Node::new();
+    let bucket = node.bucket("b", Durability::Volatile, MIB, 10);
+    let objects = node.data().objects(Durability::Volatile);
+    for key in [b"1", b"2", b"3"] {
+        put(&*objects, &bucket, key, b"x").unwrap();
+    }
+    let bucket = node.bucket("b", Durability::Volatile, MIB, 2);
+    assert_eq!(node.data().volatile_objects.usage(bucket.id).keys, 2);
+    let late = objects.put(&bucket, b"late", PutOptions::default()).unwrap();
+    node.data().delete_bucket(&bucket.tenant, &bucket.name).wait().unwrap().unwrap();
+    let is_gone = |error: &DataError| matches!(error, DataError::NoSuchBucket { name } if name == "b");
+    assert!(is_gone(&late.finish().wait().unwrap_err()));
+    assert!(is_gone(&put(&*objects, &bucket, b"later", b"x").unwrap_err()));
+    assert_eq!(node.data().volatile_objects.used_bytes(), 0);
+}
+
+#[test]
+fn volatile_objects_have_so_many_descriptors() {
+    let node = Node::new();
+    let bucket = node.bucket("b", Durability::Volatile, 8 * MIB, 1000);
+    let limits = ObjectLimits { object_bytes_max: MIB, bytes_max: 1 << 30 };
+    let objects = Volatile::with(limits, Clock::system(), 3);
+    let large = vec![7; HEAP_BYTES_MAX + 1];
+    put(&objects, &bucket, b"small", b"x").unwrap();
+    for key in [b"1", b"2", b"3", b"4"] {
+        put(&objects, &bucket, key, &large).unwrap();
+    }
+    // The one that was used longest ago went, of those that have one.
+    let there = |key: &[u8]| objects.head(&bucket, key).unwrap().is_some();
+    assert_eq!((there(b"1"), there(b"2"), there(b"4"), there(b"small")), (false, true, true, true));
+    let opened: Vec<_> = [b"2", b"3", b"4"].map(|key| objects.open(&bucket, key).unwrap().unwrap()).into();
+    let full = put(&objects, &bucket, b"5", &large).unwrap_err();
+    assert!(full.to_string().contains("3 descriptors are for volatile objects"), "{full}");
+    put(&objects, &bucket, b"6", b"x").unwrap();
+    drop(opened);
+    put(&objects, &bucket, b"5", &large).unwrap();
 }
 
 // In a process of its own, which runs one of the following two tests in a folder that has what it looks for. Elsewhere they do

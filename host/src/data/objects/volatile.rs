@@ -12,15 +12,16 @@
 //! Owns the memory. Knows nothing about the store. Invariant: `used` is the sum over all [`Memory`] that lives, uploads included, and
 //! never passes [`ObjectLimits::bytes_max`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::process::{Resource, getrlimit};
 use sha2::Digest as _;
 
 use super::super::account::Usage;
@@ -32,11 +33,18 @@ use super::{
     Content as OpenContent, Head, ObjectLimits, Objects, OpenNow, Opened, PAGE_LEN_MAX, Page, Place, PutOptions, Upload,
     Verified, When, check_digest, check_key, check_object_len, check_options,
 };
+use crate::bucket::BucketSpec;
 use crate::id::Digest;
 use crate::storage::huge;
 
 /// Objects up to this many bytes have no descriptor: see [`Opened::fd`].
 pub const HEAP_BYTES_MAX: usize = 64 << 10;
+
+/// Of the descriptors that the process may have, counted up to this many, one in so many is for volatile objects.
+const SHARE: u64 = 8;
+const DESCRIPTORS_MAX: u64 = 65_536;
+/// Buckets that were deleted, and are remembered for that.
+const GONE_MAX: usize = 1024;
 
 /// Bytes of an object.
 #[derive(Debug)]
@@ -51,6 +59,8 @@ pub(super) struct Memory {
     content: Content,
     #[expect(dead_code, reason = "it is held, not read")]
     room: Room,
+    #[expect(dead_code, reason = "it is held, not read")]
+    slot: Option<Slot>,
 }
 
 impl Memory {
@@ -85,6 +95,8 @@ struct Held {
     objects: BTreeMap<Bytes, Object>,
     /// The one that was used longest ago first.
     by_use: BTreeMap<u64, Bytes>,
+    /// Those with a time to live, the one that ends first first.
+    by_end: BTreeSet<(u64, Bytes)>,
     usage: Usage,
 }
 
@@ -92,6 +104,9 @@ impl Held {
     fn remove(&mut self, key: &[u8]) -> Option<Object> {
         let object = self.objects.remove(key)?;
         self.by_use.remove(&object.used_at);
+        if let Some(end_ms) = object.head.expires_ms {
+            self.by_end.remove(&(end_ms, Bytes::copy_from_slice(key)));
+        }
         let usage = object.head.usage(key);
         self.usage.bytes -= usage.bytes;
         self.usage.keys -= usage.keys;
@@ -101,29 +116,60 @@ impl Held {
     fn insert(&mut self, key: Bytes, object: Object) {
         self.usage = self.usage.plus(object.head.usage(&key));
         self.by_use.insert(object.used_at, key.clone());
+        if let Some(end_ms) = object.head.expires_ms {
+            self.by_end.insert((end_ms, key.clone()));
+        }
         self.objects.insert(key, object);
     }
 
-    /// Removes the object that was used longest ago, of those that are not open and not under `spared`.
-    fn evict(&mut self, spared: &[u8]) -> bool {
+    /// Removes what has expired.
+    fn sweep(&mut self, now_ms: u64) {
+        while let Some((end_ms, key)) = self.by_end.first().cloned()
+            && end_ms <= now_ms
+        {
+            self.remove(&key);
+        }
+    }
+
+    /// Removes the object that was used longest ago, of those that are not open and not under `spared`, and have a descriptor if it is that
+    /// which is wanted.
+    fn evict(&mut self, spared: &[u8], wanted: Wanted) -> bool {
         let is_free = |key: &&Bytes| {
             let object = self.objects.get(&***key);
-            &***key != spared && object.is_some_and(|object| Arc::strong_count(&object.memory) == 1)
+            let is_it = |object: &Object| wanted == Wanted::Bytes || matches!(object.memory.content, Content::Sealed(_));
+            &***key != spared && object.is_some_and(|object| is_it(object) && Arc::strong_count(&object.memory) == 1)
         };
         let Some(key) = self.by_use.values().find(is_free).cloned() else { return false };
         self.remove(&key).is_some()
     }
 }
 
+/// What room is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Bytes,
+    Descriptors,
+}
+
 #[derive(Debug)]
 struct Inner {
     buckets: HashMap<BucketId, Held>,
+    /// Buckets that were deleted last: who still has one open puts nothing into it.
+    gone: VecDeque<BucketId>,
     /// Highest version given, in whichever bucket.
     version: u64,
     uses: u64,
 }
 
 impl Inner {
+    /// Whether the bucket is still there, or was deleted longer ago than any invocation lasts.
+    fn check(&self, bucket: &Bucket) -> Result<(), DataError> {
+        match self.gone.contains(&bucket.id) {
+            true => Err(DataError::NoSuchBucket { name: bucket.name.to_string() }),
+            false => Ok(()),
+        }
+    }
+
     /// An object that is there, as used just now.
     fn find(&mut self, bucket: BucketId, key: &[u8], now_ms: u64) -> Option<&Object> {
         let held = self.buckets.get_mut(&bucket)?;
@@ -140,11 +186,16 @@ impl Inner {
         Some(object)
     }
 
-    /// Makes room on the node: evicts where most is.
-    fn evict(&mut self) -> bool {
+    /// Makes room on the node: of what has expired, else evicts where most is.
+    fn evict(&mut self, now_ms: u64, wanted: Wanted) -> bool {
+        let ended = |held: &Held| held.by_end.first().is_some_and(|(end_ms, _)| *end_ms <= now_ms);
+        if let Some(held) = self.buckets.values_mut().find(|held| ended(held)) {
+            held.sweep(now_ms);
+            return true;
+        }
         let mut by_size: Vec<_> = self.buckets.values_mut().filter(|held| held.usage.keys > 0).collect();
         by_size.sort_unstable_by_key(|held| std::cmp::Reverse(held.usage.bytes));
-        by_size.into_iter().any(|held| held.evict(&[]))
+        by_size.into_iter().any(|held| held.evict(&[], wanted))
     }
 }
 
@@ -153,6 +204,8 @@ struct Shared {
     limits: ObjectLimits,
     clock: Clock,
     used: Arc<AtomicU64>,
+    descriptors: Arc<AtomicUsize>,
+    descriptors_max: usize,
     inner: Mutex<Inner>,
 }
 
@@ -168,7 +221,7 @@ impl Shared {
         // Only under the lock it grows.
         let mut inner = self.lock();
         while self.used.load(Ordering::Acquire).saturating_add(more) > self.limits.bytes_max {
-            if !inner.evict() {
+            if !inner.evict(self.clock.now_ms(), Wanted::Bytes) {
                 let text = format!("{} bytes of memory are for volatile objects", self.limits.bytes_max);
                 return Err(io_error("keep an object")(std::io::Error::new(std::io::ErrorKind::StorageFull, text)));
             }
@@ -176,6 +229,30 @@ impl Shared {
         self.used.fetch_add(more, Ordering::AcqRel);
         room.bytes += more;
         Ok(())
+    }
+
+    /// A place for a descriptor.
+    fn descriptor(&self) -> Result<Slot, DataError> {
+        let mut inner = self.lock();
+        while self.descriptors.load(Ordering::Acquire) >= self.descriptors_max {
+            if !inner.evict(self.clock.now_ms(), Wanted::Descriptors) {
+                let text =
+                    format!("{} descriptors are for volatile objects of more than {HEAP_BYTES_MAX} bytes", self.descriptors_max);
+                return Err(io_error("keep an object")(std::io::Error::new(std::io::ErrorKind::StorageFull, text)));
+            }
+        }
+        self.descriptors.fetch_add(1, Ordering::AcqRel);
+        Ok(Slot(Arc::clone(&self.descriptors)))
+    }
+}
+
+/// A descriptor that is counted until it is dropped.
+#[derive(Debug)]
+struct Slot(Arc<AtomicUsize>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -189,16 +266,26 @@ impl Volatile {
     /// Without objects.
     #[must_use]
     pub fn new(limits: ObjectLimits, clock: Clock) -> Self {
+        let all = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).min(DESCRIPTORS_MAX);
+        Self::with(limits, clock, usize::try_from(all / SHARE).unwrap_or(usize::MAX))
+    }
+
+    /// The same with so many descriptors.
+    pub(super) fn with(limits: ObjectLimits, clock: Clock, descriptors_max: usize) -> Self {
         let version = clock.first_version();
-        let inner = Mutex::new(Inner { buckets: HashMap::new(), version, uses: 0 });
-        let shared = Shared { limits, clock, used: Arc::default(), inner };
+        let inner = Mutex::new(Inner { buckets: HashMap::new(), gone: VecDeque::new(), version, uses: 0 });
+        let shared = Shared { limits, clock, used: Arc::default(), descriptors: Arc::default(), descriptors_max, inner };
         Self { shared: Arc::new(shared) }
     }
 
     /// What the objects of a bucket take.
     #[must_use]
     pub fn usage(&self, bucket: BucketId) -> Usage {
-        self.shared.lock().buckets.get(&bucket).map(|held| held.usage).unwrap_or_default()
+        let now_ms = self.shared.clock.now_ms();
+        let mut inner = self.shared.lock();
+        let Some(held) = inner.buckets.get_mut(&bucket) else { return Usage::default() };
+        held.sweep(now_ms);
+        held.usage
     }
 
     /// Bytes of memory that all take, with those that are being put and those that are open and deleted.
@@ -207,9 +294,21 @@ impl Volatile {
         self.shared.used.load(Ordering::Acquire)
     }
 
-    /// Forgets all objects of a bucket that was deleted. A put that ends later is evicted with time.
+    /// Forgets all objects of a bucket that was deleted. A put that ends later is refused.
     pub fn forget(&self, bucket: BucketId) {
-        self.shared.lock().buckets.remove(&bucket);
+        let mut inner = self.shared.lock();
+        inner.buckets.remove(&bucket);
+        inner.gone.truncate(GONE_MAX - 1);
+        inner.gone.push_front(bucket);
+    }
+
+    /// A bucket has other quotas: what does not fit any more goes, but for what is open.
+    pub(in crate::data) fn resize(&self, bucket: BucketId, spec: BucketSpec) {
+        let now_ms = self.shared.clock.now_ms();
+        let mut inner = self.shared.lock();
+        let Some(held) = inner.buckets.get_mut(&bucket) else { return };
+        held.sweep(now_ms);
+        while (held.usage.bytes > spec.bytes_max || held.usage.keys > spec.keys_max) && held.evict(&[], Wanted::Bytes) {}
     }
 }
 
@@ -217,6 +316,7 @@ impl Objects for Volatile {
     fn put(&self, bucket: &Bucket, key: &[u8], options: PutOptions) -> Result<Box<dyn Upload>, DataError> {
         check_key(key)?;
         check_options(&options)?;
+        self.shared.lock().check(bucket)?;
         if options.when != When::Always {
             let now_ms = self.shared.clock.now_ms();
             options.when.check(self.shared.lock().find(bucket.id, key, now_ms).map(|object| object.head.etag))?;
@@ -229,6 +329,7 @@ impl Objects for Volatile {
             options,
             len: 0,
             growing: Growing::Heap(Vec::new()),
+            slot: None,
             hasher: sha2::Sha256::new(),
             room,
         }))
@@ -302,6 +403,7 @@ struct Putting {
     options: PutOptions,
     len: u64,
     growing: Growing,
+    slot: Option<Slot>,
     hasher: sha2::Sha256,
     room: Room,
 }
@@ -322,6 +424,7 @@ impl Upload for Putting {
         if let Growing::Heap(bytes) = &self.growing
             && !is_small
         {
+            self.slot = Some(self.shared.descriptor()?);
             let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
             let mut file =
                 memfd_create("hob-object", flags).map(File::from).map_err(|e| io_error("make memory for an object")(e.into()))?;
@@ -344,7 +447,7 @@ impl Upload for Putting {
 
 impl Putting {
     fn place(self) -> Result<Head, DataError> {
-        let Self { shared, bucket, key, options, len, growing, hasher, room } = self;
+        let Self { shared, bucket, key, options, len, growing, slot, hasher, room } = self;
         let etag = Digest::from_bytes(hasher.finalize().into());
         check_digest(options.digest, etag)?;
         let content = match growing {
@@ -357,14 +460,16 @@ impl Putting {
                 Content::Sealed(file)
             }
         };
-        let memory = Arc::new(Memory { content, room });
+        let memory = Arc::new(Memory { content, room, slot });
         let now_ms = shared.clock.now_ms();
         let mut inner = shared.lock();
+        inner.check(&bucket)?;
         options.when.check(inner.find(bucket.id, &key, now_ms).map(|object| object.head.etag))?;
         inner.uses += 1;
         inner.version += 1;
         let (used_at, version) = (inner.uses, inner.version);
         let held = inner.buckets.entry(bucket.id).or_default();
+        held.sweep(now_ms);
         let head = Head {
             etag,
             digest: Some(etag),
@@ -391,7 +496,7 @@ impl Putting {
             return Err(DataError::Quota { unit: AT_ONCE, wanted: wanted.bytes, max: spec.bytes_max });
         }
         while let Some(error) = over(held) {
-            if !could_fit || !held.evict(&key) {
+            if !could_fit || !held.evict(&key, Wanted::Bytes) {
                 return Err(error);
             }
         }
