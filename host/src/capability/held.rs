@@ -11,7 +11,6 @@ use http::HeaderMap;
 use http_body::Body;
 use wasmtime::component::{Linker, Resource};
 use wasmtime::{Result, Store, StoreContextMut};
-use wasmtime_wasi::p2::DynInputStream;
 use wasmtime_wasi::p2::bindings::io::streams;
 use wasmtime_wasi_http::p2::bindings::http::{outgoing_handler, types as types2};
 use wasmtime_wasi_http::p2::body::{HostFutureTrailers, HostOutgoingBody};
@@ -160,6 +159,11 @@ impl Host {
         Ok(())
     }
 
+    /// Gives back what was charged, when the instance goes on under another account.
+    pub fn let_go(&mut self) {
+        self.memory.undo(std::mem::take(&mut self.held.charged));
+    }
+
     /// Counts what is in no handle until it is dropped.
     pub(super) fn aside(&mut self, bytes: usize) -> Aside {
         self.hooks.asides.begin(bytes)
@@ -193,9 +197,6 @@ impl Host {
                 size(&response.headers)
             } else if let Some(listing) = entry.downcast_ref::<Listing>() {
                 listing.bytes
-            } else if entry.is::<DynInputStream>() {
-                // Most are of files.
-                FILE_STREAM_BYTES
             } else {
                 // A body that is written is its request's, or its response's.
                 0
@@ -216,10 +217,12 @@ impl Host {
     /// Makes a set of headers anew from which something was taken: the map keeps the room of what it had once.
     fn shrink(&mut self, at: u32) -> Result<()> {
         let fields = self.table.get_mut(&Resource::<FieldMap>::new_borrow(at))?;
-        let mut anew = FieldMap::new_mutable(FIELDS_BYTES_MAX);
+        // What a guest may build is bounded; what it copied from a client or a server may be longer already.
+        let mut anew = FieldMap::new_mutable(usize::MAX);
         for (name, value) in fields.iter() {
             anew.append_raw(name.clone(), value.clone())?;
         }
+        anew.set_mutable(FIELDS_BYTES_MAX);
         *fields = anew;
         Ok(())
     }
@@ -377,6 +380,11 @@ fn link_bodies2(linker: &mut Linker<Host>) -> Result<()> {
         let host = store.data_mut();
         let len = trailers.as_ref().map_or(0, |trailers| host.size_of_fields(trailers));
         if len > TRAILERS_BYTES_MAX {
+            // Both were given away: the body ends as one that was dropped.
+            types2::HostOutgoingBody::drop(&mut host.http(), body)?;
+            if let Some(trailers) = trailers {
+                host.table.delete(trailers)?;
+            }
             return Ok((Err(types2::ErrorCode::HttpRequestTrailerSectionSize(u32::try_from(len).ok())),));
         }
         match types2::HostOutgoingBody::finish(&mut host.http(), body, trailers) {

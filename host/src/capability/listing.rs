@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::{io, vec};
 
+use bytes::Bytes;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use tokio::sync::oneshot;
 use wasmtime::component::{
@@ -18,7 +19,7 @@ use wasmtime::component::{
 use wasmtime::{Result, StoreContextMut};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView as _};
 use wasmtime_wasi::p2::bindings::filesystem::types as files2;
-use wasmtime_wasi::p2::{DynInputStream, ReaddirIterator};
+use wasmtime_wasi::p2::{DynInputStream, InputStream, Pollable, ReaddirIterator, StreamError};
 use wasmtime_wasi::p3::bindings::filesystem::types as files3;
 
 use super::Host;
@@ -56,7 +57,9 @@ fn read(folder: &File) -> io::Result<(Vec<Entry>, usize)> {
             continue;
         }
         let kind = match entry.file_type() {
-            FileType::Unknown => FileType::from_raw_mode(statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode),
+            // It may be gone by now.
+            FileType::Unknown => statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode)),
             kind => kind,
         };
         bytes += name.to_bytes().len() + ENTRY_BYTES;
@@ -91,11 +94,43 @@ pub(super) fn link(linker: &mut Linker<Host>, concurrent: bool) -> Result<()> {
         let host = store.data_mut();
         host.hold(FILE_STREAM_BYTES)?;
         match files2::HostDescriptor::read_via_stream(&mut host.filesystem(), file, offset) {
-            Ok(stream) => Ok((Ok(stream),)),
+            Ok(stream) => {
+                let (stream, held) = (host.table.delete(stream)?, host.aside(FILE_STREAM_BYTES));
+                let stream: DynInputStream = Box::new(FileStream { stream, _held: held });
+                Ok((Ok(host.table.push(stream)?),))
+            }
             Err(error) => Ok((Err(error.downcast()?),)),
         }
     })?;
     if concurrent { link3(linker) } else { Ok(()) }
+}
+
+/// The library's stream of a file, counted until it is dropped.
+struct FileStream {
+    stream: DynInputStream,
+    _held: Aside,
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for FileStream {
+    async fn ready(&mut self) {
+        self.stream.ready().await;
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl InputStream for FileStream {
+    fn read(&mut self, size: usize) -> std::result::Result<Bytes, StreamError> {
+        self.stream.read(size)
+    }
+
+    async fn blocking_read(&mut self, size: usize) -> std::result::Result<Bytes, StreamError> {
+        self.stream.blocking_read(size).await
+    }
+
+    async fn cancel(&mut self) {
+        self.stream.cancel().await;
+    }
 }
 
 async fn list2(mut store: Of<'_>, folder: Resource<Descriptor>) -> Result<Listed2> {

@@ -129,7 +129,9 @@ pub enum DataError {
     },
     /// A row that is kept for a bucket or for an answer is not what was written. It is read before anything is changed, so nobody else's write
     /// is harmed.
-    #[error("damaged on disk: {what}; delete the bucket and restore it from an export, or restore data/data.redb from a backup")]
+    #[error(
+        "damaged on disk: {what}; delete the bucket and import an earlier export of it, or restore data/data.redb from a backup"
+    )]
     DamagedRow {
         /// What does not fit.
         what: String,
@@ -287,7 +289,7 @@ impl DataError {
             Self::Storage { source, .. } => return self.of_system(source),
             Self::DamagedRow { what } => {
                 tracing::error!(error = %self, "a row is damaged");
-                let hint = "read what can be read (hob bucket export), delete the bucket, and bring it back";
+                let hint = "hob doctor names the bucket: delete it and import an earlier export, or restore the node's data";
                 return Fault::new(Code::Damaged, format!("damaged on disk: {what}")).hint(hint);
             }
             Self::Damaged { .. } => return Fault::internal(self),

@@ -378,7 +378,7 @@ impl Data {
         self.store.read(|txn| bucket::list(txn, tenant, after, count))
     }
 
-    /// Buckets of a tenant whose accounts are damaged: they can be read with errors, not be written to, and be deleted.
+    /// Buckets of a tenant whose accounts are damaged: they can be deleted, and nothing else.
     ///
     /// # Errors
     /// Those of storage.

@@ -80,6 +80,7 @@ pub(super) fn build(engine: &wasmtime::Engine, blueprint: Blueprint<'_>) -> (Sto
 pub(super) fn dedicate(store: &mut Store<Host>, blueprint: Blueprint<'_>) -> Result<Option<Arc<CommandOutput>>, Fault> {
     let (limits, ticks) = (blueprint.limits, blueprint.ticks);
     let (mut host, output) = host(blueprint);
+    store.data_mut().let_go();
     // What its start took counts against the limit of whoever got it.
     if !host.memory.inherit(&mut store.data_mut().memory)
         && let Some(tenant) = host.memory.was_over_quota()

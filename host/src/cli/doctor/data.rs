@@ -59,8 +59,9 @@ fn scrub(client: &Client) -> Result<Vec<Check>, Failure> {
     let buckets = client.buckets()?;
     let durable = buckets.iter().filter(|bucket| bucket.durability == "durable");
     let damaged = client.damaged_buckets()?.into_iter().map(|name| {
-        let remedy = format!("hob bucket export {0}, hob bucket rm {0}, and bring it back", clean(&name));
-        Check::bad(format!("bucket {}", clean(&name)), "its account is damaged: nothing can be written to it", remedy)
+        let remedy =
+            format!("restore the node's data from a backup; or hob bucket rm {0}, and import an earlier export", clean(&name));
+        Check::bad(format!("bucket {}", clean(&name)), "its account is damaged: it can be deleted, and nothing else", remedy)
     });
     Ok(damaged.chain(durable.filter_map(|bucket| of_bucket(client, &bucket.name))).collect())
 }

@@ -46,7 +46,7 @@ pub struct SizeInfo {
 pub struct BucketList {
     /// By name.
     pub items: Vec<BucketInfo>,
-    /// Names of all buckets of the tenant whose accounts are damaged on disk: nothing can be written to them, and they can be deleted.
+    /// Names of all buckets of the tenant whose accounts are damaged on disk: they can be deleted, and nothing else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<String>,
     /// Pass it as `?cursor=`.

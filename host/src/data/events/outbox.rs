@@ -81,8 +81,12 @@ pub(super) fn insert(txn: &WriteTransaction, rows: &[(Lane, Event)]) -> Result<(
 /// Removes rows, and counts them out. Answers how many there were.
 pub(super) fn remove(txn: &WriteTransaction, lane: &Lane, numbers: &[u64]) -> Result<u64, DataError> {
     let doing = "remove an event";
-    // First, so that a damaged count leaves nothing half done.
-    let mut counter = Counter::read(txn, lane.id)?;
+    let counter = match Counter::read(txn, lane.id) {
+        Ok(counter) => Some(counter),
+        // What is told must be removed all the same, or it is told without end.
+        Err(DataError::DamagedRow { .. }) => None,
+        Err(error) => return Err(error),
+    };
     let mut table = txn.open_table(EVENTS).map_err(storage(doing))?;
     let mut removed = 0;
     for number in numbers {
@@ -91,7 +95,11 @@ pub(super) fn remove(txn: &WriteTransaction, lane: &Lane, numbers: &[u64]) -> Re
     if removed == 0 {
         return Ok(0);
     }
-    counter.waiting = counter.waiting.saturating_sub(removed);
+    drop(table);
+    let counter = match counter {
+        Some(counter) => Counter { waiting: counter.waiting.saturating_sub(removed), ..counter },
+        None => recount(txn, lane.id, numbers.iter().max().copied().unwrap_or(0))?,
+    };
     let is_gone = || matches!(State::read(txn, lane.id), Err(DataError::NoSuchBucket { .. }));
     if counter.waiting == 0 && is_gone() {
         // Its number is never given again, so nothing needs to be remembered of it.
@@ -100,6 +108,20 @@ pub(super) fn remove(txn: &WriteTransaction, lane: &Lane, numbers: &[u64]) -> Re
         counter.write(txn, lane.id)?;
     }
     Ok(removed)
+}
+
+/// What waits of a bucket whose count is damaged; `last`: the highest number that is known to have been given. Looks at all events of the node.
+fn recount(txn: &WriteTransaction, id: BucketId, last: u64) -> Result<Counter, DataError> {
+    let doing = "count events anew";
+    let mut counter = Counter { last, waiting: 0 };
+    for entry in txn.open_table(EVENTS).map_err(storage(doing))?.iter().map_err(storage(doing))? {
+        let (place, _) = entry.map_err(storage(doing))?;
+        let (_, _, _, of, number) = place.value();
+        if of == id.0 {
+            counter = Counter { last: counter.last.max(number), waiting: counter.waiting + 1 };
+        }
+    }
+    Ok(counter)
 }
 
 /// Removes the oldest rows of a lane, at most `count`. Answers how many there were.
@@ -161,7 +183,9 @@ pub(super) fn waiting(txn: &ReadTransaction) -> Result<u64, DataError> {
     let mut sum = 0_u64;
     for entry in txn.open_table(OUTBOXES).map_err(storage(doing))?.iter().map_err(storage(doing))? {
         let (id, row) = entry.map_err(storage(doing))?;
-        sum = sum.saturating_add(Counter::from_row(BucketId(id.value()), row.value())?.waiting);
+        // One that is damaged is told to who writes to its bucket.
+        let waiting = Counter::from_row(BucketId(id.value()), row.value()).map_or(0, |counter| counter.waiting);
+        sum = sum.saturating_add(waiting);
     }
     Ok(sum)
 }

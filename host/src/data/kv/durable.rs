@@ -360,8 +360,9 @@ fn sweep_expired(txn: &WriteTransaction, now_ms: u64) -> Result<Swept, DataError
         }
         due.push((ms, BucketId(id), key.to_vec()));
     }
-    // All accounts before any change, so that a damaged one leaves nothing half done.
+    // All accounts before any change. What is in a bucket whose account is damaged stays, and holds up nobody else.
     let mut states = std::collections::BTreeMap::new();
+    let mut damaged = std::collections::BTreeSet::new();
     for (_, id, _) in &due {
         if states.contains_key(id) {
             continue;
@@ -369,11 +370,19 @@ fn sweep_expired(txn: &WriteTransaction, now_ms: u64) -> Result<Swept, DataError
         match State::read(txn, *id) {
             Ok(state) => states.insert(*id, Some(state)),
             Err(DataError::NoSuchBucket { .. }) => states.insert(*id, None),
+            Err(error @ DataError::DamagedRow { .. }) => {
+                tracing::error!(%error, "expired entries stay");
+                damaged.insert(*id);
+                states.insert(*id, None)
+            }
             Err(error) => return Err(error),
         };
     }
     for (ms, id, key) in &due {
         expiry.remove((*ms, id.0, key.as_slice())).map_err(storage(doing))?;
+        if damaged.contains(id) {
+            continue;
+        }
         let old = entries.get((id.0, key.as_slice())).map_err(storage(doing))?.map(|row| old(*id, key, row.value()));
         // A damaged one stays, so that it is told of and not taken for absent.
         let Some(old) = old.filter(|old| old.entry.as_ref().is_some_and(|entry| entry.expires_ms == Some(*ms))) else { continue };

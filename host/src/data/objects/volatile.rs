@@ -67,6 +67,10 @@ impl Memory {
     pub(super) fn bytes(&self) -> &Content {
         &self.content
     }
+
+    fn is_sealed(&self) -> bool {
+        matches!(self.content, Content::Sealed(_))
+    }
 }
 
 /// Bytes counted as used until it is dropped.
@@ -98,6 +102,8 @@ struct Held {
     /// Those with a time to live, the one that ends first first.
     by_end: BTreeSet<(u64, Bytes)>,
     usage: Usage,
+    /// Objects that have a descriptor.
+    sealed: usize,
 }
 
 impl Held {
@@ -107,6 +113,7 @@ impl Held {
         if let Some(end_ms) = object.head.expires_ms {
             self.by_end.remove(&(end_ms, Bytes::copy_from_slice(key)));
         }
+        self.sealed -= usize::from(object.memory.is_sealed());
         let usage = object.head.usage(key);
         self.usage.bytes -= usage.bytes;
         self.usage.keys -= usage.keys;
@@ -116,6 +123,7 @@ impl Held {
     fn insert(&mut self, key: Bytes, object: Object) {
         self.usage = self.usage.plus(object.head.usage(&key));
         self.by_use.insert(object.used_at, key.clone());
+        self.sealed += usize::from(object.memory.is_sealed());
         if let Some(end_ms) = object.head.expires_ms {
             self.by_end.insert((end_ms, key.clone()));
         }
@@ -136,7 +144,7 @@ impl Held {
     fn evict(&mut self, spared: &[u8], wanted: Wanted) -> bool {
         let is_free = |key: &&Bytes| {
             let object = self.objects.get(&***key);
-            let is_it = |object: &Object| wanted == Wanted::Bytes || matches!(object.memory.content, Content::Sealed(_));
+            let is_it = |object: &Object| wanted == Wanted::Bytes || object.memory.is_sealed();
             &***key != spared && object.is_some_and(|object| is_it(object) && Arc::strong_count(&object.memory) == 1)
         };
         let Some(key) = self.by_use.values().find(is_free).cloned() else { return false };
@@ -162,7 +170,7 @@ struct Inner {
 }
 
 impl Inner {
-    /// Whether the bucket is still there, or was deleted longer ago than any invocation lasts.
+    /// Whether the bucket is not among those that were deleted last.
     fn check(&self, bucket: &Bucket) -> Result<(), DataError> {
         match self.gone.contains(&bucket.id) {
             true => Err(DataError::NoSuchBucket { name: bucket.name.to_string() }),
@@ -193,8 +201,12 @@ impl Inner {
             held.sweep(now_ms);
             return true;
         }
-        let mut by_size: Vec<_> = self.buckets.values_mut().filter(|held| held.usage.keys > 0).collect();
-        by_size.sort_unstable_by_key(|held| std::cmp::Reverse(held.usage.bytes));
+        let takes = |held: &Held| match wanted {
+            Wanted::Bytes => held.usage.bytes.max(held.usage.keys),
+            Wanted::Descriptors => held.sealed as u64,
+        };
+        let mut by_size: Vec<_> = self.buckets.values_mut().filter(|held| takes(held) > 0).collect();
+        by_size.sort_unstable_by_key(|held| std::cmp::Reverse(takes(held)));
         by_size.into_iter().any(|held| held.evict(&[], wanted))
     }
 }
@@ -297,9 +309,11 @@ impl Volatile {
     /// Forgets all objects of a bucket that was deleted. A put that ends later is refused.
     pub fn forget(&self, bucket: BucketId) {
         let mut inner = self.shared.lock();
-        inner.buckets.remove(&bucket);
-        inner.gone.truncate(GONE_MAX - 1);
-        inner.gone.push_front(bucket);
+        // One that nothing was ever put into need not be remembered; most are durable.
+        if inner.buckets.remove(&bucket).is_some() {
+            inner.gone.truncate(GONE_MAX - 1);
+            inner.gone.push_front(bucket);
+        }
     }
 
     /// A bucket has other quotas: what does not fit any more goes, but for what is open.
@@ -316,7 +330,11 @@ impl Objects for Volatile {
     fn put(&self, bucket: &Bucket, key: &[u8], options: PutOptions) -> Result<Box<dyn Upload>, DataError> {
         check_key(key)?;
         check_options(&options)?;
-        self.shared.lock().check(bucket)?;
+        {
+            let mut inner = self.shared.lock();
+            inner.check(bucket)?;
+            inner.buckets.entry(bucket.id).or_default();
+        }
         if options.when != When::Always {
             let now_ms = self.shared.clock.now_ms();
             options.when.check(self.shared.lock().find(bucket.id, key, now_ms).map(|object| object.head.etag))?;
