@@ -21,7 +21,7 @@ use crate::id::{Digest, FunctionName, TenantId};
 type Key = (&'static str, &'static str, &'static str, u64, u64);
 
 const EVENTS: TableDefinition<'_, Key, &[u8]> = TableDefinition::new("events");
-const OUTBOXES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outboxes");
+pub(super) const OUTBOXES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outboxes");
 
 const PUT: u8 = 1;
 const SET: u8 = 2;

@@ -81,6 +81,37 @@ fn an_event_survives_until_it_is_settled() {
 }
 
 #[test]
+fn a_damaged_count_is_counted_anew_when_an_event_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(&dir, 100);
+    let uploads = bucket(&data, "uploads");
+    let triggers = [trigger(On::ObjectPut, "uploads", "")];
+    for function in ["a", "gone"] {
+        want(&data, function, &triggers);
+    }
+    for key in ["1", "2"] {
+        put(&data, &uploads, key).unwrap();
+    }
+    let id = uploads.id;
+    let damage = move |txn: &WriteTransaction, _: u64| {
+        txn.open_table(outbox::OUTBOXES).unwrap().insert(id.0, &b"no numbers"[..]).unwrap();
+        Ok(((), Commit::Yes))
+    };
+    data.store.remove(100, damage).wait().unwrap();
+    assert!(matches!(put(&data, &uploads, "3"), Err(DataError::DamagedRow { .. })));
+    assert_eq!(data.outbox().waiting().unwrap(), 0);
+    drop(data);
+    // The start removes what waits for functions that are gone.
+    let data = open(&dir, 100);
+    data.outbox().begin(&[(TenantId::default(), "a".parse().unwrap(), triggers.to_vec())]).unwrap();
+    assert_eq!(data.outbox().waiting().unwrap(), 2);
+    put(&data, &uploads, "3").unwrap();
+    let numbers: Vec<_> =
+        data.outbox().read(&lane_of("a", &uploads), 0, 10).unwrap().iter().map(|waiting| waiting.number).collect();
+    assert_eq!(numbers, [1, 2, 3]);
+}
+
+#[test]
 fn a_change_whose_event_has_no_room_is_not_made() {
     let dir = tempfile::tempdir().unwrap();
     let data = open(&dir, 4);
