@@ -32,7 +32,7 @@ pub const FREE_BYTES: usize = 256 << 10;
 pub const TARGET_PART_BYTES_MAX: usize = 8 << 10;
 /// Longest trailers of a body that a guest of 0.2 builds, in bytes of memory.
 pub const TRAILERS_BYTES_MAX: usize = 4 << 10;
-/// Most bytes that a component of 0.2 writes at once, and most that its body takes at once.
+/// Most bytes that a component of 0.2 writes to a stream at once.
 pub const WRITE_BYTES_MAX: usize = 64 << 10;
 /// Pieces in which a body of 0.2 is taken; the library keeps two of them.
 pub const BODY_PIECE_BYTES: usize = 32 << 10;

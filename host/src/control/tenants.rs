@@ -52,7 +52,8 @@ impl Control {
     /// Refuses if a tenant has buckets.
     fn has_no_buckets(&self, name: &TenantId) -> Result<(), Fault> {
         let buckets = self.data.buckets(name, None, 1).map_err(|error| error.fault())?;
-        if buckets.is_empty() {
+        let damaged = self.data.damaged_buckets(name).map_err(|error| error.fault())?;
+        if buckets.is_empty() && damaged.is_empty() {
             return Ok(());
         }
         let fault = Fault::new(Code::Conflict, format!("the tenant '{name}' has buckets: delete them first"));

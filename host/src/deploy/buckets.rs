@@ -73,8 +73,8 @@ fn check_mounts(data: &Data, tenant: &TenantId, manifest: &Manifest) -> Result<(
 }
 
 fn check_count(data: &Data, tenant: &TenantId, missing: usize) -> Result<(), DataError> {
-    let there = data.buckets(tenant, None, usize::try_from(BUCKETS_MAX).unwrap_or(usize::MAX))?.len();
-    let wanted = (there + missing) as u64;
+    let sound = data.buckets(tenant, None, usize::try_from(BUCKETS_MAX).unwrap_or(usize::MAX))?.len();
+    let wanted = (sound + data.damaged_buckets(tenant)?.len() + missing) as u64;
     match wanted > BUCKETS_MAX {
         true => Err(DataError::Quota { unit: "buckets", wanted, max: BUCKETS_MAX }),
         false => Ok(()),

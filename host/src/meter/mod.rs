@@ -131,7 +131,7 @@ impl MemoryBudget {
         self.crowded = true;
     }
 
-    /// Gives back the last charge, when the growth it paid for failed.
+    /// Gives back so much of what was charged: the growth that it paid for failed, or is gone.
     pub fn undo(&mut self, bytes: usize) {
         let given_back = bytes.min(self.used);
         self.release(given_back);

@@ -163,8 +163,16 @@ fn a_damaged_account_is_an_error_for_its_bucket_alone() {
     for name in ["bad", "fine"] {
         assert_eq!(put(&node, &format!("/v1/buckets/{name}/kv/k"), &[], b"v").status(), 204);
     }
+    // The only one of a tenant.
+    assert_eq!(put(&node, "/v1/tenants/acme", &[], b"{}").status(), 201);
+    let acme = [("hob-tenant", "acme")];
+    assert_eq!(
+        put(&node, "/v1/buckets/only", &acme, &json!({ "bytes_max": 987_654_321 }).to_string().into_bytes()).status(),
+        201
+    );
     node.stop();
     flip_row(&node, 123_456_789);
+    flip_row(&node, 987_654_321);
     let node = Node::start_with(Setup { dir: Some(node.dir()), ..Setup::default() });
     let problem = put(&node, "/v1/buckets/bad/kv/k", &[], b"w").problem(503, "damaged");
     assert!(problem["detail"].as_str().unwrap().contains("the account of bucket"), "{problem}");
@@ -172,6 +180,7 @@ fn a_damaged_account_is_an_error_for_its_bucket_alone() {
     let list = node.control.get("/v1/buckets").ok().json();
     assert_eq!((&list["items"][0]["name"], list["items"].as_array().unwrap().len()), (&"fine".into(), 1), "{list}");
     assert_eq!(list["damaged"], json!(["bad"]));
+    delete(&node, "/v1/tenants/acme").problem(409, "conflict");
     // Nobody else notices, whatever is counted over all buckets.
     assert_eq!(put(&node, "/v1/buckets/fine/kv/k", &[], b"w").status(), 204);
     bucket(&node, "volatile", json!({ "durability": "volatile" }));

@@ -202,7 +202,8 @@ impl Inner {
             return true;
         }
         let takes = |held: &Held| match wanted {
-            Wanted::Bytes => held.usage.bytes.max(held.usage.keys),
+            // A key has bytes too, so what has objects has some.
+            Wanted::Bytes => held.usage.bytes,
             Wanted::Descriptors => held.sealed as u64,
         };
         let mut by_size: Vec<_> = self.buckets.values_mut().filter(|held| takes(held) > 0).collect();
@@ -306,7 +307,8 @@ impl Volatile {
         self.shared.used.load(Ordering::Acquire)
     }
 
-    /// Forgets all objects of a bucket that was deleted. A put that ends later is refused.
+    /// Forgets all objects of a bucket that was deleted. A put that began before is refused at its end; so is a later one, if there ever was
+    /// another.
     pub fn forget(&self, bucket: BucketId) {
         let mut inner = self.shared.lock();
         // One that nothing was ever put into need not be remembered; most are durable.
