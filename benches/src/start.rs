@@ -31,7 +31,13 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     for light in ["hello", "wordcount", "hello-http"] {
         guests.push((Guest::build(light)?, Weight::Light));
     }
-    for heavy in ["python-hello", "js-hello"] {
+    let heavy = if quick { &[][..] } else { &["python-hello", "js-hello"] };
+    if quick {
+        report.note(
+            "skipped: python-hello and js-hello, which take minutes to compile so often; without --quick they are measured",
+        );
+    }
+    for heavy in heavy {
         guests.extend(Guest::build_if_possible(report, heavy)?.map(|guest| (guest, Weight::Heavy)));
     }
     servers::pin(servers::LOAD_CORE)?;
