@@ -97,7 +97,8 @@ pub(crate) fn on_all_threads(
     runs: u64,
     part: impl Fn(Range<u64>, &mut Report) -> anyhow::Result<()> + Sync,
 ) -> anyhow::Result<()> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    // Two at least, on one processor too: threads hand slots to one another.
+    let threads = std::thread::available_parallelism().map_or(2, |processors| processors.get().max(2)) as u64;
     let counted = std::thread::scope(|scope| {
         let part = &part;
         let begin = |thread| {
