@@ -30,6 +30,7 @@ use tokio::sync::Semaphore;
 use super::super::bucket::BucketId;
 use super::super::error::{DataError, io_error};
 use super::mounts::Mounts;
+use super::open_files::OpenFiles;
 use super::pieces::GATHERING_MAX;
 use super::{ObjectLimits, Verified};
 use crate::id::Digest;
@@ -72,6 +73,7 @@ pub(in crate::data) struct Files {
     /// Places of puts that gather what they write.
     pub(super) gathering: Arc<Semaphore>,
     checked: Checked<Digest>,
+    open: OpenFiles,
     /// Files that were found damaged or lost, and not good since.
     damaged: Mutex<HashSet<FileId>>,
     /// Files that are being read to be checked, so that one thread does it.
@@ -122,6 +124,7 @@ impl Files {
             mounts: Mounts::open(dir)?,
             gathering: Arc::new(Semaphore::new(GATHERING_MAX)),
             checked: Checked::new(),
+            open: OpenFiles::default(),
             damaged: Mutex::default(),
             checking: Mutex::default(),
             checking_ended: Condvar::new(),
@@ -158,7 +161,7 @@ impl Files {
     }
 
     /// Opens a file of `len` bytes after checking it, if this process did not before; `None` if it is not there or not what it was.
-    pub(super) fn open_file(&self, id: FileId, len: u64) -> Result<Option<(File, Verified)>, DataError> {
+    pub(super) fn open_file(&self, id: FileId, len: u64) -> Result<Option<(Arc<File>, Verified)>, DataError> {
         let file = match File::open(self.path(id)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(io_error("open an object"))?,
@@ -168,16 +171,23 @@ impl Files {
             return Ok(None);
         }
         let stamp = Stamp::of_metadata(&meta);
-        let Some(_turn) = self.turn(stamp, &id.digest) else { return Ok(Some((file, Verified::Before))) };
-        Ok(self.check(&file, stamp, id)?.map(|took| (file, Verified::Now(took))))
+        let Some(_turn) = self.turn(stamp, &id.digest) else { return Ok(Some((self.open.share(id, file), Verified::Before))) };
+        Ok(self.check(&file, stamp, id)?.map(|took| (self.open.share(id, file), Verified::Now(took))))
     }
 
-    /// Opens a file of `len` bytes that this process has checked.
-    pub(super) fn open_checked(&self, id: FileId, len: u64) -> Option<File> {
+    /// Opens a file of `len` bytes that this process has checked; who has it pinned. What somebody has open is not opened again, and is as
+    /// good if its path leads elsewhere by now.
+    pub(super) fn open_checked(&self, id: FileId, len: u64) -> Option<Arc<File>> {
+        if let Some(file) = self.open.get(id).filter(|file| self.is_checked(file, id, len)) {
+            return Some(file);
+        }
         let file = File::open(self.path(id)).ok()?;
-        let meta = file.metadata().ok()?;
-        let is_checked = meta.is_file() && meta.len() == len && self.checked.contains(Stamp::of_metadata(&meta), &id.digest);
-        is_checked.then_some(file)
+        self.is_checked(&file, id, len).then(|| self.open.share(id, file))
+    }
+
+    fn is_checked(&self, file: &File, id: FileId, len: u64) -> bool {
+        let Ok(meta) = file.metadata() else { return false };
+        meta.is_file() && meta.len() == len && self.checked.contains(Stamp::of_metadata(&meta), &id.digest)
     }
 
     /// Waits until no other thread checks the file; `None` if it was found good.

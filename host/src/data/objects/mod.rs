@@ -18,6 +18,7 @@ mod durable;
 mod failing;
 mod files;
 mod mounts;
+mod open_files;
 mod origin;
 mod pieces;
 mod record;
@@ -315,7 +316,7 @@ pub struct Opened {
 #[derive(Debug)]
 enum Content {
     /// Dropped in this order: the file is closed before the pin goes.
-    File(File, #[expect(dead_code, reason = "it is held, not read")] files::Held),
+    File(Arc<File>, #[expect(dead_code, reason = "it is held, not read")] files::Held),
     Memory(Arc<volatile::Memory>),
     /// A copy of an origin's that is in memory too.
     Small(Arc<origin::Small>),

@@ -1,6 +1,7 @@
 //! What only one kind of objects does: files, their damage and their end; memory and its eviction.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,14 @@ use crate::crash::OBJECT_POINTS;
 fn in_place(dir: &Path) -> Vec<PathBuf> {
     let folders = fs::read_dir(dir.join("objects")).unwrap().map(|folder| folder.unwrap().path());
     folders.flat_map(|folder| fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path()).collect()
+}
+
+/// A file in place, which only root could write to.
+fn writable(path: &Path) -> fs::File {
+    let mut mode = fs::metadata(path).unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o600);
+    fs::set_permissions(path, mode).unwrap();
+    fs::OpenOptions::new().write(true).open(path).unwrap()
 }
 
 /// Waits for the collector.
@@ -91,6 +100,33 @@ fn the_first_opening_of_a_process_reads_it_and_later_ones_do_not() {
 }
 
 #[test]
+fn who_opens_what_is_open_has_its_descriptor_unless_it_was_changed() {
+    let node = Node::new();
+    let bucket = node.bucket("b", Durability::Durable, MIB, 10);
+    let objects = node.data().objects(Durability::Durable);
+    put(&*objects, &bucket, b"k", &[7; 100_000]).unwrap();
+    let open = || match objects.open_now(&bucket, b"k").unwrap() {
+        OpenNow::Opened(opened) => Some(opened),
+        OpenNow::Absent => panic!("it is there"),
+        OpenNow::Unchecked => None,
+    };
+    let descriptor = |opened: &Opened| opened.fd().unwrap().as_raw_fd();
+    let first = open().unwrap();
+    let second = open().unwrap();
+    assert_eq!(descriptor(&first), descriptor(&second));
+    drop(first);
+    assert_eq!(descriptor(&second), descriptor(&open().unwrap()));
+    writable(&in_place(node.dir.path())[0]).write_at(b"x", 50_000).unwrap();
+    assert!(open().is_none(), "it is to be read before");
+    assert!(matches!(objects.open(&bucket, b"k"), Err(DataError::Corrupt { .. })));
+    // Put again it is another file in the same place.
+    put(&*objects, &bucket, b"k", &[7; 100_000]).unwrap();
+    let again = open().unwrap();
+    assert_ne!(descriptor(&again), descriptor(&second));
+    assert!(read(&again) == [7; 100_000]);
+}
+
+#[test]
 fn damage_is_told_and_never_returned() {
     let mut node = Node::new();
     let bucket = node.bucket("b", Durability::Durable, MIB, 10);
@@ -105,15 +141,8 @@ fn damage_is_told_and_never_returned() {
         let head = objects.head(&bucket, key).unwrap().unwrap();
         node.dir.path().join(format!("objects/{:016x}/{}", bucket.id.0, head.etag.hex()))
     };
-    let change = |path: &Path| fs::OpenOptions::new().write(true).open(path).unwrap();
-    for key in [&b"flipped"[..], b"cut-off"] {
-        // Root may write to it anyway.
-        let mut mode = fs::metadata(path(key)).unwrap().permissions();
-        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o600);
-        fs::set_permissions(path(key), mode).unwrap();
-    }
-    change(&path(b"flipped")).write_at(&[6], 50_000).unwrap();
-    change(&path(b"cut-off")).set_len(99_999).unwrap();
+    writable(&path(b"flipped")).write_at(&[6], 50_000).unwrap();
+    writable(&path(b"cut-off")).set_len(99_999).unwrap();
     fs::remove_file(path(b"lost---")).unwrap();
     let durable = node.data().durable_objects();
     let is_corrupt = |error: &DataError, wanted: &[u8]| matches!(error, DataError::Corrupt { key, .. } if *key == wanted);
@@ -134,7 +163,7 @@ fn damage_is_told_and_never_returned() {
     assert_eq!(durable.scrub(&bucket).unwrap().corrupt, []);
     // Bytes that rot without a write are found by the scrubber though the process has checked them before.
     let times = |file: &fs::File| file.metadata().unwrap().modified().unwrap();
-    let file = change(&path(b"flipped"));
+    let file = writable(&path(b"flipped"));
     let before = times(&file);
     file.write_at(&[6], 50_000).unwrap();
     file.set_modified(before).unwrap();

@@ -278,7 +278,7 @@ impl Cache {
     }
 
     /// Opens the file of a copy; `None` if it is lost or damaged.
-    pub(super) fn open_file(&self, bucket: BucketId, copy: &Copy) -> Result<Option<(File, Verified, Held)>, DataError> {
+    pub(super) fn open_file(&self, bucket: BucketId, copy: &Copy) -> Result<Option<(Arc<File>, Verified, Held)>, DataError> {
         let held = self.files.hold(FileId { bucket, digest: copy.digest });
         let opened = self.files.open_file(held.id(), copy.version.len)?;
         Ok(opened.map(|(file, verified)| (file, verified, held)))
