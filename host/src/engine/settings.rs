@@ -11,7 +11,7 @@ use super::kind::Lane;
 
 /// Version in every artifact: a security fix of the compiler must reach code that was compiled before it, and by default
 /// wasmtime writes only its major version.
-pub const ENGINE_VERSION: &str = "wasmtime-48.0.8/hob-2";
+pub const ENGINE_VERSION: &str = "wasmtime-48.0.8/hob-3";
 
 /// Memory and table bytes of a slot that stay resident between two instances: reset by copying instead of by the kernel.
 pub(super) const KEEP_RESIDENT: usize = 128 << 10;

@@ -142,6 +142,9 @@ fn module(cap: &str, count: usize) -> Vec<u8> {
     let none = Counts::default();
     let counts = match cap {
         "core modules" => return wasm(&component(&"(core module)".repeat(count - 1))),
+        "levels of components" => {
+            return wasm(&component(&["(component ".repeat(count - 1), ")".repeat(count - 1)].concat()));
+        }
         "functions" => Counts { functions: count, ..none },
         "types" => Counts { types: count, ..none },
         "imports" => Counts { imports: count, ..none },

@@ -17,6 +17,21 @@ pub(crate) fn hold(node: &Node, target: &str) -> Conn {
 }
 
 #[test]
+fn processor_time_of_one_instruction() {
+    let node = Node::start(&[]);
+    // A GiB that nobody touched takes longer than this on any machine, and behind the instruction nothing would look at the time.
+    let limits = "snapshot = \"off\"\n[limits]\ncpu = \"20ms\"\nmemory = \"2GiB\"\n";
+    for operation in ["memory.fill (i32.const 0) (i32.const 7)", "memory.copy (i32.const 0) (i32.const 65536)"] {
+        let wat = handler_with(
+            "(memory (export \"memory\") 20000)",
+            &format!("(func (export \"hob_handle\") ({operation} (i32.const 0x4e100000)) (call $number (i32.const 1)))"),
+        );
+        node.deploy_wat("bulk", &wat, limits);
+        node.data.get("/bulk").problem(504, "cpu-deadline");
+    }
+}
+
+#[test]
 fn processor_time() {
     let node = Node::start(&[]);
     // What runs at the start would otherwise run at deploy (`snapshot::`).

@@ -19,11 +19,11 @@ use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{CodeBuilder, Engine, ExternType, Linker as ModuleLinker, Module, UnknownImportError};
 
 use super::componentize::componentize;
-use super::detect::{Found, HINT_PROPOSALS, Surface};
+use super::detect::{Found, HINT_PROPOSALS, Surface, malformed};
 use super::job::Job;
 use super::rehearsal::{Rehearsal, Stage, Start, Times};
 use super::snapshot::{self, Snapshot, Taken, Unfit};
-use super::{Built, CHILD_COMMAND, Kept, Refused, Report, Said, Tried, helper, native, sentence, signature};
+use super::{Built, CHILD_COMMAND, Kept, Refused, Report, Said, Tried, bulk, helper, native, sentence, signature};
 use crate::capability::handler::{ENTRY, INIT, MODULE, RESTORED, WIZER_INIT};
 use crate::capability::{self, Host, INTERFACES, wasi};
 use crate::config::Sandbox;
@@ -242,7 +242,7 @@ impl From<std::io::Error> for Failure {
 }
 
 async fn make(job: &Job, wasm: Vec<u8>, outputs: &Outputs) -> Result<Built, Failure> {
-    let (found, wasm) = detect(wasm)?;
+    let (found, wasm) = detect(wasm, job.restored)?;
     let limit = job.limits.get(Limit::Memory);
     if found.memory_bytes_min > limit {
         let detail =
@@ -289,7 +289,7 @@ async fn make_on(stage: &Stage<'_>, found: &Found, wasm: Vec<u8>, outputs: &Outp
     let image = native::write(&outputs.native.0, &native)?;
     drop(native);
     let code = load(stage, outputs)?;
-    check_code(stage, found, &code)?;
+    check_code(&stage.engine, found, &code)?;
     let tried = match job.only_compiles() {
         true => Tried::No,
         false => bare_start(stage, &code, &notes).await?,
@@ -312,7 +312,7 @@ async fn keep(stage: &Stage<'_>, found: &Found, snapshot: Snapshot, outputs: &Ou
     let image = native::write(&outputs.native.0, &native)?;
     drop(native);
     let code = load(stage, outputs)?;
-    check_code(stage, found, &code)?;
+    check_code(&stage.engine, found, &code)?;
     if let Err(fault) = verify(stage, &code, &statuses).await {
         // Other code is going to be written there, so nothing may have this mapped.
         drop(code);
@@ -395,11 +395,16 @@ fn load(stage: &Stage<'_>, outputs: &Outputs) -> std::io::Result<Code> {
 }
 
 /// What the bytes are, and the bytes to compile: a module that is to become a component is made one first.
-fn detect(wasm: Vec<u8>) -> Result<(Found, Vec<u8>), Refused> {
-    let surface = Surface::of(&wasm)?;
-    let Some(model) = surface.unfinished() else { return Ok((surface.found()?, wasm)) };
-    let component = componentize(&wasm, model)?;
-    Ok((Surface::of(&component)?.found()?, component))
+fn detect(wasm: Vec<u8>, is_own: bool) -> Result<(Found, Vec<u8>), Refused> {
+    let surface = Surface::of(&wasm, is_own)?;
+    let (found, wasm) = match surface.unfinished() {
+        None => (surface.found()?, wasm),
+        Some(model) => {
+            let component = componentize(&wasm, model)?;
+            (Surface::of(&component, is_own)?.found()?, component)
+        }
+    };
+    Ok((found, bulk::in_parts(wasm).map_err(|error| malformed(&error))?))
 }
 
 /// Native code of `wasm`. It is not loaded on the way: memory that is kept would exist once more.
@@ -413,10 +418,10 @@ fn compile(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<Vec<u8>, Ref
 }
 
 /// Whether the code has the entry that its kind has, and imports what this host has.
-fn check_code(stage: &Stage<'_>, found: &Found, code: &Code) -> Result<(), Refused> {
+pub(super) fn check_code(engine: &Engine, found: &Found, code: &Code) -> Result<(), Refused> {
     match code {
-        Code::Module(module) => check_module(&stage.engine, found.shape.kind, module),
-        Code::Component(component) => check_component(&stage.engine, found, component),
+        Code::Module(module) => check_module(engine, found.shape.kind, module),
+        Code::Component(component) => check_component(engine, found, component),
     }
 }
 
@@ -446,7 +451,7 @@ fn check_module(engine: &Engine, kind: Kind, module: &Module) -> Result<(), Refu
     linker.instantiate_pre(module).map(drop).map_err(|error| match error.downcast_ref::<UnknownImportError>() {
         Some(unknown) => Refused::unfit(
             format!("the module imports '{}' from '{}', which this host does not have", unknown.name(), unknown.module()),
-            format!("core modules may import '{MODULE}', 'wasi_snapshot_preview1' and 'wasi_unstable'; build for wasm32-wasip1"),
+            format!("core modules may import '{MODULE}' and 'wasi_snapshot_preview1'; build for wasm32-wasip1"),
         ),
         None => Refused::unfit(
             format!("an import has another type here: {}", sentence(format_args!("{error:#}"))),

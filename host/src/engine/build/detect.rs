@@ -6,7 +6,7 @@
 use wasmparser::{CanonicalFunction, ComponentExternalKind, Encoding, ExternalKind, Parser, Payload, TypeRef};
 
 use super::Refused;
-use super::caps::{Counts, MODULES, Malformed};
+use super::caps::{Cap, Counts, LEVELS, MODULES, Malformed};
 use super::componentize::{Model, SECTION_STEM};
 use crate::capability::handler::{ENTRY, INIT, MODULE, MODULE_STEM, WIZER_INIT};
 use crate::engine::{Kind, Lane, Shape};
@@ -71,18 +71,15 @@ pub(super) struct Surface {
 }
 
 impl Surface {
-    /// Looks at all of a binary, and checks every cap.
+    /// Looks at all of a binary, and checks every cap, unless it `is_own`: made by this node of one that was within them.
     ///
     /// # Errors
     /// [`Refused`] when a cap is passed or the bytes are no Wasm.
-    pub(super) fn of(bytes: &[u8]) -> Result<Self, Refused> {
+    pub(super) fn of(bytes: &[u8], is_own: bool) -> Result<Self, Refused> {
         check_magic(bytes)?;
-        scan(bytes).map_err(|stopped| match stopped {
+        scan(bytes, is_own).map_err(|stopped| match stopped {
             Malformed::Refused(refused) => refused,
-            Malformed::Parse(error) => Refused::unfit(
-                format!("the Wasm binary is malformed: {} (at byte {})", error.message(), error.offset()),
-                "the file may be damaged or cut short: build it again",
-            ),
+            Malformed::Parse(error) => malformed(&error),
         })
     }
 
@@ -127,21 +124,34 @@ impl Surface {
     }
 }
 
-fn scan(bytes: &[u8]) -> Result<Surface, Malformed> {
+/// What `error` means of an upload.
+pub(super) fn malformed(error: &wasmparser::BinaryReaderError) -> Refused {
+    Refused::unfit(
+        format!("the Wasm binary is malformed: {} (at byte {})", error.message(), error.offset()),
+        "the file may be damaged or cut short: build it again",
+    )
+}
+
+fn scan(bytes: &[u8], is_own: bool) -> Result<Surface, Malformed> {
     let mut surface = Surface::default();
     // One set of counts for each module that is open; an outer component has one too, which stays empty.
-    let mut open = vec![Counts::default()];
+    let mut open = vec![Counts::new(is_own)];
     let mut modules = 0u64;
+    let check = |cap: Cap, count| if is_own { Ok(()) } else { cap.check(count) };
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload?;
         let outermost = open.len() == 1;
         match &payload {
             Payload::Version { encoding, .. } => {
                 modules += u64::from(*encoding == Encoding::Module);
-                MODULES.check(modules)?;
+                check(MODULES, modules)?;
                 surface.component |= outermost && *encoding == Encoding::Component;
             }
-            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => open.push(Counts::default()),
+            Payload::ModuleSection { .. } => open.push(Counts::new(is_own)),
+            Payload::ComponentSection { .. } => {
+                open.push(Counts::new(is_own));
+                check(LEVELS, open.len() as u64)?;
+            }
             Payload::End(_) => {
                 if let Some(counts) = open.pop() {
                     surface.memory_bytes_min = surface.memory_bytes_min.saturating_add(counts.memory_bytes_min);
@@ -300,11 +310,23 @@ mod tests {
     use super::*;
 
     fn found(bytes: &[u8]) -> Result<Found, Refused> {
-        Surface::of(bytes).and_then(|surface| surface.found())
+        Surface::of(bytes, false).and_then(|surface| surface.found())
     }
 
     fn detect_text(text: &str) -> Result<Shape, Refused> {
         found(&wat::parse_str(text).unwrap()).map(|found| found.shape)
+    }
+
+    #[test]
+    fn what_this_node_made_of_a_module_at_the_caps_is_within_them() {
+        let types = "(type (func)) ".repeat(9_999);
+        let text =
+            format!("(module {types} (memory 1) (func (param i32) (memory.fill (local.get 0) (local.get 0) (local.get 0))))");
+        let wasm = wat::parse_str(text).unwrap();
+        assert!(Surface::of(&wasm, false).is_ok());
+        let rewritten = super::super::bulk::in_parts(wasm).unwrap();
+        assert!(Surface::of(&rewritten, false).unwrap_err().detail.contains("10001 types"));
+        assert!(Surface::of(&rewritten, true).is_ok());
     }
 
     #[test]
@@ -372,7 +394,7 @@ mod tests {
 
     #[test]
     fn modules_that_are_to_become_components_are_told_by_their_section() {
-        let model = |text: &str| Surface::of(&wat::parse_str(text).unwrap()).unwrap().unfinished();
+        let model = |text: &str| Surface::of(&wat::parse_str(text).unwrap(), false).unwrap().unfinished();
         let section = "(@custom \"component-type:bindings\" \"\")";
         assert_eq!(model(&format!("(module {section})")), Some(Model::Reactor));
         assert_eq!(model(&format!("(module (func (export \"_start\")) {section})")), Some(Model::Command));

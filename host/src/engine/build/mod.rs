@@ -11,6 +11,7 @@ macro_rules! off {
 }
 
 mod builds;
+mod bulk;
 mod caps;
 pub mod child;
 mod componentize;

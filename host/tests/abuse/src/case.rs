@@ -221,8 +221,6 @@ pub(crate) struct Seen {
     pub(crate) notes: Vec<String>,
     /// What is judged only where times are.
     pub(crate) slow: Vec<String>,
-    /// The longest single operation that nothing can interrupt, of an attack that is made of them: a victim may wait for one.
-    pub(crate) operation: Option<Duration>,
 }
 
 /// Complaints that are kept of one attack.

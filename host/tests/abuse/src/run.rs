@@ -18,9 +18,6 @@ const MEMORY_SPARE_BYTES: u64 = 4 << 20;
 /// The longest p99 of a victim, however many processors an attack burns.
 const P99_MAX: Duration = Duration::from_millis(50);
 
-/// What spinners may add to a victim's p99, and operations that nothing can interrupt besides the longest one.
-const SPINNERS_ADD: Duration = Duration::from_millis(5);
-
 /// Runs a case to its end. A case that cannot be run to its end has failed.
 pub(crate) fn run(kind: &Kind, binary: &Path, scale: Scale) -> Finding {
     let began = Instant::now();
@@ -183,10 +180,9 @@ fn judge_victim(case: &Case, tally: &Tally, seen: &mut Seen) {
         seen.note(format!("{} of the victim's {} requests were refused before they began", tally.refused, tally.sent));
     }
     let (quiet, attack) = (quantile(&tally.quiet, 990), quantile(&tally.attack, 990));
-    let bound = match (case.processor, seen.operation) {
-        (_, Some(operation)) => quiet + SPINNERS_ADD + operation,
-        (Processor::Spared, None) => P99_MAX.min(quiet * 2),
-        (Processor::Burnt, None) => P99_MAX,
+    let bound = match case.processor {
+        Processor::Spared => P99_MAX.min(quiet * 2),
+        Processor::Burnt => P99_MAX,
     };
     // Where the victim's requests wait for their place or are refused, their times are the node's settings.
     if attack > bound && case.refusals == Refusals::Never {
