@@ -302,7 +302,12 @@ async fn close((stream, owed): (Stream, bool), unparsed: &[u8], end: End, phase:
             }
         } else if phase.is_unread() {
             refuse::linger(stream).await;
-        } else if !phase.is_cut() {
+        } else if phase.is_cut() {
+            // An orderly end would say that it is whole.
+        } else if begun || phase.requests() >= options.requests_max {
+            // Requests that nobody will answer may be behind the last one that was.
+            refuse::linger(stream).await;
+        } else {
             refuse::farewell(stream).await;
         }
     };

@@ -143,6 +143,19 @@ fn a_connection_has_a_number_of_requests() {
 }
 
 #[test]
+fn the_last_answers_come_however_many_requests_are_behind() {
+    let server = Server::start(&Net { requests_max: 400, ..slow() }, echo);
+    let mut client = server.client();
+    let target = "x".repeat(1000);
+    // More answers than a client's system takes before anybody reads, and fewer than the server's does.
+    client.send_some(format!("GET /{target} HTTP/1.1\r\nhost: t\r\n\r\n").repeat(800));
+    for _ in 0..400 {
+        assert!(client.response().text().ends_with(&format!("{target} 0")));
+    }
+    assert!(client.is_closed());
+}
+
+#[test]
 fn a_body_that_drips_is_given_up() {
     let grace = Time(Duration::from_millis(500));
     let server = Server::start(&Net { body_rate_grace: grace, ..slow() }, echo);
