@@ -30,11 +30,12 @@ pub const SUBSCRIPTIONS_MAX: i32 = 1024;
 pub const OPEN_FILES_MAX: usize = 128;
 
 /// Of the errors of preview 1: an address outside of the memory, an argument that is out of its range, too many files of the guest, and of the
-/// node.
+/// node, and a path that is too long.
 const FAULT: i32 = 21;
 pub(super) const INVAL: i32 = 28;
 const MFILE: i32 = 33;
 const NFILE: i32 = 41;
+pub(super) const NAMETOOLONG: i32 = 37;
 
 /// Why a guest may open no more files.
 enum Full {
@@ -42,43 +43,39 @@ enum Full {
     Node,
 }
 
-/// Puts them over those of previews 0 and 1. `linker` must allow shadowing.
+/// Puts them over those of preview 1. `linker` must allow shadowing.
 ///
 /// # Errors
 /// Only if the library names its calls differently: a bug of ours.
-pub(super) fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
-    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
-        linker
-            .func_wrap_async(preview, "random_get", |caller: Caller<'_, Host>, (buf, len)| Box::new(random(caller, buf, len)))?;
-        linker.func_wrap_async(
-            preview,
-            "fd_read",
-            |mut caller: Caller<'_, Host>, (fd, vectors, count, read): (i32, i32, i32, i32)| {
-                Box::new(async move {
-                    if !is_within(count, VECTORS_MAX) {
-                        return Ok(INVAL);
-                    }
-                    let (bytes, host) = memory(&mut caller)?;
-                    preview1::fd_read(host.preview1(), &mut GuestMemory::Unshared(bytes), fd, vectors, count, read).await
-                })
-            },
-        )?;
-        linker.func_wrap_async(
-            preview,
-            "fd_pread",
-            |mut caller: Caller<'_, Host>, (fd, vectors, count, offset, read): (i32, i32, i32, i64, i32)| {
-                Box::new(async move {
-                    if !is_within(count, VECTORS_MAX) {
-                        return Ok(INVAL);
-                    }
-                    let (bytes, host) = memory(&mut caller)?;
-                    preview1::fd_pread(host.preview1(), &mut GuestMemory::Unshared(bytes), fd, vectors, count, offset, read).await
-                })
-            },
-        )?;
-    }
-    // Those of preview 0 have structures of their own.
+pub(super) fn link_preview1(linker: &mut ModuleLinker<Host>) -> Result<()> {
     let preview = "wasi_snapshot_preview1";
+    linker.func_wrap_async(preview, "random_get", |caller: Caller<'_, Host>, (buf, len)| Box::new(random(caller, buf, len)))?;
+    linker.func_wrap_async(
+        preview,
+        "fd_read",
+        |mut caller: Caller<'_, Host>, (fd, vectors, count, read): (i32, i32, i32, i32)| {
+            Box::new(async move {
+                if !is_within(count, VECTORS_MAX) {
+                    return Ok(INVAL);
+                }
+                let (bytes, host) = memory(&mut caller)?;
+                preview1::fd_read(host.preview1(), &mut GuestMemory::Unshared(bytes), fd, vectors, count, read).await
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        preview,
+        "fd_pread",
+        |mut caller: Caller<'_, Host>, (fd, vectors, count, offset, read): (i32, i32, i32, i64, i32)| {
+            Box::new(async move {
+                if !is_within(count, VECTORS_MAX) {
+                    return Ok(INVAL);
+                }
+                let (bytes, host) = memory(&mut caller)?;
+                preview1::fd_pread(host.preview1(), &mut GuestMemory::Unshared(bytes), fd, vectors, count, offset, read).await
+            })
+        },
+    )?;
     linker.func_wrap_async(
         preview,
         "poll_oneoff",
@@ -99,6 +96,11 @@ pub(super) fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
 /// Whether a number that a guest gave is no more than that; it has no sign.
 pub(super) fn is_within(count: i32, max: i32) -> bool {
     (0..=max).contains(&count)
+}
+
+/// Whether a path of so many bytes is one: the library copies it before it looks at it.
+pub(super) fn is_path(len: i32) -> bool {
+    usize::try_from(len).is_ok_and(|len| len <= listing::PATH_BYTES_MAX)
 }
 
 /// Puts them over those of 0.2, and of 0.3 if `concurrent`. `linker` must allow shadowing.
@@ -187,6 +189,9 @@ async fn open1(mut caller: Caller<'_, Host>, arguments: Open1) -> Result<i32> {
         Ok(()) => {}
     }
     let (fd, dirflags, path, len, oflags, rights, inheriting, fdflags, opened) = arguments;
+    if !is_path(len) {
+        return Ok(NAMETOOLONG);
+    }
     let (bytes, host) = memory(&mut caller)?;
     let bytes = &mut GuestMemory::Unshared(bytes);
     preview1::path_open(host.preview1(), bytes, fd, dirflags, path, len, oflags, rights, inheriting, fdflags, opened).await

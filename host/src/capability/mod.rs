@@ -231,7 +231,7 @@ impl fmt::Debug for Host {
 /// Only if two interfaces define the same name: a bug of ours.
 pub fn link_modules(linker: &mut ModuleLinker<Host>) -> Result<()> {
     handler::link(linker)?;
-    wasi::link_previews(linker)
+    wasi::link_preview1(linker)
 }
 
 /// Links everything that a component may import. `concurrent`: whether the engine knows the asynchronous component model,

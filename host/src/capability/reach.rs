@@ -21,6 +21,7 @@ use wasmtime_wasi::sockets::{TcpSocket as TcpSocket3, UdpSocket as UdpSocket3, W
 use wiggle::GuestMemory;
 
 use super::Host;
+use super::bounded::{NAMETOOLONG, is_path};
 use super::explain::{Denied, How};
 use super::wasi::memory;
 
@@ -29,9 +30,10 @@ pub(super) const ACCES: i32 = 2;
 /// `EBADF` of the first preview: what a descriptor is that is no folder of the host's giving.
 const BADF: i32 = 8;
 
-/// Puts calls of preview 1 over the library's: each answers [`ACCES`] where `$denied` says so, and is the library's own otherwise.
+/// Puts calls of preview 1 over the library's: each answers [`ACCES`] where `$denied` says so, [`NAMETOOLONG`] if a path is longer than one may be, and
+/// is the library's own otherwise.
 macro_rules! refusing {
-    ($linker:ident, $denied:ident, $($name:ident($($argument:ident: $kind:ty),*) $($await:ident)?;)*) => {$(
+    ($linker:ident, $denied:ident, $($name:ident($($argument:ident: $kind:ty),*) $([$($len:ident),*] $await:ident)?;)*) => {$(
         $linker.func_wrap_async(
             "wasi_snapshot_preview1",
             stringify!($name),
@@ -39,6 +41,9 @@ macro_rules! refusing {
                 if caller.data_mut().$denied() {
                     return Ok(ACCES);
                 }
+                $(if $(!is_path($len))||* {
+                    return Ok(NAMETOOLONG);
+                })?
                 let (bytes, host) = memory(&mut caller)?;
                 let memory = &mut GuestMemory::Unshared(bytes);
                 let answer = preview1::$name(host.preview1(), memory, $($argument),*);
@@ -49,25 +54,22 @@ macro_rules! refusing {
     )*};
 }
 
-/// Puts them over those of previews 0 and 1. `linker` must allow shadowing.
+/// Puts them over those of preview 1. `linker` must allow shadowing.
 ///
 /// # Errors
 /// Only if the library names its calls differently: a bug of ours.
-pub(super) fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
-    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
-        linker.func_wrap(preview, "fd_prestat_get", prestat)?;
-    }
-    // Those of preview 0 have structures of their own, and the library answers them: without a folder with EBADF.
+pub(super) fn link_preview1(linker: &mut ModuleLinker<Host>) -> Result<()> {
+    linker.func_wrap("wasi_snapshot_preview1", "fd_prestat_get", prestat)?;
     refusing!(linker, is_denied_folders,
-        path_create_directory(fd: i32, path: i32, len: i32) await;
-        path_filestat_get(fd: i32, flags: i32, path: i32, len: i32, buf: i32) await;
-        path_filestat_set_times(fd: i32, flags: i32, path: i32, len: i32, atim: i64, mtim: i64, fst_flags: i32) await;
-        path_link(old_fd: i32, flags: i32, old: i32, old_len: i32, new_fd: i32, new: i32, new_len: i32) await;
-        path_readlink(fd: i32, path: i32, len: i32, buf: i32, buf_len: i32, read: i32) await;
-        path_remove_directory(fd: i32, path: i32, len: i32) await;
-        path_rename(old_fd: i32, old: i32, old_len: i32, new_fd: i32, new: i32, new_len: i32) await;
-        path_symlink(old: i32, old_len: i32, fd: i32, new: i32, new_len: i32) await;
-        path_unlink_file(fd: i32, path: i32, len: i32) await;
+        path_create_directory(fd: i32, path: i32, len: i32) [len] await;
+        path_filestat_get(fd: i32, flags: i32, path: i32, len: i32, buf: i32) [len] await;
+        path_filestat_set_times(fd: i32, flags: i32, path: i32, len: i32, atim: i64, mtim: i64, fst_flags: i32) [len] await;
+        path_link(old_fd: i32, flags: i32, old: i32, old_len: i32, new_fd: i32, new: i32, new_len: i32) [old_len, new_len] await;
+        path_readlink(fd: i32, path: i32, len: i32, buf: i32, buf_len: i32, read: i32) [len] await;
+        path_remove_directory(fd: i32, path: i32, len: i32) [len] await;
+        path_rename(old_fd: i32, old: i32, old_len: i32, new_fd: i32, new: i32, new_len: i32) [old_len, new_len] await;
+        path_symlink(old: i32, old_len: i32, fd: i32, new: i32, new_len: i32) [old_len, new_len] await;
+        path_unlink_file(fd: i32, path: i32, len: i32) [len] await;
     );
     refusing!(linker, is_denied_descriptors,
         sock_accept(fd: i32, flags: i32, accepted: i32);

@@ -1,4 +1,4 @@
-//! WASI: previews 0 and 1 for core modules, 0.2 and 0.3 for components.
+//! WASI: preview 1 for core modules, 0.2 and 0.3 for components.
 //!
 //! Owns when WASI's state is made (at the guest's first call, because most handlers never make one) and what is in it.
 //! Without a grant there are no folders and no sockets, and a bucket that is a folder can only be read: each call answers with the interface's own refusal.
@@ -16,7 +16,6 @@ use wasmtime::component::Linker as ComponentLinker;
 use wasmtime::{AsContextMut as _, Caller, Extern, Linker as ModuleLinker, Result, StoreContextMut};
 use wasmtime_wasi::cli::WasiCliView as _;
 use wasmtime_wasi::filesystem::Descriptor;
-use wasmtime_wasi::p0;
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{
     WasiSnapshotPreview1 as _, environ_sizes_get, fd_fdstat_get, fd_prestat_dir_name,
 };
@@ -40,23 +39,20 @@ const DESCRIBED_BYTES: i32 = 24;
 /// Bytes of a folder's name that are looked at; a longer one is none.
 const NAME_BYTES_MAX: i32 = 4096;
 
-/// Links `wasi_snapshot_preview1`, and `wasi_unstable`, as it was called before: programs of 2019 and 2020 import that, and
-/// `wasmtime run` takes them.
+/// Links `wasi_snapshot_preview1`. What it was called before 2020, `wasi_unstable`, is not linked: nothing builds for it any more, and it is a second
+/// door to the same calls, for which every bound would have to be written twice.
 ///
 /// # Errors
 /// Only if a name is defined twice: a bug of ours.
-pub fn link_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
+pub fn link_preview1(linker: &mut ModuleLinker<Host>) -> Result<()> {
     p1::add_to_linker_async(linker, Host::preview1)?;
-    p0::add_to_linker_async(linker, Host::preview1)?;
     // wasmtime-wasi 48 turns codes from 126 up into an error without a code; programs have always exited with up to 255.
     linker.allow_shadowing(true);
     let exit = |code: u32| -> Result<()> { Err(I32Exit(code.cast_signed()).into()) };
-    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
-        linker.func_wrap(preview, "proc_exit", exit)?;
-    }
-    reach::link_previews(linker)?;
-    bounded::link_previews(linker)?;
-    written::link_previews(linker)?;
+    linker.func_wrap("wasi_snapshot_preview1", "proc_exit", exit)?;
+    reach::link_preview1(linker)?;
+    bounded::link_preview1(linker)?;
+    written::link_preview1(linker)?;
     linker.allow_shadowing(false);
     Ok(())
 }
@@ -83,7 +79,7 @@ impl Host {
         self.preview1.get_or_insert_with(|| builder(&self.environment, &self.stdio, &self.mounts, &self.log).build_p1())
     }
 
-    /// Whether a program of previews 0 and 1 has other descriptors than every instance begins with: one is open that it opened, or one of the
+    /// Whether a program of preview 1 has other descriptors than every instance begins with: one is open that it opened, or one of the
     /// first, which are the standard streams and the granted folders, is closed or another. Such a program cannot be snapshotted, for the same
     /// reason as one that [holds handles](Self::holds_handles). Not seen: standard output and standard error that changed places.
     ///
@@ -293,20 +289,18 @@ impl TryRng for Kernel {
 ///
 /// # Errors
 /// Only if a name is not WASI's: a bug of ours.
-pub fn watch_previews(linker: &mut ModuleLinker<Host>) -> Result<()> {
+pub fn watch_preview1(linker: &mut ModuleLinker<Host>) -> Result<()> {
     // Whoever reads them asks first how long they are.
     let sizes = |mut caller: Caller<'_, Host>, count: i32, bytes: i32| {
         let (memory, host) = memory(&mut caller)?;
         host.has_read_variables = true;
         environ_sizes_get(host.preview1(), &mut GuestMemory::Unshared(memory), count, bytes)
     };
-    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
-        linker.func_wrap(preview, "environ_sizes_get", sizes)?;
-    }
+    linker.func_wrap("wasi_snapshot_preview1", "environ_sizes_get", sizes)?;
     Ok(())
 }
 
-/// As [`watch_previews`]. The seed of `wasi:random/insecure-seed`, with which programs seed their hash tables, is counted too, and new
+/// As [`watch_preview1`]. The seed of `wasi:random/insecure-seed`, with which programs seed their hash tables, is counted too, and new
 /// at each call.
 ///
 /// # Errors

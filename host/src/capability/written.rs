@@ -32,16 +32,15 @@ struct Write {
     written: i32,
 }
 
-/// Puts them over those of previews 0 and 1. `linker` must allow shadowing.
-pub(super) fn link_previews(linker: &mut Linker<Host>) -> Result<()> {
-    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
-        linker.func_wrap_async(preview, "fd_write", |caller: Caller<'_, Host>, (fd, vectors, count, written)| {
-            Box::new(write(caller, Write { fd, vectors, count, offset: None, written }))
-        })?;
-        linker.func_wrap_async(preview, "fd_pwrite", |caller: Caller<'_, Host>, (fd, vectors, count, offset, written)| {
-            Box::new(write(caller, Write { fd, vectors, count, offset: Some(offset), written }))
-        })?;
-    }
+/// Puts them over those of preview 1. `linker` must allow shadowing.
+pub(super) fn link_preview1(linker: &mut Linker<Host>) -> Result<()> {
+    let preview = "wasi_snapshot_preview1";
+    linker.func_wrap_async(preview, "fd_write", |caller: Caller<'_, Host>, (fd, vectors, count, written)| {
+        Box::new(write(caller, Write { fd, vectors, count, offset: None, written }))
+    })?;
+    linker.func_wrap_async(preview, "fd_pwrite", |caller: Caller<'_, Host>, (fd, vectors, count, offset, written)| {
+        Box::new(write(caller, Write { fd, vectors, count, offset: Some(offset), written }))
+    })?;
     Ok(())
 }
 

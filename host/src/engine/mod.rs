@@ -134,7 +134,7 @@ impl Engine {
         capability::wasi::watch_components(&mut lane_engine.components, lane == Lane::Concurrent)?;
         if let Some(modules) = &mut lane_engine.modules {
             modules.allow_shadowing(true);
-            capability::wasi::watch_previews(modules)?;
+            capability::wasi::watch_preview1(modules)?;
         }
         Self::over(vec![lane_engine], ready::Budget::new(0, 0, Duration::ZERO), Arc::new(Metrics::new()))
     }

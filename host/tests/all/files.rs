@@ -13,6 +13,7 @@ use crate::harness::escape::{SENTINEL, links, paths, picture, trap};
 use crate::harness::examples::guest;
 use crate::harness::wat::{command, handler, wasm};
 use crate::harness::{Node, Setup, data_dir, eventually, http::Reply, multipart, serve};
+use crate::limits::number;
 use crate::snapshot::{done, has_snapshot};
 
 /// A manifest that grants `site` at `/site`.
@@ -461,4 +462,40 @@ fn without_a_grant_there_is_nothing_and_the_log_says_once_which_line_would_help(
         assert!(node.data.get("/reaches/socket").ok().text().contains("permission denied"));
     }
     assert_eq!(said("reaches", "sockets, which no function of this node has"), 1, "{:?}", node.logs("reaches"));
+}
+
+#[test]
+fn a_path_of_preview_1_has_a_length() {
+    let node = Node::start(&[]);
+    let files = archive(&[("site/a", "x")]);
+    for (name, params, call) in [
+        ("path_filestat_get", "i32 i32 i32 i32 i32", "(i32.const 0) (i32.const 0) (i32.const N) (i32.const 8000)"),
+        (
+            "path_open",
+            "i32 i32 i32 i32 i32 i64 i64 i32 i32",
+            "(i32.const 0) (i32.const 0) (i32.const N) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 8000)",
+        ),
+        ("path_rename", "i32 i32 i32 i32 i32 i32", "(i32.const 0) (i32.const N) (i32.const 3) (i32.const 0) (i32.const 1)"),
+        ("path_rename", "i32 i32 i32 i32 i32 i32", "(i32.const 0) (i32.const 1) (i32.const 3) (i32.const 0) (i32.const N)"),
+        ("path_symlink", "i32 i32 i32 i32 i32", "(i32.const N) (i32.const 3) (i32.const 0) (i32.const 1)"),
+    ] {
+        let answer = |len: &str| {
+            let first = if name == "path_symlink" { "(i32.const 0)" } else { "(i32.const 3)" };
+            let import =
+                format!("(module (import \"wasi_snapshot_preview1\" \"{name}\" (func $f (param {params}) (result i32)))");
+            let text = handler(&format!(
+                "(data (i32.const 0) \"{}\") (func (export \"hob_handle\") (call $number (call $f {first} {})))",
+                "a/".repeat(2049),
+                call.replace('N', len)
+            ));
+            let wasm = wasm(&text.replacen("(module", &import, 1));
+            deploy(&node, "a", &wasm, &format!("snapshot = \"off\"\n{SITE}"), &files);
+            number(&node.data.get("/a").good())
+        };
+        // Of 4,096 the system may say so, which has a byte less.
+        assert_ne!(answer("4095"), 37, "{name}");
+        for past in ["4097", "-1"] {
+            assert_eq!(answer(past), 37, "{name} {past}");
+        }
+    }
 }

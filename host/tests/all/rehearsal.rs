@@ -98,10 +98,26 @@ fn there_is_no_call_of_another_function_to_make() {
     let text = text.replacen("(module", "(module (import \"hob1\" \"call\" (func $call))", 1);
     let refused = deploy(&node, "a", &text, granted).problem(422, "not-deployable");
     assert!(refused["detail"].as_str().unwrap().contains("'call' from 'hob1'"), "{refused}");
+    // And where a snapshot is required, which is tried first.
+    let required = deploy(&node, "a", &text, "snapshot = \"required\"").problem(422, "not-deployable");
+    let detail = required["detail"].as_str().unwrap();
+    assert!(detail.contains("manifest requires one") && detail.contains("'call' from 'hob1'"), "{required}");
     let calls = component("(import \"hob:functions/call\" (instance (export \"call\" (func))))");
     let refused = deploy(&node, "a", &calls, "").problem(422, "not-deployable");
     assert!(refused["detail"].as_str().unwrap().contains("hob:functions/call"), "{refused}");
     node.control.get("/v1/functions/a").problem(404, "not-found");
+}
+
+#[test]
+fn there_is_no_request_to_read_the_body_of() {
+    let node = Node::start(&[]);
+    let text = handler(
+        "(func (export \"hob_init\") (drop (call $body_read (i32.const 0) (i32.const 4)))) (func (export \"hob_handle\"))",
+    );
+    for mode in ["auto", "required"] {
+        let refused = deploy(&node, "a", &text, &format!("snapshot = \"{mode}\"")).problem(422, "not-deployable");
+        assert!(refused["detail"].as_str().unwrap().contains("no request whose body could be read"), "{mode}: {refused}");
+    }
 }
 
 /// A handler that does not start unless its arguments, its name first, and its variables have `len` bytes, and that answers 1.

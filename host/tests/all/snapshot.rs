@@ -209,15 +209,13 @@ fn a_component_s_randomness_and_time() {
 #[test]
 fn each_drawing_of_random_numbers_counts_once() {
     let node = Node::start(&[]);
-    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
-        for (bytes, times) in [(8, 0), (1, 1), (8, 1), (4096, 2)] {
-            let draw = format!("(drop (call $random_get (i32.const 1000) (i32.const {bytes})))");
-            let import = format!("(module (import \"{preview}\" \"random_get\" (func $random_get (param i32 i32) (result i32)))");
-            let text = counter_and(&draw.repeat(times)).replacen("(module", &import, 1);
-            let notes = notes(&done(deploy(&node, "a", &text, "")));
-            assert_eq!(notes.len(), times.min(1), "{notes:?}");
-            assert!(notes.iter().all(|note| note.contains(&format!("({times} times)"))), "{preview} {bytes} {notes:?}");
-        }
+    for (bytes, times) in [(8, 0), (1, 1), (8, 1), (4096, 2)] {
+        let draw = format!("(drop (call $random_get (i32.const 1000) (i32.const {bytes})))");
+        let import = "(module (import \"wasi_snapshot_preview1\" \"random_get\" (func $random_get (param i32 i32) (result i32)))";
+        let text = counter_and(&draw.repeat(times)).replacen("(module", import, 1);
+        let notes = notes(&done(deploy(&node, "a", &text, "")));
+        assert_eq!(notes.len(), times.min(1), "{notes:?}");
+        assert!(notes.iter().all(|note| note.contains(&format!("({times} times)"))), "{bytes} {notes:?}");
     }
 }
 
@@ -296,13 +294,9 @@ fn descriptors_that_a_core_module_keeps() {
         assert_eq!((notes(&auto), notes(&required)), (vec![], vec![]), "{what}");
         assert!(has_snapshot(&node, "f"), "{what}");
     }
-    // Programs of the preview before have the same descriptors.
-    let older = opens("(call $keep)").replace("wasi_snapshot_preview1", "wasi_unstable");
-    for text in [opens("(call $keep)"), older] {
-        let reason = reason(&files::deploy(&node, "kept", &wasm(&text), SITE, &site));
-        assert!(reason.contains("has a file or a folder open"), "{reason}");
-        assert_eq!(node.data.get("/kept").ok().text(), "A", "the file whose number it kept");
-    }
+    let kept = reason(&files::deploy(&node, "kept", &wasm(&opens("(call $keep)")), SITE, &site));
+    assert!(kept.contains("has a file or a folder open"), "{kept}");
+    assert_eq!(node.data.get("/kept").ok().text(), "A", "the file whose number it kept");
     // A warm-up request counts as the initialisation does.
     let asked = requests_that_open();
     let manifest = |mode: &str| format!("{SITE}[snapshot]\nmode = '{mode}'\nwarmup = ['GET /']\n");

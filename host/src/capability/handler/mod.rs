@@ -233,6 +233,9 @@ fn request_read(mut caller: Caller<'_, Host>, buf: u32, cap: u32) -> Result<u32>
 
 async fn body_read(mut caller: Caller<'_, Host>, buf: u32, cap: u32) -> Result<i32> {
     span(&mut caller, buf, cap)?;
+    if caller.data().exchange.request.is_none() {
+        return Err(Refusal::bad_call("there is no request whose body could be read before the function is called").into());
+    }
     if caller.data().exchange.rest.is_empty() {
         match next_piece(&mut caller.data_mut().exchange).await {
             Ok(piece) => caller.data_mut().exchange.rest = piece,

@@ -13,6 +13,7 @@ use wasmtime::{Module, Val};
 use wasmtime_wizer::{ComponentInstanceState, InstanceState, SnapshotVal, ValType, Wizer};
 
 use super::Refused;
+use super::child::check_code;
 use super::detect::Found;
 use super::native::PAGE;
 use super::rehearsal::{Instance, Rehearsal, Stage, Start, Times};
@@ -90,7 +91,7 @@ pub(super) async fn take(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Resul
     }
     let taken = match stage.shape.kind {
         Kind::Handler | Kind::Command => of_module(stage, found, wasm).await,
-        _ => of_component(stage, wasm).await,
+        _ => of_component(stage, found, wasm).await,
     };
     match taken {
         Ok((snapshot, drawn)) => judge(manifest.randomness, snapshot, drawn),
@@ -185,7 +186,7 @@ async fn of_module(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(Sna
     let engine = settings::initialising(stage.shape.lane).map_err(|error| unsuited(&error))?;
     let code = Code::Module(Module::from_binary(&engine, &instrumented).map_err(|error| unsuited(&error))?);
     drop(instrumented);
-    let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
+    let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, found, engine, &code).await?;
     let Instance::Module(instance) = rehearsal.instance else { return Err(unsuited(&"a component came of a module")) };
     let drawn = rehearsal.store.data().drawn;
     let mut state = ModuleState { rehearsal: &mut rehearsal, instance, outlined: Outlined::default(), missing: None };
@@ -196,7 +197,7 @@ async fn of_module(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(Sna
     }
 }
 
-async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64), Unfit> {
+async fn of_component(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(Snapshot, u64), Unfit> {
     let mut wizer = Wizer::new();
     // It would take the export out of the core module, which the component around it still names.
     wizer.keep_init_func(true);
@@ -204,7 +205,7 @@ async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64),
     let engine = settings::initialising(stage.shape.lane).map_err(|error| unsuited(&error))?;
     let code = Code::Component(Component::from_binary(&engine, &instrumented).map_err(|error| unsuited(&error))?);
     drop(instrumented);
-    let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, engine, &code).await?;
+    let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, found, engine, &code).await?;
     let Instance::Component(instance) = rehearsal.instance else { return Err(unsuited(&"a module came of a component")) };
     let drawn = rehearsal.store.data().drawn;
     // Wizer has a page added to a memory each time that it reads it: not the guest's doing.
@@ -227,7 +228,17 @@ async fn of_component(stage: &Stage<'_>, wasm: &[u8]) -> Result<(Snapshot, u64),
 }
 
 /// Initialises and warms up.
-async fn rehearse(stage: &Stage<'_>, engine: wasmtime::Engine, code: &Code) -> Result<(Rehearsal, Vec<u16>, u64), Unfit> {
+async fn rehearse(
+    stage: &Stage<'_>,
+    found: &Found,
+    engine: wasmtime::Engine,
+    code: &Code,
+) -> Result<(Rehearsal, Vec<u16>, u64), Unfit> {
+    // What lacks an import cannot be tried, and says so better here.
+    check_code(&engine, found, code).map_err(|refused| match refused.hint {
+        Some(hint) => Unfit::new(format!("{}; {hint}", refused.detail), HINT_INIT),
+        None => Unfit::new(refused.detail, HINT_INIT),
+    })?;
     let engine = Engine::for_build(stage.shape.lane, engine).map_err(|error| unsuited(&error))?;
     let mut rehearsal = Rehearsal::start(stage, &engine, code, init_times(stage), Start::Initialising)
         .await

@@ -50,7 +50,7 @@ fn imports() -> anyhow::Result<Vec<Import>> {
         .collect::<Vec<_>>()
         .into_iter()
         .filter_map(|(module, name, item)| match item.ty(&store) {
-            ExternType::Func(ty) if module != "wasi_unstable" => Some(Import { module, name, ty }),
+            ExternType::Func(ty) => Some(Import { module, name, ty }),
             _ => None,
         })
         .collect();
