@@ -51,6 +51,17 @@ pub struct Sent {
     pub manifest: Manifest,
 }
 
+/// SHA-256 of the parts of a deploy, as they came.
+#[derive(Debug, Clone, Copy)]
+pub struct Digests {
+    /// Of the module or component.
+    pub wasm: Digest,
+    /// Of the manifest's text; of no text if there is none.
+    pub manifest: Digest,
+    /// Of the archive of files; of no bytes if there is none.
+    pub files: Digest,
+}
+
 /// What deployed functions may be granted.
 #[derive(Debug)]
 pub struct Outside {
@@ -84,6 +95,8 @@ struct Inner {
     collect: Notify,
     /// Files for the collector to look at, besides those that the registry released.
     candidates: Mutex<Vec<FileId>>,
+    /// Held while the files of one build are put in place.
+    keeping: Mutex<()>,
 }
 
 impl Deployer {
@@ -98,12 +111,25 @@ impl Deployer {
         dispatcher: Dispatcher,
         config: config::Data,
     ) -> Self {
-        let (collect, candidates) = (Notify::new(), Mutex::default());
+        let (collect, candidates, keeping) = (Notify::new(), Mutex::default(), Mutex::default());
         let (data, files, secrets) = match outside {
             Some(Outside { data, files, secrets }) => (Some(data), Some(files), Some(secrets)),
             None => (None, None, None),
         };
-        let inner = Inner { artifacts, registry, data, files, secrets, builder, engine, dispatcher, config, collect, candidates };
+        let inner = Inner {
+            artifacts,
+            registry,
+            data,
+            files,
+            secrets,
+            builder,
+            engine,
+            dispatcher,
+            config,
+            collect,
+            candidates,
+            keeping,
+        };
         let this = Self(Arc::new(inner));
         this.0.dispatcher.retake_by(this.retake());
         this
@@ -226,7 +252,7 @@ impl Deployer {
         done
     }
 
-    /// Checks the signature of what is to be deployed, if the tenant has keys. `manifest`: the digest of its text.
+    /// Checks the signature of what is to be deployed, if the tenant has keys.
     ///
     /// # Errors
     /// `bad-signature` if there is none, or it is of none of the tenant's keys or of something else; `precondition-failed` if its version is
@@ -235,8 +261,7 @@ impl Deployer {
         &self,
         tenant: &TenantId,
         name: &FunctionName,
-        wasm: Digest,
-        manifest: Digest,
+        digests: Digests,
         signed: Option<Signed>,
     ) -> Result<Allowed, Fault> {
         let (inner, tenant, name) = (self.0.clone(), tenant.clone(), name.clone());
@@ -249,7 +274,8 @@ impl Deployer {
             let Some(Signed { version, signature }) = signed else {
                 return bad("deploys of this tenant must be signed, and this one is not");
             };
-            let message = Message { tenant: &tenant, function: &name, version, wasm, manifest };
+            let Digests { wasm, manifest, files } = digests;
+            let message = Message { tenant: &tenant, function: &name, version, wasm, manifest, files };
             if !keys.iter().any(|key| key.verifies(&message, &signature)) {
                 return bad("the signature is of none of the tenant's keys, or of something else than was sent");
             }

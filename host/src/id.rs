@@ -195,6 +195,23 @@ impl Digest {
         Self(sha2::Sha256::digest(bytes).into())
     }
 
+    /// Digest of what `bytes` reads, up to its end.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn of_reader(mut bytes: impl std::io::Read) -> std::io::Result<Self> {
+        let mut hasher = sha2::Sha256::new();
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            match bytes.read(&mut piece) {
+                Ok(0) => return Ok(Self(hasher.finalize().into())),
+                Ok(len) => hasher.update(piece.get(..len).unwrap_or_default()),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Digest of several parts. Each part's length goes in before its bytes, so that moving a byte from one part to its
     /// neighbour gives another digest.
     #[must_use]

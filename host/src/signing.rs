@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! bytes   of the message that is signed
-//! 13      "hob deploy 1" and a zero byte
+//! 13      "hob deploy 2" and a zero byte
 //! 4, n    length (little endian) and bytes of the tenant's name
 //! 4, n    length and bytes of the function's name
 //! 8       version (little endian), which rises with each deploy
 //! 32      SHA-256 of the Wasm
 //! 32      SHA-256 of the text of the manifest; of no text if there is none
+//! 32      SHA-256 of the archive of files; of no bytes if there is none
 //! ```
 //!
 //! Owns the message and the check. Knows nothing about which keys a tenant has. Invariant: exactly one encoding of a signature is taken
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Digest, FunctionName, TenantId};
 
-const CONTEXT: &[u8] = b"hob deploy 1\0";
+const CONTEXT: &[u8] = b"hob deploy 2\0";
 
 /// What a signature is of.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +38,8 @@ pub struct Message<'a> {
     pub wasm: Digest,
     /// SHA-256 of the manifest's text.
     pub manifest: Digest,
+    /// SHA-256 of the archive of files.
+    pub files: Digest,
 }
 
 impl Message<'_> {
@@ -52,6 +55,7 @@ impl Message<'_> {
         bytes.extend(self.version.to_le_bytes());
         bytes.extend(self.wasm.bytes());
         bytes.extend(self.manifest.bytes());
+        bytes.extend(self.files.bytes());
         bytes
     }
 }
@@ -181,8 +185,8 @@ mod tests {
     fn every_changed_byte_of_signature_and_message_fails() {
         let key = SecretKey::from_text(&"7a".repeat(32)).unwrap();
         let (tenant, function) = (TenantId::default(), "shop".parse::<FunctionName>().unwrap());
-        let (wasm, manifest) = (Digest::of(b"wasm"), Digest::of(b"manifest"));
-        let message = Message { tenant: &tenant, function: &function, version: 7, wasm, manifest };
+        let (wasm, manifest, files) = (Digest::of(b"wasm"), Digest::of(b"manifest"), Digest::of(b"files"));
+        let message = Message { tenant: &tenant, function: &function, version: 7, wasm, manifest, files };
         let (public, signature) = (key.public(), key.sign(&message));
         assert!(public.verifies(&message, &signature));
         for at in 0..64 {
@@ -211,6 +215,7 @@ mod tests {
             Message { version: 8, ..message },
             Message { wasm: manifest, ..message },
             Message { manifest: wasm, ..message },
+            Message { files: wasm, ..message },
         ] {
             assert!(!public.verifies(&wrong, &signature), "{wrong:?}");
         }
@@ -222,7 +227,7 @@ mod tests {
         let of = |tenant: &str, function: &str| {
             let (tenant, function) = (tenant.parse().unwrap(), function.parse().unwrap());
             let digest = Digest::of(b"");
-            Message { tenant: &tenant, function: &function, version: 1, wasm: digest, manifest: digest }.bytes()
+            Message { tenant: &tenant, function: &function, version: 1, wasm: digest, manifest: digest, files: digest }.bytes()
         };
         assert_ne!(of("a", "bc"), of("ab", "c"));
     }

@@ -143,7 +143,15 @@ impl Package {
         let tenant = tenant.cloned().unwrap_or_default();
         let version = version.unwrap_or_else(unix_ms);
         let manifest = Digest::of(self.manifest.as_deref().unwrap_or_default().as_bytes());
-        let message = Message { tenant: &tenant, function: &self.name, version, wasm: Digest::of(&wasm), manifest };
+        let files = match &self.files {
+            None => Digest::of(b""),
+            Some(packed) => {
+                let mut file = &packed.file;
+                let digest = file.rewind().and_then(|()| Digest::of_reader(file));
+                digest.context("cannot read what was packed")?
+            }
+        };
+        let message = Message { tenant: &tenant, function: &self.name, version, wasm: Digest::of(&wasm), manifest, files };
         Ok(Signed { version, signature: key.sign(&message) })
     }
 

@@ -7,29 +7,31 @@ use std::io::{self, Read};
 
 use axum::extract::multipart::Field;
 use bytes::{Buf, Bytes};
+use sha2::Digest as _;
 use tokio::sync::mpsc;
 
 use super::Control;
 use super::answer::body_fault;
 use crate::artifacts::{Bundle, BundleError};
 use crate::fault::Fault;
+use crate::id::Digest;
 
 /// Pieces that wait between network and disk.
 const PIECES: usize = 4;
 
-/// Takes a tar archive in.
+/// Takes a tar archive in. The digest is of its bytes.
 ///
 /// # Errors
 /// 400, 408, 413 or 507.
-pub(super) async fn receive(control: &Control, mut field: Field<'_>) -> Result<Bundle, Fault> {
+pub(super) async fn receive(control: &Control, mut field: Field<'_>) -> Result<(Bundle, Digest), Fault> {
     let (artifacts, limits) = control.deployer.bundles();
     let (pieces, receiver) = mpsc::channel::<Bytes>(PIECES);
     let task = tokio::task::spawn_blocking(move || {
-        let mut incoming = Incoming { receiver, piece: Bytes::new(), ended: false };
+        let mut incoming = Incoming { receiver, piece: Bytes::new(), ended: false, hasher: sha2::Sha256::new() };
         let bundle = artifacts.unpack(&mut incoming, limits)?;
         // What follows the archive's end, zeros most often, is not looked at; but it must come to its end.
         match io::copy(&mut incoming, &mut io::sink()) {
-            Ok(_) => Ok(bundle),
+            Ok(_) => Ok((bundle, Digest::from_bytes(incoming.hasher.finalize().into()))),
             Err(error) => Err(BundleError::Bad(error.to_string())),
         }
     });
@@ -59,6 +61,7 @@ struct Incoming {
     receiver: mpsc::Receiver<Bytes>,
     piece: Bytes,
     ended: bool,
+    hasher: sha2::Sha256,
 }
 
 impl Read for Incoming {
@@ -66,6 +69,7 @@ impl Read for Incoming {
         if self.piece.is_empty() && !self.ended {
             self.piece = self.receiver.blocking_recv().ok_or_else(|| io::Error::other("the upload broke off"))?;
             self.ended = self.piece.is_empty();
+            self.hasher.update(&self.piece);
         }
         let len = self.piece.len().min(buf.len());
         self.piece.copy_to_slice(&mut buf[..len]);

@@ -138,16 +138,16 @@ pub(super) async fn put(
     control.identity.meters().of(&caller.tenant).deploy()?;
     let precondition = precondition(request.headers())?;
     let signed = signed(request.headers())?;
-    let (sent, manifest_digest) = upload::receive(&control, &caller, request).await?;
+    let (sent, digests) = upload::receive(&control, &caller, request).await?;
     // What it holds, and not its bytes: the same form may have another boundary each time.
     let bundle = sent.bundle.as_ref().map(|bundle| bundle.digest());
-    let digests = [Some(sent.wasm.digest()), Some(manifest_digest), bundle].into_iter().flatten();
-    let parts = digests.map(|digest| Bytes::copy_from_slice(digest.bytes())).collect();
+    let parts = [Some(digests.wasm), Some(digests.manifest), bundle].into_iter().flatten();
+    let parts = parts.map(|digest| Bytes::copy_from_slice(digest.bytes())).collect();
     let ticket = match once.look(&control, parts).await? {
         Found::Answer(answer) => return Ok(answer),
         Found::Nothing(ticket) => ticket,
     };
-    let allowed = control.deployer.check_signature(&caller.tenant, &name, sent.wasm.digest(), manifest_digest, signed).await?;
+    let allowed = control.deployer.check_signature(&caller.tenant, &name, digests, signed).await?;
     let addr = control.data_addr;
     let keep = ticket.map(|ticket| Keep::new(ticket, move |record: &FunctionRecord| Some(deployed(record, addr))));
     let (record, _) = control.deployer.deploy(caller.tenant, name, sent, Terms { precondition, keep }, allowed).await?;

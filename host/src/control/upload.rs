@@ -17,7 +17,7 @@ use super::answer::body_fault;
 use super::buckets::turn;
 use super::{Control, archive};
 use crate::artifacts::Uploaded;
-use crate::deploy::{Deployer, Sent};
+use crate::deploy::{Deployer, Digests, Sent};
 use crate::engine::build::check_magic;
 use crate::fault::{Code, Fault};
 use crate::id::Digest;
@@ -30,11 +30,11 @@ const PIECES: usize = 4;
 /// Room for the framing of a multipart body around a module of the largest size, in bytes.
 const MULTIPART_SLACK: u64 = 128 << 10;
 
-/// Reads a deploy: raw Wasm, or multipart with the parts `manifest`, `wasm` and `files` in any order. The digest is of the manifest's text.
+/// Reads a deploy: raw Wasm, or multipart with the parts `manifest`, `wasm` and `files` in any order.
 ///
 /// # Errors
 /// 400, 408, 413 or 415 about the body; 422 when its first bytes are no Wasm; `overloaded`.
-pub(super) async fn receive(control: &Control, caller: &Caller, request: Request) -> Result<(Sent, Digest), Fault> {
+pub(super) async fn receive(control: &Control, caller: &Caller, request: Request) -> Result<(Sent, Digests), Fault> {
     let _place = turn(&control.places.uploads, caller, "uploads").await?;
     let time = control.deployer.upload_timeout();
     // Giving up drops what was received, and the file with it.
@@ -45,7 +45,7 @@ pub(super) async fn receive(control: &Control, caller: &Caller, request: Request
 }
 
 /// [`receive`], however long it takes.
-async fn whole(control: &Control, request: Request) -> Result<(Sent, Digest), Fault> {
+async fn whole(control: &Control, request: Request) -> Result<(Sent, Digests), Fault> {
     let headers = request.headers();
     if headers.contains_key(CONTENT_ENCODING) {
         let fault = Fault::new(Code::UnsupportedMedia, "the body has a content coding, and nothing is unpacked here");
@@ -66,7 +66,8 @@ async fn whole(control: &Control, request: Request) -> Result<(Sent, Digest), Fa
     match kind.as_str() {
         "application/wasm" | "application/octet-stream" => {
             let wasm = raw(control, request).await?;
-            Ok((Sent { wasm, bundle: None, manifest: Manifest::default() }, Digest::of(b"")))
+            let digests = Digests { wasm: wasm.digest(), manifest: Digest::of(b""), files: Digest::of(b"") };
+            Ok((Sent { wasm, bundle: None, manifest: Manifest::default() }, digests))
         }
         "multipart/form-data" => parts(control, request).await,
         other => {
@@ -89,7 +90,7 @@ async fn raw(control: &Control, request: Request) -> Result<Uploaded, Fault> {
     writer.finish().await
 }
 
-async fn parts(control: &Control, request: Request) -> Result<(Sent, Digest), Fault> {
+async fn parts(control: &Control, request: Request) -> Result<(Sent, Digests), Fault> {
     let bad = |detail: String| {
         Fault::new(Code::BadRequest, detail)
             .hint("send the parts 'manifest' (hob.toml) and 'wasm', and 'files' if it grants folders")
@@ -108,8 +109,10 @@ async fn parts(control: &Control, request: Request) -> Result<(Sent, Digest), Fa
         }
     }
     let wasm = uploaded.ok_or_else(|| bad("the part 'wasm' is missing".into()))?;
-    let (manifest, digest) = manifest.unwrap_or_else(|| (Manifest::default(), Digest::of(b"")));
-    Ok((Sent { wasm, bundle, manifest }, digest))
+    let (manifest, text) = manifest.unwrap_or_else(|| (Manifest::default(), Digest::of(b"")));
+    let (bundle, files) = bundle.map_or_else(|| (None, Digest::of(b"")), |(bundle, files)| (Some(bundle), files));
+    let digests = Digests { wasm: wasm.digest(), manifest: text, files };
+    Ok((Sent { wasm, bundle, manifest }, digests))
 }
 
 async fn module(control: &Control, mut field: Field<'_>) -> Result<Uploaded, Fault> {

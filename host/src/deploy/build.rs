@@ -4,7 +4,7 @@
 //! into it, so what is found under a name need not be built.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::Inner;
 use crate::artifacts::{Contents, FileId, StagedBuild, VerifiedArtifact};
@@ -116,6 +116,8 @@ impl Inner {
         staged: Option<StagedBuild>,
     ) -> Result<Option<SnapshotRecord>, Fault> {
         if let Some(StagedBuild { native, snapshot }) = staged {
+            // Two builds of the same are not alike in every byte: native code and snapshot are both of this one, or both of the other.
+            let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
             if built.snapshot.is_some() {
                 self.artifacts.put_snapshot(tenant, keys.snapshot, snapshot).map_err(|error| error.fault())?;
             }

@@ -5,6 +5,7 @@ use hob::signing::{Message, SecretKey};
 use serde_json::json;
 
 use crate::cli::{check, hob};
+use crate::files::archive;
 use crate::harness::http::Reply;
 use crate::harness::wat::{says, wasm};
 use crate::harness::{Node, multipart};
@@ -17,18 +18,22 @@ struct Deploy {
     function: FunctionName,
     version: u64,
     manifest: String,
+    /// A tar archive; empty: none.
+    files: Vec<u8>,
     wasm: Vec<u8>,
 }
 
 impl Deploy {
     fn signature(&self, key: &SecretKey) -> String {
-        let Self { tenant, function, version, manifest, wasm } = self;
-        let (wasm, manifest) = (Digest::of(wasm), Digest::of(manifest.as_bytes()));
-        key.sign(&Message { tenant, function, version: *version, wasm, manifest }).to_base64()
+        let Self { tenant, function, version, manifest, files, wasm } = self;
+        let (wasm, manifest, files) = (Digest::of(wasm), Digest::of(manifest.as_bytes()), Digest::of(files));
+        key.sign(&Message { tenant, function, version: *version, wasm, manifest, files }).to_base64()
     }
 
     fn send(&self, node: &Node, signature: &str) -> Reply {
-        let (kind, body) = multipart(&[("manifest", self.manifest.as_bytes()), ("wasm", &self.wasm)]);
+        let mut parts = vec![("manifest", self.manifest.as_bytes()), ("files", &self.files), ("wasm", &self.wasm)];
+        parts.retain(|(name, bytes)| *name != "files" || !bytes.is_empty());
+        let (kind, body) = multipart(&parts);
         let version = self.version.to_string();
         let headers = [
             ("content-type", kind.as_str()),
@@ -56,6 +61,7 @@ fn only_what_is_signed_is_deployed_and_only_once() {
         function: "a".parse().unwrap(),
         version: 5,
         manifest: "args = ['x']\n".into(),
+        files: Vec::new(),
         wasm: wasm(&says("one")),
     };
     let signature = good.signature(&key);
@@ -67,6 +73,7 @@ fn only_what_is_signed_is_deployed_and_only_once() {
         ("another version", Deploy { version: 6, ..good.clone() }),
         ("another manifest", Deploy { manifest: "args = ['y']\n".into(), ..good.clone() }),
         ("another module", Deploy { wasm: wasm(&says("two")), ..good.clone() }),
+        ("other files", Deploy { files: archive(&[("site/a", "x")]), ..good.clone() }),
     ] {
         let reply = wrong.send(&node, &signature);
         assert_eq!((reply.status(), reply.header("hob-error")), (422, Some("bad-signature")), "{what}");
@@ -84,6 +91,12 @@ fn only_what_is_signed_is_deployed_and_only_once() {
     older.send(&node, &older.signature(&key)).problem(412, "precondition-failed");
     let newer = Deploy { version: 9, wasm: wasm(&says("new")), ..good.clone() };
     assert_eq!(newer.send(&node, &newer.signature(&key)).status(), 200);
+    let manifest: String = "[grants]\nfiles = [{ host = 'site', guest = '/site' }]\n".into();
+    let brings = Deploy { version: 10, manifest, files: archive(&[("site/a", "x")]), ..newer.clone() };
+    let signature = brings.signature(&key);
+    let others = Deploy { files: archive(&[("site/a", "y")]), ..brings.clone() };
+    others.send(&node, &signature).problem(422, "bad-signature");
+    assert_eq!(brings.send(&node, &signature).status(), 200);
     // Going back is a downgrade, which only an admin may.
     let deployer = node.control.with(&token(&node, "acme", "d", &["deploy"]));
     deployer.post("/v1/functions/a/rollback", b"").problem(403, "forbidden");
