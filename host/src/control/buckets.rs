@@ -27,6 +27,7 @@ use crate::fault::{Code, Fault};
 use crate::id::BucketName;
 use crate::idempotency::Keep;
 use crate::limits::BLOCKING_THREADS_MAX;
+use crate::registry::TenantError;
 
 /// Where the name stands in a path, from 0: `/v1/buckets/NAME`.
 const NAME_SEGMENT: usize = 3;
@@ -260,8 +261,12 @@ pub(super) async fn put(
     };
     let origin = wanted.origin.as_deref().map(str::parse::<OriginUrl>).transpose().map_err(|error| bad(error.to_string()))?;
     let (data, tenant) = (control.data.clone(), caller.tenant.clone());
-    let dispatcher = control.dispatcher.clone();
+    let (dispatcher, identity) = (control.dispatcher.clone(), control.identity.clone());
     let made = blocking(move || {
+        // It may have been removed while the body came.
+        if !identity.has_tenant(&tenant) {
+            return Err(TenantError::NoSuchTenant(tenant.clone()).fault());
+        }
         let found = data.bucket(&tenant, &name).map_err(|error| error.fault())?.map(|bucket| bucket.spec);
         let mut spec = match (found, durability) {
             (Some(found), durability) => BucketSpec { durability: durability.unwrap_or(found.durability), ..found },

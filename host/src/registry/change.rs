@@ -14,6 +14,7 @@ use super::error::{PublishError, RegistryError, storage};
 use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, Retaken, RevisionRecord, encode};
 use super::references::{Counting, Reference};
 use super::signed::raise_version;
+use super::tenants::check_tenant;
 use super::{
     Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, TRIGGERS, answers, now_ms, read_function, read_numbers, read_revision,
 };
@@ -201,6 +202,8 @@ impl<'t> Tables<'t> {
         let before = self.live(tenant, name)?;
         precondition.check(before.as_ref().map(|(_, live)| live.etag()))?;
         if before.is_none() {
+            // It may have been removed while this was built.
+            check_tenant(self.txn, tenant)?;
             self.admit(tenant, functions_max)?;
         }
         Ok(before)

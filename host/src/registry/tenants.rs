@@ -258,6 +258,14 @@ impl<'t> Tables<'t> {
     }
 }
 
+/// Refuses what would be of a tenant that is not there.
+pub(super) fn check_tenant(txn: &WriteTransaction, tenant: &TenantId) -> Result<(), PublishError> {
+    if tenant.is_default() {
+        return Ok(());
+    }
+    Tables::open(txn)?.tenant(tenant).map(drop)
+}
+
 /// How many functions a tenant has.
 fn functions(txn: &WriteTransaction, tenant: &TenantId) -> Result<u64, RegistryError> {
     let doing = "count the functions of a tenant";

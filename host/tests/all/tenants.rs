@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::http::{Port, Reply};
+use crate::harness::http::{Port, Reply, head};
 use crate::harness::wat::{mirror, says};
 use crate::harness::{Dice, Node};
 use crate::identity::{owned, tenant, token};
@@ -24,6 +24,30 @@ fn twins() -> (Node, [(String, Port); 2]) {
         }
     }
     (node, doors)
+}
+
+#[test]
+fn what_was_under_way_for_a_tenant_that_is_gone_is_not_made() {
+    let node = Node::start(&[]);
+    let wasm = crate::harness::wat::wasm(&says("late"));
+    for (target, body) in [("/v1/buckets/late", &b"{}"[..]), ("/v1/functions/late", &wasm)] {
+        tenant(&node, "gone", &[]);
+        let mut conn = node.control.connect();
+        let len = body.len().to_string();
+        conn.send(head("PUT", target, &[("hob-tenant", "gone"), ("content-length", &len), ("expect", "100-continue")]));
+        // Whoever it is has been let in by then.
+        let lines = [conn.line(), conn.line()].map(Option::unwrap_or_default);
+        assert!(lines[0].contains(" 100 ") && lines[1].is_empty(), "{lines:?}");
+        conn.send(&body[..1]);
+        assert_eq!(node.control.request("DELETE", "/v1/tenants/gone", &[], b"").status(), 204);
+        conn.send(&body[1..]);
+        conn.reply().problem(404, "not-found");
+    }
+    tenant(&node, "gone", &[]);
+    for list in ["/v1/functions", "/v1/buckets"] {
+        let listed = node.control.request("GET", list, &[("hob-tenant", "gone")], b"");
+        assert_eq!(listed.json()["items"].as_array().unwrap().len(), 0, "{list}");
+    }
 }
 
 #[test]

@@ -3,6 +3,8 @@
 mod damage;
 mod model;
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::fault::Code;
 use crate::id::Digest;
@@ -11,7 +13,11 @@ use crate::manifest::Manifest;
 const FORMAT: u32 = 4;
 
 fn open(dir: &tempfile::TempDir) -> Registry {
-    Registry::open(&file(dir), FORMAT).unwrap()
+    let registry = Registry::open(&file(dir), FORMAT).unwrap();
+    for tenant in ["a", "aaa", "b", "c", "default-2", "other", "t", "tt"] {
+        registry.put_tenant(&tenant.parse().unwrap(), BTreeSet::new()).unwrap();
+    }
+    registry
 }
 
 fn file(dir: &tempfile::TempDir) -> PathBuf {
