@@ -383,7 +383,8 @@ fn base(
     secrets: &Arc<Secrets>,
 ) -> Result<Base, StartError> {
     let logs = LogSpace::new(size(config.logs.total_bytes), size(config.logs.function_bytes));
-    let files = Files::new(artifacts.clone(), Arc::new(Folders::open(&config.folder)?));
+    let own: Vec<&Path> = [&config.data.dir, &config.secrets.dir].into_iter().flatten().map(PathBuf::as_path).collect();
+    let files = Files::new(artifacts.clone(), Arc::new(Folders::open(&config.folder, &own)?));
     let (data, secrets) = (Some(data.clone()), Some(secrets.clone()));
     Ok(Base { logs, grants, data, files: Some(files), egress: None, secrets, identity: None })
 }

@@ -61,14 +61,23 @@ struct Allowed {
 }
 
 impl Folders {
-    /// The folders of a configuration, which must be there.
+    /// The folders of a configuration, which must be there, and by whatever names they go neither hold nor lie in what is the node's `own`.
     ///
     /// # Errors
-    /// [`FolderError`] for the first that is not.
-    pub fn open(folders: &[config::Folder]) -> Result<Self, FolderError> {
+    /// [`FolderError`] for the first that is not so.
+    pub fn open(folders: &[config::Folder], own: &[&Path]) -> Result<Self, FolderError> {
+        // What is not there yet holds nothing.
+        let own: Vec<PathBuf> = own.iter().filter_map(|path| path.canonicalize().ok()).collect();
+        let apart = |root: PathBuf| match own.iter().find(|own| own.starts_with(&root) || root.starts_with(own)) {
+            None => Ok(root),
+            Some(own) => Err(io::Error::other(format!(
+                "it is, holds or lies in '{}', which is the node's own: choose a folder apart from data.dir and secrets.dir",
+                own.display()
+            ))),
+        };
         let open = |folder: &config::Folder| {
-            let open =
-                folder.path.canonicalize().and_then(|root| Dir::open_ambient_dir(&root, ambient_authority()).map(|_| root));
+            let root = folder.path.canonicalize().and_then(apart);
+            let open = root.and_then(|root| Dir::open_ambient_dir(&root, ambient_authority()).map(|_| root));
             match open {
                 Ok(root) => Ok(Allowed { config: folder.clone(), root }),
                 Err(source) => Err(FolderError { path: folder.path.clone(), source }),
@@ -187,12 +196,12 @@ mod tests {
         for name in ["read/below", "write", "theirs", "read2"] {
             fs::create_dir_all(path(name)).unwrap();
         }
-        let folders = Folders::open(&[
+        let all = [
             config(&path("read"), Access::Read, None),
             config(&path("write"), Access::ReadWrite, None),
             config(&path("theirs"), Access::Read, Some(&["other"])),
-        ])
-        .unwrap();
+        ];
+        let folders = Folders::open(&all, &[&path("read2"), &path("not-there")]).unwrap();
         let (mine, other) = (TenantId::default(), "other".parse::<TenantId>().unwrap());
         let allowed = |tenant, name: &str, access| folders.allow(tenant, &grant(&path(name), access)).is_ok();
         for name in ["read", "read/below", "read/not/there/yet", "write"] {
@@ -204,9 +213,24 @@ mod tests {
             let refused = folders.allow(&mine, &grant(&path(name), Access::Read)).unwrap_err();
             assert!(refused.hint().contains("folder = [{ path = "), "{name}");
         }
-        assert!(Folders::open(&[config(&path("not-there"), Access::Read, None)]).is_err());
+        assert!(Folders::open(&[config(&path("not-there"), Access::Read, None)], &[]).is_err());
         fs::write(path("file"), "").unwrap();
-        assert!(Folders::open(&[config(&path("file"), Access::Read, None)]).is_err());
+        assert!(Folders::open(&[config(&path("file"), Access::Read, None)], &[]).is_err());
+    }
+
+    #[test]
+    fn what_is_the_nodes_own_is_no_folder_by_any_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = |name: &str| temp.path().join(name);
+        fs::create_dir_all(path("app/data/keys")).unwrap();
+        symlink(path("app/data"), path("link")).unwrap();
+        let own = path("app/../app/data");
+        for bad in ["app", "app/data", "app/data/keys", "link"] {
+            let error = Folders::open(&[config(&path(bad), Access::Read, None)], &[&own]).unwrap_err().to_string();
+            assert!(error.contains("the node's own"), "{error}");
+        }
+        fs::create_dir(path("app/site")).unwrap();
+        assert!(Folders::open(&[config(&path("app/site"), Access::Read, None)], &[&own]).is_ok());
     }
 
     #[test]
@@ -219,7 +243,7 @@ mod tests {
         symlink("../outside", root.join("relative")).unwrap();
         symlink(&outside, root.join("absolute")).unwrap();
         symlink("real", root.join("inside")).unwrap();
-        let folders = Folders::open(&[config(&root, Access::ReadWrite, None)]).unwrap();
+        let folders = Folders::open(&[config(&root, Access::ReadWrite, None)], &[]).unwrap();
         let opens =
             |name: &str| open(&folders.allow(&TenantId::default(), &grant(&root.join(name), Access::Read)).unwrap()).is_ok();
         assert!(opens("") && opens("real") && opens("inside"));
