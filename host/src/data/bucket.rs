@@ -266,12 +266,20 @@ pub(super) fn delete(
     store.queue(Room::Reserve, COST_BYTES, op, after)
 }
 
-/// A deleted bucket that may still have content of a kind; the lowest number.
+/// A deleted bucket that may still have content of a kind; the lowest number. One that still has its account was not deleted: the row is damaged,
+/// and what it names is not to be swept.
 pub(super) fn grave(txn: &WriteTransaction, kind: Kind) -> Result<Option<BucketId>, DataError> {
     let doing = "read the deleted buckets";
     let table = txn.open_table(GRAVES).map_err(storage(doing))?;
-    let first = table.range((kind as u8, 0)..=(kind as u8, u64::MAX)).map_err(storage(doing))?.next();
-    first.map(|entry| entry.map(|(key, _)| BucketId(key.value().1)).map_err(storage(doing))).transpose()
+    let states = txn.open_table(STATES).map_err(storage(doing))?;
+    for entry in table.range((kind as u8, 0)..=(kind as u8, u64::MAX)).map_err(storage(doing))? {
+        let (key, _) = entry.map_err(storage(doing))?;
+        let id = BucketId(key.value().1);
+        if states.get(id.0).map_err(storage(doing))?.is_none() {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
 }
 
 /// Nothing of this kind is left of a deleted bucket.

@@ -1,6 +1,6 @@
 //! Tests of buckets and of the store.
 
-use redb::TableDefinition;
+use redb::{ReadableTable as _, TableDefinition};
 
 use super::clock::testing::Hands;
 use super::error::storage;
@@ -261,4 +261,42 @@ fn an_audit_of_a_damaged_bucket_tells_of_the_others() {
         audited.iter().map(|(name, audited)| (name.as_str(), audited.as_ref().is_ok_and(Audited::is_good))).collect();
     assert_eq!(found, [("a", true), ("b", false), ("c", true)]);
     assert!(matches!(audited[1].1, Err(DataError::DamagedRow { .. })));
+}
+
+#[test]
+fn a_damaged_row_of_a_deleted_bucket_takes_no_other() {
+    let graves = TableDefinition::<'_, (u8, u64), ()>::new("graves");
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(&dir);
+    let [kept, gone] = ["kept", "gone"].map(|bucket| {
+        let (bucket, _) = data.put_bucket(&tenant("t"), &name(bucket), spec(Durability::Durable)).wait().unwrap();
+        data.kv(&bucket)
+            .unwrap()
+            .write(vec![kv::Op::Set { key: "key".into(), value: "value".into(), ttl: None, when: kv::When::Always }])
+            .wait()
+            .unwrap();
+        bucket
+    });
+    // What one flipped bit makes of another's row.
+    let damage = move |txn: &redb::WriteTransaction, _| {
+        let mut graves = txn.open_table(graves).map_err(storage("damage a row"))?;
+        for kind in [1, 2] {
+            graves.insert((kind, kept.id.0), ()).map_err(storage("damage a row"))?;
+        }
+        Ok(((), Commit::Yes))
+    };
+    data.store.write(0, damage).wait().unwrap();
+    data.delete_bucket(&tenant("t"), &name("gone")).wait().unwrap();
+    // Lower numbers come first, so that of the other is swept after what must not be.
+    let left = move |txn: &redb::WriteTransaction, _| {
+        let graves = txn.open_table(graves).map_err(storage("look at the rows"))?;
+        let is_left = graves.get((1, gone.id.0)).map_err(storage("look at the rows"))?.is_some();
+        Ok((is_left, Commit::No))
+    };
+    while data.store.write(0, left).wait().unwrap() {
+        std::thread::yield_now();
+    }
+    let kept = data.bucket(&tenant("t"), &name("kept")).unwrap().unwrap();
+    let found = data.kv(&kept).unwrap().get(b"key").unwrap();
+    assert_eq!(found.map(|entry| entry.value), Some("value".into()));
 }
