@@ -72,7 +72,7 @@ pub(super) async fn metrics(State(control): State<Control>, _caller: Caller) -> 
     let tenants = control.identity.known();
     let metered: Vec<_> = tenants.iter().map(|tenant| (tenant, control.dispatcher.metered(tenant))).collect();
     let all = metered.iter().flat_map(|(tenant, functions)| functions.iter().map(|function| (*tenant, function)));
-    let began = all.filter(|(_, function)| function.meter.starts().total() > 0);
+    let began = all.filter(|(_, function)| function.meter.starts().total() > 0 || !function.meter.faults().is_empty());
     for (port, turned_away) in &control.turned_away {
         control.metrics.turned_away(port, turned_away.counts());
     }

@@ -36,7 +36,7 @@ pub use wanted::Unreadable;
 
 use crate::data::Data;
 use crate::engine::{Call, Engine, UnknownKind};
-use crate::fault::{Code, Fault};
+use crate::fault::{Code, Executed, Fault};
 use crate::id::{Digest, FunctionName, InvocationId, TenantId};
 use crate::identity::Identity;
 use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload, Phases, Start, Target, bounded};
@@ -230,11 +230,8 @@ impl Dispatcher {
             };
             let running = function.meter.tenant().run()?;
             let admitted = Instant::now();
-            let Loaded { template, start, verify } = match self.0.templates.get(function, asked).await {
-                // Its files go when it is deleted, which may have happened while this waited its turn.
-                Err(_) if !self.is_live(function) => return Err(no_such_function(&function.name)),
-                got => got?,
-            };
+            let (next, Loaded { template, start, verify }) = self.template(function, asked).await?;
+            let function = next.as_ref().unwrap_or(function);
             // A thread that is busy with others takes this one's time; a function without a place does not, nor one that is built again, nor a
             // compilation that was asked for.
             let counts_from = match asked {
@@ -257,17 +254,16 @@ impl Dispatcher {
                 counts_from,
                 may_be_ready: asked.is_none_or(|asked| asked == Start::Ready),
             };
-            let began = self.0.engine.run(&template, call).await?;
+            let before = Phases { queue: admitted - received, load, verify, ..Phases::default() };
+            let began = self.0.engine.run(&template, call).await.inspect_err(|fault| {
+                // The rest was counted where the guest ran.
+                if fault.executed == Executed::Yes {
+                    function.meter.spent(&before, Instant::now());
+                }
+            })?;
             // One that waited for a load or a compilation has seen more than an instance that was there.
             let start = if began.ready && start == Start::Resident { Start::Ready } else { start };
-            let phases = Phases {
-                queue: admitted - received,
-                load,
-                verify,
-                instantiate: began.instantiate,
-                enter: began.enter,
-                run: began.run,
-            };
+            let phases = Phases { instantiate: began.instantiate, enter: began.enter, run: began.run, ..before };
             // The clock need not be read for the minute that it is.
             function.meter.started(start, &phases, received + phases.total());
             self.0.engine.metrics().started(start, &phases);
@@ -276,7 +272,7 @@ impl Dispatcher {
         };
         let outcome: Result<Outcome, Fault> = outcome.await;
         if let Err(fault) = &outcome
-            && fault.executed == crate::fault::Executed::No
+            && fault.executed == Executed::No
         {
             // Faults of a guest that ran were counted where it ran.
             function.meter.faulted(fault.code);
@@ -299,6 +295,27 @@ impl Dispatcher {
     fn is_live(&self, function: &Function) -> bool {
         // Where that cannot be known, the fault that is there already says more.
         self.0.functions.get(&function.tenant, &function.name).map_or(true, |found| found.is_some())
+    }
+
+    /// The template of a function, or of the revision that took its place while this waited its turn, with that.
+    async fn template(&self, function: &Arc<Function>, asked: Option<Start>) -> Result<(Option<Arc<Function>>, Loaded), Fault> {
+        let fault = match self.0.templates.get(function, asked).await {
+            Ok(loaded) => return Ok((None, loaded)),
+            Err(fault) => fault,
+        };
+        // The files of a revision go when another takes its place, and all when the function is deleted.
+        if !self.is_live(function) {
+            return Err(no_such_function(&function.name));
+        }
+        let Some(next) = self.replacement(function) else { return Err(fault) };
+        let loaded = Box::pin(self.0.templates.get(&next, asked)).await?;
+        Ok((Some(next), loaded))
+    }
+
+    /// The function as it is now, if another revision is live by now.
+    fn replacement(&self, function: &Function) -> Option<Arc<Function>> {
+        let found = self.0.functions.get(&function.tenant, &function.name).ok().flatten()?;
+        (found.revision.number != function.revision.number).then_some(found)
     }
 
     fn resolve(&self, tenant: &TenantId, target: &Target, head: &http::request::Parts) -> Result<Resolved, Fault> {

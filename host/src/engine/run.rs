@@ -26,7 +26,7 @@ use crate::capability::{Environment, Host, http as wasi_http};
 use crate::crash::PanicAtDrop;
 use crate::fault::{Code, Executed, Fault};
 use crate::id::{InvocationId, RevisionNumber, TenantId};
-use crate::invocation::{BodyError, Hops, Payload};
+use crate::invocation::{BodyError, Hops, Payload, Phases};
 use crate::limits::{Limit, Limits};
 use crate::meter::{FunctionMeter, Permit, Running as Place, Usage};
 use crate::net::{afterwards, panic_text};
@@ -129,13 +129,21 @@ impl Engine {
             Some(Ok(response)) if done && reply::is_large(response.body()) => running.places.take().map(Arc::new),
             _ => None,
         };
+        let entered = reply.entered().unwrap_or(instantiated);
+        let until = |end: Instant| Phases {
+            instantiate: instantiated - began,
+            enter: entered - instantiated,
+            run: end.saturating_duration_since(entered),
+            ..Phases::default()
+        };
         let fault = ended.and_then(|ended| running.finish(ended, kept.clone()));
         let response = match (fault, head) {
             // The head is still ours, so the status can tell what went wrong.
-            (_, Some(Err(fault))) | (Some(fault), _) => return Err(running.fail(fault)),
+            (_, Some(Err(fault))) | (Some(fault), _) => return Err(running.fail(&until(running.looked), fault)),
             (None, Some(Ok(response))) => response,
             (None, None) => {
-                return Err(running.fail(Fault::executed(Code::GuestNoResponse, "the function ended without a response")));
+                let fault = Fault::executed(Code::GuestNoResponse, "the function ended without a response");
+                return Err(running.fail(&until(running.looked), fault));
             }
         };
         let fail = || {
@@ -143,20 +151,14 @@ impl Engine {
             move |fault| books.fail(fault)
         };
         let response = body::bound(response, running.response_limit, fail);
-        let response = response.map_err(|fault| running.fail(fault))?;
+        let response = response.map_err(|fault| running.fail(&until(answered), fault))?;
         let response = match kept {
             Some(places) => running.keep(response, places),
             None if done => response,
             None => running.detach(response),
         };
-        let entered = reply.entered().unwrap_or(instantiated);
-        Ok(Began {
-            response,
-            ready,
-            instantiate: instantiated - began,
-            enter: entered - instantiated,
-            run: answered.saturating_duration_since(entered),
-        })
+        let Phases { instantiate, enter, run, .. } = until(answered);
+        Ok(Began { response, ready, instantiate, enter, run })
     }
 }
 
@@ -423,8 +425,9 @@ impl Running {
         self.books.log.finish();
     }
 
-    /// Counts and logs a fault.
-    fn fail(&self, fault: Fault) -> Fault {
+    /// Counts and logs a fault before which no response began, and where the time went until then.
+    fn fail(&self, phases: &Phases, fault: Fault) -> Fault {
+        self.books.meter.spent(phases, self.looked);
         self.books.fail(fault)
     }
 
@@ -450,7 +453,7 @@ impl Running {
             let ended = std::future::poll_fn(|cx| running.poll_slice(cx, Instant::now())).await;
             if let Some(fault) = running.finish(ended, None) {
                 // The status is out: what is left is to cut the connection, and to say why where it can be read.
-                running.fail(fault);
+                running.books.fail(fault);
             }
         });
         response.map(|payload| body::attach(payload, task.abort_handle(), reply))

@@ -85,6 +85,14 @@ impl FunctionMeter {
     /// That of [`StartTimes::observe`], and two relaxed additions for each phase that it had to the function's counters and as many to its tenant's.
     pub fn started(&self, start: Start, phases: &Phases, now: Instant) {
         self.starts.observe(start, phases);
+        self.spent(phases, now);
+    }
+
+    /// Counts where the time of an invocation went that ends without a response, or a part of it.
+    ///
+    /// # Cost
+    /// As that of [`Self::started`], without the start.
+    pub fn spent(&self, phases: &Phases, now: Instant) {
         self.add(&Used { phases: *phases, ..Used::default() }, now);
     }
 

@@ -254,8 +254,9 @@ fn the_metrics() {
     assert!(!text.contains("start=\"resident\",phase=\"load\"") && !text.contains("phase=\"verify\""), "{text}");
     assert_eq!(node.metric("hob_function_starts_total{function=\"default/a\",start=\"resident\"}"), 3);
     assert_eq!(node.metric("hob_function_start_seconds_count{function=\"default/a\",start=\"resident\"}"), 3);
-    // It never answered.
-    assert!(!text.contains("default/traps"), "{text}");
+    // It never answered, and used time all the same; it began on no rung that counts.
+    assert!(text.contains("hob_function_cpu_seconds_total{function=\"default/traps\"}"), "{text}");
+    assert!(!text.contains("hob_function_starts_total{function=\"default/traps\""), "{text}");
     let usage = &node.inspect("a")["usage"];
     let times = &usage["start_times"]["resident"];
     assert!(times["p50_ms"].as_f64().unwrap() > 0.0 && times["p99_ms"].as_f64() >= times["p50_ms"].as_f64(), "{usage}");

@@ -111,6 +111,13 @@ fn operations_on_data_and_the_memory_of_who_was_ended_are_counted() {
     eventually("its memory is known", || of(&usage(&node, ""), "grows")["total"]["memory_bytes_max"] == 5 << 16);
     assert!(of(&usage(&node, ""), "grows")["total"]["cpu_ms"].as_f64().unwrap() > 10.0);
     eventually("nothing runs", || usage(&node, "")["running"] == 0 && usage(&node, "")["memory_bytes"] == 0);
+    // Where the time of one that never answered went.
+    let all = usage(&node, "minutes=60");
+    let (total, minutes) = (&of(&all, "grows")["total"], &of(&all, "grows")["minutes"]);
+    phases_add_up(total, minutes);
+    assert!(total["phases_ms"]["run"].as_f64().unwrap() > 50.0, "{total}");
+    let metrics = node.control.get("/metrics").ok().text();
+    assert!(metrics.contains("hob_function_cpu_seconds_total{function=\"default/grows\"}"), "{metrics}");
 }
 
 #[test]

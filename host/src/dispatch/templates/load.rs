@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::super::catalog::Function;
 use super::{Loaded, Origin, Templates, blocking, blocking_if, let_go};
-use crate::artifacts::{ArtifactError, Contents, FileId, StagedBuild};
+use crate::artifacts::{ArtifactError, Contents, FileId, Pin, StagedBuild};
 use crate::engine::build::{Job, Outputs};
 use crate::engine::{Shape, Template, UnknownKind};
 use crate::fault::{Code, Fault};
@@ -83,21 +83,53 @@ impl Templates {
 
     pub(super) async fn load(&self, subject: &Subject, from: Origin, compiles: &AtomicBool) -> Result<Loaded, Fault> {
         let key = self.key(subject);
-        if from != Origin::Module {
-            match self.map(subject, key).await? {
-                Ok((template, verify)) => return Ok(Loaded { template, start: Start::Stored, verify }),
-                // Another engine made the last one: nothing is wrong.
-                Err(LoadError::Artifact(ArtifactError::Missing { .. })) if key != subject.revision.artifact => {}
-                Err(error) => {
-                    self.0.metrics.artifacts_corrupt.inc();
-                    tracing::warn!(function = %subject.name, %error, "an artifact cannot be used; compiling it again");
-                }
+        // Before it is looked whether they are there: from here on no collection takes them.
+        let _pin = self.pin(subject, key);
+        let mapped = if from == Origin::Module { None } else { Some(self.map(subject, key).await?) };
+        if let Some(Ok((template, verify))) = mapped {
+            return Ok(Loaded { template, start: Start::Stored, verify });
+        }
+        if !self.is_kept(subject).await? {
+            let fault = Fault::new(Code::Overloaded, "the revision was replaced while it was loaded, and is not kept");
+            return Err(fault.retry_after(Duration::from_secs(1)));
+        }
+        match mapped {
+            // Another engine made the last one: nothing is wrong.
+            Some(Err(LoadError::Artifact(ArtifactError::Missing { .. }))) if key != subject.revision.artifact => {}
+            Some(Err(error)) => {
+                self.0.metrics.artifacts_corrupt.inc();
+                tracing::warn!(function = %subject.name, %error, "an artifact cannot be used; compiling it again");
             }
+            Some(Ok(_)) | None => {}
         }
         compiles.store(true, Ordering::Relaxed);
         self.compile(subject, key).await?;
         let (template, verify) = self.map(subject, key).await?.map_err(|error| error.fault())?;
         Ok(Loaded { template, start: Start::Compiled, verify })
+    }
+
+    /// Keeps the files of a revision where they are, as far as they are there.
+    fn pin(&self, subject: &Subject, key: Digest) -> Pin {
+        let Subject { tenant, revision, .. } = subject;
+        let snapshot = revision.snapshot.as_ref().map(|snapshot| FileId::snapshot(tenant, snapshot.key));
+        let files = [FileId::wasm(tenant, revision.wasm), subject.artifact(key)];
+        self.0.artifacts.pin(files.into_iter().chain(snapshot))
+    }
+
+    /// Whether the revision is one of those that are kept. What another was made of is not to be made anew: its snapshot may be gone, and its number
+    /// another's.
+    async fn is_kept(&self, subject: &Subject) -> Result<bool, Fault> {
+        let (registry, subject) = (self.0.registry.clone(), subject.clone());
+        blocking(move || {
+            let Subject { tenant, name, revision, .. } = &subject;
+            let kept = registry.revisions(tenant, name).map_err(|error| error.fault())?;
+            let snapshot = |revision: &RevisionRecord| revision.snapshot.as_ref().map(|snapshot| snapshot.key);
+            let is_it = |kept: &RevisionRecord| {
+                (kept.number, kept.wasm, snapshot(kept)) == (revision.number, revision.wasm, snapshot(revision))
+            };
+            Ok(kept.iter().any(is_it))
+        })
+        .await?
     }
 
     /// Maps the artifact from disk; also says how long checking it took. When the process is out of descriptors or mappings, half of
@@ -136,10 +168,7 @@ impl Templates {
 
     /// Compiles from what is left on disk, and keeps the result there.
     async fn compile(&self, subject: &Subject, key: Digest) -> Result<(), Fault> {
-        let Subject { tenant, name, revision, .. } = subject;
-        let snapshot = revision.snapshot.as_ref().map(|snapshot| FileId::snapshot(tenant, snapshot.key));
-        let files = [FileId::wasm(tenant, revision.wasm), subject.artifact(key)];
-        let pin = self.0.artifacts.pin(files.into_iter().chain(snapshot));
+        let name = &subject.name;
         let source = self.source(subject).await?;
         let staged = self.0.artifacts.stage_build();
         let contents = self.rebuild(subject, source, &staged).await.map_err(|fault| match fault.code {
@@ -152,8 +181,8 @@ impl Templates {
         })?;
         self.0.metrics.builds.inc();
         let (this, subject) = (self.clone(), subject.clone());
+        // Whoever pinned them waits for this, however long it takes.
         blocking(move || {
-            let _pin = pin;
             let put = this.0.artifacts.put_artifact(&subject.tenant, key, staged.native, contents);
             let bytes = put.map_err(|error| error.fault())?;
             this.set_artifact(&subject, key, bytes)
