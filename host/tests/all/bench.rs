@@ -129,6 +129,8 @@ fn what_cannot_be_measured_is_said() {
         &["--rate", "-1"],
         &["--rate", "fast"],
         &["--rate", "NaN"],
+        &["--rate", "1e-18"],
+        &["--rate", "0.0001"],
         &["--count", "0"],
         &["--count", "1000001"],
         &["--rungs", "cold"],

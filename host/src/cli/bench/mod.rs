@@ -63,10 +63,12 @@ struct Cold {
 
 /// Most requests per second: threads that wait for their moment cannot tell closer ones apart.
 const RATE_MAX: f64 = 10_000.0;
+/// Fewest: one in an hour and a half.
+const RATE_MIN: f64 = 0.0002;
 
 fn rate(text: &str) -> Result<f64, String> {
-    let expected = || format!("expected a number of requests per second, above 0 and at most {RATE_MAX}");
-    text.parse().ok().filter(|rate: &f64| *rate > 0.0 && *rate <= RATE_MAX).ok_or_else(expected)
+    let expected = || format!("expected a number of requests per second, from {RATE_MIN} to {RATE_MAX}");
+    text.parse().ok().filter(|rate| (RATE_MIN..=RATE_MAX).contains(rate)).ok_or_else(expected)
 }
 
 /// Rate and number of requests for a rung when nobody says: all four take some 25 s together.
