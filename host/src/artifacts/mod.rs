@@ -24,12 +24,10 @@ mod seal;
 mod staging;
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-
-use sha2::Digest as _;
 
 use self::error::{full, io_error};
 use self::file::FOLDERS;
@@ -440,16 +438,9 @@ fn seal_error(error: SealError, id: FileId, path: &Path) -> ArtifactError {
 
 /// SHA-256 of a whole file, which is left at position 0.
 fn sha256(file: &mut File) -> io::Result<[u8; 32]> {
-    let mut hasher = sha2::Sha256::new();
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            len => hasher.update(&buffer[..len]),
-        }
-    }
+    let digest = Digest::of_reader(&mut *file)?;
     file.seek(SeekFrom::Start(0))?;
-    Ok(hasher.finalize().into())
+    Ok(*digest.bytes())
 }
 
 #[cfg(test)]

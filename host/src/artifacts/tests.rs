@@ -1,6 +1,7 @@
 use super::*;
 use std::collections::HashSet;
 use std::fs;
+use std::io::Read as _;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};

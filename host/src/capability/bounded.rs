@@ -183,14 +183,14 @@ async fn open1(mut caller: Caller<'_, Host>, arguments: Open1) -> Result<i32> {
     if caller.data_mut().is_denied_folders() {
         return Ok(super::reach::ACCES);
     }
+    let (fd, dirflags, path, len, oflags, rights, inheriting, fdflags, opened) = arguments;
+    if !is_path(len) {
+        return Ok(NAMETOOLONG);
+    }
     match caller.data_mut().admit_file() {
         Err(Full::Guest) => return Ok(MFILE),
         Err(Full::Node) => return Ok(NFILE),
         Ok(()) => {}
-    }
-    let (fd, dirflags, path, len, oflags, rights, inheriting, fdflags, opened) = arguments;
-    if !is_path(len) {
-        return Ok(NAMETOOLONG);
     }
     let (bytes, host) = memory(&mut caller)?;
     let bytes = &mut GuestMemory::Unshared(bytes);
