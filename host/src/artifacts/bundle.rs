@@ -30,6 +30,9 @@ const EXTENSION_LEN_MAX: u64 = 8 << 10;
 const ENTRY_BYTES: u64 = 4096;
 /// The time of every file and folder: 1 January 1980, before which some formats have none.
 const TIME: Duration = Duration::from_secs(315_532_800);
+/// When every file and folder was last read: 1 January 2100. Of a time to come Linux keeps no newer one (`relatime`, the usual), so that no
+/// invocation sees what another has read.
+const ACCESSED: Duration = Duration::from_secs(4_102_444_800);
 
 /// How much a deploy may bring.
 #[derive(Debug, Clone, Copy)]
@@ -329,8 +332,8 @@ impl Unpacking<'_> {
 
 /// Gives a file or folder its time, and makes it durable.
 fn finish(file: &File) -> io::Result<()> {
-    let time: SystemTime = UNIX_EPOCH + TIME;
-    file.set_times(fs::FileTimes::new().set_accessed(time).set_modified(time))?;
+    let (accessed, modified): (SystemTime, SystemTime) = (UNIX_EPOCH + ACCESSED, UNIX_EPOCH + TIME);
+    file.set_times(fs::FileTimes::new().set_accessed(accessed).set_modified(modified))?;
     file.sync_all()
 }
 

@@ -17,6 +17,7 @@ use super::looked::Looked;
 use crate::capability::Environment;
 use crate::capability::data::DataAccess;
 use crate::capability::egress::EgressAccess;
+use crate::capability::explain::Explained;
 use crate::capability::secrets::SecretAccess;
 use crate::data::Data;
 use crate::egress::Egress;
@@ -24,7 +25,7 @@ use crate::engine::{Shape, UnknownKind};
 use crate::fault::{Code, Fault};
 use crate::grants::Grants;
 use crate::host::RequestHost;
-use crate::id::{FunctionName, TenantId};
+use crate::id::{FunctionName, RevisionNumber, TenantId};
 use crate::identity::Identity;
 use crate::limits::{Limit, Limits};
 use crate::meter::{Admission, FunctionMeter, TenantMeter};
@@ -71,6 +72,8 @@ pub struct Kept {
     pub meter: Option<Arc<FunctionMeter>>,
     /// Log.
     pub log: Option<Arc<FunctionLog>>,
+    /// What it said already of this revision.
+    pub explained: Option<(RevisionNumber, Arc<Explained>)>,
 }
 
 /// What all functions of a node have in common.
@@ -129,6 +132,8 @@ impl Function {
             true => EgressAccess::any(egress),
             false => EgressAccess::new(egress, &tenant, &manifest.grants.http).metered(&meter),
         });
+        let explained = kept.explained.filter(|(number, _)| *number == revision.number).map(|(_, explained)| explained);
+        let explained = explained.unwrap_or_default();
         let secrets = base.secrets.clone();
         let secrets = secrets.map(|secrets| SecretAccess::new(secrets, tenant.clone(), &manifest.grants.secrets));
         Ok(Self {
@@ -146,7 +151,7 @@ impl Function {
                 data: Arc::new(data.unwrap_or_default()),
                 files: Arc::new(files.unwrap_or_default()),
                 clock,
-                explained: Arc::default(),
+                explained,
                 egress: Arc::new(egress.unwrap_or_default()),
                 secrets: Arc::new(secrets.unwrap_or_default()),
             }),
@@ -167,6 +172,7 @@ impl Function {
             admission: Some((self.limits.clone(), self.admission.clone())),
             meter: Some(self.meter.clone()),
             log: Some(self.log.clone()),
+            explained: Some((self.revision.number, self.environment.explained.clone())),
         }
     }
 

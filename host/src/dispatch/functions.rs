@@ -21,9 +21,10 @@ use http::request::Parts;
 use lru::LruCache;
 
 use super::catalog::{Base, Catalog, Found, Function, Kept, Resolved, nothing_at};
+use crate::capability::explain::Explained;
 use crate::engine::UnknownKind;
 use crate::fault::{Code, Fault};
-use crate::id::{Digest, FunctionName, TenantId};
+use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
 use crate::meter::FunctionMeter;
 use crate::registry::{FunctionRecord, Registry, RegistryError};
 use crate::route::Route;
@@ -75,7 +76,15 @@ struct Shelf {
 #[derive(Debug)]
 struct Rested {
     meter: Option<Arc<FunctionMeter>>,
-    log: Option<Arc<FunctionLog>>,
+    /// Few have said anything.
+    said: Option<Box<Said>>,
+}
+
+/// What a function said, and of which revision it was said what it lacks.
+#[derive(Debug)]
+struct Said {
+    log: Arc<FunctionLog>,
+    explained: (RevisionNumber, Arc<Explained>),
 }
 
 impl Functions {
@@ -302,7 +311,13 @@ impl Shelf {
             return function.kept();
         }
         let rested = self.rested.get(&key.0).and_then(|names| names.get(&key.1));
-        rested.map(|Rested { meter, log }| Kept { admission: None, meter: meter.clone(), log: log.clone() }).unwrap_or_default()
+        let kept = |rested: &Rested| Kept {
+            admission: None,
+            meter: rested.meter.clone(),
+            log: rested.said.as_ref().map(|said| said.log.clone()),
+            explained: rested.said.as_ref().map(|said| said.explained.clone()),
+        };
+        rested.map(kept).unwrap_or_default()
     }
 
     /// Drops what is rested of a function.
@@ -328,7 +343,9 @@ impl Shelf {
             let meter = Some(&function.meter).filter(|meter| Arc::strong_count(meter) > 1 || !meter.is_untouched());
             let log = Some(&function.log).filter(|log| log.settle() || Arc::strong_count(log) > 1);
             if meter.is_some() || log.is_some() {
-                let rested = Rested { meter: meter.cloned(), log: log.cloned() };
+                let explained = || (function.revision.number, function.environment.explained.clone());
+                let said = log.map(|log| Box::new(Said { log: log.clone(), explained: explained() }));
+                let rested = Rested { meter: meter.cloned(), said };
                 self.rested.entry(key.0).or_default().insert(key.1, rested);
             }
         }

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use http::Response;
 use tokio::time::{Sleep, sleep_until};
-use wasmtime::Store;
 
 use super::body;
 use super::call::{self, Ended, Guest, Input};
@@ -22,7 +21,7 @@ use super::store::{self, Blueprint, Streams};
 use super::{Engine, Kind, clock};
 use crate::capability::handler::Exchange;
 use crate::capability::reply::{self, Reply};
-use crate::capability::{Environment, Host, http as wasi_http};
+use crate::capability::{Environment, http as wasi_http};
 use crate::crash::PanicAtDrop;
 use crate::fault::{Code, Executed, Fault};
 use crate::id::{InvocationId, RevisionNumber, TenantId};
@@ -206,21 +205,22 @@ struct Running {
 /// Places among the node's instances and among the function's `concurrency`.
 type Places = (Permit, Option<(Permit, Place)>);
 
-/// What is left of a guest that has ended. Its teardown is charged to its function and its tenant.
-struct Remains {
+/// What is left of a guest: the store of one that has ended, or one that was given up. Its teardown is charged to its function and its
+/// tenant.
+struct Remains<T> {
     /// `Some` until it is dropped.
-    store: Option<Store<Host>>,
+    instance: Option<T>,
     tenant: TenantId,
     meter: Arc<FunctionMeter>,
-    /// Given back after the store is gone.
+    /// Given back after the instance is gone.
     _places: (Option<Places>, Option<Arc<Places>>),
     /// Where a test plants a panic.
     _planted: PanicAtDrop,
 }
 
-impl Drop for Remains {
+impl<T> Drop for Remains<T> {
     fn drop(&mut self) {
-        let took = clock::measure(|| drop(self.store.take()));
+        let took = clock::measure(|| drop(self.instance.take()));
         schedule::charge(&self.tenant, took);
         self.meter.used_besides(took);
     }
@@ -367,8 +367,8 @@ impl Running {
         Poll::Pending
     }
 
-    /// Takes leave of a guest that has ended: its store is dropped after the response has left, on this thread. `kept`: its places,
-    /// when somebody else needs them even longer.
+    /// Takes leave of a guest that has ended or is given up: its instance is dropped after the response has left, on this thread. `kept`:
+    /// its places, when somebody else needs them even longer.
     fn finish(&mut self, ended: Stopped, kept: Option<Arc<Places>>) -> Option<Fault> {
         match ended {
             Stopped::Ended(ended) => {
@@ -377,13 +377,7 @@ impl Running {
                 if let Err(fault) = &result {
                     self.reply.cut(fault.code);
                 }
-                afterwards::put_off(Remains {
-                    store: Some(store),
-                    tenant: self.turn.tenant().clone(),
-                    meter: self.books.meter.clone(),
-                    _places: (self.places.take(), kept),
-                    _planted: PanicAtDrop("host-dropped"),
-                });
+                self.put_off(store, kept);
                 result.err()
             }
             Stopped::Panicked(text) => {
@@ -397,14 +391,26 @@ impl Running {
             Stopped::Deadline => {
                 let detail = format!("the function used up its time of {:?}", self.wall);
                 self.reply.cut(Code::WallDeadline);
-                self.give_up();
                 self.account(0);
+                if let Some(guest) = self.guest.take() {
+                    self.put_off(guest, kept);
+                }
                 Some(Fault::executed(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml, or do less"))
             }
         }
     }
 
-    /// Ends a guest that has not ended.
+    fn put_off<T: Send + 'static>(&mut self, instance: T, kept: Option<Arc<Places>>) {
+        afterwards::put_off(Remains {
+            instance: Some(instance),
+            tenant: self.turn.tenant().clone(),
+            meter: self.books.meter.clone(),
+            _places: (self.places.take(), kept),
+            _planted: PanicAtDrop("host-dropped"),
+        });
+    }
+
+    /// Ends a guest that has not ended and whose client is gone.
     fn give_up(&mut self) {
         let took = clock::measure(|| self.guest = None);
         schedule::charge(self.turn.tenant(), took);

@@ -20,6 +20,9 @@ pub(super) const LARGE_KEEP_RESIDENT: usize = 16 << 20;
 /// Stack of a guest and of the fiber it runs on, in bytes; the difference is left to host calls.
 const WASM_STACK: usize = 512 << 10;
 const FIBER_STACK: usize = 2 << 20;
+/// How many times the stack of optimised code is what the same code needs that was compiled fast: each value has its own place there.
+/// Measured by `a_rehearsal_has_the_stack_of_an_invocation` and its like.
+const UNOPTIMISED: usize = 8;
 /// Elements of all tables of a component; the cap at deploy is the same.
 const TABLE_ELEMENTS: usize = 100_000;
 
@@ -118,5 +121,10 @@ pub(super) fn has_slots(needed: &ResourcesRequired) -> bool {
 /// # Errors
 /// As [`compiling`].
 pub(super) fn initialising(lane: Lane) -> Result<Engine> {
-    Engine::new(common(lane)?.cranelift_opt_level(OptLevel::None))
+    let mut config = common(lane)?;
+    config
+        .cranelift_opt_level(OptLevel::None)
+        .max_wasm_stack(UNOPTIMISED * WASM_STACK)
+        .async_stack_size(UNOPTIMISED * WASM_STACK + (FIBER_STACK - WASM_STACK));
+    Engine::new(&config)
 }

@@ -15,6 +15,9 @@ use crate::limits::{Limit, Limits};
 
 /// Longest path of a warm-up request with its query, in bytes: what clients may send by default.
 pub(crate) const PATH_BYTES_MAX: usize = 8 << 10;
+/// Most headers of a warm-up request, and most bytes of its head, those that Hob adds counted: the same.
+const HEADERS_MAX: usize = 64;
+const HEAD_BYTES_MAX: usize = 32 << 10;
 /// Most warm-up requests of one function.
 pub const WARMUPS_MAX: usize = 64;
 
@@ -157,10 +160,12 @@ fn warmup(value: Value) -> Result<WarmupRequest, ManifestError> {
         }
     };
     let WarmupRequest { method, path, .. } = &request;
-    if Method::from_bytes(method.as_bytes()).is_err() {
-        return Err(problem(key, format!("'{method}' is no method; expected one such as GET")));
+    // With CONNECT there would be no path.
+    if Method::from_bytes(method.as_bytes()).map_or(true, |method| method == Method::CONNECT) {
+        return Err(problem(key, format!("'{method}' is no method of a request to a function; expected one such as GET")));
     }
-    if !path.starts_with('/') || path.parse::<Uri>().is_err() {
+    // What is behind a '#' stays with the client.
+    if !path.starts_with('/') || path.contains('#') || path.parse::<Uri>().is_err() {
         return Err(problem(key, format!("'{path}' is no path; expected one such as /index?q=1")));
     }
     if path.len() > PATH_BYTES_MAX {
@@ -173,7 +178,25 @@ fn warmup(value: Value) -> Result<WarmupRequest, ManifestError> {
     if hosts > 1 {
         return Err(problem(key, format!("{hosts} headers 'host', expected one")));
     }
+    check_head(&request).map_err(|what| problem(key, what))?;
     Ok(request)
+}
+
+/// Whether a node's usual limits would take the head of the request.
+fn check_head(request: &WarmupRequest) -> Result<(), String> {
+    let WarmupRequest { method, path, .. } = request;
+    let head = request.head().map_err(|error| format!("{method} {path} is no request: {error}"))?;
+    let (count, line) = (head.headers.len(), method.len() + path.len() + " HTTP/1.1\r\n".len() + 1);
+    let bytes = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum::<usize>();
+    if count > HEADERS_MAX {
+        return Err(format!(
+            "{method} {path} has {count} headers, 'host' and 'content-length' counted, expected at most {HEADERS_MAX}"
+        ));
+    }
+    match line + bytes {
+        0..=HEAD_BYTES_MAX => Ok(()),
+        bytes => Err(format!("the head of {method} {path} has {bytes} bytes, expected at most {HEAD_BYTES_MAX}")),
+    }
 }
 
 /// The name of a header that a client could send to the function, or what is wrong with it.
@@ -229,6 +252,19 @@ mod tests {
         let path = |len: usize| read(&format!("[snapshot]\nwarmup = ['GET /{}']", "a".repeat(len - 1)));
         assert_eq!(path(PATH_BYTES_MAX).unwrap().warmup[0].path.len(), PATH_BYTES_MAX);
         assert!(path(PATH_BYTES_MAX + 1).unwrap_err().contains("a path of 8193 bytes, expected at most 8192"));
+    }
+
+    #[test]
+    fn a_head_is_one_that_clients_may_send() {
+        let with = |headers: usize, len: usize| {
+            let headers: Vec<_> = (0..headers).map(|number| format!("a{number:02} = '{}'", "v".repeat(len))).collect();
+            read(&format!("[snapshot]\nwarmup = [{{ path = '/', headers = {{ {} }} }}]", headers.join(", ")))
+        };
+        assert!(with(HEADERS_MAX - 1, 1).is_ok());
+        assert!(with(HEADERS_MAX, 1).unwrap_err().contains("has 65 headers"));
+        // "GET / HTTP/1.1", "host: localhost" and "a00: " with their ends have 16, 17 and 7.
+        assert!(with(1, HEAD_BYTES_MAX - 40).is_ok());
+        assert!(with(1, HEAD_BYTES_MAX - 39).unwrap_err().contains("has 32769 bytes, expected at most 32768"));
     }
 
     #[test]
@@ -302,7 +338,9 @@ mod tests {
             ("[snapshot]\nwarmups = []", "did you mean 'warmup'?"),
             ("[snapshot]\nwarmup = ['/']", "such as 'GET /'"),
             ("[snapshot]\nwarmup = ['GET index']", "is no path"),
+            ("[snapshot]\nwarmup = ['GET /a#b']", "is no path"),
             ("[snapshot]\nwarmup = ['G=T /']", "is no method"),
+            ("[snapshot]\nwarmup = ['CONNECT /']", "is no method"),
             ("[snapshot]\nwarmup = [{ method = 'GET' }]", "expected a 'path'"),
             ("[snapshot]\nwarmup = [{ path = '/', hedaers = {} }]", "did you mean 'headers'?"),
             ("[snapshot]\nwarmup = [{ path = '/', headers = { 'a b' = 'c' } }]", "is no header"),

@@ -31,13 +31,55 @@ fn a_component_in_its_build_reaches_no_network() {
 #[test]
 fn a_component_is_initialised_for_its_snapshot_alone() {
     let node = Node::start(&[]);
-    let wasm = std::fs::read(guest("reaches")).unwrap();
-    done(node.deploy("off", &wasm, &reaching(&node, "http", "mode = \"off\"")));
+    let reaches = std::fs::read(guest("reaches")).unwrap();
+    done(node.deploy("off", &reaches, &reaching(&node, "http", "mode = \"off\"")));
     assert_eq!(node.data.get("/off").text(), "");
     // What no start runs is nothing that a start can fail of.
-    let reply = done(node.deploy("panics", &wasm, &reaching(&node, "panic", "")));
+    let reply = done(node.deploy("panics", &reaches, &reaching(&node, "panic", "")));
     assert!(reason(&reply).contains("initialisation failed"), "{reply:?}");
+    assert!(reason(&reply).contains("serves without its 'wizer-initialize'"), "{reply:?}");
     assert_eq!(node.data.get("/panics").text(), "");
+    // Nor is an interface of that name an initialisation.
+    let instance = component("(instance $none) (export \"wizer-initialize\" (instance $none))");
+    assert_eq!(notes(&done(node.deploy("instance", &wasm(&instance), ""))), [""; 0]);
+}
+
+/// A handler that calls itself `depth` times before its first request, with `values` that are alive in each call.
+fn deep(depth: u32, values: usize) -> String {
+    let all = |each: &dyn Fn(usize) -> String| (0..values).map(each).collect::<String>();
+    let load = |at: usize| {
+        format!("(local.set {} (i64.load (i32.and (i32.add (local.get 0) (i32.const {})) (i32.const 4095))))", at + 1, at * 8)
+    };
+    let store = |at: usize| {
+        format!("(i64.store (i32.and (i32.add (local.get 0) (i32.const {})) (i32.const 4095)) (local.get {}))", at * 8, at + 1)
+    };
+    handler(&format!(
+        "(func $deep (param i32) {} {} (if (local.get 0) (then (call $deep (i32.sub (local.get 0) (i32.const 1))))) {})
+         (func (export \"hob_init\") (call $deep (i32.const {depth})))
+         (func (export \"hob_handle\") (call $number (i32.const 1)))",
+        all(&|_| "(local i64)".into()),
+        all(&load),
+        all(&store),
+    ))
+}
+
+#[test]
+fn initialisation_has_the_stack_of_an_invocation() {
+    let node = Node::start(&[]);
+    for values in [40, 1] {
+        // As deep as an invocation comes, to a sixth.
+        let answers = |depth: &u32| {
+            done(deploy(&node, "off", &deep(*depth, values), "snapshot = 'off'"));
+            node.data.get("/off").status() == 200
+        };
+        let depths = std::iter::successors(Some(256), |depth| Some(depth + depth / 6));
+        let depth = depths.take_while(answers).last().unwrap();
+        done(deploy(&node, "kept", &deep(depth, values), "snapshot = 'required'"));
+        assert_eq!(number(&node, "/kept"), 1);
+    }
+    // Recursion without end ends there too.
+    let refused = deploy(&node, "endless", &deep(u32::MAX, 1), "snapshot = 'required'").problem(422, "not-deployable");
+    assert!(refused["detail"].as_str().unwrap().contains("used up its stack"), "{refused}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::files::{self, SITE, archive};
 use crate::harness::examples::{Example, example, guest};
-use crate::harness::wat::{SPINS, command, handler, handler_with, wasm};
+use crate::harness::wat::{SPINS, command, component, handler, handler_with, wasm};
 use crate::harness::{Node, compiled, http::Reply};
 
 /// A handler whose `hob_init` counts up once, and which counts up once more before it answers with the number.
@@ -418,6 +418,14 @@ fn a_module_that_cannot_be_snapshotted() {
     assert_eq!(notes(&done(deploy(&node, "c", &requests(), ""))), [""; 0]);
     let refused = deploy(&node, "c", &requests(), "snapshot = \"required\"").problem(422, "not-deployable");
     assert!(refused["hint"].as_str().unwrap().contains("warm-up request"), "{refused}");
+    // State that nothing exports cannot be read.
+    let hidden = component(
+        "(core module $hides (memory 1)) (core instance (instantiate $hides))
+         (core module $init (func (export \"f\"))) (core instance $init (instantiate $init))
+         (func (export \"wizer-initialize\") (canon lift (core func $init \"f\")))",
+    );
+    let reason = self::reason(&done(node.deploy("d", &wasm(&hidden), "")));
+    assert!(reason.contains("cannot be snapshotted: a module in it") && reason.contains("serves without its"), "{reason}");
 }
 
 #[test]

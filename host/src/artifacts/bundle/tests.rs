@@ -77,6 +77,9 @@ fn what_is_unpacked_is_what_was_sent_and_nothing_else_of_the_archive() {
     assert_eq!(meta.permissions().mode() & 0o7777, 0o400);
     for name in ["site", "site/a", "site/b/c", "site/empty"] {
         assert_eq!(fs::metadata(path.join(name)).unwrap().modified().unwrap(), UNIX_EPOCH + TIME, "{name}");
+        // They were read above, and are read here.
+        let _read = fs::read_dir(path.join(name)).map(Iterator::count);
+        assert_eq!(fs::metadata(path.join(name)).unwrap().accessed().unwrap(), UNIX_EPOCH + ACCESSED, "{name}");
     }
     // In any order, by any archive: the digest is of names and bytes.
     let other = [file("site/b/c", "22"), (EntryType::Directory, b"site/empty", b""), file("site/a", "1")];

@@ -1,4 +1,5 @@
-//! Where something was measured: the machine, the program, and what lies in the page cache.
+//! Where something was measured: the machine, the program, and what lies in the page cache. Of a daemon elsewhere that is not known, so
+//! machine and program are said to be the client's.
 
 use std::fs::{self, File};
 use std::io::IoSliceMut;
@@ -26,11 +27,14 @@ const PAGE: u64 = 4096;
 
 /// What was measured on, as names and values.
 pub(super) fn describe(daemon: &Daemon) -> Vec<(&'static str, String)> {
+    let is_own = matches!(daemon, Daemon::Own { .. });
     let build = if cfg!(debug_assertions) { "debug build: several times slower than a release build" } else { "release build" };
     let program = format!("hob {}, {build}; {ENGINE_VERSION}", env!("CARGO_PKG_VERSION"));
     let (daemon, cache) = match daemon {
-        Daemon::Own { data_dir } => ("of this program, on free ports".to_owned(), cached(&data_dir.join("artifacts"))),
-        Daemon::Other(server) => (format!("at {}; its build is not known here", clean(server)), None),
+        Daemon::Own { data_dir } => {
+            ("of this program, on free ports, with default settings".to_owned(), cached(&data_dir.join("artifacts")))
+        }
+        Daemon::Other(server) => (format!("at {}; its machine, build and settings are not known here", clean(server)), None),
     };
     let cache = cache.map_or_else(
         || "not known".into(),
@@ -44,12 +48,13 @@ pub(super) fn describe(daemon: &Daemon) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
     let memory = field("/proc/meminfo", "MemTotal").and_then(|text| text.strip_suffix(" kB")?.parse::<u64>().ok());
     let cores = std::thread::available_parallelism().map_or_else(|_| unknown(), |cores| cores.to_string());
+    let named = |own, client| if is_own { own } else { client };
     vec![
-        ("processor", field("/proc/cpuinfo", "model name").unwrap_or_else(unknown)),
-        ("cores", cores),
-        ("memory", memory.map_or_else(unknown, |kib| bytes(kib << 10))),
-        ("kernel", clean(&rustix::system::uname().release().to_string_lossy())),
-        ("program", program),
+        (named("processor", "client processor"), field("/proc/cpuinfo", "model name").unwrap_or_else(unknown)),
+        (named("cores", "client cores"), cores),
+        (named("memory", "client memory"), memory.map_or_else(unknown, |kib| bytes(kib << 10))),
+        (named("kernel", "client kernel"), clean(&rustix::system::uname().release().to_string_lossy())),
+        (named("program", "client program"), program),
         ("daemon", daemon),
         ("page cache", cache),
     ]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::grants::Grants;
-use crate::id::{Digest, InvocationId, RevisionNumber};
+use crate::id::InvocationId;
 use crate::invocation::{Phases, Start};
 use crate::manifest::Manifest;
 use crate::registry::{NewRevision, Precondition};
@@ -174,6 +174,25 @@ fn an_evicted_function_keeps_its_places_totals_and_log() {
     evict();
     assert_eq!(functions.remove(&tenant(), &"a".parse().unwrap()).map(drop), None);
     assert_eq!(places(&functions)[1..], [vec![""; 0], vec![]], "with its removal they go");
+}
+
+#[test]
+fn an_evicted_function_explains_nothing_again_until_its_next_revision() {
+    let node = node();
+    add(&node, &["a", "b", "c"]);
+    let functions = node.start(1);
+    let say = || {
+        let a = get(&functions, "a").unwrap();
+        let sink = LogSink::new(a.log.clone(), InvocationId::new(0, 0), a.revision.number, 1 << 20);
+        a.environment.explained.say("denied".into(), &sink);
+        a.log.tail(10).len()
+    };
+    assert_eq!(say(), 1);
+    look_up(&functions, &["b", "c", "b"]);
+    assert_eq!(places(&functions)[2], ["a"]);
+    assert_eq!(say(), 1);
+    assert!(functions.publish(node.record("a", "")).is_ok());
+    assert_eq!(say(), 2);
 }
 
 #[test]

@@ -74,6 +74,8 @@ pub(super) struct Counts {
     memories: u64,
     tables: u64,
     elements: u64,
+    has_state: bool,
+    has_exports: bool,
     pub(super) memory_bytes_min: u64,
 }
 
@@ -81,6 +83,11 @@ impl Counts {
     /// `is_own`: of a binary that this node made of one that was within every cap.
     pub(super) fn new(is_own: bool) -> Self {
         Self { is_own, ..Self::default() }
+    }
+
+    /// Whether it has memories or globals of its own and no section of exports.
+    pub(super) fn has_hidden_state(&self) -> bool {
+        self.has_state && !self.has_exports
     }
 
     fn check(&self, cap: Cap, count: u64) -> Result<(), Refused> {
@@ -92,8 +99,14 @@ impl Counts {
         match payload {
             Payload::TypeSection(section) => self.check(TYPES, section.count().into())?,
             Payload::FunctionSection(section) => self.check(FUNCTIONS, section.count().into())?,
-            Payload::ExportSection(section) => self.check(EXPORTS, section.count().into())?,
-            Payload::GlobalSection(section) => self.check(GLOBALS, section.count().into())?,
+            Payload::ExportSection(section) => {
+                self.has_exports = true;
+                self.check(EXPORTS, section.count().into())?;
+            }
+            Payload::GlobalSection(section) => {
+                self.has_state = true;
+                self.check(GLOBALS, section.count().into())?;
+            }
             Payload::DataSection(section) => self.check(DATA, section.count().into())?,
             Payload::DataCountSection { count, .. } => self.check(DATA, (*count).into())?,
             Payload::ImportSection(section) => {
@@ -107,6 +120,7 @@ impl Counts {
                 }
             }
             Payload::MemorySection(section) => {
+                self.has_state = true;
                 for memory in section.clone() {
                     self.memory(memory?.initial)?;
                 }

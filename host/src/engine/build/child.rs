@@ -281,7 +281,12 @@ async fn make_on(stage: &Stage<'_>, found: &Found, wasm: Vec<u8>, outputs: &Outp
                 let detail = format!("no snapshot could be taken, and the manifest requires one: {}", unfit.reason);
                 return Err(Refused::unfit(detail, unfit.hint).into());
             }
-            notes.push(format!("no snapshot: {}; {}", unfit.reason, unfit.hint));
+            // Nobody runs it but for a snapshot.
+            let uninitialised = match (stage.shape.kind.is_component(), found.init) {
+                (true, Some(name)) => format!("; the function serves without its '{name}', which is run for a snapshot alone"),
+                _ => String::new(),
+            };
+            notes.push(format!("no snapshot: {}{uninitialised}; {}", unfit.reason, unfit.hint));
         }
     }
     let native = compile(stage, found, &wasm)?;

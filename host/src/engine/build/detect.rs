@@ -22,6 +22,8 @@ pub(super) struct Found {
     pub(super) has_start: bool,
     /// Whether a component makes handles to resources of its own, which are in no memory.
     pub(super) has_resources: bool,
+    /// Whether a module within a component has state and no exports, by which it could be read.
+    pub(super) has_hidden_state: bool,
 }
 
 const HINT_TARGET: &str =
@@ -67,6 +69,7 @@ pub(super) struct Surface {
     functions: Vec<String>,
     has_start: bool,
     has_resources: bool,
+    has_hidden_state: bool,
     memory_bytes_min: u64,
 }
 
@@ -99,7 +102,8 @@ impl Surface {
     /// [`Refused`] with what was found, what this host takes, and what to rebuild with.
     pub(super) fn found(&self) -> Result<Found, Refused> {
         let shape = if self.component { component(self)? } else { module(self)? };
-        let has = |name: &str| self.exports(name) || self.functions.iter().any(|function| function == name);
+        let exports = if self.component { &self.functions } else { &self.exports };
+        let has = |name: &str| exports.iter().any(|export| export == name);
         let init = match (shape.kind == Kind::Handler && has(INIT), has(WIZER_INIT)) {
             (true, true) => {
                 let detail =
@@ -116,6 +120,7 @@ impl Surface {
             init,
             has_start: self.has_start,
             has_resources: self.has_resources,
+            has_hidden_state: self.has_hidden_state,
         })
     }
 
@@ -155,6 +160,7 @@ fn scan(bytes: &[u8], is_own: bool) -> Result<Surface, Malformed> {
             Payload::End(_) => {
                 if let Some(counts) = open.pop() {
                     surface.memory_bytes_min = surface.memory_bytes_min.saturating_add(counts.memory_bytes_min);
+                    surface.has_hidden_state |= !open.is_empty() && counts.has_hidden_state();
                 }
             }
             Payload::CustomSection(section) if outermost => surface.typed |= section.name().starts_with(SECTION_STEM),

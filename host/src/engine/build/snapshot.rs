@@ -89,6 +89,9 @@ pub(super) async fn take(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Resul
             HINT_RESOURCES,
         )));
     }
+    if found.has_hidden_state {
+        return Ok(Taken::Unfit(unsuited(&"a module in it has a memory or a global and exports nothing")));
+    }
     let taken = match stage.shape.kind {
         Kind::Handler | Kind::Command => of_module(stage, found, wasm).await,
         _ => of_component(stage, found, wasm).await,
@@ -106,8 +109,8 @@ fn judge(randomness: Randomness, mut snapshot: Snapshot, drawn: u64) -> Result<T
             "initialisation and warm-up drew random numbers ({drawn} times): they are the same in every instance made of the snapshot"
         );
         if randomness == Randomness::Refuse {
-            let hint = "draw them when a request comes; in Rust, std's HashMap draws its keys when the first is made: \
-                        use hob_sdk::RandomState";
+            let hint = "draw them when a request comes; in Rust, std's HashMap draws its keys when the first is made, and \
+                        hob_sdk::RandomState when it is made: make neither before, but a BTreeMap or a hasher with keys of its own";
             return Err(Refused::unfit(detail, hint));
         }
         snapshot.notes.push(format!("{detail}; draw secrets only when a request comes"));
