@@ -15,7 +15,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -33,7 +33,7 @@ use super::part::Parts;
 use super::text::bytes;
 use super::{Ctx, Failure};
 use crate::control::BATCH_LEN_MAX;
-use crate::control::wire::{BatchKind, BatchOp, BucketRequest, ObjectItem, join, split};
+use crate::control::wire::{BatchKind, BatchOp, BucketInfo, BucketRequest, ObjectItem, join, split};
 use crate::data::TTL_MAX;
 use crate::data::kv::{BATCH_OPS_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
 use crate::fault::Code;
@@ -46,6 +46,8 @@ const LINE_LEN_MAX: u64 = 64 << 10;
 /// Bytes of JSON after which a batch of an import is sent. The entry that passes it goes along: with each byte of its key and value escaped
 /// it has six times their bytes, and a body may have 32 MiB.
 const BATCH_BYTES: usize = 4 << 20;
+/// How long what has expired may stay in a bucket's account, at most.
+const SWEPT_WITHIN: Duration = Duration::from_secs(5);
 const _: () = assert!(BATCH_BYTES + 6 * (VALUE_LEN_MAX + KEY_LEN_MAX) + (1 << 20) < BATCH_LEN_MAX, "a batch is taken");
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -173,8 +175,12 @@ pub(super) fn export(ctx: &Ctx, name: &BucketName, path: &Path) -> Result<(), Fa
     };
     let part = begun.with_context(doing).map_err(another())?;
     let bar = output::spinner(&format!("exporting {name}"));
-    let definition =
-        Definition { bucket: name.clone(), durability: info.durability, bytes_max: info.bytes_max, keys_max: info.keys_max };
+    let definition = Definition {
+        bucket: name.clone(),
+        durability: info.durability.clone(),
+        bytes_max: info.bytes_max,
+        keys_max: info.keys_max,
+    };
     let done = write(&client, &definition, part.file(), &bar);
     // What is gone with its bucket looks like what was deleted one by one.
     let done = done.and_then(|done| match client.bucket(name)?.created_ms == info.created_ms {
@@ -187,8 +193,34 @@ pub(super) fn export(ctx: &Ctx, name: &BucketName, path: &Path) -> Result<(), Fa
     part.place(path).with_context(doing).map_err(another())?;
     count.show(ctx, "wrote", name)?;
     match damaged.as_slice() {
+        [] if lacks_some(&client, name, &info, count)? => {
+            let sentence = format!(
+                "the bucket has {} entries and {} objects by its account, and fewer were found: the export may lack some; keep the bucket",
+                info.entries.keys, info.objects.keys
+            );
+            Err(Failure::new(Exit::Failure, sentence).next("hob doctor"))
+        }
         [] => Ok(()),
         keys => Err(Failure::new(Exit::Failure, format!("damaged on disk, and not in the export: {}", named(keys)))),
+    }
+}
+
+/// Whether an export of a bucket has less than the bucket's account, and nobody wrote meanwhile. What has expired is not listed, and leaves
+/// the account in moments: so long it is waited for.
+fn lacks_some(client: &Client, name: &BucketName, before: &BucketInfo, count: Count) -> Result<bool, Failure> {
+    if count.entries >= before.entries.keys && count.objects >= before.objects.keys {
+        return Ok(false);
+    }
+    let until = Instant::now() + SWEPT_WITHIN;
+    loop {
+        let now = client.bucket(name)?;
+        if (now.entries, now.objects) != (before.entries, before.objects) {
+            return Ok(false);
+        }
+        if Instant::now() >= until {
+            return Ok(true);
+        }
+        std::thread::sleep(SWEPT_WITHIN / 20);
     }
 }
 

@@ -293,6 +293,7 @@ fn a_batch_happens_whole_or_not_at_all() {
                 "precondition-failed",
             ),
             (json!([{ "op": "set", "key": "b", "value": "x" }, { "op": "increment", "key": "b" }]), 400, "bad-request"),
+            (json!([{ "op": "set", "key": "b", "value": "+5" }, { "op": "increment", "key": "b" }]), 400, "bad-request"),
             (json!([{ "op": "set", "key": "b", "value": "x" }, { "op": "set", "key": "", "value": "x" }]), 400, "bad-request"),
             (json!([{ "op": "set", "key": "b" }]), 400, "bad-request"),
             (json!([{ "op": "set", "key": "b", "key_base64": "YQ==", "value": "" }]), 400, "bad-request"),

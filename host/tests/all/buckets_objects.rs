@@ -275,6 +275,21 @@ pub(crate) fn position(file: &Path, needle: &[u8]) -> u64 {
     bytes.windows(needle.len()).position(|window| window == needle).unwrap() as u64
 }
 
+#[test]
+fn doctors_wait_for_one_another() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    assert_eq!(put(&node, "/v1/buckets/b/objects/large", &[], &vec![7; 24 << 20]).status(), 201);
+    std::thread::scope(|scope| {
+        let doctors: Vec<_> = (0..4).map(|_| scope.spawn(|| doctor(&at(&node, &["doctor", "-o", "json"])))).collect();
+        for checks in doctors {
+            let checks = checks.join().unwrap();
+            let of_b = checks.iter().find(|check| check["check"] == "bucket b").unwrap();
+            assert_eq!(of_b["state"], "ok", "{of_b}");
+        }
+    });
+}
+
 /// What `hob doctor` says about each bucket.
 fn doctor(output: &std::process::Output) -> Vec<Value> {
     let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();

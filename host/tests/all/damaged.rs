@@ -352,3 +352,33 @@ fn the_command_line_gives_what_is_sound_and_names_the_rest() {
     check_whole(&node, "b");
     check(&at(&node, &["bucket", "export", "b", &format!("{file}2")]), 0);
 }
+
+#[test]
+fn an_export_that_lacks_what_the_account_has_says_so() {
+    let mut node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    for key in ["a", "bad", "c"] {
+        assert_eq!(put(&node, &format!("/v1/buckets/b/kv/{key}"), &[], b"v").status(), 204);
+    }
+    assert_eq!(put(&node, "/v1/buckets/b/kv/short?ttl=1s", &[], b"v").status(), 204);
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    // What expires meanwhile is not missed.
+    eventually("it has expired", || node.control.get("/v1/buckets/b/kv/short").status() == 404);
+    check(&at(&node, &["bucket", "export", "b", &file("whole")]), 0);
+    node.stop();
+    // As if a page that led there had rotted: the row is gone, and nobody took it from the account.
+    {
+        let store = redb::Database::open(node.data_dir().join("data/data.redb")).unwrap();
+        let txn = store.begin_write().unwrap();
+        let rows = redb::TableDefinition::<(u64, &[u8]), &[u8]>::new("entries");
+        assert!(txn.open_table(rows).unwrap().remove((1, &b"bad"[..])).unwrap().is_some());
+        txn.commit().unwrap();
+    }
+    let node = Node::start_with(Setup { dir: Some(node.dir()), ..Setup::default() });
+    let (_, stderr) = check(&at(&node, &["bucket", "export", "b", &file("short")]), 1);
+    assert!(stderr.contains("has 3 entries and 0 objects by its account, and fewer were found"), "{stderr}");
+    assert!(stderr.contains("next: hob doctor"), "{stderr}");
+    let (text, _) = check(&at(&node, &["doctor"]), 1);
+    assert!(text.contains("its account says otherwise"), "{text}");
+}

@@ -4,6 +4,7 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::super::client::{self, Client};
 use super::super::failure::Exit;
@@ -14,6 +15,8 @@ use super::super::{Failure, output};
 use super::Check;
 use crate::control::wire::{ScrubInfo, split};
 use crate::data::{Audited, Data};
+use crate::fault::Code;
+use crate::id::BucketName;
 
 /// Damaged keys that are named.
 const NAMED_MAX: usize = 5;
@@ -43,6 +46,9 @@ pub(super) fn of_the_daemon(base: &str, trust: &Trust) -> Vec<Check> {
 }
 
 const DATA: &str = "data of the daemon";
+/// How long another scrub is waited for, and how often it is asked.
+const TURN_WITHIN: Duration = Duration::from_secs(600);
+const TURN_PAUSE: Duration = Duration::from_millis(200);
 
 /// The buckets of the daemon that answers.
 pub(super) fn online(client: &Client) -> Vec<Check> {
@@ -69,10 +75,21 @@ fn scrub(client: &Client) -> Result<Vec<Check>, Failure> {
 /// Of one bucket, whatever becomes of the others; `None` if it was deleted since it was listed.
 fn of_bucket(client: &Client, name: &str) -> Option<Check> {
     let parsed = name.parse().map_err(|error: crate::id::NameError| anyhow::Error::new(error).into());
-    match parsed.and_then(|name| client.scrub(&name)) {
+    match parsed.and_then(|name| scrub_in_turn(client, &name)) {
         Ok(info) => Some(of_scrub(&info)),
         Err(failure) if failure.code() == Exit::NotFound as u8 => None,
         Err(failure) => Some(unread(format!("bucket {}", clean(name)), &failure.sentence())),
+    }
+}
+
+/// As soon as nobody else has the node's place for it, but not for ever.
+fn scrub_in_turn(client: &Client, name: &BucketName) -> Result<ScrubInfo, Failure> {
+    let until = Instant::now() + TURN_WITHIN;
+    loop {
+        match client.scrub(name) {
+            Err(failure) if failure.is(Code::Overloaded) && Instant::now() < until => std::thread::sleep(TURN_PAUSE),
+            done => return done,
+        }
     }
 }
 

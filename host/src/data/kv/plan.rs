@@ -128,5 +128,6 @@ fn apply(
 fn number(value: &[u8], index: usize) -> Result<i64, DataError> {
     let text = std::str::from_utf8(value).ok();
     let why = "its value is no decimal number that an i64 holds";
-    text.and_then(|text| text.parse().ok()).ok_or(DataError::NotANumber { index, why })
+    // It writes none with a plus, and others would not read one.
+    text.filter(|text| !text.starts_with('+')).and_then(|text| text.parse().ok()).ok_or(DataError::NotANumber { index, why })
 }
