@@ -44,6 +44,12 @@ impl Stamp {
             changed: (meta.ctime(), meta.ctime_nsec()),
         }
     }
+
+    /// The same of a file that gets names and loses some: that is a change of the file to the system, and none of its bytes.
+    #[must_use]
+    pub(crate) fn of_bytes(meta: &Metadata) -> Self {
+        Self { changed: (0, 0), ..Self::of_metadata(meta) }
+    }
 }
 
 /// The files that were found good, each with the mark that it was held against.

@@ -98,6 +98,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Mounts give objects names, and take them away.
+fn stamp_of(file: &File) -> io::Result<Stamp> {
+    file.metadata().map(|meta| Stamp::of_bytes(&meta))
+}
+
 impl Files {
     /// Opens the files in the folder `dir`; makes the folders, empties staging, and counts.
     ///
@@ -170,7 +175,7 @@ impl Files {
         if !meta.is_file() || meta.len() != len {
             return Ok(None);
         }
-        let stamp = Stamp::of_metadata(&meta);
+        let stamp = Stamp::of_bytes(&meta);
         let Some(_turn) = self.turn(stamp, &id.digest) else { return Ok(Some((self.open.share(id, file), Verified::Before))) };
         Ok(self.check(&file, stamp, id)?.map(|took| (self.open.share(id, file), Verified::Now(took))))
     }
@@ -187,7 +192,7 @@ impl Files {
 
     fn is_checked(&self, file: &File, id: FileId, len: u64) -> bool {
         let Ok(meta) = file.metadata() else { return false };
-        meta.is_file() && meta.len() == len && self.checked.contains(Stamp::of_metadata(&meta), &id.digest)
+        meta.is_file() && meta.len() == len && self.checked.contains(Stamp::of_bytes(&meta), &id.digest)
     }
 
     /// Waits until no other thread checks the file; `None` if it was found good.
@@ -213,7 +218,7 @@ impl Files {
         if found != id.digest {
             return Ok(None);
         }
-        if Stamp::of(file).map_err(io_error("look at an object"))? == stamp {
+        if stamp_of(file).map_err(io_error("look at an object"))? == stamp {
             self.checked.remember(stamp, id.digest);
         }
         lock(&self.damaged).remove(&id);
@@ -230,7 +235,7 @@ impl Files {
         if !meta.is_file() || meta.len() != len {
             return Ok(false);
         }
-        let stamp = Stamp::of_metadata(&meta);
+        let stamp = Stamp::of_bytes(&meta);
         let checked = self.check(&file, stamp, id);
         if !matches!(checked, Ok(Some(_))) {
             self.checked.forget(stamp);
@@ -240,7 +245,7 @@ impl Files {
 
     /// Whether the file in place is known to be good.
     pub(super) fn is_good(&self, id: FileId) -> bool {
-        File::open(self.path(id)).and_then(|file| Stamp::of(&file)).is_ok_and(|stamp| self.checked.contains(stamp, &id.digest))
+        File::open(self.path(id)).and_then(|file| stamp_of(&file)).is_ok_and(|stamp| self.checked.contains(stamp, &id.digest))
     }
 
     /// Whether the file in place is known to be damaged or lost.
@@ -260,7 +265,7 @@ impl Files {
     /// Remembers that this process wrote the file in place.
     pub(super) fn remember(&self, id: FileId, file: &File) -> Result<(), DataError> {
         lock(&self.damaged).remove(&id);
-        self.checked.remember(Stamp::of(file).map_err(io_error("look at an object"))?, id.digest);
+        self.checked.remember(stamp_of(file).map_err(io_error("look at an object"))?, id.digest);
         Ok(())
     }
 

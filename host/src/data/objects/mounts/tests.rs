@@ -4,6 +4,7 @@ use super::super::conformance::{MIB, Node, put, put_with};
 use super::super::{Objects as _, PutOptions, When};
 use super::*;
 use crate::bucket::Durability;
+use crate::id::Digest;
 
 /// A node with a bucket that holds objects under these keys, each its key.
 fn node(keys: &[&[u8]]) -> (Node, Bucket) {
@@ -49,6 +50,21 @@ fn tree(path: &Path) -> Vec<String> {
     walk(path, path, &mut found);
     found.sort();
     found
+}
+
+#[test]
+fn an_object_that_gets_a_name_and_loses_one_is_not_read_again() {
+    let (node, bucket) = node(&[b"a"]);
+    let id = FileId { bucket: bucket.id, digest: Digest::of(b"a") };
+    let files = || &node.data().durable_objects().files;
+    assert!(files().is_good(id));
+    mount(&node, &bucket);
+    assert!(files().is_good(id), "it has a name more");
+    put(node.data().durable_objects(), &bucket, b"b", b"a").unwrap();
+    put(node.data().durable_objects(), &bucket, b"a", b"other").unwrap();
+    delete(&node, &bucket, b"b");
+    put(node.data().durable_objects(), &bucket, b"c", b"a").unwrap();
+    assert!(files().is_good(id), "it had two, and has one");
 }
 
 #[test]
