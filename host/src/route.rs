@@ -114,6 +114,8 @@ impl Route {
     /// # Errors
     /// [`RouteError`] says which of the three is malformed and what it should look like.
     pub fn new(path: &str, host: Option<&str>, method: Option<&str>) -> Result<Self, RouteError> {
+        // Of requests a final dot is taken off too.
+        let host = host.map(|host| host.strip_suffix('.').unwrap_or(host));
         let host_ok = |host: &str| {
             !host.is_empty() && host.len() <= 253 && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
         };
@@ -127,7 +129,7 @@ impl Route {
         Ok(Self { path: path.parse()?, host: host.map(str::to_ascii_lowercase), method: method.map(Into::into) })
     }
 
-    /// Whether a request belongs to this route. `host`: lower case, without port.
+    /// Whether a request belongs to this route. `host`: lower case, without port and final dot.
     #[must_use]
     pub fn matches(&self, host: &str, method: &str, path: &str) -> bool {
         self.host.as_deref().is_none_or(|mine| mine == host)
@@ -183,6 +185,13 @@ mod tests {
         assert!(route("/a/b/*", None, None) > route("/a/*", Some("h"), Some("GET")));
         assert!(route("/a", None, None) > route("/a/*", None, None));
         assert!(route("/a", Some("h"), None) > route("/a", None, Some("GET")));
+    }
+
+    #[test]
+    fn a_final_dot_of_a_host_is_no_part_of_it() {
+        let route = Route::new("/*", Some("Shop.Example."), None).unwrap();
+        assert!(route.matches("shop.example", "GET", "/") && route.to_string() == "shop.example/*");
+        assert!(Route::new("/*", Some("."), None).is_err());
     }
 
     #[test]

@@ -11,10 +11,14 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::Digest;
+
+/// Longest life of a token that has an end.
+pub const EXPIRES_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 
 /// What every token begins with.
 pub const PREFIX: &str = "hob_";

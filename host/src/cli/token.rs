@@ -20,7 +20,7 @@ use crate::id::{TenantId, TokenName};
 use crate::identity::Identity;
 use crate::limits::parse_time;
 use crate::registry::Registry;
-use crate::token::{Scope, TokenText};
+use crate::token::{EXPIRES_MAX, Scope, TokenText};
 
 /// Arguments of `hob token`.
 #[derive(Debug, Args)]
@@ -112,10 +112,13 @@ impl New {
         let admin = "admin".parse().context("'admin' is a name")?;
         let name = self.name.unwrap_or(admin);
         let scopes = if self.scopes.is_empty() { vec![Scope::Admin] } else { self.scopes };
-        let wrong =
-            |text: &String| Failure::new(Exit::Usage, format!("'{text}' is no time to come: expected one such as 30days"));
-        let expires =
-            self.expires.as_ref().map(|text| parse_time(text).filter(|time| time.as_millis() > 0).ok_or_else(|| wrong(text)));
+        let wrong = |text: &String| {
+            Failure::new(Exit::Usage, format!("'{text}' is no time in the next ten years: expected one such as 30days"))
+        };
+        let expires = self
+            .expires
+            .as_ref()
+            .map(|text| parse_time(text).filter(|time| time.as_millis() > 0 && *time <= EXPIRES_MAX).ok_or_else(|| wrong(text)));
         let expires = expires.transpose()?;
         let line = serde_json::json!({ "path": "hob token new --data-dir", "tenant": tenant, "name": name, "scopes": scopes });
         audit.append("begin", line.as_object().cloned().unwrap_or_default()).map_err(|error| failed(error.into()))?;

@@ -1,7 +1,6 @@
 //! Routes about tokens: make one, list them, remove one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -20,12 +19,10 @@ use crate::id::TokenName;
 use crate::identity::Token;
 use crate::limits::parse_time;
 use crate::registry::TokenRecord;
-use crate::token::{Scope, Scopes};
+use crate::token::{EXPIRES_MAX, Scope, Scopes};
 
 /// Name of a node's first token when nobody names it.
 const FIRST: &str = "admin";
-/// Longest life of a token that has an end.
-const EXPIRES_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 
 fn bad(what: impl ToString) -> Fault {
     Fault::new(Code::BadRequest, what.to_string())

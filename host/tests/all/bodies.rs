@@ -282,3 +282,30 @@ fn request_bodies() {
     node.data.post("/none", b"x").problem(413, "body-too-large");
     node.data.post("/none", b"").ok();
 }
+
+#[test]
+fn a_whole_answer_of_many_pieces_is_what_the_guest_wrote() {
+    let node = Node::start(&[]);
+    // On both sides of what is copied at once, and of twice that.
+    for len in [131_071_u32, 131_072, 131_073, 262_144, 262_145, 700_001] {
+        let text = handler_with(
+            "(memory (export \"memory\") 16)",
+            &format!(
+                "(func (export \"hob_handle\") (local $at i32)
+                   (loop $more
+                     (i32.store8 (i32.add (i32.const 65548) (local.get $at)) (i32.xor (local.get $at) (i32.shr_u (local.get $at) (i32.const 8))))
+                     (local.set $at (i32.add (local.get $at) (i32.const 1)))
+                     (br_if $more (i32.lt_u (local.get $at) (i32.const {len}))))
+                   (i32.store (i32.const 65536) (i32.const 0))
+                   (i32.store16 (i32.const 65540) (i32.const 200))
+                   (i32.store16 (i32.const 65542) (i32.const 0))
+                   (i32.store (i32.const 65544) (i32.const {len}))
+                   (call $respond (i32.const 65536) (i32.const {})))",
+                len + 12
+            ),
+        );
+        node.deploy_wat("a", &text, "");
+        let expected: Vec<u8> = (0..len).map(|at| (at ^ (at >> 8)) as u8).collect();
+        assert!(node.data.get("/a").good() == expected, "{len}");
+    }
+}

@@ -367,6 +367,9 @@ fn commands_find_their_token() {
     node.control = node.control.with(&admin);
     node.stop();
     let dir = node.data_dir();
+    for expires in ["0s", "100years"] {
+        check(&at(&["token", "new", "again", "--data-dir", dir.to_str().unwrap(), "--expires", expires], None), 2);
+    }
     let (stdout, _) = check(&at(&["token", "new", "again", "--data-dir", dir.to_str().unwrap()], None), 0);
     let node = Node::start_with(crate::harness::Setup { dir: Some(node.dir()), ..Default::default() });
     node.control.with(stdout.trim()).get("/v1/tokens").ok();

@@ -54,6 +54,8 @@ const HEADER_BYTES_MAX: usize = 64 << 10;
 const BODY_IS_WHOLE: u32 = 1;
 const BODY_FOLLOWS: u32 = 1;
 const FAILED: u32 = 2;
+/// So much of a guest's memory is copied before others have a turn: what the kernel makes pages for in a millisecond or so.
+const COPY_PIECE_BYTES: u32 = 128 << 10;
 
 /// Request and response of one handler.
 #[derive(Default)]
@@ -121,7 +123,9 @@ pub fn target(parts: &Parts, prefix_len: usize) -> (&'static str, &str) {
 /// Only if a name is defined twice: a bug of ours.
 pub fn link(linker: &mut Linker<Host>) -> Result<()> {
     linker.func_wrap(MODULE, "request_read", request_read)?;
-    linker.func_wrap(MODULE, "respond", respond)?;
+    linker.func_wrap_async(MODULE, "respond", |caller: Caller<'_, Host>, (ptr, len): (u32, u32)| {
+        Box::new(respond(caller, ptr, len))
+    })?;
     linker.func_wrap(MODULE, "log", log)?;
     linker.func_wrap_async(MODULE, "body_read", |caller: Caller<'_, Host>, (buf, cap): (u32, u32)| {
         Box::new(body_read(caller, buf, cap))
@@ -277,7 +281,7 @@ async fn next_piece(exchange: &mut Exchange) -> Result<Bytes, BodyError> {
     Ok(Bytes::new())
 }
 
-fn respond(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<()> {
+async fn respond(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<()> {
     let (record, host) = span(&mut caller, ptr, len)?;
     if host.exchange.request.is_none() {
         return Err(Refusal::bad_call("there is no request to answer before the function is called").into());
@@ -285,9 +289,11 @@ fn respond(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<()> {
     if std::mem::replace(&mut host.exchange.responded, true) {
         return Err(Refusal::bad_call("the function responded twice").into());
     }
-    let (flags, response) = decode_response(record, host.exchange.response_limit)?;
-    // What was just copied may have come from a mapping that could not be read.
-    host.mappings.intact(&host.memory)?;
+    let (flags, head, body) = decode_response(record, host.exchange.response_limit)?;
+    let body_len = u32::try_from(body.len())?;
+    // It ends where the record does; one of no bytes may begin where addresses end.
+    let body = copy(&mut caller, ptr.wrapping_add(len - body_len), body_len).await?;
+    let (response, host) = (head.map(|()| body), caller.data_mut());
     let response = match flags {
         FAILED => {
             host.log.guest(Source::Log, Level::Error, response.body());
@@ -313,8 +319,33 @@ fn respond(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<()> {
     Ok(())
 }
 
-/// Reads a response record: its flags, and the response with the body that the record holds, of at most `limit` bytes.
-fn decode_response(record: &[u8], limit: u64) -> Result<(u32, Response<Bytes>), Refusal> {
+/// A copy of a guest's memory. Of what is long, piece by piece, with turns for others between: pages that nobody touched before are made by
+/// the kernel one by one, so that a hundred megabytes may take a second.
+async fn copy(caller: &mut Caller<'_, Host>, ptr: u32, len: u32) -> Result<Bytes> {
+    if len <= COPY_PIECE_BYTES {
+        return copy_piece(caller, ptr, len, Bytes::copy_from_slice);
+    }
+    let mut copied = Vec::with_capacity(len as usize);
+    loop {
+        let at = u32::try_from(copied.len())?;
+        copy_piece(caller, ptr + at, (len - at).min(COPY_PIECE_BYTES), |bytes| copied.extend_from_slice(bytes))?;
+        if copied.len() == len as usize {
+            return Ok(copied.into());
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn copy_piece<T>(caller: &mut Caller<'_, Host>, ptr: u32, len: u32, copy: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    let (bytes, host) = span(caller, ptr, len)?;
+    let copied = copy(bytes);
+    // What was just copied may have come from a mapping that could not be read.
+    host.mappings.intact(&host.memory)?;
+    Ok(copied)
+}
+
+/// Reads a response record: its flags, the response, and the body that the record ends with, of at most `limit` bytes.
+fn decode_response(record: &[u8], limit: u64) -> Result<(u32, Response<()>, &[u8]), Refusal> {
     let mut input = record;
     if input.len() < RESPONSE_HEAD {
         return Err(Refusal::bad_call(format!(
@@ -336,7 +367,7 @@ fn decode_response(record: &[u8], limit: u64) -> Result<(u32, Response<Bytes>), 
     if count > HEADERS_MAX {
         return Err(bad_response(format!("a response has at most {HEADERS_MAX} headers, this one has {count}")));
     }
-    let mut response = Response::new(Bytes::new());
+    let mut response = Response::new(());
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.reserve(count);
@@ -357,13 +388,12 @@ fn decode_response(record: &[u8], limit: u64) -> Result<(u32, Response<Bytes>), 
             input.len()
         )));
     }
-    // Before it is copied: a guest's memory may be far larger than what it may answer.
+    // A guest's memory may be far larger than what it may answer.
     if u64::from(body_len) > limit {
         let detail = format!("the response body has {body_len} bytes, the function's limit is {limit}");
         return Err(Refusal { code: Code::ResponseTooLarge, detail });
     }
-    *response.body_mut() = Bytes::copy_from_slice(input);
-    Ok((flags, response))
+    Ok((flags, response, input))
 }
 
 fn take_header<'a>(input: &mut &'a [u8]) -> Result<(&'a [u8], &'a [u8]), Refusal> {
@@ -404,16 +434,17 @@ async fn body_write(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<
 fn log(mut caller: Caller<'_, Host>, level: u32, ptr: u32, len: u32) -> Result<()> {
     crash::panic_point("hob1-log");
     let (text, host) = span(&mut caller, ptr, len)?;
-    if !host.mappings.is_any() {
+    // A guest may write all of its memory at once: what is dropped anyway is not even searched for the end of its line.
+    let (text, rest) = text.split_at(host.log.room().min(text.len()));
+    if host.mappings.is_any() {
+        let copy = text.to_vec();
+        // What was just copied may have come from a mapping that could not be read.
+        host.mappings.intact(&host.memory)?;
+        host.log.guest(Source::Log, Level::from_abi(level), &copy);
+    } else {
         host.log.guest(Source::Log, Level::from_abi(level), text);
-        return Ok(());
     }
-    let copy = text.get(..host.log.room()).unwrap_or(text).to_vec();
-    let rest = text.len() - copy.len();
-    // What was just copied may have come from a mapping that could not be read.
-    host.mappings.intact(&host.memory)?;
-    host.log.guest(Source::Log, Level::from_abi(level), &copy);
-    host.log.drop_guest(rest);
+    host.log.drop_guest(rest.len());
     Ok(())
 }
 
@@ -442,9 +473,10 @@ mod tests {
 
     #[test]
     fn a_whole_response_is_decoded() {
-        let (flags, response) = decode_response(&record(0, 201, &[("x-a", "1"), ("x-a", "2")], 2, b"hi"), 2).unwrap();
+        let whole = record(0, 201, &[("x-a", "1"), ("x-a", "2")], 2, b"hi");
+        let (flags, response, body) = decode_response(&whole, 2).unwrap();
         assert_eq!((flags, response.status().as_u16(), response.headers().get_all("x-a").iter().count()), (0, 201, 2));
-        assert_eq!(&response.body()[..], b"hi");
+        assert_eq!(body, b"hi");
     }
 
     #[test]

@@ -119,7 +119,13 @@ async fn http_send(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<i
         return Ok(host.refuse_limit("the instance has as many responses open as it may: close one first".into()));
     };
     let (feed, body) = feed(body_len);
-    let sent = send(&mut caller, (ptr + len - body_len, body_len), &feed, (tenant, outbound), Request::from_parts(parts, body));
+    let sent = send(
+        &mut caller,
+        (ptr.wrapping_add(len - body_len), body_len),
+        &feed,
+        (tenant, outbound),
+        Request::from_parts(parts, body),
+    );
     let sent = sent.await?;
     let host = caller.data_mut();
     match sent {
