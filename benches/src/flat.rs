@@ -1,6 +1,7 @@
 //! Scenario `flat`: the example `geoip` with tables of 1 MiB to 1 GiB. Does a start cost what the state is large?
 //!
-//! In process: an invocation is a start and one look-up of an address, another one each time. On rung `resident`, and as `stored` on that
+//! In process: an invocation is a start and one look-up of an address, another one each time: `answered` is both, up to a whole response,
+//! and `whole` the teardown of the instance too. On rung `resident`, and as `stored` on that
 //! one, when the node has checked the image before. Memory is what 64 instances that have answered and are still there add to the
 //! process. The ceiling is the smallest table of the same run.
 
@@ -42,9 +43,11 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-const METRICS: [(&str, &str); 10] = [
+const METRICS: [(&str, &str); 12] = [
     ("start p50", "us"),
     ("start p99", "us"),
+    ("answered p50", "us"),
+    ("answered p99", "us"),
     ("whole p50", "us"),
     ("whole p99", "us"),
     ("stored start p50", "us"),
@@ -62,6 +65,7 @@ fn measure(guest: &Guest, count: usize) -> anyhow::Result<[f64; METRICS.len()]> 
     let mut taken = local.repeat(&function, Start::Resident, count + count / 10, Duration::ZERO, look_up)?;
     taken.drain(..count / 10);
     let (mut starts, mut wholes): (Vec<_>, Vec<_>) = taken.iter().map(|taken| (taken.start, taken.whole)).unzip();
+    let mut answered: Vec<_> = taken.iter().map(|taken| taken.answered).collect();
     let before = Memory::of("self")?;
     let held = local.hold(&function, HELD, look_up, || Memory::of("self"))??;
     #[expect(clippy::cast_precision_loss, reason = "a small count")]
@@ -73,6 +77,8 @@ fn measure(guest: &Guest, count: usize) -> anyhow::Result<[f64; METRICS.len()]> 
     Ok([
         quantile(&mut starts, 0.5),
         quantile(&mut starts, 0.99),
+        quantile(&mut answered, 0.5),
+        quantile(&mut answered, 0.99),
         quantile(&mut wholes, 0.5),
         quantile(&mut wholes, 0.99),
         quantile(&mut stored, 0.5),

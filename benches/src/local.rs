@@ -33,6 +33,8 @@ pub(crate) struct Taken {
     pub(crate) rung: Start,
     /// From admission to the guest's first host call; for components, to a live instance.
     pub(crate) start: f64,
+    /// From the call until the response is whole.
+    pub(crate) answered: f64,
     /// From the call until the response is whole and what the thread had to do then is done: the instance is gone.
     pub(crate) whole: f64,
 }
@@ -89,8 +91,12 @@ impl Local {
                     tokio::time::sleep(pause).await;
                 }
                 let began = Instant::now();
-                let (rung, start) = in_turns(self.one(function, Some(rung), target(number))).await?;
-                all.push(Taken { rung, start, whole: micros(began.elapsed()) });
+                let one = async {
+                    let (rung, start) = self.one(function, Some(rung), target(number)).await?;
+                    anyhow::Ok((rung, start, micros(began.elapsed())))
+                };
+                let (rung, start, answered) = in_turns(one).await?;
+                all.push(Taken { rung, start, answered, whole: micros(began.elapsed()) });
                 // What the thread does besides, such as making instances ahead.
                 tokio::task::yield_now().await;
             }

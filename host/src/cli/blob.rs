@@ -28,6 +28,7 @@ use super::part::Parts;
 use super::text::{bytes, clean, table, time};
 use super::{Ctx, Failure};
 use crate::control::wire::{ObjectInfo, ObjectItem, split};
+use crate::data::objects::KEY_BYTES_MAX;
 use crate::id::BucketName;
 
 /// Arguments of `hob blob`.
@@ -163,9 +164,9 @@ impl Cp {
         let client = ctx.client()?;
         match (remote(&self.from)?, remote(&self.to)?) {
             (None, Some(to)) => {
-                let put = match self.recursive {
+                let (put, too_long) = match self.recursive {
                     true => self.put_folder(&client, &to)?,
-                    false => vec![self.put(&client, Path::new(&self.from), &to)?],
+                    false => (vec![self.put(&client, Path::new(&self.from), &to)?], 0),
                 };
                 match (ctx.format, put.as_slice()) {
                     (Format::Json, [one]) if !self.recursive => output::json(one)?,
@@ -179,7 +180,10 @@ impl Cp {
                         ));
                     }),
                 }
-                Ok(())
+                match too_long {
+                    0 => Ok(()),
+                    count => Err(Failure::new(Exit::Failure, format!("left out, because their keys would be too long: {count}"))),
+                }
             }
             (Some(from), None) if self.recursive => get_folder(&client, &from, Path::new(&self.to)),
             (Some(from), None) => get(&client, &from, Path::new(&self.to)),
@@ -232,16 +236,25 @@ impl Cp {
         done
     }
 
-    /// Every regular file below a folder. Links are not followed: one could lead anywhere.
-    fn put_folder(&self, client: &Client, to: &At) -> Result<Vec<ObjectInfo>, Failure> {
+    /// Every regular file below a folder, but those whose key would be too long, and how many these are. Links are not followed: one could
+    /// lead anywhere.
+    fn put_folder(&self, client: &Client, to: &At) -> Result<(Vec<ObjectInfo>, usize), Failure> {
         let (root, folder) = (Path::new(&self.from), folder(&to.key));
-        let mut put = Vec::new();
+        let (mut put, mut too_long) = (Vec::new(), 0);
         for path in files(root)? {
             let below = path.strip_prefix(root).unwrap_or(&path);
             let key = [&folder, below.as_os_str().as_bytes()].concat();
+            if key.len() > KEY_BYTES_MAX {
+                let (path, len) = (clean(&path.to_string_lossy()), key.len());
+                output::note(format!(
+                    "left out, because its key would have {len} bytes, and one has at most {KEY_BYTES_MAX}: {path}"
+                ));
+                too_long += 1;
+                continue;
+            }
             put.push(self.put(client, &path, &At { bucket: to.bucket.clone(), key })?);
         }
-        Ok(put)
+        Ok((put, too_long))
     }
 }
 

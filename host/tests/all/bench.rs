@@ -104,9 +104,9 @@ fn a_name_is_measured_where_it_is_deployed() {
     let (stdout, _) = check(&at(&node, &[&args[..], &["-o", "json"]].concat()), 0);
     let report: Value = serde_json::from_str(&stdout).unwrap();
     check_rungs(&report, &["resident", "stored"], 4);
-    // Of a daemon elsewhere the machine is not known.
+    // Of a daemon on this machine all is known but the program.
     let about = report["about"].as_object().unwrap();
-    assert!(about.contains_key("client_processor") && !about.contains_key("processor"), "{report}");
+    assert!(about.contains_key("processor") && about.contains_key("client_program"), "{report}");
     // The template was there all the time.
     let usage = &node.inspect("a")["usage"];
     assert!(usage["starts"]["resident"].as_u64().unwrap() >= 8, "{usage}");

@@ -184,6 +184,17 @@ fn objects_from_and_to_files() {
     std::fs::write(path("tree/deep/2"), "two").unwrap();
     fails(&node, 1, &["blob", "cp", &path("tree"), "hob:b/t/"]);
     assert_eq!(json_of(&node, &["blob", "cp", "-r", &path("tree"), "hob:b/t/"]).as_array().unwrap().len(), 2);
+    // A key that is too long is left out, and the rest comes.
+    let deep = ["d".repeat(250).as_str(); 5].join("/");
+    std::fs::create_dir_all(path(&format!("long/{deep}"))).unwrap();
+    std::fs::write(path(&format!("long/{deep}/0")), "x").unwrap();
+    std::fs::write(path("long/z"), "z").unwrap();
+    let (_, stderr) = check(&at(&node, &["blob", "cp", "-r", &path("long"), "hob:b/long/"]), 1);
+    assert!(
+        stderr.contains("its key would have 1261 bytes") && stderr.contains("left out, because their keys would be too long: 1"),
+        "{stderr}"
+    );
+    assert_eq!(node.control.get("/v1/buckets/b/objects/long%2Fz").good(), b"z");
     // What would lead out of the folder is left out, and said.
     assert_eq!(put(&node, "/v1/buckets/b/objects/t%2F..%2F..%2Fescaped", &[], b"x").status(), 201);
     let (_, stderr) = check(&at(&node, &["blob", "cp", "-r", "hob:b/t/", &path("out")]), 0);

@@ -1,8 +1,9 @@
-//! Where something was measured: the machine, the program, and what lies in the page cache. Of a daemon elsewhere that is not known, so
-//! machine and program are said to be the client's.
+//! Where something was measured: the machine, the program, and what lies in the page cache. Of a daemon on another machine that is not
+//! known, so what is told is said to be the client's.
 
 use std::fs::{self, File};
 use std::io::IoSliceMut;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -27,14 +28,20 @@ const PAGE: u64 = 4096;
 
 /// What was measured on, as names and values.
 pub(super) fn describe(daemon: &Daemon) -> Vec<(&'static str, String)> {
-    let is_own = matches!(daemon, Daemon::Own { .. });
+    let (is_own, is_here) = match daemon {
+        Daemon::Own { .. } => (true, true),
+        Daemon::Other(server) => (false, is_loopback(server)),
+    };
     let build = if cfg!(debug_assertions) { "debug build: several times slower than a release build" } else { "release build" };
     let program = format!("hob {}, {build}; {ENGINE_VERSION}", env!("CARGO_PKG_VERSION"));
     let (daemon, cache) = match daemon {
         Daemon::Own { data_dir } => {
             ("of this program, on free ports, with default settings".to_owned(), cached(&data_dir.join("artifacts")))
         }
-        Daemon::Other(server) => (format!("at {}; its machine, build and settings are not known here", clean(server)), None),
+        Daemon::Other(server) => {
+            let unknown = if is_here { "its build and settings" } else { "its machine, build and settings" };
+            (format!("at {}; {unknown} are not known here", clean(server)), None)
+        }
     };
     let cache = cache.map_or_else(
         || "not known".into(),
@@ -48,16 +55,23 @@ pub(super) fn describe(daemon: &Daemon) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
     let memory = field("/proc/meminfo", "MemTotal").and_then(|text| text.strip_suffix(" kB")?.parse::<u64>().ok());
     let cores = std::thread::available_parallelism().map_or_else(|_| unknown(), |cores| cores.to_string());
-    let named = |own, client| if is_own { own } else { client };
+    let named = |here, client| if is_here { here } else { client };
     vec![
         (named("processor", "client processor"), field("/proc/cpuinfo", "model name").unwrap_or_else(unknown)),
         (named("cores", "client cores"), cores),
         (named("memory", "client memory"), memory.map_or_else(unknown, |kib| bytes(kib << 10))),
         (named("kernel", "client kernel"), clean(&rustix::system::uname().release().to_string_lossy())),
-        (named("program", "client program"), program),
+        (if is_own { "program" } else { "client program" }, program),
         ("daemon", daemon),
         ("page cache", cache),
     ]
+}
+
+/// Whether a server's address is one of this machine.
+fn is_loopback(server: &str) -> bool {
+    let Ok(uri) = server.parse::<http::Uri>() else { return false };
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Bytes of all files below a folder that are in the page cache, and bytes of all. `None` if the file system does not tell.
@@ -98,6 +112,19 @@ mod tests {
         fs::write(dir.path().join("tenant/a"), vec![1; 10_000]).unwrap();
         assert!(matches!(cached(dir.path()), Some((10_000, 10_000)) | None));
         assert_eq!(cached(&dir.path().join("nothing")), None);
+    }
+
+    #[test]
+    fn a_machine_is_the_daemons_only_where_it_is_known() {
+        let names = |daemon| describe(&daemon).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        for server in ["http://127.0.0.1:3001", "http://[::1]:3001", "https://localhost:3001"] {
+            let names = names(Daemon::Other(server.into()));
+            assert!(names.contains(&"processor") && names.contains(&"client program"), "{server}: {names:?}");
+        }
+        for server in ["http://10.0.0.1:3001", "http://hob.example", "http://127.0.0.1.example", ""] {
+            let names = names(Daemon::Other(server.into()));
+            assert!(names.contains(&"client processor") && !names.contains(&"processor"), "{server}: {names:?}");
+        }
     }
 
     #[test]
