@@ -20,8 +20,8 @@ pub(super) const LARGE_KEEP_RESIDENT: usize = 16 << 20;
 /// Stack of a guest and of the fiber it runs on, in bytes; the difference is left to host calls.
 const WASM_STACK: usize = 512 << 10;
 const FIBER_STACK: usize = 2 << 20;
-/// How many times the stack of optimised code is what the same code needs that was compiled fast: each value has its own place there.
-/// Measured by `a_rehearsal_has_the_stack_of_an_invocation` and its like.
+/// How many times the stack of optimised code the same code may have that was compiled fast, where each value has a place of its own. It is
+/// enough for what `rehearsal::initialisation_has_the_stack_of_an_invocation` tries.
 const UNOPTIMISED: usize = 8;
 /// Elements of all tables of a component; the cap at deploy is the same.
 const TABLE_ELEMENTS: usize = 100_000;
