@@ -3,8 +3,8 @@
 //! Owns the unpacking, its bounds, the digest and the way into place. Knows nothing about grants. Invariants: whatever the archive says,
 //! nothing is written but regular files and folders below a new folder in staging; under its final name a bundle is whole and durable.
 //!
-//! The digest is of names and bytes, in the order of the names. Times, owners and modes of the archive are dropped: all files have one
-//! time, so that what a guest sees depends on the digest alone.
+//! The digest is of names and bytes, in the order of the names. Times, owners and modes of the archive are dropped: all files have the same
+//! times, so that what a guest sees depends on the digest alone.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

@@ -252,10 +252,12 @@ impl LogSink {
 
     /// Writes what the guest said. Lines past the limit are dropped and counted; see [`LogSink::finish`].
     pub fn guest(&self, source: Source, level: Level, text: &[u8]) {
+        // A guest may write all of its memory at once: what is dropped anyway is not even searched for the end of its line.
+        let (text, past) = text.split_at(self.room().min(text.len()));
+        self.drop_guest(past.len());
         let mut rest = text.len();
         for line in text.split(|b| *b == b'\n') {
             if self.left.load(Ordering::Relaxed) == 0 {
-                // A guest may write all of its memory at once; what is dropped anyway is not looked at.
                 self.dropped.fetch_add(rest as u64, Ordering::Relaxed);
                 return;
             }

@@ -422,10 +422,7 @@ async fn body_write(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<
         let count = (len - written).min(u32::try_from(PIECE_LEN_MAX).unwrap_or(u32::MAX));
         // Room first, copy second: a waiting guest costs no memory.
         let Ok(room) = sender.reserve().await else { return Ok(-1) };
-        let (bytes, host) = span(&mut caller, ptr + written, count)?;
-        let piece = Bytes::copy_from_slice(bytes);
-        host.mappings.intact(&host.memory)?;
-        room.send(piece);
+        room.send(copy_piece(&mut caller, ptr + written, count, Bytes::copy_from_slice)?);
         written += count;
     }
     Ok(0)
@@ -434,17 +431,16 @@ async fn body_write(mut caller: Caller<'_, Host>, ptr: u32, len: u32) -> Result<
 fn log(mut caller: Caller<'_, Host>, level: u32, ptr: u32, len: u32) -> Result<()> {
     crash::panic_point("hob1-log");
     let (text, host) = span(&mut caller, ptr, len)?;
-    // A guest may write all of its memory at once: what is dropped anyway is not even searched for the end of its line.
-    let (text, rest) = text.split_at(host.log.room().min(text.len()));
-    if host.mappings.is_any() {
-        let copy = text.to_vec();
-        // What was just copied may have come from a mapping that could not be read.
-        host.mappings.intact(&host.memory)?;
-        host.log.guest(Source::Log, Level::from_abi(level), &copy);
-    } else {
+    if !host.mappings.is_any() {
         host.log.guest(Source::Log, Level::from_abi(level), text);
+        return Ok(());
     }
-    host.log.drop_guest(rest.len());
+    let copy = text.get(..host.log.room()).unwrap_or(text).to_vec();
+    let rest = text.len() - copy.len();
+    // What was just copied may have come from a mapping that could not be read.
+    host.mappings.intact(&host.memory)?;
+    host.log.guest(Source::Log, Level::from_abi(level), &copy);
+    host.log.drop_guest(rest);
     Ok(())
 }
 

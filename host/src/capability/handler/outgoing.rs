@@ -22,7 +22,9 @@ use wasmtime::{Caller, Linker, Result};
 
 use super::data::{Errno, deliver};
 use super::objects::vacancy;
-use super::{BODY_IS_WHOLE, HEADER_BYTES_MAX, HEADERS_MAX, MODULE, REQUEST_HEAD, RESPONSE_HEAD, Writer, span, take_header};
+use super::{
+    BODY_IS_WHOLE, HEADER_BYTES_MAX, HEADERS_MAX, MODULE, REQUEST_HEAD, RESPONSE_HEAD, Writer, copy_piece, span, take_header,
+};
 use crate::capability::egress::OutboundError;
 use crate::capability::reply::PIECE_LEN_MAX;
 use crate::capability::{Host, Refusal};
@@ -162,10 +164,7 @@ async fn send(
                     continue;
                 };
                 let count = left.min(u32::try_from(PIECE_LEN_MAX).unwrap_or(u32::MAX));
-                let (bytes, host) = span(caller, at, count)?;
-                let piece = Bytes::copy_from_slice(bytes);
-                host.mappings.intact(&host.memory)?;
-                room.send(piece);
+                room.send(copy_piece(caller, at, count, Bytes::copy_from_slice)?);
                 (at, left) = (at + count, left - count);
             }
         }
