@@ -15,6 +15,14 @@ pub const BLOCKING_THREADS_MAX: usize = 40;
 /// many threads of a rush alive as it has jobs in this time: with two seconds, all of them at twenty a second. A new thread takes some 50 us.
 pub const BLOCKING_IDLE: Duration = Duration::from_millis(100);
 
+/// What a client may send by default (`[net]` of the configuration), and a warm-up request in any case: headers, those that Hob adds to the
+/// latter counted.
+pub const HEADERS_MAX: usize = 64;
+/// The same: bytes of a head.
+pub const HEAD_BYTES_MAX: usize = 32 << 10;
+/// The same: bytes of a target, which is a path with its query.
+pub const URI_BYTES_MAX: usize = 8 << 10;
+
 /// How the number of a limit is written and read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {

@@ -21,6 +21,7 @@ use crate::bucket::OriginUrl;
 use crate::grants::Access;
 use crate::host::HostName;
 use crate::id::TenantId;
+use crate::limits;
 use crate::quota::Quotas;
 
 /// A number of bytes, written `64MiB` or plain.
@@ -125,9 +126,9 @@ impl Default for Net {
             body_rate_min: Bytes(1 << 10),
             body_rate_grace: Time(Duration::from_secs(5)),
             write_idle_timeout: Time(Duration::from_secs(30)),
-            headers_max: 64,
-            head_bytes_max: Bytes(32 << 10),
-            uri_bytes_max: Bytes(8 << 10),
+            headers_max: limits::HEADERS_MAX,
+            head_bytes_max: Bytes(limits::HEAD_BYTES_MAX as u64),
+            uri_bytes_max: Bytes(limits::URI_BYTES_MAX as u64),
             drain_timeout: Time(Duration::from_secs(30)),
         }
     }

@@ -263,7 +263,8 @@ impl Dispatcher {
             })?;
             // One that waited for a load or a compilation has seen more than an instance that was there.
             let start = if began.ready && start == Start::Resident { Start::Ready } else { start };
-            let phases = Phases { instantiate: began.instantiate, enter: began.enter, run: began.run, ..before };
+            let queue = before.queue + began.queue;
+            let phases = Phases { queue, instantiate: began.instantiate, enter: began.enter, run: began.run, ..before };
             // The clock need not be read for the minute that it is.
             function.meter.started(start, &phases, received + phases.total());
             self.0.engine.metrics().started(start, &phases);

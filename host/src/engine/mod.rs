@@ -32,7 +32,7 @@ pub use template::Template;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::component::Linker as ComponentLinker;
 use wasmtime::error::Context as _;
@@ -214,8 +214,8 @@ impl Engine {
     }
 
     /// What to make an instance of, and its place: in the best pool that has one free, else in the usual one, as soon as it has. One that
-    /// waits there for a request gives way to one that has it.
-    async fn admit(&self, template: &Arc<Template>) -> Result<(Permit, Arc<Resolved>), Fault> {
+    /// waits there for a request gives way to one that has it. `waited` grows by how long that took, if it waited.
+    async fn admit(&self, template: &Arc<Template>, waited: &mut Duration) -> Result<(Permit, Arc<Resolved>), Fault> {
         if crowd::is_crowded() {
             // Those that only wait for a request have memory too.
             drop(self.0.ready.give_up(template.code.place));
@@ -230,10 +230,12 @@ impl Engine {
         }
         let code = &template.code;
         drop(self.0.ready.give_up(code.place));
+        let from = Instant::now();
         let permit = self.place(code.place).instances.admit().await.map_err(|_| {
             let fault = Fault::new(Code::Overloaded, "all instances of this node are taken").retry_after(Duration::from_secs(1));
             fault.hint("try again, or raise engine.instances_max")
         })?;
+        *waited += from.elapsed();
         Ok((permit, code.clone()))
     }
 }

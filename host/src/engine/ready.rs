@@ -23,7 +23,7 @@ use super::{Engine, deadline, schedule};
 use crate::capability::handler::Exchange;
 use crate::capability::reply::Reply;
 use crate::capability::{Environment, Host};
-use crate::id::{InvocationId, RevisionNumber, TenantId};
+use crate::id::{InvocationId, RevisionNumber};
 use crate::invocation::Hops;
 use crate::limits::{Limit, Limits};
 use crate::meter::Permit;
@@ -163,7 +163,7 @@ impl Drop for Charge {
 /// For whom instances are made, and where.
 struct Maker {
     limits: Arc<Limits>,
-    tenant: TenantId,
+    whose: schedule::Whose,
     thread: usize,
 }
 
@@ -238,8 +238,9 @@ impl Ready {
         self.lock().waiting.iter().filter(|waiting| waiting.thread == thread).count()
     }
 
-    fn is_idle(&self, idle: Duration) -> bool {
-        self.lock().last_taken.is_none_or(|taken| taken.elapsed() >= idle)
+    /// How much longer instances wait for somebody to ask for one: `idle` from the last who did.
+    fn patience(&self, idle: Duration) -> Duration {
+        self.lock().last_taken.map_or(Duration::ZERO, |taken| idle.saturating_sub(taken.elapsed()))
     }
 
     /// Drops what waits on `thread`.
@@ -276,8 +277,8 @@ impl Ready {
 
 impl Engine {
     /// Sees to it that instances of `template` wait on this thread, if making one is expensive. Returns at once: they are made by a
-    /// task of this thread, after whatever runs now, under `limits`, and what they take is charged to `tenant`.
-    pub(super) fn keep_ready(&self, template: &Arc<Template>, limits: &Arc<Limits>, tenant: &TenantId) {
+    /// task of this thread, after whatever runs now, under `limits`, and what they take is charged to `whose`.
+    pub(super) fn keep_ready(&self, template: &Arc<Template>, limits: &Arc<Limits>, whose: &schedule::Whose) {
         let ready = &template.ready;
         if self.0.ready.each_max == 0 || !ready.is_worth_it(STILL_WORTH) {
             return;
@@ -301,7 +302,7 @@ impl Engine {
         ready.attended[at].fetch_or(bit, Ordering::Relaxed);
         self.0.ready.enrol(ready);
         let (engine, ready, template) = (self.clone(), ready.clone(), Arc::downgrade(template));
-        let maker = Maker { limits: limits.clone(), tenant: tenant.clone(), thread };
+        let maker = Maker { limits: limits.clone(), whose: whose.clone(), thread };
         tokio::spawn(async move {
             attend(&engine, &ready, &template, &maker).await;
             ready.attended[at].fetch_and(!bit, Ordering::Relaxed);
@@ -349,7 +350,7 @@ impl Engine {
         let began = Instant::now();
         let (mut store, _output) = store::build(&self.place(code.place).engine, blueprint);
         deadline::arm(&mut store, MAKING_MAX.min(limits.duration(Limit::Cpu)), 1);
-        let making = schedule::in_turns(maker.tenant.clone(), call::instantiate(&code.entry, &mut store));
+        let making = schedule::in_turns(maker.whose.clone(), call::instantiate(&code.entry, &mut store));
         let made = tokio::time::timeout(MAKING_MAX, making).await;
         if let Ok(Ok(_)) = &made {
             // Where instances wait no request makes one, and the first may have been slow for reasons that are gone.
@@ -378,6 +379,8 @@ impl Engine {
 /// Looks after the waiting instances of one template on one thread until nobody has asked for one in a while, or none may wait.
 async fn attend(engine: &Engine, ready: &Ready, template: &Weak<Template>, maker: &Maker) {
     let idle = engine.0.ready.idle;
+    // Set anew only once it has passed: whoever sets a timer wakes the thread of the runtime, and each request would.
+    let mut sleep = std::pin::pin!(tokio::time::sleep(idle));
     while ready.is_wanted() {
         let taken = ready.taken.notified();
         match template.upgrade() {
@@ -386,11 +389,10 @@ async fn attend(engine: &Engine, ready: &Ready, template: &Weak<Template>, maker
         }
         tokio::select! {
             () = taken => {}
-            () = tokio::time::sleep(idle) => {
-                if ready.is_idle(idle) {
-                    return;
-                }
-            }
+            () = &mut sleep => match ready.patience(idle) {
+                Duration::ZERO => return,
+                left => sleep.as_mut().reset(tokio::time::Instant::now() + left),
+            },
         }
     }
 }

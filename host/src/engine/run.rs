@@ -16,7 +16,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::body;
 use super::call::{self, Ended, Guest, Input};
-use super::schedule::{self, Turn};
+use super::schedule::{self, Turn, Whose};
 use super::store::{self, Blueprint, Streams};
 use super::{Engine, Kind, clock};
 use crate::capability::handler::Exchange;
@@ -76,6 +76,8 @@ pub struct Began {
     pub response: Response<Payload>,
     /// Whether the instance had waited for it.
     pub ready: bool,
+    /// How long it waited for an instance of the node, and for its thread to have time.
+    pub queue: Duration,
     /// From `Store::new` to a live instance.
     pub instantiate: Duration,
     /// From there to the guest's first host call; nothing for kinds that are not watched so closely.
@@ -92,26 +94,39 @@ impl Engine {
     /// # Cancellation
     /// Dropping the future ends the guest, as does dropping the body of the response.
     pub async fn run(&self, template: &Arc<Template>, call: Call) -> Result<Began, Fault> {
+        // The clock is read only by who waits.
+        let mut waited = Duration::ZERO;
         let waiting = if call.may_be_ready { template.ready.take(call.limits.size(Limit::Memory)) } else { None };
         let vessel = match waiting {
             Some(waiting) => Vessel::Waiting(waiting),
             None => {
-                let (place, code) = self.admit(template).await?;
+                let (place, code) = self.admit(template, &mut waited).await?;
                 Vessel::Fresh(place, code)
             }
         };
-        let (limits, tenant) = (call.limits.clone(), call.tenant.clone());
-        let mut turn = Turn::new(tenant.clone()).until(call.counts_from + limits.duration(Limit::Wall));
+        let limits = call.limits.clone();
+        // The totals are the function's, whatever revision of it this is.
+        let whose = Whose { tenant: call.tenant.clone(), function: Arc::as_ptr(&call.meter).addr() };
+        let mut turn = Turn::new(whose.clone()).until(call.counts_from + limits.duration(Limit::Wall));
         if !turn.begin() {
+            let from = Instant::now();
             its_turn(&mut turn, call.counts_from, limits.duration(Limit::Wall)).await?;
+            waited += from.elapsed();
         }
-        let began = self.run_in(vessel, template, call, turn).await;
+        let began = self.run_in(vessel, template, call, turn, waited).await;
         // What the guest still has to do comes first.
-        self.keep_ready(template, &limits, &tenant);
+        self.keep_ready(template, &limits, &whose);
         began
     }
 
-    async fn run_in(&self, vessel: Vessel, template: &Template, call: Call, turn: Turn) -> Result<Began, Fault> {
+    async fn run_in(
+        &self,
+        vessel: Vessel,
+        template: &Template,
+        call: Call,
+        turn: Turn,
+        waited: Duration,
+    ) -> Result<Began, Fault> {
         let ready = matches!(vessel, Vessel::Waiting(_));
         let began = Instant::now();
         let mut running = Running::start(self, template.shape.kind, call, vessel, turn, began)?;
@@ -130,6 +145,7 @@ impl Engine {
         };
         let entered = reply.entered().unwrap_or(instantiated);
         let until = |end: Instant| Phases {
+            queue: waited,
             instantiate: instantiated - began,
             enter: entered - instantiated,
             run: end.saturating_duration_since(entered),
@@ -156,8 +172,8 @@ impl Engine {
             None if done => response,
             None => running.detach(response),
         };
-        let Phases { instantiate, enter, run, .. } = until(answered);
-        Ok(Began { response, ready, instantiate, enter, run })
+        let Phases { queue, instantiate, enter, run, .. } = until(answered);
+        Ok(Began { response, ready, queue, instantiate, enter, run })
     }
 }
 
@@ -210,7 +226,7 @@ type Places = (Permit, Option<(Permit, Place)>);
 struct Remains<T> {
     /// `Some` until it is dropped.
     instance: Option<T>,
-    tenant: TenantId,
+    whose: Whose,
     meter: Arc<FunctionMeter>,
     /// Given back after the instance is gone.
     _places: (Option<Places>, Option<Arc<Places>>),
@@ -221,7 +237,7 @@ struct Remains<T> {
 impl<T> Drop for Remains<T> {
     fn drop(&mut self) {
         let took = clock::measure(|| drop(self.instance.take()));
-        schedule::charge(&self.tenant, took);
+        schedule::charge(&self.whose, took);
         self.meter.used_besides(took);
     }
 }
@@ -403,7 +419,7 @@ impl Running {
     fn put_off<T: Send + 'static>(&mut self, instance: T, kept: Option<Arc<Places>>) {
         afterwards::put_off(Remains {
             instance: Some(instance),
-            tenant: self.turn.tenant().clone(),
+            whose: self.turn.whose().clone(),
             meter: self.books.meter.clone(),
             _places: (self.places.take(), kept),
             _planted: PanicAtDrop("host-dropped"),
@@ -413,7 +429,7 @@ impl Running {
     /// Ends a guest that has not ended and whose client is gone.
     fn give_up(&mut self) {
         let took = clock::measure(|| self.guest = None);
-        schedule::charge(self.turn.tenant(), took);
+        schedule::charge(self.turn.whose(), took);
         self.cpu += took;
     }
 

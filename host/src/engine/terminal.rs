@@ -13,7 +13,7 @@ use crate::capability::Environment;
 use crate::capability::handler::Exchange;
 use crate::capability::reply::Reply;
 use crate::fault::{Code, Fault};
-use crate::id::{InvocationId, RevisionNumber, TenantId};
+use crate::id::{InvocationId, RevisionNumber};
 use crate::invocation::Hops;
 use crate::limits::{Limit, Limits};
 use crate::telemetry::logs::{FunctionLog, LogSink};
@@ -50,7 +50,7 @@ impl Engine {
         let code = template.code.clone();
         let (store, output) = store::build(&self.place(code.place).engine, blueprint);
         let guest = call::start(code, store, None, Input { request: None, output, reply });
-        let run = schedule::in_turns(TenantId::default(), guest);
+        let run = schedule::in_turns(schedule::Whose::default(), guest);
         match tokio::time::timeout(limits.duration(Limit::Wall), run).await {
             Ok(ended) => match ended.store.data().exit_code {
                 Some(code) => Ok(code),

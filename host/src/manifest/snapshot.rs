@@ -11,13 +11,8 @@ use toml::{Table, Value};
 use super::{ManifestError, problem, string, unknown};
 use crate::headers::never_reaches_a_function;
 use crate::host::is_authority;
-use crate::limits::{Limit, Limits};
+use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX, Limit, Limits, URI_BYTES_MAX};
 
-/// Longest path of a warm-up request with its query, in bytes: what clients may send by default.
-pub(crate) const PATH_BYTES_MAX: usize = 8 << 10;
-/// Most headers of a warm-up request, and most bytes of its head, those that Hob adds counted: the same.
-const HEADERS_MAX: usize = 64;
-const HEAD_BYTES_MAX: usize = 32 << 10;
 /// Most warm-up requests of one function.
 pub const WARMUPS_MAX: usize = 64;
 
@@ -168,8 +163,8 @@ fn warmup(value: Value) -> Result<WarmupRequest, ManifestError> {
     if !path.starts_with('/') || path.contains('#') || path.parse::<Uri>().is_err() {
         return Err(problem(key, format!("'{path}' is no path; expected one such as /index?q=1")));
     }
-    if path.len() > PATH_BYTES_MAX {
-        return Err(problem(key, format!("a path of {} bytes, expected at most {PATH_BYTES_MAX}", path.len())));
+    if path.len() > URI_BYTES_MAX {
+        return Err(problem(key, format!("a path of {} bytes, expected at most {URI_BYTES_MAX}", path.len())));
     }
     let mut hosts = 0;
     for (name, value) in &request.headers {
@@ -250,8 +245,8 @@ mod tests {
     #[test]
     fn a_path_is_one_that_clients_may_send() {
         let path = |len: usize| read(&format!("[snapshot]\nwarmup = ['GET /{}']", "a".repeat(len - 1)));
-        assert_eq!(path(PATH_BYTES_MAX).unwrap().warmup[0].path.len(), PATH_BYTES_MAX);
-        assert!(path(PATH_BYTES_MAX + 1).unwrap_err().contains("a path of 8193 bytes, expected at most 8192"));
+        assert_eq!(path(URI_BYTES_MAX).unwrap().warmup[0].path.len(), URI_BYTES_MAX);
+        assert!(path(URI_BYTES_MAX + 1).unwrap_err().contains("a path of 8193 bytes, expected at most 8192"));
     }
 
     #[test]

@@ -360,6 +360,30 @@ fn instances_of_the_node() {
 }
 
 #[test]
+fn the_wait_for_an_instance_is_in_the_phase_queue() {
+    let node = Node::start(&["engine.instances_max=1", "engine.instance_wait=60s"]);
+    node.deploy_wat("a", &waits(), "[limits]\nwall = \"1h\"\n");
+    let mut held = hold(&node, "/a");
+    eventually("it runs", || node.occupancy("a") == (1, 0));
+    let mut waits = node.data.connect();
+    waits.request("GET", "/a", &[("hob-timing", "1")], b"");
+    eventually("the other has a place of the function", || node.occupancy("a") == (2, 0));
+    // It cannot begin before the first has ended: all that passes here is its wait.
+    let from = std::time::Instant::now();
+    for _ in 0..100 {
+        node.control.get("/readyz").ok();
+    }
+    let waited = from.elapsed();
+    held.end_chunks();
+    held.reply().ok();
+    let reply = waits.reply().ok();
+    let timing = reply.header("server-timing").unwrap();
+    let queue: f64 = timing.strip_prefix("queue;dur=").and_then(|rest| rest.split(',').next()).unwrap().parse().unwrap();
+    // Less the moment in which it had its place of the function and did not ask for one of the node yet.
+    assert!(queue >= waited.as_secs_f64() * 1e3 / 2.0, "{timing} where it waited for {waited:?}");
+}
+
+#[test]
 fn log_bytes() {
     let node = Node::start(&[]);
     let text = does(

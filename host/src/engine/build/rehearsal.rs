@@ -31,7 +31,7 @@ use crate::engine::store::{self, Blueprint, Streams};
 use crate::engine::template::Entry;
 use crate::engine::{Engine, Kind, Lane, Shape, deadline, schedule, settings};
 use crate::fault::{Code as FaultCode, Fault};
-use crate::id::{InvocationId, RevisionNumber, TenantId};
+use crate::id::{InvocationId, RevisionNumber};
 use crate::invocation::{Hops, Payload};
 use crate::limits::{Limit, Limits};
 use crate::manifest::WarmupRequest;
@@ -298,7 +298,7 @@ async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind, how: Start) -
 /// `wall-deadline` when the clock ran out. The processor's deadline comes from inside, as an error of the guest.
 async fn within<T>(times: Times, store: &mut Store<Host>, work: impl AsyncFnOnce(&mut Store<Host>) -> T) -> Result<T, Fault> {
     deadline::arm(store, times.cpu, 1);
-    tokio::time::timeout(times.wall, schedule::in_turns(TenantId::default(), work(store)))
+    tokio::time::timeout(times.wall, schedule::in_turns(schedule::Whose::default(), work(store)))
         .await
         .map_err(|_| Fault::executed(FaultCode::WallDeadline, format!("it did not end within {:?}", times.wall)))
 }

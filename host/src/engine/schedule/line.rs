@@ -1,21 +1,27 @@
 //! The line: who waits on a thread, and who of them is next.
 //!
-//! Deficit round robin over tenants, by processor time: each has an account, gets a quantum when its turn comes, and has its turn as long
-//! as there is credit. What a slice will take is not known before, so it may end in debt; that is paid back by later quanta. Within a
-//! tenant the young and the old share by time, and each kind is served in the order of its coming.
+//! Tenants share by processor time ([`round`]). Within a tenant the young and the old do, and within each kind the functions; those of a
+//! function are served in the order of their coming. So neither a neighbour's flood nor one of another function of the same tenant is
+//! what a request waits for: where there is one tenant, as on most nodes, its functions are all who share.
 //!
-//! Owns places in line and accounts. Knows no clock and no guest: it is told what was used. Invariants: a place is left once, by being
-//! next or by [`Line::leave`]; a tenant without anybody in line is forgotten once it has no debt; none has more credit than a quantum.
-//!
-//! Source: Shreedhar and Varghese, "Efficient Fair Queuing using Deficit Round Robin", 1995; with debt, as "surplus round robin".
+//! Owns places in line. Invariant: a place is left once, by being next or by [`Line::leave`].
 
-use std::collections::{HashMap, VecDeque};
+mod round;
+
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::id::TenantId;
+use round::{Round, Waits};
 
-/// What a tenant gets in each round: about a slice.
-const QUANTUM: i64 = 1_000_000;
+/// Whose guest it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::engine) struct Whose {
+    /// Who is charged.
+    pub(in crate::engine) tenant: TenantId,
+    /// Tells functions of the tenant apart that are there at the same time; it means nothing else.
+    pub(in crate::engine) function: usize,
+}
 
 /// How much a guest has used already. One that soon ends need not wait for all that do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,68 +42,67 @@ pub(super) struct Place {
 /// Those who wait; each has a `W` that tells it when it is next.
 #[derive(Debug)]
 pub(super) struct Line<W> {
-    accounts: HashMap<TenantId, Account<W>>,
-    /// The keys of `accounts`; the first is the one whose turn it is.
-    ring: VecDeque<TenantId>,
+    tenants: Round<TenantId, Tenant<W>>,
     waiting: usize,
     /// How many of those are old.
     old: usize,
 }
 
+/// Those of one function, in the order of their numbers.
+type Queue<W> = VecDeque<(u64, W)>;
+
+/// Those of one tenant.
 #[derive(Debug)]
-struct Account<W> {
-    /// In nanoseconds; debt if below 0.
-    credit: i64,
-    young: VecDeque<(u64, W)>,
-    old: VecDeque<(u64, W)>,
+struct Tenant<W> {
+    waiting: usize,
+    young: Round<usize, Queue<W>>,
+    old: Round<usize, Queue<W>>,
     /// By how many nanoseconds the young had more than the old, while both waited.
     lead: i64,
 }
 
-impl<W> Account<W> {
-    fn new() -> Self {
-        Self { credit: QUANTUM, young: VecDeque::new(), old: VecDeque::new(), lead: 0 }
+impl<W> Default for Tenant<W> {
+    fn default() -> Self {
+        Self { waiting: 0, young: Round::default(), old: Round::default(), lead: 0 }
     }
+}
 
-    fn len(&self) -> usize {
-        self.young.len() + self.old.len()
+impl<W> Waits for Tenant<W> {
+    fn is_empty(&self) -> bool {
+        self.waiting == 0
     }
+}
 
-    fn of(&mut self, age: Age) -> &mut VecDeque<(u64, W)> {
+impl<W> Tenant<W> {
+    fn of(&mut self, age: Age) -> &mut Round<usize, Queue<W>> {
         match age {
             Age::Young => &mut self.young,
             Age::Old => &mut self.old,
         }
     }
 
-    fn find(&mut self, place: Place) -> Option<(usize, &mut VecDeque<(u64, W)>)> {
-        let those = self.of(place.age);
+    fn find(&mut self, function: usize, place: Place) -> Option<(usize, &mut Queue<W>)> {
+        let those = self.of(place.age).known(&function)?;
         // Numbers rise, so they are in order.
         let at = those.binary_search_by_key(&place.number, |(number, _)| *number).ok()?;
         Some((at, those))
     }
 
     fn take(&mut self) -> Option<(Age, (u64, W))> {
-        if self.young.is_empty() || self.old.is_empty() {
+        let (no_young, no_old) = (self.young.is_empty(), self.old.is_empty());
+        if no_young || no_old {
             self.lead = 0;
         }
-        let age = match () {
-            () if self.young.is_empty() => Age::Old,
-            () if self.old.is_empty() || self.lead <= 0 => Age::Young,
-            () => Age::Old,
-        };
-        Some((age, self.of(age).pop_front()?))
-    }
-
-    /// In how many rounds from now it has credit.
-    fn rounds(&self) -> i64 {
-        if self.credit > 0 { 0 } else { self.credit.saturating_neg() / QUANTUM + 1 }
+        let age = if no_young || (!no_old && self.lead > 0) { Age::Old } else { Age::Young };
+        let next = self.of(age).turn()?.pop_front()?;
+        self.waiting -= 1;
+        Some((age, next))
     }
 }
 
 impl<W> Default for Line<W> {
     fn default() -> Self {
-        Self { accounts: HashMap::new(), ring: VecDeque::new(), waiting: 0, old: 0 }
+        Self { tenants: Round::default(), waiting: 0, old: 0 }
     }
 }
 
@@ -108,59 +113,58 @@ impl<W> Line<W> {
         self.waiting
     }
 
-    fn account(&mut self, tenant: &TenantId) -> &mut Account<W> {
-        if !self.accounts.contains_key(tenant) {
-            self.ring.push_back(tenant.clone());
-        }
-        self.accounts.entry(tenant.clone()).or_insert_with(Account::new)
-    }
-
-    /// Puts somebody at the end of its tenant's. `place`: its number is above all before it.
-    pub(super) fn join(&mut self, tenant: &TenantId, place: Place, waker: W) {
-        self.account(tenant).of(place.age).push_back((place.number, waker));
+    /// Puts somebody at the end of its function's. `place`: its number is above all before it.
+    pub(super) fn join(&mut self, whose: &Whose, place: Place, waker: W) {
+        let tenant = self.tenants.queue(&whose.tenant);
+        tenant.of(place.age).queue(&whose.function).push_back((place.number, waker));
+        tenant.waiting += 1;
         self.waiting += 1;
         self.old += usize::from(place.age == Age::Old);
     }
 
     /// What would tell whoever has `place`, if it is still in line.
-    pub(super) fn waiter(&mut self, tenant: &TenantId, place: Place) -> Option<&mut W> {
-        let (at, those) = self.accounts.get_mut(tenant)?.find(place)?;
+    pub(super) fn waiter(&mut self, whose: &Whose, place: Place) -> Option<&mut W> {
+        let (at, those) = self.tenants.known(&whose.tenant)?.find(whose.function, place)?;
         those.get_mut(at).map(|(_, waker)| waker)
     }
 
     /// Gives up a place, if it is still there.
-    pub(super) fn leave(&mut self, tenant: &TenantId, place: Place) -> Option<W> {
-        let (at, those) = self.accounts.get_mut(tenant)?.find(place)?;
+    pub(super) fn leave(&mut self, whose: &Whose, place: Place) -> Option<W> {
+        let tenant = self.tenants.known(&whose.tenant)?;
+        let (at, those) = tenant.find(whose.function, place)?;
         let (_, waker) = those.remove(at)?;
+        tenant.waiting -= 1;
         self.waiting -= 1;
         self.old -= usize::from(place.age == Age::Old);
         Some(waker)
     }
 
-    /// Charges a tenant with what one of its guests used.
-    pub(super) fn charge(&mut self, tenant: &TenantId, age: Age, took: Duration) {
+    /// Charges a tenant, and its function, with what one of their guests used.
+    pub(super) fn charge(&mut self, whose: &Whose, age: Age, took: Duration) {
         let took = i64::try_from(took.as_nanos()).unwrap_or(i64::MAX);
-        let account = self.account(tenant);
-        account.credit = account.credit.saturating_sub(took);
-        account.lead = match age {
-            Age::Young => account.lead.saturating_add(took),
-            Age::Old => account.lead.saturating_sub(took),
+        let tenant = self.tenants.charge(&whose.tenant, took);
+        tenant.lead = match age {
+            Age::Young => tenant.lead.saturating_add(took),
+            Age::Old => tenant.lead.saturating_sub(took),
         };
+        // One of whose guests none has waited owes the others nothing: they are of the same tenant, and it pays.
+        tenant.of(age).charge_known(&whose.function, took);
     }
 
     /// Whether a tenant has not used up its share.
-    pub(super) fn has_credit(&self, tenant: &TenantId) -> bool {
-        self.accounts.get(tenant).is_none_or(|account| account.credit > 0)
+    pub(super) fn has_credit(&self, whose: &Whose) -> bool {
+        self.tenants.has_credit(&whose.tenant)
     }
 
     /// Whether anybody waits for whom a tenant would have to make room.
-    pub(super) fn others_wait(&self, tenant: &TenantId) -> bool {
-        self.waiting > self.accounts.get(tenant).map_or(0, Account::len)
+    pub(super) fn others_wait(&self, whose: &Whose) -> bool {
+        self.waiting > self.tenants.get(&whose.tenant).map_or(0, |tenant| tenant.waiting)
     }
 
     /// All who wait.
     pub(super) fn iter(&self) -> impl Iterator<Item = &W> {
-        self.accounts.values().flat_map(|account| account.young.iter().chain(&account.old)).map(|(_, waits)| waits)
+        let functions = self.tenants.queues().flat_map(|tenant| tenant.young.queues().chain(tenant.old.queues()));
+        functions.flatten().map(|(_, waits)| waits)
     }
 
     /// Whether anybody waits who is old.
@@ -170,43 +174,16 @@ impl<W> Line<W> {
 
     /// Whoever is next leaves the line: its number, and what tells it.
     pub(super) fn next(&mut self) -> Option<(u64, W)> {
-        if self.waiting == 0 {
-            return None;
-        }
-        self.skip_rounds();
-        loop {
-            let account = self.accounts.get_mut(self.ring.front()?)?;
-            if account.credit > 0 && account.len() > 0 {
-                let (age, next) = account.take()?;
-                self.waiting -= 1;
-                self.old -= usize::from(age == Age::Old);
-                return Some(next);
-            }
-            let was_in_debt = account.credit < 0;
-            account.credit = account.credit.saturating_add(QUANTUM).min(QUANTUM);
-            let is_done = account.len() == 0 && !was_in_debt;
-            let tenant = self.ring.pop_front()?;
-            match is_done {
-                true => drop(self.accounts.remove(&tenant)),
-                false => self.ring.push_back(tenant),
-            }
-        }
-    }
-
-    /// Rounds in which nobody would have credit are made at once: one bulk operation may leave a debt of thousands.
-    fn skip_rounds(&mut self) {
-        let rounds = self.accounts.values().filter(|account| account.len() > 0).map(Account::rounds).min();
-        let Some(skipped @ 1..) = rounds.map(|rounds| rounds - 1) else { return };
-        for account in self.accounts.values_mut() {
-            account.credit = account.credit.saturating_add(skipped.saturating_mul(QUANTUM)).min(QUANTUM);
-        }
+        let (age, next) = self.tenants.turn()?.take()?;
+        self.waiting -= 1;
+        self.old -= usize::from(age == Age::Old);
+        Some(next)
     }
 
     /// Forgets all accounts. Nobody waits.
     pub(super) fn settle(&mut self) {
         debug_assert_eq!(self.waiting, 0, "whoever waits has an account");
-        self.accounts.clear();
-        self.ring.clear();
+        self.tenants.clear();
     }
 }
 

@@ -24,8 +24,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::deadline::{self, FIRST_SLICE, Sliced, TICK, Until};
-use crate::id::TenantId;
 use line::{Age, Line, Place};
+
+pub(super) use line::Whose;
 
 /// How long guests may begin at once before I/O is looked at again. The last of them may end its slice.
 const ROUND: Duration = Duration::from_micros(500);
@@ -62,18 +63,18 @@ thread_local! {
 }
 
 impl Here {
-    fn may_go(&self, tenant: &TenantId) -> bool {
+    fn may_go(&self, whose: &Whose) -> bool {
         if !self.driven.get() {
             return true;
         }
         let line = self.line.borrow();
-        self.used.get() < ROUND && (line.has_credit(tenant) || !line.others_wait(tenant))
+        self.used.get() < ROUND && (line.has_credit(whose) || !line.others_wait(whose))
     }
 
-    fn join(&self, tenant: &TenantId, age: Age, waiter: Waiter) -> Place {
+    fn join(&self, whose: &Whose, age: Age, waiter: Waiter) -> Place {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let place = Place { number: NEXT.fetch_add(1, Ordering::Relaxed), age };
-        self.line.borrow_mut().join(tenant, place, waiter);
+        self.line.borrow_mut().join(whose, place, waiter);
         self.drive();
         place
     }
@@ -85,9 +86,9 @@ impl Here {
     }
 
     /// Something was done for a guest.
-    fn did(&self, tenant: &TenantId, age: Age, took: Duration) {
+    fn did(&self, whose: &Whose, age: Age, took: Duration) {
         if self.driven.get() {
-            self.line.borrow_mut().charge(tenant, age, took);
+            self.line.borrow_mut().charge(whose, age, took);
         } else if took < SHORT {
             return;
         }
@@ -95,10 +96,10 @@ impl Here {
     }
 
     /// A guest ran whose turn it was: I/O is looked at next, so it takes nothing from those who begin at once.
-    fn had_its_turn(&self, tenant: &TenantId, age: Age, took: Duration) {
+    fn had_its_turn(&self, whose: &Whose, age: Age, took: Duration) {
         // Late for a turn that had passed, it may be the last there is.
         if self.driven.get() {
-            self.line.borrow_mut().charge(tenant, age, took);
+            self.line.borrow_mut().charge(whose, age, took);
         }
     }
 
@@ -157,15 +158,15 @@ fn first_to_end() -> Option<Instant> {
 }
 
 /// Charges a tenant with what was done for one of its guests outside of a slice.
-pub(super) fn charge(tenant: &TenantId, took: Duration) {
+pub(super) fn charge(whose: &Whose, took: Duration) {
     // What is dropped with its thread is nobody's any more.
-    let _gone = HERE.try_with(|here| here.did(tenant, Age::Young, took));
+    let _gone = HERE.try_with(|here| here.did(whose, Age::Young, took));
 }
 
 /// A guest's turns.
 #[derive(Debug)]
 pub(super) struct Turn {
-    tenant: TenantId,
+    whose: Whose,
     state: State,
     /// Who in the guest waits for it to go on, when it computes.
     inner: Vec<Waker>,
@@ -188,8 +189,8 @@ enum State {
 
 impl Turn {
     /// Of a guest that has not begun.
-    pub(super) fn new(tenant: TenantId) -> Self {
-        Self { tenant, state: State::Away, inner: Vec::new(), computes: false, had: Duration::ZERO, ends: None }
+    pub(super) fn new(whose: Whose) -> Self {
+        Self { whose, state: State::Away, inner: Vec::new(), computes: false, had: Duration::ZERO, ends: None }
     }
 
     /// The same with a wall deadline.
@@ -199,8 +200,8 @@ impl Turn {
     }
 
     /// Whose guest it is.
-    pub(super) fn tenant(&self) -> &TenantId {
-        &self.tenant
+    pub(super) fn whose(&self) -> &Whose {
+        &self.whose
     }
 
     /// Whether it would go on if it could.
@@ -210,7 +211,7 @@ impl Turn {
 
     /// Whether it may begin now. If not, ask [`Turn::poll`].
     pub(super) fn begin(&mut self) -> bool {
-        let may = HERE.with(|here| here.may_go(&self.tenant));
+        let may = HERE.with(|here| here.may_go(&self.whose));
         if may {
             self.state = State::Turn(None);
         }
@@ -228,18 +229,18 @@ impl Turn {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, used: Duration) -> Poll<()> {
         HERE.with(|here| match self.state {
             State::Turn(_) => Poll::Ready(()),
-            State::Away if here.may_go(&self.tenant) => {
+            State::Away if here.may_go(&self.whose) => {
                 (self.state, self.had) = (State::Turn(None), Duration::ZERO);
                 Poll::Ready(())
             }
             State::Away => {
-                self.state = State::InLine(here.join(&self.tenant, age(used), self.waiter(cx)));
+                self.state = State::InLine(here.join(&self.whose, age(used), self.waiter(cx)));
                 Poll::Pending
             }
             State::InLine(place) => {
                 // A waker is dropped when nobody looks at the line: what it holds may be a guest in it.
                 let mut line = here.line.borrow_mut();
-                let Some(Waiter { task, .. }) = line.waiter(&self.tenant, place) else {
+                let Some(Waiter { task, .. }) = line.waiter(&self.whose, place) else {
                     (self.state, self.had) = (State::Turn(Some(place.number)), Duration::ZERO);
                     return Poll::Ready(());
                 };
@@ -257,7 +258,7 @@ impl Turn {
         HERE.with(|here| {
             let line = here.line.borrow();
             let stood = matches!(self.state, State::Turn(Some(_)));
-            if line.old_wait() || (stood && line.others_wait(&self.tenant)) { 1 } else { FIRST_SLICE }
+            if line.old_wait() || (stood && line.others_wait(&self.whose)) { 1 } else { FIRST_SLICE }
         })
     }
 
@@ -293,11 +294,11 @@ impl Turn {
         self.computes = sliced.result.is_pending() && !self.inner.is_empty();
         HERE.with(|here| {
             match waited {
-                true => here.had_its_turn(&self.tenant, age(before), sliced.took),
-                false => here.did(&self.tenant, age(before), sliced.took),
+                true => here.had_its_turn(&self.whose, age(before), sliced.took),
+                false => here.did(&self.whose, age(before), sliced.took),
             }
             if self.computes {
-                self.state = State::InLine(here.join(&self.tenant, age(*used), self.waiter(cx)));
+                self.state = State::InLine(here.join(&self.whose, age(*used), self.waiter(cx)));
             } else if here.used.get() >= ROUND {
                 // A driver without a line looks at I/O once, and ends.
                 here.drive();
@@ -311,7 +312,7 @@ impl Turn {
         let _gone = HERE.try_with(|here| match std::mem::replace(&mut self.state, State::Away) {
             State::Away | State::Turn(None) => {}
             State::InLine(place) => {
-                let left = here.line.borrow_mut().leave(&self.tenant, place);
+                let left = here.line.borrow_mut().leave(&self.whose, place);
                 if left.is_none() {
                     // The driver has called it.
                     here.is_over(place.number);
@@ -342,9 +343,9 @@ fn age(used: Duration) -> Age {
 }
 
 /// Runs a guest in its turns until it ends.
-pub(super) async fn in_turns<F: Future>(tenant: TenantId, guest: F) -> F::Output {
+pub(super) async fn in_turns<F: Future>(whose: Whose, guest: F) -> F::Output {
     let mut guest = std::pin::pin!(guest);
-    let (mut turn, mut used) = (Turn::new(tenant), Duration::ZERO);
+    let (mut turn, mut used) = (Turn::new(whose), Duration::ZERO);
     std::future::poll_fn(|cx| turn.slice(cx, &mut used, Instant::now(), |cx| guest.as_mut().poll(cx)).result).await
 }
 

@@ -9,8 +9,9 @@ use super::*;
 
 type Log = Arc<Mutex<Vec<&'static str>>>;
 
-fn tenant(name: &str) -> TenantId {
-    name.parse().unwrap()
+/// A tenant with one function.
+fn tenant(name: &str) -> Whose {
+    Whose { tenant: name.parse().unwrap(), function: 0 }
 }
 
 /// Without a wall deadline.
@@ -177,7 +178,7 @@ async fn a_turn_that_nobody_takes_passes() {
     // It stands in line, is woken when it is its turn, and nobody runs it.
     let mut absent = Turn::new(tenant("a"));
     let woken = Arc::new(Flag(AtomicUsize::new(0)));
-    absent.state = State::InLine(HERE.with(|here| here.join(&absent.tenant, Age::Young, waiter(woken.clone().into()))));
+    absent.state = State::InLine(HERE.with(|here| here.join(&absent.whose, Age::Young, waiter(woken.clone().into()))));
     while woken.0.load(Ordering::Relaxed) == 0 {
         tokio::task::yield_now().await;
     }

@@ -4,8 +4,9 @@ use super::*;
 
 const MS: Duration = Duration::from_millis(1);
 
-fn tenant(name: &str) -> TenantId {
-    name.parse().unwrap()
+/// A tenant with one function.
+fn tenant(name: &str) -> Whose {
+    Whose { tenant: name.parse().unwrap(), function: 0 }
 }
 
 /// A line whose wakers are the tenants' names, and the number of the next place.
@@ -114,6 +115,38 @@ fn the_young_of_a_tenant_get_half_and_not_more() {
 }
 
 #[test]
+fn a_flood_of_one_function_does_not_keep_another_of_its_tenant() {
+    let function = |function| Whose { function, ..tenant("a") };
+    for age in [Age::Young, Age::Old] {
+        let mut line: Line<usize> = Line::default();
+        let mut number = 0;
+        let mut join = |line: &mut Line<usize>, which| {
+            number += 1;
+            line.join(&function(which), Place { number, age }, which);
+        };
+        (0..450).for_each(|_| join(&mut line, 1));
+        let turn = |line: &mut Line<usize>| {
+            let (_, which) = line.next().unwrap();
+            line.charge(&function(which), age, MS);
+            which
+        };
+        assert_eq!(turn(&mut line), 1);
+        join(&mut line, 2);
+        assert_eq!(turn(&mut line), 2, "the 450 that came before it have had their share");
+        // And by time: one that takes little of it has more turns.
+        join(&mut line, 2);
+        let mut turns = [0; 2];
+        for _ in 0..1100 {
+            let (_, which) = line.next().unwrap();
+            line.charge(&function(which), age, if which == 1 { MS } else { MS / 10 });
+            join(&mut line, which);
+            turns[which - 1] += 1;
+        }
+        assert!((95..=105).contains(&turns[0]), "{turns:?} turns of 1 ms and of a tenth");
+    }
+}
+
+#[test]
 fn bursts_come_out_of_a_tenants_own_share() {
     let mut thread = Thread::default();
     thread.joins(1, "steady", Age::Old);
@@ -155,7 +188,7 @@ fn debt_is_paid_before_the_next_turn() {
         thread.turn(|_| MS);
     }
     assert!(thread.line.has_credit(&tenant("bulk")));
-    assert_eq!(thread.line.accounts.len(), 1, "and who owes nothing and does not wait is forgotten");
+    assert_eq!(thread.line.tenants.len(), 1, "and who owes nothing and does not wait is forgotten");
 }
 
 #[test]
@@ -183,7 +216,7 @@ fn who_leaves_leaves_nothing() {
     assert!(thread.line.leave(&tenant("a"), second).is_none(), "its turn has come");
     assert_eq!((thread.line.len(), thread.line.next()), (0, None));
     thread.line.settle();
-    assert!(thread.line.accounts.is_empty() && thread.line.ring.is_empty());
+    assert_eq!(thread.line.tenants.len(), 0);
 }
 
 #[test]
