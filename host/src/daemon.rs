@@ -22,7 +22,7 @@ use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
 use crate::audit::{Audit, AuditError};
 use crate::capability::files::{FolderError, Folders};
 use crate::config::{Config, ConfigError};
-use crate::control::{Answers, Control, FirstStart, InHand};
+use crate::control::{Answers, Control, FirstStart, InHand, about};
 use crate::data::objects::{ObjectLimits, Origins};
 use crate::data::{Clock, Data, DataConfig, DataError};
 use crate::deploy::{Allowed, Deployer, Outside, Sent};
@@ -33,8 +33,8 @@ use crate::dispatch::templates::Templates;
 use crate::dispatch::templates::bounds::Bounds;
 use crate::dispatch::used::UseOrder;
 use crate::egress::{Egress, EgressStartError, Walls};
-use crate::engine::Engine;
 use crate::engine::build::Builder;
+use crate::engine::{ENGINE_VERSION, Engine};
 use crate::fault::Fault;
 use crate::grants::Grants;
 use crate::id::{FunctionName, TenantId};
@@ -195,17 +195,15 @@ impl Node {
         let (identity, first_start, audit) = identify(&registry, &config, ports, control_addr, dir.path())?;
         let data = Arc::new(open_data(&dir, &config, &registry)?);
         let (artifacts, secrets) = open_sealed(&dir, &config, key_file.as_deref(), credentials.as_deref())?;
-        let metrics = Arc::new(Metrics::new());
-        metrics.data_bytes.set(artifacts.used_bytes());
-        let engine = Engine::new(&config.engine, metrics.clone()).map_err(|error| StartError::Engine(format!("{error:#}")))?;
+        let (engine, metrics) = start_engine(&config, &artifacts)?;
         let (builder, bounds) = (Arc::new(Builder::new(helper, config.build.clone())?), Bounds::find(&config));
         let templates = Templates::new(engine.clone(), artifacts.clone(), registry.clone(), builder.clone(), bounds);
         let node = getrandom::u64().map_err(StartError::Random)?;
         let egress = Some(start_egress(&config.egress, &grants, [addr, control_addr])?);
         let base = Base { egress, identity: Some(identity.clone()), ..base(&config, grants, &data, &artifacts, &secrets)? };
         let outside = base.files.clone().map(|files| Outside { data: data.clone(), files, secrets: secrets.clone() });
-        let hot_max = config.engine.functions_hot_max;
-        let dispatcher = Dispatcher::new(engine.clone(), templates, registry.clone(), base, hot_max, node)?;
+        let dispatcher =
+            Dispatcher::new(engine.clone(), templates, registry.clone(), base, config.engine.functions_hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
         let ((drain, stop), (release, released)) = (Drain::new(), Drain::new());
         let [options, control_options] = [data_max, control_max].map(|most| Options::new(&config.net, most, tls.clone()));
@@ -227,6 +225,7 @@ impl Node {
             in_hand: InHand::new(control_max),
             answers: Answers::new(&config.data),
             sandbox: walls.to_string().into(),
+            about: Arc::new(about(ENGINE_VERSION, &config.set)),
             data_addr: addr,
             identity,
             first_start,
@@ -403,6 +402,14 @@ fn identify(
         return Err(StartError::NoToken { addr: control, dir: dir.to_owned() });
     }
     Ok((identity, first_start, Arc::new(Audit::open(dir)?)))
+}
+
+/// What runs guests, and where it counts.
+fn start_engine(config: &Config, artifacts: &Artifacts) -> Result<(Engine, Arc<Metrics>), StartError> {
+    let metrics = Arc::new(Metrics::new());
+    metrics.data_bytes.set(artifacts.used_bytes());
+    let engine = Engine::new(&config.engine, metrics.clone()).map_err(|error| StartError::Engine(format!("{error:#}")))?;
+    Ok((engine, metrics))
 }
 
 /// What the node's key is for.

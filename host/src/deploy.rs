@@ -28,7 +28,7 @@ use crate::dispatch::{Change, Dispatcher, no_such_function};
 use crate::engine::Engine;
 use crate::engine::build::{Builder, Job, Said};
 use crate::fault::{Code, Fault};
-use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
+use crate::id::{BucketName, Digest, FunctionName, RevisionNumber, TenantId};
 use crate::idempotency::KeptAnswer;
 use crate::manifest::Manifest;
 use crate::quota::Quota;
@@ -167,7 +167,7 @@ impl Deployer {
         (self.0.artifacts.clone(), BundleLimits::new(self.0.config.bundle_bytes_max.0))
     }
 
-    /// Builds what was sent and makes it the live revision of `name`. Returns the function and whether it is a new one.
+    /// Builds what was sent and makes it the live revision of `name`. Returns the function, and the buckets that were made for it.
     ///
     /// # Errors
     /// A fault of the build (422, 503), of the precondition or a taken route (409, 412), or of storage (507).
@@ -180,7 +180,7 @@ impl Deployer {
         sent: Sent,
         terms: impl Into<Terms<FunctionRecord>>,
         allowed: Allowed,
-    ) -> Result<(FunctionRecord, bool), Fault> {
+    ) -> Result<(FunctionRecord, Vec<BucketName>), Fault> {
         let Sent { wasm: uploaded, bundle, manifest } = sent;
         if let Some(other) = manifest.name.as_ref().filter(|other| **other != name) {
             let fault = Fault::new(Code::BadManifest, format!("the manifest is of '{other}', but the request deploys '{name}'"));
@@ -214,7 +214,7 @@ impl Deployer {
             let artifact = inner.artifacts.verify_artifact(&tenant, key).map_err(|error| error.fault())?;
             let shape = built.shape().map_err(Fault::internal)?;
             let template = inner.load(shape, &artifact)?;
-            inner.make_buckets(&tenant, &name, &manifest, &terms.precondition)?;
+            let buckets = inner.make_buckets(&tenant, &name, &manifest, &terms.precondition)?;
             let mut notes = built.notes;
             notes.extend(manifest.notes());
             let new = NewRevision {
@@ -239,8 +239,7 @@ impl Deployer {
             inner.log(&record, &built.log);
             inner.settle();
             inner.engine.metrics().deploys.inc();
-            let is_new = record.live.number == RevisionNumber::FIRST;
-            Ok((record, is_new))
+            Ok((record, buckets))
         };
         let left_behind = move |_: &Fault| {
             // The files may be in place; what another revision refers to stays.
@@ -305,7 +304,7 @@ impl Deployer {
         self.0.registry.answer(tenant, id).map_err(|error| error.fault())
     }
 
-    /// Makes an older revision live again; see [`Registry::rollback`].
+    /// Makes an older revision live again; see [`Registry::rollback`]. Returns the function, and the buckets that were made for it.
     ///
     /// # Errors
     /// `not-found`, and as [`Deployer::deploy`].
@@ -315,15 +314,15 @@ impl Deployer {
         name: FunctionName,
         to: Option<RevisionNumber>,
         terms: Terms<FunctionRecord>,
-    ) -> Result<FunctionRecord, Fault> {
+    ) -> Result<(FunctionRecord, Vec<BucketName>), Fault> {
         let inner = self.0.clone();
         blocking(move || {
-            inner.check_rollback(&tenant, &name, to, &terms.precondition)?;
+            let buckets = inner.check_rollback(&tenant, &name, to, &terms.precondition)?;
             let change = inner.dispatcher.begin_change(&tenant, &name);
             let record = inner.registry.rollback(&tenant, &name, to, terms);
             let record = record.map_err(|error| not_made(&change, &tenant, &name, error).fault())?;
             change.publish(record.clone()).map_err(Fault::internal)?;
-            Ok(record)
+            Ok((record, buckets))
         })
         .await?
     }
@@ -438,13 +437,15 @@ impl Inner {
         name: &FunctionName,
         to: Option<RevisionNumber>,
         precondition: &Precondition,
-    ) -> Result<(), Fault> {
-        let Some(found) = self.registry.function(tenant, name).map_err(|error| error.fault())? else { return Ok(()) };
+    ) -> Result<Vec<BucketName>, Fault> {
+        let Some(found) = self.registry.function(tenant, name).map_err(|error| error.fault())? else { return Ok(Vec::new()) };
         precondition.check(Some(found.etag())).map_err(|error| error.fault())?;
         let mut kept = self.registry.revisions(tenant, name).map_err(|error| error.fault())?.into_iter();
         let live = found.live.number;
         // What is not there the registry refuses.
-        let Some(target) = kept.find(|kept| to.map_or(kept.number < live, |wanted| kept.number == wanted)) else { return Ok(()) };
+        let Some(target) = kept.find(|kept| to.map_or(kept.number < live, |wanted| kept.number == wanted)) else {
+            return Ok(Vec::new());
+        };
         self.check_folders(tenant, &target.manifest.grants)?;
         self.make_buckets(tenant, name, &target.manifest, precondition)
     }

@@ -41,7 +41,7 @@ pub enum Limit {
     Memory,
     /// Processor time of the guest.
     Cpu,
-    /// Time from when the request was read, or from when the function had a place for it, to the end of the guest.
+    /// Time from when the request was read, or from when the function had a place for it, or was loaded, to the end of the guest.
     Wall,
     /// Invocations of one function that run at once.
     Concurrency,
@@ -93,7 +93,7 @@ pub const SPECS: [Spec; 11] = [
         "wall",
         Unit::Time,
         (10_000, 1, 86_400_000),
-        "time from when the request was read, or from when the function had a place for it, to the end of the guest",
+        "time from when the request was read, or from when the function had a place for it, or was loaded, to the end of the guest",
     ),
     spec(Limit::Concurrency, "concurrency", Unit::Count, (100, 1, 100_000), "invocations of the function that run at once"),
     spec(Limit::Queue, "queue", Unit::Count, (200, 0, 100_000), "invocations of the function that wait for their turn"),

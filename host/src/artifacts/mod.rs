@@ -333,6 +333,10 @@ impl Artifacts {
         let target = self.path(id);
         let folder = target.parent().expect("`path` joins a folder and a name");
         create_dirs(folder).map_err(io_error("create", folder))?;
+        if target.is_dir() {
+            // Somebody else's, where a file was. What is in it, if anything is, is not ours to remove.
+            fs::remove_dir(&target).map_err(io_error("remove a folder in the place of a file:", &target))?;
+        }
         space.place(id, staged, &target, charge).map_err(io_error("rename into place", &target))?;
         crash::point(renamed);
         sync_dir(folder).map_err(io_error("sync", folder))

@@ -77,6 +77,26 @@ fn collect(artifacts: &Artifacts, referenced: &[&FileId]) -> Collected {
 }
 
 #[test]
+fn a_folder_in_the_place_of_a_file_is_damage() {
+    let node = node(u64::MAX);
+    let (artifact, _pin) = put_artifact(&node.artifacts, "a", b"code").unwrap();
+    let path = node.artifacts.path(&artifact);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let verify = || node.artifacts.verify_artifact(&tenant(), key("a"));
+    assert!(matches!(verify(), Err(ArtifactError::Corrupt { .. })));
+    drop(put_artifact(&node.artifacts, "a", b"code").unwrap());
+    assert!(verify().is_ok());
+    // What somebody put into it is left to them.
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("theirs"), b"x").unwrap();
+    let error = put_artifact(&node.artifacts, "a", b"code").unwrap_err().to_string();
+    assert!(error.contains("a folder in the place of a file"), "{error}");
+    assert_eq!(fs::read(path.join("theirs")).unwrap(), b"x");
+}
+
+#[test]
 fn missing_and_damaged_files_are_told_apart() {
     let node = node(u64::MAX);
     let artifacts = &node.artifacts;

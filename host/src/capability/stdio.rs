@@ -4,6 +4,7 @@
 //! of `hob run`. Invariant: the guest's words are bounded everywhere; a log never blocks, a response pushes back.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -13,9 +14,9 @@ use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use wasmtime_wasi::WasiCtxBuilder;
-use wasmtime_wasi::cli::{AsyncStdinStream, IsTerminal, StdoutStream};
+use wasmtime_wasi::cli::{AsyncStdinStream, IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::pipe::MemoryInputPipe;
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError};
+use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError};
 
 use super::reply::{self, PIECE_LEN_MAX, Reply};
 use crate::invocation::Payload;
@@ -36,6 +37,8 @@ pub enum Stdio {
         output: Arc<CommandOutput>,
         /// The log.
         log: Arc<LogSink>,
+        /// Whether it read an input where there was none.
+        missed: Arc<AtomicBool>,
     },
     /// The terminal of whoever started `hob run`.
     Inherit,
@@ -59,13 +62,13 @@ impl Stdio {
                 builder.stdout(LogStream::new(log.clone(), Source::Stdout));
                 builder.stderr(LogStream::new(log.clone(), Source::Stderr));
             }
-            Self::Command { input, output, log } => {
+            Self::Command { input, output, log, missed } => {
                 match input.lock().unwrap_or_else(PoisonError::into_inner).take() {
                     Some(Payload::Whole(bytes)) => builder.stdin(MemoryInputPipe::new(bytes)),
                     Some(stream @ Payload::Stream(_)) => {
                         builder.stdin(AsyncStdinStream::new(BodyReader::new(stream, output.reply.clone())))
                     }
-                    None => builder.stdin(MemoryInputPipe::new(Bytes::new())),
+                    None => builder.stdin(NoInput(missed.clone())),
                 };
                 builder.stdout(CommandStream(output.clone()));
                 builder.stderr(LogStream::new(log.clone(), Source::Stderr));
@@ -74,6 +77,57 @@ impl Stdio {
                 builder.inherit_stdio();
             }
         }
+    }
+}
+
+impl Stdio {
+    /// Whether a command has read its input where there was no request yet, as in the build: it found the end of what is not empty later.
+    pub fn has_missed_input(&self) -> bool {
+        matches!(self, Self::Command { missed, .. } if missed.load(Ordering::Relaxed))
+    }
+}
+
+/// The input of a command that has none. Notes when it is read.
+#[derive(Clone)]
+struct NoInput(Arc<AtomicBool>);
+
+impl NoInput {
+    fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl IsTerminal for NoInput {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdinStream for NoInput {
+    fn p2_stream(&self) -> Box<dyn InputStream> {
+        Box::new(self.clone())
+    }
+    fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
+        Box::new(self.clone())
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for NoInput {
+    async fn ready(&mut self) {}
+}
+
+impl InputStream for NoInput {
+    fn read(&mut self, _most: usize) -> Result<Bytes, StreamError> {
+        self.note();
+        Err(StreamError::Closed)
+    }
+}
+
+impl AsyncRead for NoInput {
+    fn poll_read(self: Pin<&mut Self>, _cx: &mut Context<'_>, _buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        self.note();
+        Poll::Ready(Ok(()))
     }
 }
 

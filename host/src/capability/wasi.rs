@@ -17,7 +17,7 @@ use wasmtime::{AsContextMut as _, Caller, Extern, Linker as ModuleLinker, Result
 use wasmtime_wasi::cli::WasiCliView as _;
 use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{
-    WasiSnapshotPreview1 as _, environ_sizes_get, fd_fdstat_get, fd_prestat_dir_name,
+    WasiSnapshotPreview1 as _, environ_get, environ_sizes_get, fd_fdstat_get, fd_prestat_dir_name,
 };
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
 use wasmtime_wasi::p2::bindings::cli::environment;
@@ -290,13 +290,19 @@ impl TryRng for Kernel {
 /// # Errors
 /// Only if a name is not WASI's: a bug of ours.
 pub fn watch_preview1(linker: &mut ModuleLinker<Host>) -> Result<()> {
-    // Whoever reads them asks first how long they are.
     let sizes = |mut caller: Caller<'_, Host>, count: i32, bytes: i32| {
         let (memory, host) = memory(&mut caller)?;
         host.has_read_variables = true;
         environ_sizes_get(host.preview1(), &mut GuestMemory::Unshared(memory), count, bytes)
     };
+    // Most ask first how long they are; whoever has room enough needs not.
+    let variables = |mut caller: Caller<'_, Host>, addresses: i32, bytes: i32| {
+        let (memory, host) = memory(&mut caller)?;
+        host.has_read_variables = true;
+        environ_get(host.preview1(), &mut GuestMemory::Unshared(memory), addresses, bytes)
+    };
     linker.func_wrap("wasi_snapshot_preview1", "environ_sizes_get", sizes)?;
+    linker.func_wrap("wasi_snapshot_preview1", "environ_get", variables)?;
     Ok(())
 }
 

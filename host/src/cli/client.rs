@@ -21,7 +21,7 @@ use ureq::{Agent, Body, SendBody};
 use super::failure::{Exit, Failure};
 use super::trust::{self, Trust};
 use crate::control::wire::{
-    FunctionDetail, FunctionInfo, FunctionList, LogEntry, LogList, Problem, RevisionInfo, RevisionList, RollbackRequest,
+    FunctionDetail, FunctionInfo, FunctionList, LogEntry, LogList, NodeInfo, Problem, RevisionInfo, RevisionList, RollbackRequest,
 };
 use crate::id::{FunctionName, TenantId};
 use crate::signing::Signed;
@@ -204,6 +204,11 @@ impl Client {
     /// One function.
     pub(super) fn function(&self, name: &FunctionName) -> Result<FunctionDetail, Failure> {
         self.get(&self.function_url(name, ""), Some(name))
+    }
+
+    /// What the node is; for operators.
+    pub(super) fn node(&self) -> Result<NodeInfo, Failure> {
+        self.get(&format!("{}/v1/node", self.base), None)
     }
 
     /// Its revisions, newest first.

@@ -58,6 +58,9 @@ pub struct Config {
     pub process: Process,
     /// What each tenant may use that has no quotas of its own. Default: no bounds.
     pub quota: Quotas,
+    /// What was set of `[engine]` and `[build]`, as `engine.templates_max` and `2`: what bears on how fast functions start.
+    #[serde(skip)]
+    pub set: Vec<(String, String)>,
 }
 
 /// `[net]`: both ports.

@@ -42,10 +42,22 @@ impl Config {
         for setting in settings {
             apply(&mut table, setting)?;
         }
-        let config = Self::deserialize(table).map_err(|error| ConfigError::Syntax(in_one_line(&error)))?;
+        let set = set_of(&table);
+        let mut config = Self::deserialize(table).map_err(|error| ConfigError::Syntax(in_one_line(&error)))?;
+        config.set = set;
         config.check()?;
         Ok(config)
     }
+}
+
+fn set_of(table: &Table) -> Vec<(String, String)> {
+    let keys = |section: &'static str| {
+        let keys = table.get(section).and_then(Value::as_table).into_iter().flatten();
+        keys.map(move |(key, value)| {
+            (format!("{section}.{key}"), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+        })
+    };
+    ["engine", "build"].into_iter().flat_map(keys).collect()
 }
 
 /// Where a value stands, and what is wrong with it. `toml` says where last, on a line of its own.

@@ -241,3 +241,12 @@ fn folders_have_their_ranges() {
     assert!(many(64).is_ok() && many(65).is_err());
     assert!(set("data.bundle_bytes_max=1GiB").is_ok() && set("data.bundle_bytes_max=1025MiB").is_err());
 }
+
+#[test]
+fn what_was_set_of_starts_is_known() {
+    let text = "[net]\nheaders_max = 10\n[engine]\ntemplates_max = 7\ninstance_wait = '2s'";
+    let config = Config::read(text, &["engine.templates_max=9".into(), "build.concurrency=1".into()]).unwrap();
+    let set: Vec<_> = config.set.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    assert_eq!(set, [("engine.instance_wait", "2s"), ("engine.templates_max", "9"), ("build.concurrency", "1")]);
+    assert!(Config::read("", &[]).unwrap().set.is_empty());
+}

@@ -26,7 +26,7 @@ use crate::fault::{Code, Fault};
 use crate::grants::ManifestGrants;
 use crate::grants::secrets::SecretGrant;
 use crate::histogram::StartTimes;
-use crate::id::{FunctionName, RevisionNumber};
+use crate::id::{BucketName, FunctionName, RevisionNumber};
 use crate::idempotency::{Answer, Keep};
 use crate::invocation::{Phases, Start};
 use crate::manifest::Trigger;
@@ -68,9 +68,10 @@ fn info(record: &FunctionRecord) -> FunctionInfo {
 }
 
 /// What the audit log says of what is live now.
-fn detail(record: &FunctionRecord, signed_version: Option<u64>) -> Detail {
+fn detail(record: &FunctionRecord, signed_version: Option<u64>, made: &[BucketName]) -> Detail {
     let (number, digest) = (record.live.number.0, record.live.wasm.to_string());
-    Detail(serde_json::json!({ "revision": number, "digest": digest, "signed_version": signed_version }))
+    let made: Vec<_> = made.iter().map(BucketName::as_str).collect();
+    Detail(serde_json::json!({ "revision": number, "digest": digest, "signed_version": signed_version, "buckets_made": made }))
 }
 
 /// The signature of a deploy, from the headers `hob-signature` and `hob-signed-version`.
@@ -150,9 +151,9 @@ pub(super) async fn put(
     let allowed = control.deployer.check_signature(&caller.tenant, &name, digests, signed).await?;
     let addr = control.data_addr;
     let keep = ticket.map(|ticket| Keep::new(ticket, move |record: &FunctionRecord| Some(deployed(record, addr))));
-    let (record, _) = control.deployer.deploy(caller.tenant, name, sent, Terms { precondition, keep }, allowed).await?;
+    let (record, made) = control.deployer.deploy(caller.tenant, name, sent, Terms { precondition, keep }, allowed).await?;
     let mut response = respond(deployed(&record, addr));
-    response.extensions_mut().insert(detail(&record, signed.map(|signed| signed.version)));
+    response.extensions_mut().insert(detail(&record, signed.map(|signed| signed.version), &made));
     Ok(response)
 }
 
@@ -313,9 +314,9 @@ pub(super) async fn rollback(
     }
     let keep = ticket.map(|ticket| Keep::new(ticket, |record: &FunctionRecord| Some(live(StatusCode::OK, record))));
     let terms = Terms { precondition, keep };
-    let record = control.deployer.rollback(caller.tenant, name, request.to.map(RevisionNumber), terms).await?;
+    let (record, made) = control.deployer.rollback(caller.tenant, name, request.to.map(RevisionNumber), terms).await?;
     let mut response = respond(live(StatusCode::OK, &record));
-    response.extensions_mut().insert(detail(&record, None));
+    response.extensions_mut().insert(detail(&record, None, &made));
     Ok(response)
 }
 

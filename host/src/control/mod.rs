@@ -49,10 +49,12 @@ pub use self::access::FirstStart;
 pub use self::buckets::Places;
 pub use self::in_hand::InHand;
 pub(crate) use self::kv::BATCH_LEN_MAX;
+pub use self::node::about;
 pub use self::once::Answers;
 
 use self::access::{Access, Peer};
 use self::audited::Auditor;
+use self::wire::NodeInfo;
 use crate::audit::Audit;
 use crate::data::Data;
 use crate::deploy::Deployer;
@@ -96,6 +98,8 @@ pub struct Control {
     pub data_addr: SocketAddr,
     /// Which walls stand around the process, in words for an operator.
     pub sandbox: Arc<str>,
+    /// What the node is, as [`about`] found it.
+    pub about: Arc<NodeInfo>,
     /// Who may do what.
     pub identity: Arc<Identity>,
     /// Who may do everything before there is a token.
@@ -150,6 +154,7 @@ impl Control {
             .routes(routes!(tenants::key_put, tenants::key_delete))
             .routes(routes!(tenants::audit))
             .routes(routes!(usage::usage))
+            .routes(routes!(node::node))
             .routes(routes!(node::livez))
             .routes(routes!(node::readyz))
             .routes(routes!(node::metrics))

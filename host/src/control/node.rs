@@ -1,5 +1,6 @@
 //! Routes about the node itself.
 
+use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
@@ -7,7 +8,7 @@ use http::header::CONTENT_TYPE;
 use super::Control;
 use super::access::Caller;
 use super::answer::Refusal;
-use super::wire::Problem;
+use super::wire::{NodeInfo, Problem};
 use crate::data::CacheCounts;
 use crate::fault::{Code, Fault};
 use crate::id::TenantId;
@@ -42,6 +43,33 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<String, Ref
         false => "impossible, because the process that starts them has ended: start hob again",
     };
     Ok(format!("ok{data}\nbuilds: {builds}\nsandbox: {}\n", control.sandbox))
+}
+
+/// Says what the node is, and what it runs on.
+#[utoipa::path(get, path = "/v1/node", operation_id = "node_get", security(("operator" = ["read"])), responses((status = 200, body = NodeInfo)))]
+pub(super) async fn node(State(control): State<Control>, _caller: Caller) -> Json<NodeInfo> {
+    Json(NodeInfo::clone(&control.about))
+}
+
+/// Looks at this process, and at its machine. `engine`: name and version of what runs guests; `set`: what was set of `[engine]` and `[build]`.
+#[must_use]
+pub fn about(engine: &str, set: &[(String, String)]) -> NodeInfo {
+    let field = |file: &str, key: &str| -> Option<String> {
+        let text = std::fs::read_to_string(file).ok()?;
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let memory = field("/proc/meminfo", "MemTotal").and_then(|text| text.strip_suffix(" kB")?.parse::<u64>().ok());
+    NodeInfo {
+        version: env!("CARGO_PKG_VERSION").into(),
+        engine: engine.into(),
+        build: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
+        settings: set.iter().cloned().collect(),
+        processor: field("/proc/cpuinfo", "model name"),
+        cores: std::thread::available_parallelism().ok().map(|cores| cores.get() as u64),
+        memory_bytes: memory.map(|kib| kib << 10),
+        kernel: rustix::system::uname().release().to_string_lossy().into(),
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]

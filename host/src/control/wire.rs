@@ -28,6 +28,27 @@ pub(super) use self::object::object;
 pub use self::secrets::{SecretGrantInfo, SecretInfo, SecretList, UnreadableSecret};
 pub use self::usage::{FunctionUsage, MinuteUsage, TenantUsage, UsageReport, UsedInfo};
 
+/// What a node is, and what it runs on.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct NodeInfo {
+    /// Version of Hob.
+    pub version: String,
+    /// Name and version of the engine.
+    pub engine: String,
+    /// `release` or `debug`.
+    pub build: String,
+    /// What was set of `[engine]` and `[build]`; all else has its default.
+    pub settings: BTreeMap<String, String>,
+    /// Model of the processor, if the system says it.
+    pub processor: Option<String>,
+    /// Processors that the node may use.
+    pub cores: Option<u64>,
+    /// Memory of the machine.
+    pub memory_bytes: Option<u64>,
+    /// Version of the kernel.
+    pub kernel: String,
+}
+
 /// A deployed function and its live revision.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct FunctionInfo {

@@ -9,21 +9,21 @@ use crate::bucket::BucketDeclaration;
 use crate::data::{BUCKETS_MAX, Data, DataError, without_files};
 use crate::fault::{Code, Fault};
 use crate::grants::DataGrant;
-use crate::id::{FunctionName, TenantId};
+use crate::id::{BucketName, FunctionName, TenantId};
 use crate::manifest::Manifest;
 use crate::registry::Precondition;
 
 impl Inner {
     /// Makes the buckets that a manifest declares and nobody has made. One that exists keeps its quotas. Triggers must find theirs, and
-    /// folders must be able to be some.
+    /// folders must be able to be some. Returns the names of those it made.
     pub(super) fn make_buckets(
         &self,
         tenant: &TenantId,
         name: &FunctionName,
         manifest: &Manifest,
         precondition: &Precondition,
-    ) -> Result<(), Fault> {
-        let Some(data) = &self.data else { return Ok(()) };
+    ) -> Result<Vec<BucketName>, Fault> {
+        let Some(data) = &self.data else { return Ok(Vec::new()) };
         let mut missing = Vec::new();
         for declared in &manifest.bucket {
             if data.check_bucket(tenant, declared).map_err(|error| error.fault())?.is_none() {
@@ -39,16 +39,16 @@ impl Inner {
         })?;
         check_mounts(data, tenant, manifest)?;
         if missing.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         check_count(data, tenant, missing.len()).map_err(|error| error.fault())?;
         self.dispatcher.check_room(data, tenant, &missing)?;
         let could = self.registry.check_publish(tenant, name, manifest, precondition, self.functions_max(tenant));
         could.map_err(|error| self.refused(tenant, error))?;
-        for BucketDeclaration { name, spec, origin } in missing {
+        for BucketDeclaration { name, spec, origin } in &missing {
             drop(self.dispatcher.put_bucket(data, tenant, name, *spec, origin.as_ref())?);
         }
-        Ok(())
+        Ok(missing.into_iter().map(|declared| declared.name.clone()).collect())
     }
 }
 

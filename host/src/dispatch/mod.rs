@@ -232,10 +232,10 @@ impl Dispatcher {
             let admitted = Instant::now();
             let (next, Loaded { template, start, verify }) = self.template(function, asked).await?;
             let function = next.as_ref().unwrap_or(function);
-            // A thread that is busy with others takes this one's time; a function without a place does not, nor one that is built again, nor a
-            // compilation that was asked for.
-            let counts_from = match asked {
-                Some(Start::Compiled) => Instant::now(),
+            // A thread that is busy with others takes this one's time; a function without a place does not, nor one that is built again, nor what
+            // it takes to load or compile it: that is the node's, and a function whose limit is short could not start after it was evicted.
+            let counts_from = match start {
+                Start::Stored | Start::Compiled => Instant::now(),
                 _ if waited || again.is_some() => admitted,
                 _ => called,
             };

@@ -187,12 +187,18 @@ impl Ready {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes how long an instantiation took.
+    /// Notes how long an instantiation took. What the first one took says nothing: its code and its memory were mapped a moment ago, and
+    /// many a template is evicted before it has a second.
     pub(super) fn measured(&self, took: Duration) {
+        const UNKNOWN: u64 = 0;
+        const FIRST: u64 = 1;
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let mean = self.cost_ns.load(Ordering::Relaxed);
-        // The first counts whole, later ones an eighth: one slow start on a busy machine decides nothing.
-        let mean = if mean == 0 { took } else { mean - mean / 8 + took / 8 };
+        let mean = match self.cost_ns.load(Ordering::Relaxed) {
+            UNKNOWN => FIRST,
+            FIRST => took.max(FIRST + 1),
+            // Later ones count an eighth: one slow start on a busy machine decides nothing.
+            mean => (mean - mean / 8 + took / 8).max(FIRST + 1),
+        };
         self.cost_ns.store(mean, Ordering::Relaxed);
     }
 
@@ -405,6 +411,8 @@ mod tests {
     fn what_making_takes_decides_and_one_slow_start_is_forgotten() {
         let ready = Ready::default();
         assert!(!ready.is_worth_it(WORTH), "nothing was measured");
+        ready.measured(Duration::from_micros(400));
+        assert!(!ready.is_worth_it(WORTH), "the first one right after a load");
         ready.measured(Duration::from_micros(400));
         assert!(ready.is_worth_it(WORTH) && ready.is_wanted());
         // Between the two, those that wait are followed by others, and none begins.

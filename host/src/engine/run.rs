@@ -128,7 +128,10 @@ impl Engine {
         waited: Duration,
     ) -> Result<Began, Fault> {
         let ready = matches!(vessel, Vessel::Waiting(_));
-        let began = Instant::now();
+        let (began, wall) = (Instant::now(), call.limits.duration(Limit::Wall));
+        if began >= call.counts_from + wall {
+            return Err(too_late(wall));
+        }
         let mut running = Running::start(self, template.shape.kind, call, vessel, turn, began)?;
         let reply = running.reply.clone();
         let Driven { ended, head, put } = running.until_it_begins().await;
@@ -183,10 +186,13 @@ impl Engine {
 /// `wall-deadline` when its time was over before; then it was not executed.
 pub(super) async fn its_turn(turn: &mut Turn, counts_from: Instant, wall: Duration) -> Result<(), Fault> {
     let its_turn = std::future::poll_fn(|cx| turn.poll(cx, Duration::ZERO));
-    tokio::time::timeout_at((counts_from + wall).into(), its_turn).await.map_err(|_| {
-        let detail = format!("the function's time of {wall:?} passed before the node had time to begin it");
-        Fault::new(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml, or give the node less to do")
-    })
+    tokio::time::timeout_at((counts_from + wall).into(), its_turn).await.map_err(|_| too_late(wall))
+}
+
+/// The fault for a time that was over before its guest began.
+fn too_late(wall: Duration) -> Fault {
+    let detail = format!("the function's time of {wall:?} passed before the node had time to begin it");
+    Fault::new(Code::WallDeadline, detail).hint("raise 'wall' in [limits] of hob.toml, or give the node less to do")
 }
 
 /// Where an invocation runs.

@@ -183,7 +183,7 @@ impl Manifest {
             }
         }
         manifest.check_sizes()?;
-        snapshot::check(&manifest.snapshot, &manifest.limits)?;
+        snapshot::check(&manifest.snapshot, &manifest.limits, manifest.auth)?;
         secrets::check(&manifest.grants.secrets, &manifest.env)?;
         trigger::check(&manifest.trigger, &manifest.grants, &manifest.bucket)?;
         Ok(manifest)

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, Method, Uri};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::{ManifestError, problem, string, unknown};
+use super::{Auth, ManifestError, problem, string, unknown};
 use crate::headers::never_reaches_a_function;
 use crate::host::is_authority;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX, Limit, Limits, URI_BYTES_MAX};
@@ -109,8 +109,17 @@ pub(super) fn snapshot(value: Value) -> Result<Snapshot, ManifestError> {
     Ok(snapshot)
 }
 
-/// What depends on the function's limits.
-pub(super) fn check(snapshot: &Snapshot, limits: &Limits) -> Result<(), ManifestError> {
+/// What depends on the function's limits, and on who may call it.
+pub(super) fn check(snapshot: &Snapshot, limits: &Limits, auth: Auth) -> Result<(), ManifestError> {
+    let has_token = |request: &&WarmupRequest| request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+    if auth == Auth::Token
+        && let Some(WarmupRequest { method, path, .. }) = snapshot.warmup.iter().find(has_token)
+    {
+        let detail = format!(
+            "{method} {path} has the header 'authorization', which never reaches a function with auth = \"token\"; leave it out"
+        );
+        return Err(problem("snapshot.warmup", detail));
+    }
     let most = limits.get(Limit::RequestBody);
     match snapshot.warmup.iter().find(|request| request.body.len() as u64 > most) {
         None => Ok(()),
@@ -260,6 +269,14 @@ mod tests {
         // "GET / HTTP/1.1", "host: localhost" and "a00: " with their ends have 16, 17 and 7.
         assert!(with(1, HEAD_BYTES_MAX - 40).is_ok());
         assert!(with(1, HEAD_BYTES_MAX - 39).unwrap_err().contains("has 32769 bytes, expected at most 32768"));
+    }
+
+    #[test]
+    fn a_token_reaches_no_function_that_asks_for_one() {
+        let warmup = "[snapshot]\nwarmup = [{ path = '/x', headers = { Authorization = 'Bearer a' } }]";
+        assert!(read(warmup).is_ok());
+        let refused = read(&format!("auth = 'token'\n{warmup}")).unwrap_err();
+        assert!(refused.contains("GET /x has the header 'authorization'"), "{refused}");
     }
 
     #[test]

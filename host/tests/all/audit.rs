@@ -19,6 +19,20 @@ fn lines(node: &Node) -> Vec<Value> {
 }
 
 #[test]
+fn buckets_that_a_deploy_makes_are_named() {
+    let (node, _) = owned(&[]);
+    let made = || lines(&node).last().unwrap()["detail"]["buckets_made"].clone();
+    let manifest = "[[bucket]]\nname = 'visits'\n[[bucket]]\nname = 'more'\n";
+    node.deploy_wat("a", &says("a"), manifest);
+    assert_eq!(made(), serde_json::json!(["visits", "more"]));
+    node.deploy_wat("a", &says("b"), manifest);
+    assert_eq!(made(), serde_json::json!([]));
+    assert_eq!(node.control.request("DELETE", "/v1/buckets/more", &[], b"").status(), 204);
+    node.control.request("POST", "/v1/functions/a/rollback", &[], b"").ok();
+    assert_eq!(made(), serde_json::json!(["more"]));
+}
+
+#[test]
 fn every_change_has_its_lines() {
     let (node, _) = owned(&[]);
     tenant(&node, "acme", &["acme.example"]);

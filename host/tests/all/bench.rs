@@ -79,12 +79,12 @@ fn a_file_is_measured_by_a_daemon_of_its_own() {
     check_rungs(&report, &["ready", "resident", "stored", "compiled"], 3);
     assert_eq!((&report["function"]["name"], &report["function"]["kind"]), (&"beside".into(), &"handler".into()));
     assert_eq!(report["limits"]["memory"], "2MiB");
-    for name in ["processor", "cores", "memory", "kernel", "program", "daemon", "page_cache"] {
+    for name in ["processor", "cores", "memory", "kernel", "program", "daemon", "settings", "page_cache"] {
         assert!(report["about"][name].as_str().is_some_and(|value| !value.is_empty()), "{name}: {report}");
     }
     let picture = std::fs::read_to_string(svg).unwrap();
     check_xml(&picture);
-    for word in ["<svg ", "ready", "resident", "stored", "compiled", " us<", "p99"] {
+    for word in ["<svg ", "ready", "resident", "stored", "compiled", " / 3<", "p50 / p99 / count", "3 requests, 50 per second"] {
         assert!(picture.contains(word), "{word}: {picture}");
     }
     assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0, "something was left behind");
@@ -92,7 +92,7 @@ fn a_file_is_measured_by_a_daemon_of_its_own() {
 
 #[test]
 fn a_name_is_measured_where_it_is_deployed() {
-    let node = Node::start(&[]);
+    let node = Node::start(&["engine.templates_max=77"]);
     node.deploy_wat("a", &says("a"), "");
     // Some rungs, in any order and twice.
     let args = ["bench", "cold", "a", "--count", "4", "--rate", "100", "--rungs", "stored,resident,stored"];
@@ -104,9 +104,11 @@ fn a_name_is_measured_where_it_is_deployed() {
     let (stdout, _) = check(&at(&node, &[&args[..], &["-o", "json"]].concat()), 0);
     let report: Value = serde_json::from_str(&stdout).unwrap();
     check_rungs(&report, &["resident", "stored"], 4);
-    // Of a daemon on this machine all is known but the program.
+    // What it says of itself.
     let about = report["about"].as_object().unwrap();
-    assert!(about.contains_key("processor") && about.contains_key("client_program"), "{report}");
+    assert!(about.contains_key("processor") && !about.contains_key("client_program"), "{report}");
+    let settings = about["settings"].as_str().unwrap();
+    assert!(settings.contains("engine.templates_max=77") && settings.ends_with(", else the defaults of [engine] and [build]"));
     // The template was there all the time.
     let usage = &node.inspect("a")["usage"];
     assert!(usage["starts"]["resident"].as_u64().unwrap() >= 8, "{usage}");

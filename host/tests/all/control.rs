@@ -323,6 +323,7 @@ const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/secrets/{name}", &["delete", "put"]),
     ("/v1/audit", &["get"]),
     ("/v1/usage", &["get"]),
+    ("/v1/node", &["get"]),
     ("/livez", &["get"]),
     ("/readyz", &["get"]),
     ("/metrics", &["get"]),

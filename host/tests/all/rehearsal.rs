@@ -39,6 +39,12 @@ fn a_component_is_initialised_for_its_snapshot_alone() {
     assert!(reason(&reply).contains("initialisation failed"), "{reply:?}");
     assert!(reason(&reply).contains("serves without its 'wizer-initialize'"), "{reply:?}");
     assert_eq!(node.data.get("/panics").text(), "");
+    let takes = component(
+        "(core module $n (func (export \"f\") (param i32))) (core instance $n (instantiate $n))
+         (func (export \"wizer-initialize\") (param \"x\" u32) (canon lift (core func $n \"f\")))",
+    );
+    let told = reason(&done(node.deploy("takes", &wasm(&takes), "")));
+    assert!(told.contains("'wizer-initialize' must be a function without parameters and results"), "{told}");
     // Nor is an interface of that name an initialisation.
     let instance = component("(instance $none) (export \"wizer-initialize\" (instance $none))");
     assert_eq!(notes(&done(node.deploy("instance", &wasm(&instance), ""))), [""; 0]);

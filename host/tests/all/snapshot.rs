@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::bodies::says_more_than_it_has;
 use crate::files::{self, SITE, archive};
 use crate::harness::examples::{Example, example, guest};
 use crate::harness::wat::{SPINS, command, component, handler, handler_with, wasm};
@@ -339,6 +340,12 @@ fn warm_up_requests_that_fail() {
         let required = "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /x\"]";
         deploy(&node, name, &text, required).problem(422, "not-deployable");
     }
+    let breaks = says_more_than_it_has();
+    let reason_of = reason(&deploy(&node, "breaks", &breaks, "[snapshot]\nwarmup = [\"GET /x\"]"));
+    assert!(reason_of.contains("GET /x: the answer broke off: its content-length is 9, and its body has 4 bytes"), "{reason_of}");
+    deploy(&node, "breaks", &breaks, "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /x\"]").problem(422, "not-deployable");
+    // To whom no body is sent it says what it likes.
+    done(deploy(&node, "breaks", &breaks, "[snapshot]\nmode = \"required\"\nwarmup = [\"HEAD /x\"]"));
     let text = command("(func (export \"_start\"))");
     let asked = reason(&deploy(&node, "command", &text, "[snapshot]\nwarmup = [\"GET /\"]"));
     assert!(asked.contains("a command runs to its end once"), "{asked}");

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hob::artifacts::{Artifacts, DataDir};
 use hob::config;
@@ -203,6 +204,7 @@ fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on(
     let mut first = Node::start(settings);
     first.deploy_wat("a", &says("a"), "");
     first.deploy_wat("forced", &says("forced"), "[limits]\nwall = \"1s\"");
+    first.deploy_wat("short", &says("short"), "[limits]\nwall = \"100ms\"");
     first.stop();
     for path in first.files("artifacts") {
         std::fs::remove_file(path).unwrap();
@@ -214,26 +216,41 @@ fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on(
     deploys.request("PUT", "/v1/functions/spins", &[("content-type", "application/wasm")], &wasm(&spins));
     let is_building = || children(node.pid()).into_iter().any(|helper| !children(helper).is_empty());
     eventually("it is being built", is_building);
-    // Who asks for a compilation waits for it, and it is not the function's time.
+    // Who asks for a compilation waits for it, and it is not the function's time. Who asks for less shares it.
     let mut forced = node.control.connect();
     forced.request("GET", "/v1/functions/forced/invoke", &[("hob-start", "compiled")], b"");
     std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                let reply = node.data.get("/a");
+        for path in ["/a", "/a", "/a", "/forced"] {
+            let node = &node;
+            scope.spawn(move || {
+                let reply = node.data.get(path);
                 reply.problem(503, "overloaded");
                 let header = |name| reply.header(name).map(str::to_owned);
                 assert_eq!((header("retry-after").as_deref(), header("hob-executed").as_deref()), (Some("2"), Some("0")));
             });
         }
     });
-    // A client that gives its deploy up ends the build, and the compilation that all of them asked for has its turn.
+    // Nor does what a request waits for without asking for it count, though it is more than the function's time.
+    let mut short = node.data.connect();
+    short.request("GET", "/short", &[], b"");
+    let from = std::time::Instant::now();
+    while from.elapsed() < Duration::from_millis(150) {
+        node.control.get("/readyz").ok();
+    }
+    // A client that gives its deploy up ends the build, and the compilations that all of them asked for have their turns.
     drop(deploys);
     let forced = forced.reply().ok();
     assert_eq!((forced.header("hob-start"), forced.text().as_str()), (Some("compiled"), "forced"));
-    eventually("both are compiled", || node.metric("hob_builds_total") == 2);
-    assert_eq!(patiently(|| node.data.get("/a")).0.ok().text(), "a");
-    assert_eq!(node.metric("hob_builds_total"), 2);
+    let short = short.reply();
+    if short.header("hob-error") != Some("overloaded") {
+        let short = short.ok();
+        assert_eq!((short.text().as_str(), short.header("hob-start")), ("short", Some("compiled")));
+    }
+    eventually("all are compiled", || node.metric("hob_builds_total") == 3);
+    for name in ["a", "forced", "short"] {
+        assert_eq!(patiently(|| node.data.get(&format!("/{name}"))).0.ok().text(), name);
+    }
+    assert_eq!(node.metric("hob_builds_total"), 3);
 }
 
 #[test]

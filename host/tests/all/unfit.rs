@@ -97,11 +97,34 @@ fn variables_that_are_there_for_requests_alone() {
     kept(&node, &reads, "[grants]\nsecrets = [{ name = 'KEY', env = 'KEY', init = true }]");
     assert_eq!(number(&node, "/f"), 1);
 
-    let program =
-        |init: &str| with_variables(&command(&format!("(func (export \"wizer-initialize\") {init}) (func (export \"_start\"))")));
-    let note = refused(&node, &program(READS_VARIABLES), "");
-    assert!(note.contains("those of a request are there for requests alone"), "{note}");
+    let program = |init: &str| wasm(&command(&format!("(func (export \"wizer-initialize\") {init}) (func (export \"_start\"))")));
+    // By whichever of the two calls.
+    for call in ["$environ_sizes_get", "$environ_get"] {
+        let note = refused(&node, &program(&format!("(drop (call {call} (i32.const 0) (i32.const 1024)))")), "");
+        assert!(note.contains("those of a request are there for requests alone") && !note.contains("secret"), "{note}");
+    }
     kept(&node, &program(""), "");
+}
+
+#[test]
+fn input_that_is_there_for_requests_alone() {
+    let node = Node::start(&[]);
+    // Reads its input into a place that it keeps, and writes how many bytes it has read in all.
+    let program = |init: &str| {
+        wasm(&command(&format!(
+            "(func $read
+               (i32.store (i32.const 0) (i32.const 100)) (i32.store (i32.const 4) (i32.const 9))
+               (if (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)) (then unreachable))
+               (i32.store8 (i32.const 16) (i32.add (i32.load8_u (i32.const 16)) (i32.load8_u (i32.const 8)))))
+             (func (export \"wizer-initialize\") (i32.store8 (i32.const 16) (i32.const 48)) {init})
+             (func (export \"_start\") (call $read) (call $write (i32.const 1) (i32.const 16) (i32.const 1)))"
+        )))
+    };
+    let note = refused(&node, &program("(call $read)"), "");
+    assert!(note.contains("the guest has read its input") && note.contains("read the input in '_start'"), "{note}");
+    assert_eq!(node.data.request("POST", "/f", &[], b"hello").good(), b"5");
+    kept(&node, &program(""), "");
+    assert_eq!(node.data.request("POST", "/f", &[], b"hello").good(), b"5");
 }
 
 /// A handler that takes all the memory it gets when it is initialised, and answers how many pages that is.

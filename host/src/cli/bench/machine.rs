@@ -1,14 +1,15 @@
-//! Where something was measured: the machine, the program, and what lies in the page cache. Of a daemon on another machine that is not
-//! known, so what is told is said to be the client's.
+//! Where something was measured: the machine and the program, as the daemon says, and what lies in the page cache. A daemon of before that
+//! does not say, nor does any to a token that is not its operator's: then what is told is said to be the client's.
 
 use std::fs::{self, File};
 use std::io::IoSliceMut;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::cli::text::{bytes, clean};
+use crate::control::about;
+use crate::control::wire::NodeInfo;
 use crate::engine::ENGINE_VERSION;
 
 /// Whose daemon was measured.
@@ -19,59 +20,47 @@ pub(super) enum Daemon {
         /// Its data directory.
         data_dir: PathBuf,
     },
-    /// The one at this address. Which program it is and where its files lie is not known here.
+    /// The one at this address. Where its files lie is not known here.
     Other(String),
 }
 
 /// What a page of memory has on every machine that Hob knows, in bytes.
 const PAGE: u64 = 4096;
 
-/// What was measured on, as names and values.
-pub(super) fn describe(daemon: &Daemon) -> Vec<(&'static str, String)> {
-    let (is_own, is_here) = match daemon {
-        Daemon::Own { .. } => (true, true),
-        Daemon::Other(server) => (false, is_loopback(server)),
-    };
-    let build = if cfg!(debug_assertions) { "debug build: several times slower than a release build" } else { "release build" };
-    let program = format!("hob {}, {build}; {ENGINE_VERSION}", env!("CARGO_PKG_VERSION"));
-    let (daemon, cache) = match daemon {
-        Daemon::Own { data_dir } => {
-            ("of this program, on free ports, with default settings".to_owned(), cached(&data_dir.join("artifacts")))
-        }
-        Daemon::Other(server) => {
-            let unknown = if is_here { "its build and settings" } else { "its machine, build and settings" };
-            (format!("at {}; {unknown} are not known here", clean(server)), None)
-        }
+/// What was measured on, as names and values. `told`: what the daemon says of itself.
+pub(super) fn describe(daemon: &Daemon, told: Option<&NodeInfo>) -> Vec<(&'static str, String)> {
+    let (place, cache) = match daemon {
+        Daemon::Own { data_dir } => ("of this program, on free ports".to_owned(), cached(&data_dir.join("artifacts"))),
+        Daemon::Other(server) => (format!("at {}", clean(server)), None),
     };
     let cache = cache.map_or_else(
         || "not known".into(),
         |(cached, all)| format!("{} of {} of native code are cached at the end", bytes(cached), bytes(all)),
     );
-    let field = |file: &str, key: &str| -> Option<String> {
-        let text = fs::read_to_string(file).ok()?;
-        let line = text.lines().find(|line| line.starts_with(key))?;
-        Some(clean(line.split_once(':')?.1.trim()))
+    let mine = about(ENGINE_VERSION, &[]);
+    let (machine, names) = match told {
+        Some(told) => (told, ["processor", "cores", "memory", "kernel", "program"]),
+        None => (&mine, ["client processor", "client cores", "client memory", "client kernel", "client program"]),
     };
     let unknown = || "unknown".to_owned();
-    let memory = field("/proc/meminfo", "MemTotal").and_then(|text| text.strip_suffix(" kB")?.parse::<u64>().ok());
-    let cores = std::thread::available_parallelism().map_or_else(|_| unknown(), |cores| cores.to_string());
-    let named = |here, client| if is_here { here } else { client };
-    vec![
-        (named("processor", "client processor"), field("/proc/cpuinfo", "model name").unwrap_or_else(unknown)),
-        (named("cores", "client cores"), cores),
-        (named("memory", "client memory"), memory.map_or_else(unknown, |kib| bytes(kib << 10))),
-        (named("kernel", "client kernel"), clean(&rustix::system::uname().release().to_string_lossy())),
-        (if is_own { "program" } else { "client program" }, program),
-        ("daemon", daemon),
-        ("page cache", cache),
-    ]
-}
-
-/// Whether a server's address is one of this machine.
-fn is_loopback(server: &str) -> bool {
-    let Ok(uri) = server.parse::<http::Uri>() else { return false };
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    let NodeInfo { version, engine, build, settings, processor, cores, memory_bytes, kernel } = machine;
+    let slow = if build == "debug" { ": several times slower than a release build" } else { "" };
+    let values = [
+        processor.clone().unwrap_or_else(unknown),
+        cores.map_or_else(unknown, |cores| cores.to_string()),
+        memory_bytes.map_or_else(unknown, bytes),
+        kernel.clone(),
+        format!("hob {version}, {build} build{slow}; {engine}"),
+    ];
+    let mut all: Vec<_> = names.into_iter().zip(values.map(|value| clean(&value))).collect();
+    let set: Vec<_> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let settings = match told {
+        None => "not known: its machine, program and settings are told to its operator".to_owned(),
+        Some(_) if set.is_empty() => "the defaults of [engine] and [build]".into(),
+        Some(_) => format!("{}, else the defaults of [engine] and [build]", clean(&set.join(" "))),
+    };
+    all.extend([("daemon", place), ("settings", settings), ("page cache", cache)]);
+    all
 }
 
 /// Bytes of all files below a folder that are in the page cache, and bytes of all. `None` if the file system does not tell.
@@ -115,21 +104,24 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_is_the_daemons_only_where_it_is_known() {
-        let names = |daemon| describe(&daemon).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-        for server in ["http://127.0.0.1:3001", "http://[::1]:3001", "https://localhost:3001"] {
-            let names = names(Daemon::Other(server.into()));
-            assert!(names.contains(&"processor") && names.contains(&"client program"), "{server}: {names:?}");
-        }
-        for server in ["http://10.0.0.1:3001", "http://hob.example", "http://127.0.0.1.example", ""] {
-            let names = names(Daemon::Other(server.into()));
-            assert!(names.contains(&"client processor") && !names.contains(&"processor"), "{server}: {names:?}");
-        }
+    fn a_machine_is_the_daemons_only_where_it_is_told() {
+        let daemon = Daemon::Other("http://10.0.0.1:3900".into());
+        let value = |told: Option<&NodeInfo>, name: &str| {
+            let all = describe(&daemon, told);
+            all.into_iter().find(|(have, _)| *have == name).map(|(_, value)| value)
+        };
+        let told = about("engine", &[("engine.templates_max".into(), "2".into())]);
+        assert_eq!(value(Some(&told), "settings").unwrap(), "engine.templates_max=2, else the defaults of [engine] and [build]");
+        assert!(value(Some(&told), "processor").is_some() && value(Some(&told), "client processor").is_none());
+        assert!(value(None, "client processor").is_some() && value(None, "processor").is_none());
+        assert!(value(None, "settings").unwrap().starts_with("not known"));
     }
 
     #[test]
     fn nothing_is_left_out() {
-        let all = describe(&Daemon::Other("http://a\x1b".into()));
+        let mut told = about(ENGINE_VERSION, &[]);
+        told.kernel = "a\x1b".into();
+        let all = describe(&Daemon::Other("http://a\x1b".into()), Some(&told));
         assert!(all.iter().all(|(_, value)| !value.is_empty() && !value.contains('\x1b')), "{all:?}");
     }
 }

@@ -132,7 +132,8 @@ impl Cold {
         let measured = rungs.into_iter().rev().map(|rung| self.measure_rung(client, name, rung));
         let mut measured = measured.collect::<Result<Vec<_>, _>>()?;
         measured.reverse();
-        Ok(Report::new(function, daemon, &measured))
+        // One that does not say is measured all the same.
+        Ok(Report::new(function, daemon, client.node().ok().as_ref(), &measured))
     }
 
     fn measure_rung(&self, client: &Client, name: &FunctionName, rung: Start) -> Result<Measured, Failure> {

@@ -8,7 +8,7 @@ use super::figures::{self, Figures, QUANTILES};
 use super::load::{Measured, Plan};
 use super::machine::{self, Daemon};
 use crate::cli::text::{clean, span, table};
-use crate::control::wire::FunctionDetail;
+use crate::control::wire::{FunctionDetail, NodeInfo};
 use crate::invocation::Start;
 
 /// How one rung came out.
@@ -40,7 +40,10 @@ impl Rung {
             false => format!("of {} requests {}", measured.plan.count, others.join(", ")),
         };
         if measured.samples.is_empty() && measured.plan.rung == Start::Ready {
-            missed.push_str("; instances are kept ready only of functions that are expensive to instantiate");
+            missed.push_str(
+                "; instances are kept ready only of functions that are expensive to instantiate, within engine.ready_max and \
+                 engine.ready_bytes_max, and while the function's template is in memory",
+            );
         }
         Self { plan: measured.plan, rows: figures::rows(measured), missed }
     }
@@ -48,6 +51,14 @@ impl Rung {
     /// Name of the rung.
     pub(super) fn name(&self) -> &'static str {
         self.plan.rung.as_str()
+    }
+
+    /// How fast its requests were sent, in words.
+    pub(super) fn rate(&self) -> String {
+        match self.plan.shares() {
+            false => format!("{} per second", self.plan.rate),
+            true => format!("at most {} per second, one after the other", self.plan.rate),
+        }
     }
 
     fn json(&self) -> Value {
@@ -77,8 +88,8 @@ fn micros(time: Duration) -> f64 {
 }
 
 impl Report {
-    pub(super) fn new(function: FunctionDetail, daemon: &Daemon, measured: &[Measured]) -> Self {
-        Self { function, about: machine::describe(daemon), rungs: measured.iter().map(Rung::new).collect() }
+    pub(super) fn new(function: FunctionDetail, daemon: &Daemon, told: Option<&NodeInfo>, measured: &[Measured]) -> Self {
+        Self { function, about: machine::describe(daemon, told), rungs: measured.iter().map(Rung::new).collect() }
     }
 
     /// What was measured, in one line.
@@ -114,11 +125,8 @@ impl Report {
                 remarks.push(format!("{}: {}\n", rung.name(), rung.missed));
             }
         }
-        let rates = self.rungs.iter().map(|rung| match rung.plan.shares() {
-            false => format!("{} {} per second", rung.name(), rung.plan.rate),
-            true => format!("{} at most {} per second, one after the other", rung.name(), rung.plan.rate),
-        });
-        let rates = rates.collect::<Vec<_>>().join(", ");
+        let rates: Vec<_> = self.rungs.iter().map(|rung| format!("{} {}", rung.name(), rung.rate())).collect();
+        let rates = rates.join(", ");
         format!(
             "{}\n{}\n{}open loop: {rates}\n\
              total: at the client, from when a request was due to the end of its answer; late: the part before it was sent\n\

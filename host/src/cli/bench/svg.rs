@@ -102,7 +102,8 @@ impl Picture {
                 span(time)
             ));
         }
-        self.text(AXIS.1 + 34.0, y + 4.0, "value", &format!("{} / {}", span(figures.quantiles[0]), span(figures.quantiles[2])));
+        let [p50, _, p99, ..] = figures.quantiles;
+        self.text(AXIS.1 + 34.0, y + 4.0, "value", &format!("{} / {} / {}", span(p50), span(p99), figures.count));
     }
 }
 
@@ -141,12 +142,17 @@ pub(super) fn draw(report: &Report) -> String {
     picture.text(20.0, 28.0, "head", &format!("Starts of {}", report.title()));
     let legend = "time on a logarithmic axis; full dot: p50; rings: p90, p99, p99.9, max; thick bar: p50 to p99";
     picture.text(20.0, 50.0, "small", legend);
-    picture.text(AXIS.1 + 34.0, TOP - 8.0, "value", "p50 / p99");
+    picture.text(AXIS.1 + 34.0, TOP - 8.0, "value", "p50 / p99 / count");
     picture.grid(&scale, bottom);
     let mut y = TOP;
     for rung in &report.rungs {
         y += ROW;
         picture.text(20.0, y + 4.0, "rung", rung.name());
+        let mut sent = format!("{} requests, {}", rung.plan.count, rung.rate());
+        if !rung.rows.is_empty() && !rung.missed.is_empty() {
+            let _ = write!(sent, "; {}", rung.missed);
+        }
+        picture.text(AXIS.0, y + 4.0, "small", &sent);
         if rung.rows.is_empty() {
             picture.text(AXIS.0, y + 4.0, "small", &format!("not reached: {}", rung.missed));
             y += ROW;

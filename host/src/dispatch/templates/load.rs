@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::catalog::Function;
-use super::{Loaded, Origin, Templates, blocking, blocking_if, let_go};
+use super::{Keep, Loaded, Origin, Templates, blocking, blocking_if, let_go};
 use crate::artifacts::{ArtifactError, Contents, FileId, Pin, StagedBuild};
 use crate::engine::build::{Job, Outputs};
 use crate::engine::{Shape, Template, UnknownKind};
@@ -103,6 +103,11 @@ impl Templates {
             Some(Ok(_)) | None => {}
         }
         compiles.store(true, Ordering::Relaxed);
+        if from != Origin::Module {
+            // There is one compilation of it at a time, whatever those who wait for it asked for.
+            let of = (subject.tenant.clone(), subject.revision.artifact);
+            return self.load_once(of, || subject.clone(), Origin::Module, Keep::No).loading.await;
+        }
         self.compile(subject, key).await?;
         let (template, verify) = self.map(subject, key).await?.map_err(|error| error.fault())?;
         Ok(Loaded { template, start: Start::Compiled, verify })
@@ -168,26 +173,28 @@ impl Templates {
 
     /// Compiles from what is left on disk, and keeps the result there.
     async fn compile(&self, subject: &Subject, key: Digest) -> Result<(), Fault> {
-        let name = &subject.name;
         let source = self.source(subject).await?;
-        let staged = self.0.artifacts.stage_build();
-        let contents = self.rebuild(subject, source, &staged).await.map_err(|fault| match fault.code {
+        let bytes = self.recompile(subject, key, source).await.map_err(|fault| match fault.code {
             Code::Overloaded | Code::StorageFull => fault,
             // It was built once: what ails it now is this node's, not that of whoever calls the function.
             _ => {
-                tracing::error!(%fault, function = %name, "a function cannot be compiled again");
+                tracing::error!(%fault, function = %subject.name, "a function cannot be compiled again");
                 Fault::new(Code::Damaged, "the function's native code is lost, and cannot be made again").hint("deploy it again")
             }
         })?;
-        self.0.metrics.builds.inc();
         let (this, subject) = (self.clone(), subject.clone());
+        blocking(move || this.set_artifact(&subject, key, bytes)).await?
+    }
+
+    /// Compiles `source` and puts the native code in place; its length in bytes.
+    async fn recompile(&self, subject: &Subject, key: Digest, source: Source) -> Result<u64, Fault> {
+        let staged = self.0.artifacts.stage_build();
+        let contents = self.rebuild(subject, source, &staged).await?;
+        self.0.metrics.builds.inc();
+        let (artifacts, tenant) = (self.0.artifacts.clone(), subject.tenant.clone());
         // Whoever pinned them waits for this, however long it takes.
-        blocking(move || {
-            let put = this.0.artifacts.put_artifact(&subject.tenant, key, staged.native, contents);
-            let bytes = put.map_err(|error| error.fault())?;
-            this.set_artifact(&subject, key, bytes)
-        })
-        .await?
+        let put = move || artifacts.put_artifact(&tenant, key, staged.native, contents).map_err(|error| error.fault());
+        blocking(put).await?
     }
 
     /// Compiles `source` anew into `staged.native`, and says what to keep with it.

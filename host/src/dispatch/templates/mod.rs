@@ -246,7 +246,11 @@ impl Templates {
 
     fn keep(&self, key: Key, template: Arc<Template>) -> Vec<Arc<Template>> {
         let bytes = template.image_bytes() as u64;
-        self.change(|resident| resident.insert(key, template, bytes))
+        self.change(|resident| match resident.peek(&key) {
+            // Of two loads that shared one compilation, the second.
+            Some(there) if Arc::ptr_eq(&there, &template) => Vec::new(),
+            _ => resident.insert(key, template, bytes),
+        })
     }
 
     /// The one load of a template that all who want it share.

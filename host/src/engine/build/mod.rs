@@ -395,7 +395,10 @@ fn failed(errno: Option<i32>, error: &str, memory: Memory) -> Failed {
     let Some(errno) = errno else { return Fault::internal(format!("a build failed: {error}")).into() };
     let error = std::io::Error::from_raw_os_error(errno);
     if is_full(&error) {
-        let fault = Fault::new(Code::StorageFull, "there is no room for the native code");
+        let fault = Fault::new(
+            Code::StorageFull,
+            "there is no room for what the build makes: native code, and the snapshot of the initialised module",
+        );
         return fault.hint("remove functions that are not needed").into();
     }
     // The node may have memory left: mappings count against the child's own wall.

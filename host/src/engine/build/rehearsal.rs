@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use http_body::Body as _;
 use wasmtime::component::Instance as ComponentInstance;
-use wasmtime::error::Context as _;
 use wasmtime::{Result, Store};
 use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p3::bindings::Service;
@@ -203,6 +202,8 @@ impl Rehearsal {
             _ => input.request = Some(wasi_http::request(parts, 0, body, reply.clone())?),
         }
         let (mut status, mut payload, mut left, mut broken) = (None, None, *response_body, None);
+        // What a client would hold it against.
+        let mut announced = None;
         let ended = within(*times, store, async |store: &mut Store<Host>| {
             let mut guest = std::pin::pin!(call::serve(entry, store, live, input));
             let mut ended = None;
@@ -215,6 +216,7 @@ impl Rehearsal {
                 if let Some(head) = reply.take() {
                     status = Some(head.map(|response| {
                         let (parts, body) = response.into_parts();
+                        announced = announced_len(&parts, &request.method, &body);
                         payload = Some(body);
                         parts.status.as_u16()
                     }));
@@ -247,8 +249,20 @@ impl Rehearsal {
         if let Some(error) = broken {
             return Err(Fault::executed(FaultCode::GuestBadResponse, format!("the answer broke off: {error}")));
         }
+        let len = *response_body - left;
+        if let Some(announced) = announced.filter(|announced| *announced != len) {
+            let detail = format!("the answer broke off: its content-length is {announced}, and its body has {len} bytes");
+            return Err(Fault::executed(FaultCode::GuestBadResponse, detail));
+        }
         status.unwrap_or_else(|| Err(Fault::executed(FaultCode::GuestNoResponse, "the function ended without a response")))
     }
+}
+
+/// How long the head of a streamed answer says that its body is, if that is what a client sees: a body that is whole has its own length.
+fn announced_len(head: &http::response::Parts, method: &str, body: &Payload) -> Option<u64> {
+    let is_streamed = matches!(body, Payload::Stream(_)) && method != "HEAD" && head.status != http::StatusCode::NO_CONTENT;
+    let said = head.headers.get(http::header::CONTENT_LENGTH).filter(|_| is_streamed)?;
+    said.to_str().ok()?.parse().ok()
 }
 
 /// Notes whether the guest was refused memory by the system.
@@ -277,10 +291,11 @@ async fn start(entry: &Entry, store: &mut Store<Host>, kind: Kind, how: Start) -
     if how == Start::Initialising
         && let Some(init) = instance.get_func(&mut *store, WIZER_INIT)
     {
-        init.typed::<(), ()>(&*store)
-            .with_context(|| format!("'{WIZER_INIT}' must have no parameters and no result"))?
-            .call_async(&mut *store, ())
-            .await?;
+        // What the engine says of types that differ is told to nobody: it is about tuples.
+        let Ok(init) = init.typed::<(), ()>(&*store) else {
+            wasmtime::bail!("'{WIZER_INIT}' must be a function without parameters and results");
+        };
+        init.call_async(&mut *store, ()).await?;
     }
     let live = match entry {
         Entry::Http02(_) => Live::Http02(Proxy::new(&mut *store, &instance)?),

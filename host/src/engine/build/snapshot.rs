@@ -59,10 +59,12 @@ const HINT_WARMUP: &str = "correct it and deploy again, or say mode = \"off\" in
 const HINT_HANDLES: &str = "do not print, and keep no stream, connection or timer during warm-up; or build a core module, whose \
                             standard streams survive a snapshot";
 const HINT_FOLDERS: &str = concat!("open files when a request comes, not in initialisation or warm-up, or say ", off!());
-const HINT_VARIABLES: &str = concat!(
+const HINT_VARIABLES: &str = concat!("read variables when a request comes, or say ", off!());
+const HINT_SECRET: &str = concat!(
     "read variables when a request comes, let initialisation read the secret (init = true in [grants] secrets), or say ",
     off!()
 );
+const HINT_INPUT: &str = concat!("read the input in '_start', or say ", off!());
 const HINT_RESOURCES: &str = concat!("build its parts without resources, or say ", off!());
 const HINT_MAXIMUM: &str = "build it without a maximum of its memory, or with one that leaves 128 KiB free";
 const HINT_DESCRIPTORS: &str = "close in initialisation and warm-up what is opened there, and leave the standard streams and the granted \
@@ -161,19 +163,24 @@ fn looked(host: &Host, stage: &Stage<'_>) -> Option<Unfit> {
                       snapshot would find them";
         return Some(Unfit::new(reason, HINT_FOLDERS));
     }
+    if host.stdio.has_missed_input() {
+        let reason = "the guest has read its input, which is a request's body and there for requests alone: an instance made of the snapshot may \
+                      remember that there was none";
+        return Some(Unfit::new(reason, HINT_INPUT));
+    }
     if !host.has_read_variables {
         return None;
     }
     let hidden = stage.job.secrets.grants.iter().find(|grant| grant.env.is_some() && !grant.init);
-    let what = match hidden {
-        Some(grant) => format!("that of the secret '{}' is", grant.name),
-        None if stage.shape.kind.is_command() => "those of a request are".into(),
+    let (what, hint) = match hidden {
+        Some(grant) => (format!("that of the secret '{}' is", grant.name), HINT_SECRET),
+        None if stage.shape.kind.is_command() => ("those of a request are".into(), HINT_VARIABLES),
         None => return None,
     };
     let reason = format!(
         "the guest has read its variables, and {what} there for requests alone: no instance made of the snapshot would find it"
     );
-    Some(Unfit::new(reason, HINT_VARIABLES))
+    Some(Unfit::new(reason, hint))
 }
 
 fn init_times(stage: &Stage<'_>) -> Times {
