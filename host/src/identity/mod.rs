@@ -156,11 +156,24 @@ impl Identity {
         let mut hosts = Hosts::default();
         for TenantRecord { name, hosts: declared, quotas, .. } in self.registry.tenants()? {
             self.meters.set(&name, &quotas);
-            hosts.declared.extend(declared.into_iter().map(|host| (host, name.clone())));
+            for host in declared {
+                match self.holder(&host).filter(|holder| *holder != name) {
+                    // Declared before the node had this base domain.
+                    Some(holder) => {
+                        tracing::warn!(%host, tenant = %name, %holder, "a declared host is another tenant's below the base domain")
+                    }
+                    None => _ = hosts.declared.insert(host, name.clone()),
+                }
+            }
             hosts.tenants.insert(name);
         }
         self.hosts.store(Arc::new(hosts));
         Ok(())
+    }
+
+    /// Whose a host is below the base domain, whether that tenant exists or not.
+    fn holder(&self, host: &HostName) -> Option<TenantId> {
+        host.as_str().strip_suffix(self.base.as_deref()?)?.parse().ok()
     }
 
     /// Every change leaves the maps whole.
@@ -329,8 +342,7 @@ impl Identity {
     pub fn put_tenant(&self, name: &TenantId, hosts: BTreeSet<HostName>) -> Result<(TenantRecord, bool), PublishError> {
         let _turn = self.change();
         for host in &hosts {
-            let holder = self.base.as_deref().and_then(|base| host.as_str().strip_suffix(base)?.parse::<TenantId>().ok());
-            if let Some(holder) = holder.filter(|holder| holder != name) {
+            if let Some(holder) = self.holder(host).filter(|holder| holder != name) {
                 return Err(TenantError::HostTaken { host: host.clone(), holder }.into());
             }
         }
@@ -461,6 +473,26 @@ mod tests {
         assert_eq!(remove("a"), Ok(()));
         assert!(!known(&[&format!("Bearer {text}")]));
         assert_eq!(add("c", Scope::Read, None).unwrap_err().code, Code::Conflict);
+    }
+
+    #[test]
+    fn a_base_domain_takes_hosts_that_were_declared_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |text: &str| text.parse::<TenantId>().unwrap();
+        let hosts = ["acme.hob.example", "later.hob.example", "other.hob.example"].map(|host| host.parse().unwrap());
+        let before = identity(&dir, None);
+        before.put_tenant(&name("acme"), BTreeSet::new()).unwrap();
+        before.put_tenant(&name("other"), hosts.into()).unwrap();
+        let of = |identity: &Identity, host: &str| {
+            let head = http::Request::builder().uri("/").header("host", host).body(()).unwrap().into_parts().0;
+            identity.tenant_of(&head, &TenantId::default()).to_string()
+        };
+        assert_eq!(of(&before, "acme.hob.example"), "other");
+        drop(before);
+        let after = identity(&dir, Some("hob.example"));
+        for (host, tenant) in [("acme.hob.example", "acme"), ("later.hob.example", "-"), ("other.hob.example", "other")] {
+            assert_eq!(of(&after, host), tenant, "{host}");
+        }
     }
 
     #[test]

@@ -113,7 +113,8 @@ impl Counts {
                 self.check(IMPORTS, section.count().into())?;
                 for import in section.clone().into_imports() {
                     match import?.ty {
-                        TypeRef::Memory(memory) => self.memory(memory.initial)?,
+                        // Its pages are those of whoever defines it.
+                        TypeRef::Memory(_) => self.memory(0)?,
                         TypeRef::Table(table) => self.table(&table)?,
                         _ => {}
                     }

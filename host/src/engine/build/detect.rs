@@ -419,4 +419,17 @@ mod tests {
         let found = found(&wat::parse_str("(module (memory 2) (memory 3) (func (export \"_start\")))").unwrap()).unwrap();
         assert_eq!(found.memory_bytes_min, 5 << 16);
     }
+
+    #[test]
+    fn a_memory_that_modules_share_counts_once() {
+        let text = "(component
+            (core module $has (memory (export \"memory\") 7))
+            (core module $uses (import \"has\" \"memory\" (memory 7)) (func (export \"run\") (result i32) i32.const 0))
+            (core instance $has (instantiate $has))
+            (core instance $uses (instantiate $uses (with \"has\" (instance $has))))
+            (func $run (result (result)) (canon lift (core func $uses \"run\")))
+            (instance $run (export \"run\" (func $run)))
+            (export \"wasi:cli/run@0.2.0\" (instance $run)))";
+        assert_eq!(found(&wat::parse_str(text).unwrap()).unwrap().memory_bytes_min, 7 << 16);
+    }
 }
