@@ -45,10 +45,15 @@ impl Inner {
         self.dispatcher.check_room(data, tenant, &missing)?;
         let could = self.registry.check_publish(tenant, name, manifest, precondition, self.functions_max(tenant));
         could.map_err(|error| self.refused(tenant, error))?;
-        for BucketDeclaration { name, spec, origin } in &missing {
-            drop(self.dispatcher.put_bucket(data, tenant, name, *spec, origin.as_ref())?);
+        let mut made = Vec::new();
+        for BucketDeclaration { name, spec, origin } in missing {
+            // Somebody else may have made it a moment ago.
+            let (_bucket, is_new) = self.dispatcher.put_bucket(data, tenant, name, *spec, origin.as_ref())?;
+            if is_new {
+                made.push(name.clone());
+            }
         }
-        Ok(missing.into_iter().map(|declared| declared.name.clone()).collect())
+        Ok(made)
     }
 }
 

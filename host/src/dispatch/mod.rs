@@ -239,7 +239,10 @@ impl Dispatcher {
                 _ if waited || again.is_some() => admitted,
                 _ => called,
             };
-            let load = if start == Start::Resident { Duration::ZERO } else { admitted.elapsed().saturating_sub(verify) };
+            // Who comes to a load that is under way waits for a part of it.
+            let took = if start == Start::Resident { Duration::ZERO } else { admitted.elapsed() };
+            let verify = verify.min(took);
+            let load = took - verify;
             let call = Call {
                 id,
                 tenant,

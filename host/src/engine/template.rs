@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use wasmtime::component::InstancePre as ComponentPre;
 use wasmtime::error::Context as _;
@@ -28,6 +29,8 @@ pub struct Template {
     pub(super) large: Option<Large>,
     pub(super) ready: Arc<Ready>,
     image_bytes: usize,
+    /// See [`Template::leave`].
+    has_left: AtomicBool,
 }
 
 /// Code with everything resolved, on one engine.
@@ -114,7 +117,18 @@ impl fmt::Debug for Template {
 impl Template {
     /// A template of resolved code that maps `image_bytes`, as often as it may be loaded.
     pub(super) fn new(shape: Shape, code: Resolved, large: Option<Large>, image_bytes: usize) -> Self {
-        Self { shape, code: Arc::new(code), large, ready: Arc::default(), image_bytes }
+        Self { shape, code: Arc::new(code), large, ready: Arc::default(), image_bytes, has_left: AtomicBool::new(false) }
+    }
+
+    /// Says that it is not among those in memory any more, which it is once at most: whoever holds it goes on with it, and puts it nowhere.
+    pub fn leave(&self) {
+        self.has_left.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was among them and is not any more.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.has_left.load(Ordering::Relaxed)
     }
 
     /// Drops the instances that wait.

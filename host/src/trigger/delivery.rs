@@ -202,6 +202,8 @@ async fn judge(invoked: Invoked) -> Verdict {
                     | Code::QuotaExceeded
                     | Code::SecretUnavailable
                     | Code::Damaged
+                    | Code::StorageFull
+                    | Code::WallDeadline
             );
             if fault.executed == Executed::No && passes {
                 return Verdict::Postponed(fault.retry_after.unwrap_or(POSTPONED).min(PAUSE_MAX));

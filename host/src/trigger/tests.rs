@@ -346,13 +346,16 @@ fn a_refusal_of_the_node_is_no_attempt() {
         now(match *calls {
             1 => Err(Fault::new(Code::Concurrency, "no place").retry_after(Duration::from_millis(1))),
             2 => Err(Fault::new(Code::Overloaded, "no place").retry_after(Duration::from_millis(1))),
+            // Its time was over before it began, and there was no room to compile it again.
+            3 => Err(Fault::new(Code::WallDeadline, "too late").retry_after(Duration::from_millis(1))),
+            4 => Err(Fault::new(Code::StorageFull, "no room").retry_after(Duration::from_millis(1))),
             _ => status(200),
         })
     });
     put(&rig.data, &rig.bucket("in"), "k").unwrap();
     rig.all_told();
-    assert_eq!(rig.asked().iter().map(|asked| asked.attempt).collect::<Vec<_>>(), [1, 1, 1]);
-    rig.counts(&[(Delivery::Postponed, 2), (Delivery::Delivered, 1)]);
+    assert_eq!(rig.asked().iter().map(|asked| asked.attempt).collect::<Vec<_>>(), [1; 5]);
+    rig.counts(&[(Delivery::Postponed, 4), (Delivery::Delivered, 1)]);
     rig.stop();
 }
 

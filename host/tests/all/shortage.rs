@@ -268,6 +268,19 @@ fn check_no_room(node: &Node, folder: &Path, fill: impl FnOnce()) {
     }
 }
 
+/// Where nothing says that there must be a snapshot, there is none.
+#[track_caller]
+fn check_falls_back(node: &Node) {
+    let deployed = node.deploy("auto", &swells(), "");
+    assert_eq!(deployed.status(), 201, "{}", deployed.text());
+    let answer = deployed.json();
+    assert!(
+        answer["snapshot"].is_null() && answer["notes"][0].as_str().unwrap().contains("no snapshot: there is no room"),
+        "{answer}"
+    );
+    assert_eq!(node.data.get("/auto").good(), 1u32.to_le_bytes());
+}
+
 #[test]
 fn a_snapshot_past_the_room_of_the_node_is_507() {
     let node = Node::start(&["data.bytes_max=13MiB"]);
@@ -303,6 +316,7 @@ fn a_snapshot_past_a_full_file_system_is_507() {
         // For the upload, the native code and half of the snapshot.
         std::fs::write(folder.join("others"), vec![1; free - 12 * MIB]).unwrap();
     });
+    check_falls_back(&node);
     std::fs::remove_file(folder.join("others")).unwrap();
     assert_eq!(node.deploy("a", &swells(), "snapshot = \"required\"").status(), 200);
 }

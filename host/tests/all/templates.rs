@@ -204,7 +204,7 @@ fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on(
     let mut first = Node::start(settings);
     first.deploy_wat("a", &says("a"), "");
     first.deploy_wat("forced", &says("forced"), "[limits]\nwall = \"1s\"");
-    first.deploy_wat("short", &says("short"), "[limits]\nwall = \"100ms\"");
+    first.deploy_wat("short", &says("short"), "[limits]\nwall = \"300ms\"");
     first.stop();
     for path in first.files("artifacts") {
         std::fs::remove_file(path).unwrap();
@@ -234,7 +234,7 @@ fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on(
     let mut short = node.data.connect();
     short.request("GET", "/short", &[], b"");
     let from = std::time::Instant::now();
-    while from.elapsed() < Duration::from_millis(150) {
+    while from.elapsed() < Duration::from_millis(350) {
         node.control.get("/readyz").ok();
     }
     // A client that gives its deploy up ends the build, and the compilations that all of them asked for have their turns.

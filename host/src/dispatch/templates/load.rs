@@ -93,6 +93,12 @@ impl Templates {
             let fault = Fault::new(Code::Overloaded, "the revision was replaced while it was loaded, and is not kept");
             return Err(fault.retry_after(Duration::from_secs(1)));
         }
+        // Somebody may have compiled it while that was looked up.
+        if mapped.is_some()
+            && let Ok((template, verify)) = self.map(subject, key).await?
+        {
+            return Ok(Loaded { template, start: Start::Stored, verify });
+        }
         match mapped {
             // Another engine made the last one: nothing is wrong.
             Some(Err(LoadError::Artifact(ArtifactError::Missing { .. }))) if key != subject.revision.artifact => {}

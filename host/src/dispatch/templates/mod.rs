@@ -205,7 +205,7 @@ impl Templates {
 
     /// Lets go of a template that no live revision needs. Invocations that run keep it until they end.
     pub fn forget(&self, tenant: &TenantId, artifact: Digest) {
-        let_go(self.change(|resident| resident.remove(&(tenant.clone(), artifact))));
+        let_go(self.change(|resident| resident.remove(&(tenant.clone(), artifact)).into_iter().collect()));
     }
 
     /// Drops the instances of a template that wait for an invocation; others are made when there are some.
@@ -236,10 +236,12 @@ impl Templates {
         Deploying(self.clone())
     }
 
-    /// Changes what is resident, and counts it. What the change returns is to be dropped without a lock.
-    fn change<R>(&self, change: impl FnOnce(&mut Resident<Arc<Template>>) -> R) -> R {
+    /// Changes what is resident, and counts it. What the change returns has left, and is to be dropped without a lock.
+    fn change(&self, change: impl FnOnce(&mut Resident<Arc<Template>>) -> Vec<Arc<Template>>) -> Vec<Arc<Template>> {
         let mut resident = lock(&self.0.resident);
         let left = change(&mut resident);
+        // Nobody puts one of them back.
+        left.iter().for_each(|template| template.leave());
         self.0.metrics.templates.set(i64::try_from(resident.len()).unwrap_or(i64::MAX));
         left
     }
@@ -247,8 +249,9 @@ impl Templates {
     fn keep(&self, key: Key, template: Arc<Template>) -> Vec<Arc<Template>> {
         let bytes = template.image_bytes() as u64;
         self.change(|resident| match resident.peek(&key) {
-            // Of two loads that shared one compilation, the second.
+            // Of two loads that shared one compilation, the second; or all who waited for it came to run only after it was evicted.
             Some(there) if Arc::ptr_eq(&there, &template) => Vec::new(),
+            _ if template.has_left() => Vec::new(),
             _ => resident.insert(key, template, bytes),
         })
     }

@@ -380,7 +380,7 @@ impl Builder {
 enum Failed {
     /// The child said so, or it could not be asked.
     Told(Fault),
-    /// The child met its end first.
+    /// The child met its end first, or the end of the disk.
     Ended(Fault),
 }
 
@@ -395,11 +395,12 @@ fn failed(errno: Option<i32>, error: &str, memory: Memory) -> Failed {
     let Some(errno) = errno else { return Fault::internal(format!("a build failed: {error}")).into() };
     let error = std::io::Error::from_raw_os_error(errno);
     if is_full(&error) {
+        // Without a snapshot there may be room.
         let fault = Fault::new(
             Code::StorageFull,
             "there is no room for what the build makes: native code, and the snapshot of the initialised module",
         );
-        return fault.hint("remove functions that are not needed").into();
+        return Failed::Ended(fault.hint("remove functions that are not needed"));
     }
     // The node may have memory left: mappings count against the child's own wall.
     if error.kind() == std::io::ErrorKind::OutOfMemory {

@@ -260,7 +260,8 @@ impl Rehearsal {
 
 /// How long the head of a streamed answer says that its body is, if that is what a client sees: a body that is whole has its own length.
 fn announced_len(head: &http::response::Parts, method: &str, body: &Payload) -> Option<u64> {
-    let is_streamed = matches!(body, Payload::Stream(_)) && method != "HEAD" && head.status != http::StatusCode::NO_CONTENT;
+    let has_none = matches!(head.status, http::StatusCode::NO_CONTENT | http::StatusCode::NOT_MODIFIED);
+    let is_streamed = matches!(body, Payload::Stream(_)) && method != "HEAD" && !has_none;
     let said = head.headers.get(http::header::CONTENT_LENGTH).filter(|_| is_streamed)?;
     said.to_str().ok()?.parse().ok()
 }

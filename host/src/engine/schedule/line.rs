@@ -14,6 +14,9 @@ use std::time::Duration;
 use crate::id::TenantId;
 use round::{Round, Waits};
 
+/// By how much the young, or the old, of a tenant may have had more: what is beyond is forgotten, or a rush would be paid for long after it.
+const LEAD_MAX: i64 = 4_000_000;
+
 /// Whose guest it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::engine) struct Whose {
@@ -147,8 +150,23 @@ impl<W> Line<W> {
             Age::Young => tenant.lead.saturating_add(took),
             Age::Old => tenant.lead.saturating_sub(took),
         };
-        // One of whose guests none has waited owes the others nothing: they are of the same tenant, and it pays.
-        tenant.of(age).charge_known(&whose.function, took);
+        tenant.lead = tenant.lead.clamp(-LEAD_MAX, LEAD_MAX);
+        // Where nobody else of the tenant waits a function owes nobody anything.
+        match tenant.waiting {
+            0 => tenant.of(age).charge_known(&whose.function, took),
+            _ => _ = tenant.of(age).charge(&whose.function, took),
+        }
+    }
+
+    /// Whether one who does not stand in line may go before those of its own tenant who do: its function has not used up its share beside
+    /// them, nor have those of its age.
+    pub(super) fn may_overtake(&self, whose: &Whose, age: Age) -> bool {
+        let Some(tenant) = self.tenants.get(&whose.tenant).filter(|tenant| tenant.waiting > 0) else { return true };
+        let (own, had_more) = match age {
+            Age::Young => (&tenant.young, tenant.lead > 0 && !tenant.old.is_empty()),
+            Age::Old => (&tenant.old, tenant.lead < 0 && !tenant.young.is_empty()),
+        };
+        own.has_credit(&whose.function) && !had_more
     }
 
     /// Whether a tenant has not used up its share.

@@ -8,7 +8,8 @@
 //!
 //! ```text
 //! begins, or can go on after it waited   nobody in line: at once
-//!                                        else at once while its tenant has credit and the round is not over; else in line
+//!                                        else at once while its tenant and its function have credit and the round is not over;
+//!                                        else in line
 //! its slice is over                      in line
 //! ```
 //!
@@ -63,12 +64,12 @@ thread_local! {
 }
 
 impl Here {
-    fn may_go(&self, whose: &Whose) -> bool {
+    fn may_go(&self, whose: &Whose, age: Age) -> bool {
         if !self.driven.get() {
             return true;
         }
         let line = self.line.borrow();
-        self.used.get() < ROUND && (line.has_credit(whose) || !line.others_wait(whose))
+        self.used.get() < ROUND && (line.has_credit(whose) || !line.others_wait(whose)) && line.may_overtake(whose, age)
     }
 
     fn join(&self, whose: &Whose, age: Age, waiter: Waiter) -> Place {
@@ -211,7 +212,7 @@ impl Turn {
 
     /// Whether it may begin now. If not, ask [`Turn::poll`].
     pub(super) fn begin(&mut self) -> bool {
-        let may = HERE.with(|here| here.may_go(&self.whose));
+        let may = HERE.with(|here| here.may_go(&self.whose, Age::Young));
         if may {
             self.state = State::Turn(None);
         }
@@ -229,7 +230,7 @@ impl Turn {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, used: Duration) -> Poll<()> {
         HERE.with(|here| match self.state {
             State::Turn(_) => Poll::Ready(()),
-            State::Away if here.may_go(&self.whose) => {
+            State::Away if here.may_go(&self.whose, age(used)) => {
                 (self.state, self.had) = (State::Turn(None), Duration::ZERO);
                 Poll::Ready(())
             }

@@ -179,6 +179,9 @@ fn judge_victim(case: &Case, tally: &Tally, seen: &mut Seen) {
     if case.refusals == Refusals::Typed && tally.refused > 0 {
         seen.note(format!("{} of the victim's {} requests were refused before they began", tally.refused, tally.sent));
     }
+    if !tally.slowest.1.is_empty() {
+        seen.note(format!("the victim's slowest answer took {:.1?}: {}", tally.slowest.0, tally.slowest.1));
+    }
     let (quiet, attack) = (quantile(&tally.quiet, 990), quantile(&tally.attack, 990));
     let bound = match case.processor {
         Processor::Spared => P99_MAX.min(quiet * 2),

@@ -59,6 +59,9 @@ pub(crate) struct Tally {
     pub(crate) words: Vec<String>,
     pub(crate) quiet: Vec<Duration>,
     pub(crate) attack: Vec<Duration>,
+    /// The answer in an attack that took longest to come, and what it waited for. Those that were due on its connection before it was there
+    /// count its time as theirs, but did not wait themselves.
+    pub(crate) slowest: (Duration, String),
 }
 
 impl Tally {
@@ -160,13 +163,19 @@ impl Shared {
             if self.renew == Clients::Renew && uses >= RENEWS_AFTER {
                 conn = None;
             }
+            let sent = Instant::now();
             let outcome = self.one(&mut conn, &mut uses);
-            let took = due.elapsed();
+            let (took, alone) = (due.elapsed(), sent.elapsed());
             let mut tally = self.tally.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             tally.sent += 1;
             match outcome {
-                Ok(true) => tally.good += 1,
-                Ok(false) => tally.refused += 1,
+                Ok(Some(timing)) => {
+                    tally.good += 1;
+                    if phase == Phase::Attack as u8 && alone > tally.slowest.0 {
+                        tally.slowest = (alone, format!("request {uses} of its connection; {timing}"));
+                    }
+                }
+                Ok(None) => tally.refused += 1,
                 Err(error) => {
                     tally.wrong(error.to_string());
                     conn = None;
@@ -180,8 +189,8 @@ impl Shared {
         }
     }
 
-    /// One request; whether it was answered or refused.
-    fn one(&self, conn: &mut Option<Conn>, uses: &mut u64) -> anyhow::Result<bool> {
+    /// One request: what the node says of its time, or nothing if it refused it.
+    fn one(&self, conn: &mut Option<Conn>, uses: &mut u64) -> anyhow::Result<Option<String>> {
         if conn.is_none() {
             *conn = Some(Conn::open(self.addr, HOME)?);
             *uses = 0;
@@ -189,15 +198,15 @@ impl Shared {
         let Some(conn) = conn else { anyhow::bail!("no connection") };
         *uses += 1;
         let nonce = format!("{:032x}", self.nonces.fetch_add(1, Ordering::SeqCst));
-        conn.request("POST", "/victim", &[], nonce.as_bytes());
+        conn.request("POST", "/victim", &[("hob-timing", "1")], nonce.as_bytes());
         let Some(reply) = conn.reply() else { anyhow::bail!("no answer on request {uses} of a connection") };
         let unharmed = reply.status == 503 && reply.header("hob-executed") == Some("0");
         if unharmed && self.refusals == Refusals::Typed {
-            return Ok(false);
+            return Ok(None);
         }
         ensure!(reply.status == 200, "{} {:.200}", reply.key(), reply.text());
         ensure!(reply.body == guests::victims_answer(nonce.as_bytes()), "the answer to another request: {:.100}", reply.text());
-        Ok(true)
+        Ok(Some(reply.header("server-timing").unwrap_or("no timing").to_owned()))
     }
 }
 

@@ -147,6 +147,61 @@ fn a_flood_of_one_function_does_not_keep_another_of_its_tenant() {
 }
 
 #[test]
+fn one_that_begins_at_once_shares_with_those_of_its_tenant_who_wait() {
+    let function = |function| Whose { function, ..tenant("a") };
+    let mut number = 0;
+    let mut join = |line: &mut Line<usize>, which, age| {
+        number += 1;
+        line.join(&function(which), Place { number, age }, which);
+    };
+    for (starts, old) in [(MS / 4, false), (2 * MS, false), (MS / 4, true), (2 * MS, true)] {
+        let mut line: Line<usize> = Line::default();
+        assert!(line.may_overtake(&function(1), Age::Young), "nobody waits");
+        join(&mut line, 2, Age::Young);
+        if old {
+            join(&mut line, 3, Age::Old);
+        }
+        let mut got = [Duration::ZERO; 3];
+        for _ in 0..3000 {
+            // It comes as often as it may begin at once.
+            while line.may_overtake(&function(1), Age::Young) {
+                line.charge(&function(1), Age::Young, starts);
+                got[0] += starts;
+            }
+            let (_, which) = line.next().unwrap();
+            let age = if which == 3 { Age::Old } else { Age::Young };
+            line.charge(&function(which), age, MS);
+            got[which - 1] += MS;
+            join(&mut line, which, age);
+        }
+        assert!(got[0] <= got[1] + 10 * MS, "{starts:?}, {old}: {got:?}, the flood, who waits, and who is old");
+        let rest = if old { got[2] } else { got[1] };
+        assert!(got[1] * 3 >= rest && got[1] >= 700 * MS, "{starts:?}, {old}: {got:?}");
+    }
+}
+
+#[test]
+fn a_rush_is_not_paid_for_for_long() {
+    let mut line: Line<Age> = Line::default();
+    let a = tenant("a");
+    let mut number = 0;
+    let mut join = |line: &mut Line<Age>, age| {
+        number += 1;
+        line.join(&a, Place { number, age }, age);
+    };
+    join(&mut line, Age::Old);
+    join(&mut line, Age::Young);
+    line.charge(&a, Age::Young, Duration::from_secs(10));
+    let turns = (0..20).position(|_| {
+        let (_, age) = line.next().unwrap();
+        line.charge(&a, age, MS);
+        join(&mut line, age);
+        age == Age::Young
+    });
+    assert!(turns.is_some_and(|turns| turns <= 5), "{turns:?} turns before that of the young");
+}
+
+#[test]
 fn bursts_come_out_of_a_tenants_own_share() {
     let mut thread = Thread::default();
     thread.joins(1, "steady", Age::Old);
