@@ -171,7 +171,7 @@ fn processor_time_is_what_the_kernel_counts() {
     let (metered, kernel) = (metered(&node) - before.0, kernel_ms(&node) - before.1);
     drop(rivals);
     let ratio = metered / kernel;
-    assert!((0.8..=1.03).contains(&ratio), "metered {metered} ms, the kernel says {kernel} ms: {ratio}");
+    assert!((0.7..=1.03).contains(&ratio), "metered {metered} ms, the kernel says {kernel} ms: {ratio}");
 }
 
 #[test]
@@ -204,5 +204,5 @@ fn requests_to_other_servers_are_paid_by_who_sends_them() {
     assert_eq!(answers.lines().filter(|line| line.starts_with("200 ")).count(), 1000);
     let (metered, kernel) = (used_ms(&node, "fetch1") - before.0, kernel_ms(&node) - before.1);
     let ratio = metered / kernel;
-    assert!((0.8..=1.03).contains(&ratio), "metered {metered} ms, the kernel says {kernel} ms: {ratio}");
+    assert!((0.7..=1.03).contains(&ratio), "metered {metered} ms, the kernel says {kernel} ms: {ratio}");
 }
