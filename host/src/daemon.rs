@@ -22,7 +22,7 @@ use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
 use crate::audit::{Audit, AuditError};
 use crate::capability::files::{FolderError, Folders};
 use crate::config::{Config, ConfigError};
-use crate::control::{Answers, Control, FirstStart, InHand, about};
+use crate::control::{Answers, Control, FirstStart, InHand};
 use crate::data::objects::{ObjectLimits, Origins};
 use crate::data::{Clock, Data, DataConfig, DataError};
 use crate::deploy::{Allowed, Deployer, Outside, Sent};
@@ -225,7 +225,8 @@ impl Node {
             in_hand: InHand::new(control_max),
             answers: Answers::new(&config.data),
             sandbox: walls.to_string().into(),
-            about: Arc::new(about(ENGINE_VERSION, &config.set)),
+            engine_version: ENGINE_VERSION,
+            set: config.set.into(),
             data_addr: addr,
             identity,
             first_start,

@@ -33,12 +33,10 @@ pub enum Stdio {
     Command {
         /// The request's body; taken when the guest's WASI state is made.
         input: Mutex<Option<Payload>>,
-        /// The response's body, and where a fault of the request's body is told.
+        /// The response's body, and where it is told what was wrong with the request's.
         output: Arc<CommandOutput>,
         /// The log.
         log: Arc<LogSink>,
-        /// Whether it read an input where there was none.
-        missed: Arc<AtomicBool>,
     },
     /// The terminal of whoever started `hob run`.
     Inherit,
@@ -62,13 +60,13 @@ impl Stdio {
                 builder.stdout(LogStream::new(log.clone(), Source::Stdout));
                 builder.stderr(LogStream::new(log.clone(), Source::Stderr));
             }
-            Self::Command { input, output, log, missed } => {
+            Self::Command { input, output, log } => {
                 match input.lock().unwrap_or_else(PoisonError::into_inner).take() {
                     Some(Payload::Whole(bytes)) => builder.stdin(MemoryInputPipe::new(bytes)),
                     Some(stream @ Payload::Stream(_)) => {
                         builder.stdin(AsyncStdinStream::new(BodyReader::new(stream, output.reply.clone())))
                     }
-                    None => builder.stdin(NoInput(missed.clone())),
+                    None => builder.stdin(NoInput(output.clone())),
                 };
                 builder.stdout(CommandStream(output.clone()));
                 builder.stderr(LogStream::new(log.clone(), Source::Stderr));
@@ -78,22 +76,20 @@ impl Stdio {
             }
         }
     }
-}
 
-impl Stdio {
     /// Whether a command has read its input where there was no request yet, as in the build: it found the end of what is not empty later.
     pub fn has_missed_input(&self) -> bool {
-        matches!(self, Self::Command { missed, .. } if missed.load(Ordering::Relaxed))
+        matches!(self, Self::Command { output, .. } if output.has_missed_input.load(Ordering::Relaxed))
     }
 }
 
 /// The input of a command that has none. Notes when it is read.
 #[derive(Clone)]
-struct NoInput(Arc<AtomicBool>);
+struct NoInput(Arc<CommandOutput>);
 
 impl NoInput {
     fn note(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.has_missed_input.store(true, Ordering::Relaxed);
     }
 }
 
@@ -263,6 +259,8 @@ impl AsyncWrite for LogStream {
 pub struct CommandOutput {
     state: Mutex<Output>,
     reply: Arc<Reply>,
+    /// Whether an input was read where there was none.
+    has_missed_input: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -276,7 +274,7 @@ impl CommandOutput {
     /// Nothing written; the head goes to `reply` when [`HELD_BYTES_MAX`] are reached or at [`CommandOutput::finish`].
     #[must_use]
     pub fn new(reply: Arc<Reply>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(Output::Held(BytesMut::new())), reply })
+        Arc::new(Self { state: Mutex::new(Output::Held(BytesMut::new())), reply, has_missed_input: AtomicBool::new(false) })
     }
 
     fn state(&self) -> MutexGuard<'_, Output> {

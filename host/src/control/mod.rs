@@ -54,7 +54,6 @@ pub use self::once::Answers;
 
 use self::access::{Access, Peer};
 use self::audited::Auditor;
-use self::wire::NodeInfo;
 use crate::audit::Audit;
 use crate::data::Data;
 use crate::deploy::Deployer;
@@ -98,8 +97,10 @@ pub struct Control {
     pub data_addr: SocketAddr,
     /// Which walls stand around the process, in words for an operator.
     pub sandbox: Arc<str>,
-    /// What the node is, as [`about`] found it.
-    pub about: Arc<NodeInfo>,
+    /// Name and version of what runs guests.
+    pub engine_version: &'static str,
+    /// What was set of `[engine]` and `[build]`.
+    pub set: Arc<[(String, String)]>,
     /// Who may do what.
     pub identity: Arc<Identity>,
     /// Who may do everything before there is a token.

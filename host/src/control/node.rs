@@ -10,6 +10,7 @@ use super::access::Caller;
 use super::answer::Refusal;
 use super::wire::{NodeInfo, Problem};
 use crate::data::CacheCounts;
+use crate::dispatch::templates::blocking;
 use crate::fault::{Code, Fault};
 use crate::id::TenantId;
 use crate::meter::TenantMeter;
@@ -47,8 +48,9 @@ pub(super) async fn readyz(State(control): State<Control>) -> Result<String, Ref
 
 /// Says what the node is, and what it runs on.
 #[utoipa::path(get, path = "/v1/node", operation_id = "node_get", security(("operator" = ["read"])), responses((status = 200, body = NodeInfo)))]
-pub(super) async fn node(State(control): State<Control>, _caller: Caller) -> Json<NodeInfo> {
-    Json(NodeInfo::clone(&control.about))
+pub(super) async fn node(State(control): State<Control>, _caller: Caller) -> Result<Json<NodeInfo>, Refusal> {
+    // The system takes its time to describe many processors.
+    Ok(Json(blocking(move || about(control.engine_version, &control.set)).await?))
 }
 
 /// Looks at this process, and at its machine. `engine`: name and version of what runs guests; `set`: what was set of `[engine]` and `[build]`.

@@ -98,8 +98,7 @@ fn host(blueprint: Blueprint<'_>) -> (Host, Option<Arc<CommandOutput>>) {
         Streams::Terminal => (Stdio::Inherit, None),
         Streams::Served { input } if kind.is_command() => {
             let output = CommandOutput::new(reply.clone());
-            let (input, missed) = (Mutex::new(input), Arc::default());
-            (Stdio::Command { input, output: output.clone(), log: log.clone(), missed }, Some(output))
+            (Stdio::Command { input: Mutex::new(input), output: output.clone(), log: log.clone() }, Some(output))
         }
         Streams::Served { .. } => (Stdio::Log(log.clone()), None),
     };
