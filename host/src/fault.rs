@@ -312,6 +312,14 @@ impl Fault {
             .retry_after(EXHAUSTED_RETRY)
     }
 
+    /// The function's native code is not there yet, and its request has waited long enough.
+    #[must_use]
+    pub fn compiling(retry_after: Duration) -> Self {
+        Self::new(Code::Overloaded, "the function is being compiled, which takes a while")
+            .hint("try again; the compilation goes on")
+            .retry_after(retry_after)
+    }
+
     /// Adds what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {

@@ -187,6 +187,12 @@ impl Artifacts {
         self.shared.space.used()
     }
 
+    /// Bytes that may still come before the ceiling.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        self.shared.space.room()
+    }
+
     /// Begins to take in a file.
     ///
     /// # Errors

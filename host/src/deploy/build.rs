@@ -98,7 +98,8 @@ impl Inner {
 
     pub(super) async fn make(&self, tenant: &TenantId, keys: Keys, wasm: File, job: Job) -> Result<Made, Fault> {
         let staged = self.artifacts.stage_build();
-        let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
+        let (native, snapshot) = (staged.native.path().into(), staged.snapshot.path().into());
+        let outputs = Outputs { native, snapshot, room: self.artifacts.room() };
         let built = self.builder.build(tenant, wasm, job, &outputs).await?;
         self.engine.metrics().builds.inc();
         crash::point("build-done");

@@ -13,10 +13,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::task::AbortHandle;
 
-use super::Dispatcher;
 use super::catalog::Function;
 use super::functions::Key;
 use super::templates::{COMPILE_WAIT, blocking};
+use super::{Dispatcher, no_place};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, SecretName, TenantId};
 use crate::manifest::SnapshotMode;
@@ -118,7 +118,8 @@ impl Dispatcher {
     /// The function itself, or what became of it once its initialisation has read the secrets as they are.
     ///
     /// # Errors
-    /// `secret-unavailable` if one is missing, if the initialisation fails with them, or if it takes longer than a request waits.
+    /// `secret-unavailable` if one is missing, if the initialisation fails with them, or if it takes longer than a request waits;
+    /// `concurrency` if as many wait for it as may run and wait.
     pub(super) async fn current(&self, function: &Arc<Function>) -> Result<Arc<Function>, Fault> {
         let until = tokio::time::Instant::now() + COMPILE_WAIT;
         let mut function = function.clone();
@@ -126,7 +127,11 @@ impl Dispatcher {
         for _ in 0..2 {
             let Some(secrets) = self.look(&function).await? else { return Ok(function) };
             let Attempt { of, building, .. } = self.build_again(&function, secrets);
-            match tokio::time::timeout_at(until, building).await {
+            let ended = {
+                let _aside = function.admission.aside().map_err(|error| no_place(&function, error))?;
+                tokio::time::timeout_at(until, building).await
+            };
+            match ended {
                 // What failed may have begun before they changed.
                 Ok(Err(fault)) if of == secrets => return Err(fault),
                 Ok(_) => {}

@@ -30,7 +30,7 @@ pub use current::Retake;
 use current::Retakes;
 use functions::Functions;
 pub use functions::Metered;
-use templates::{Loaded, Templates};
+use templates::{COMPILE_WAIT, Compilation, Loaded, Reached, Templates};
 use used::UseOrder;
 pub use wanted::Unreadable;
 
@@ -43,7 +43,7 @@ use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload
 use crate::limits::Limit;
 use crate::manifest::{Auth, Trigger};
 use crate::meter::series::minute;
-use crate::meter::{AdmissionError, FunctionMeter, TenantMeter, Way, counted};
+use crate::meter::{AdmissionError, FunctionMeter, Permit, Running, TenantMeter, Way, counted};
 use crate::net::panic_text;
 use crate::registry::{FunctionRecord, Registry, RegistryError};
 use crate::telemetry::logs::unix_ms;
@@ -73,6 +73,25 @@ struct Inner {
     /// Held while the quotas of a tenant's buckets are added up and one more is made.
     making: Mutex<()>,
     ids: Ids,
+}
+
+/// A place to run.
+struct Seat {
+    permit: Permit,
+    running: Running,
+    /// Whether somebody had to leave it first.
+    waited: bool,
+    admitted: Instant,
+}
+
+/// A place to run, and what to run there.
+struct Placed {
+    seat: Seat,
+    /// The revision that it is of, if another took the place of the one that was asked for.
+    next: Option<Arc<Function>>,
+    loaded: Loaded,
+    /// Time that was waited for a compilation before there was this place.
+    compiling: Duration,
 }
 
 /// Makes identifiers of invocations.
@@ -224,14 +243,9 @@ impl Dispatcher {
             if prefix_len > 0 {
                 head.headers.insert(PATH_PREFIX, function.prefix.clone());
             }
-            let (permit, waited) = match function.admission.try_admit() {
-                Some(permit) => (permit, false),
-                None => (function.admission.admit().await.map_err(|error| no_place(function, error))?, true),
-            };
-            let running = function.meter.tenant().run()?;
-            let admitted = Instant::now();
-            let (next, Loaded { template, start, verify }) = self.template(function, asked).await?;
-            let function = next.as_ref().unwrap_or(function);
+            let placed = self.place(function, asked).await?;
+            let Placed { seat: Seat { permit, running, waited, admitted }, next, loaded, compiling } = placed;
+            let (function, Loaded { template, start, verify }) = (next.as_ref().unwrap_or(function), loaded);
             // A thread that is busy with others takes this one's time; a function without a place does not, nor one that is built again, nor what
             // it takes to load or compile it: that is the node's, and a function whose limit is short could not start after it was evicted.
             let counts_from = match start {
@@ -240,7 +254,7 @@ impl Dispatcher {
                 _ => called,
             };
             // Who comes to a load that is under way waits for a part of it.
-            let took = if start == Start::Resident { Duration::ZERO } else { admitted.elapsed() };
+            let took = compiling + if start == Start::Resident { Duration::ZERO } else { admitted.elapsed() };
             let verify = verify.min(took);
             let load = took - verify;
             let call = Call {
@@ -257,7 +271,7 @@ impl Dispatcher {
                 counts_from,
                 may_be_ready: asked.is_none_or(|asked| asked == Start::Ready),
             };
-            let before = Phases { queue: admitted - received, load, verify, ..Phases::default() };
+            let before = Phases { queue: (admitted - received).saturating_sub(compiling), load, verify, ..Phases::default() };
             let began = self.0.engine.run(&template, call).await.inspect_err(|fault| {
                 // The rest was counted where the guest ran.
                 if fault.executed == Executed::Yes {
@@ -301,19 +315,74 @@ impl Dispatcher {
         self.0.functions.get(&function.tenant, &function.name).map_or(true, |found| found.is_some())
     }
 
-    /// The template of a function, or of the revision that took its place while this waited its turn, with that.
-    async fn template(&self, function: &Arc<Function>, asked: Option<Start>) -> Result<(Option<Arc<Function>>, Loaded), Fault> {
-        let fault = match self.0.templates.get(function, asked).await {
-            Ok(loaded) => return Ok((None, loaded)),
+    /// A place to run, and what to run there.
+    async fn place(&self, function: &Arc<Function>, asked: Option<Start>) -> Result<Placed, Fault> {
+        let (seat, next, reached) = self.seat(function, asked).await?;
+        match reached {
+            Reached::Loaded(loaded) => Ok(Placed { seat, next, loaded, compiling: Duration::ZERO }),
+            Reached::Compiles(compilation) => {
+                let function = next.unwrap_or_else(|| function.clone());
+                // Apart, so that it makes the future of no other start larger.
+                Box::pin(self.place_when_compiled(function, seat, compilation)).await
+            }
+        }
+    }
+
+    /// As [`Dispatcher::place`], for a function that has to be compiled first. It has no place meanwhile: there is nothing to run there, and who
+    /// comes after it would wait for that place and then for the same compilation.
+    async fn place_when_compiled(&self, function: Arc<Function>, seat: Seat, compilation: Compilation) -> Result<Placed, Fault> {
+        let began = Instant::now();
+        let ended = {
+            let _aside = function.admission.aside().map_err(|error| no_place(&function, error))?;
+            drop(seat);
+            // Not held on to: who waits for a place keeps no template in memory.
+            compilation.end().await.map(|loaded| loaded.verify)
+        };
+        let compiling = began.elapsed();
+        let (function, compiled) = match ended {
+            Ok(verify) => (function, Some(verify)),
+            Err(fault) => (self.instead(&function, fault)?, None),
+        };
+        let (seat, next, reached) = self.seat(&function, None).await?;
+        let Reached::Loaded(mut loaded) = reached else { return Err(Fault::compiling(COMPILE_WAIT)) };
+        if let Some(verify) = compiled {
+            (loaded.start, loaded.verify) = (Start::Compiled, loaded.verify + verify);
+        }
+        Ok(Placed { seat, next: Some(next.unwrap_or(function)), loaded, compiling })
+    }
+
+    /// A place among the function's `concurrency`, now or from its queue; and how far its template is, or that of the revision that took
+    /// its place while this waited its turn.
+    async fn seat(
+        &self,
+        function: &Arc<Function>,
+        asked: Option<Start>,
+    ) -> Result<(Seat, Option<Arc<Function>>, Reached), Fault> {
+        let (permit, waited) = match function.admission.try_admit() {
+            Some(permit) => (permit, false),
+            None => (function.admission.admit().await.map_err(|error| no_place(function, error))?, true),
+        };
+        let running = function.meter.tenant().run()?;
+        let seat = Seat { permit, running, waited, admitted: Instant::now() };
+        let fault = match self.0.templates.reach(function, asked).await {
+            Ok(reached) => return Ok((seat, None, reached)),
             Err(fault) => fault,
         };
-        // The files of a revision go when another takes its place, and all when the function is deleted.
+        let next = self.instead(function, fault)?;
+        let reached = Box::pin(self.0.templates.reach(&next, asked)).await?;
+        Ok((seat, Some(next), reached))
+    }
+
+    /// The revision to go on with where one cannot be loaded: the files of a revision go when another takes its place, and all when the
+    /// function is deleted.
+    ///
+    /// # Errors
+    /// `not-found` if there is none any more; `fault` if it is this one still.
+    fn instead(&self, function: &Function, fault: Fault) -> Result<Arc<Function>, Fault> {
         if !self.is_live(function) {
             return Err(no_such_function(&function.name));
         }
-        let Some(next) = self.replacement(function) else { return Err(fault) };
-        let loaded = Box::pin(self.0.templates.get(&next, asked)).await?;
-        Ok((Some(next), loaded))
+        self.replacement(function).ok_or(fault)
     }
 
     /// The function as it is now, if another revision is live by now.
@@ -361,6 +430,13 @@ fn no_place(function: &Function, error: AdmissionError) -> Fault {
             format!("{running} invocations of '{}' run and {} wait", function.name, function.limits.get(Limit::Queue))
         }
         AdmissionError::TimedOut => format!("{running} invocations of '{}' run, and none ended in time", function.name),
+        AdmissionError::AsideFull => {
+            format!(
+                "'{}' is being built, and as many wait for that as may run and wait: {}",
+                function.name,
+                running + function.limits.get(Limit::Queue)
+            )
+        }
     };
     Fault::new(Code::Concurrency, detail)
         .hint("raise 'concurrency' or 'queue' in [limits] of hob.toml")

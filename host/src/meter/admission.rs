@@ -1,7 +1,8 @@
 //! Admission: how many run at once, and who waits for how long.
 //!
 //! Owns one bounded place to wait in front of one bounded number of places to run. Invariant: at most `running` permits exist
-//! and at most `waiting` callers wait, each for at most `wait`; everyone else is refused at once.
+//! and at most `waiting` callers wait, each for at most `wait`; at most as many as both wait aside for what they would run; everyone
+//! else is refused at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +22,9 @@ pub enum AdmissionError {
     /// No place became free in time.
     #[error("no place became free in time")]
     TimedOut,
+    /// As many as may run and wait are there already, and wait for what they would run.
+    #[error("too many wait for what they would run")]
+    AsideFull,
 }
 
 /// Places to run with a queue in front of them.
@@ -31,6 +35,7 @@ pub struct Admission {
     waiting: AtomicUsize,
     waiting_max: usize,
     wait: Duration,
+    aside: AtomicUsize,
 }
 
 impl Admission {
@@ -44,6 +49,7 @@ impl Admission {
             waiting: AtomicUsize::new(0),
             waiting_max: waiting,
             wait,
+            aside: AtomicUsize::new(0),
         }
     }
 
@@ -67,23 +73,40 @@ impl Admission {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(AdmissionError::QueueFull);
         }
-        let _leaves = Leaves(&self.waiting);
+        let _waits = Waits(&self.waiting);
         match tokio::time::timeout(self.wait, self.places.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) | Err(_) => Err(AdmissionError::TimedOut),
         }
     }
 
-    /// How many run and how many wait.
+    /// For who has nothing to run yet: it waits without a place until what this gives is dropped, and asks for one then.
+    ///
+    /// # Errors
+    /// [`AdmissionError::AsideFull`], at once.
+    pub fn aside(&self) -> Result<Waits<'_>, AdmissionError> {
+        let before = self.aside.fetch_add(1, Ordering::Relaxed);
+        let waits = Waits(&self.aside);
+        if before >= self.running_max.saturating_add(self.waiting_max) {
+            return Err(AdmissionError::AsideFull);
+        }
+        Ok(waits)
+    }
+
+    /// How many run and how many wait, for a place or aside.
     #[must_use]
     pub fn occupancy(&self) -> (usize, usize) {
-        (self.running_max.saturating_sub(self.places.available_permits()), self.waiting.load(Ordering::Relaxed))
+        let running = self.running_max.saturating_sub(self.places.available_permits());
+        (running, self.waiting.load(Ordering::Relaxed) + self.aside.load(Ordering::Relaxed))
     }
 }
 
-struct Leaves<'a>(&'a AtomicUsize);
+/// One who waits, for as long as this lives.
+#[derive(Debug)]
+#[must_use = "it counts for as long as it lives"]
+pub struct Waits<'a>(&'a AtomicUsize);
 
-impl Drop for Leaves<'_> {
+impl Drop for Waits<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -108,6 +131,18 @@ mod tests {
         drop(running);
         waiter.await.unwrap().unwrap();
         assert_eq!(admission.occupancy(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn as_many_wait_aside_as_run_and_wait() {
+        let admission = Admission::new(1, 2, Duration::from_millis(1));
+        let aside: Vec<_> = (0..3).map(|_| admission.aside().unwrap()).collect();
+        assert_eq!(admission.aside().err(), Some(AdmissionError::AsideFull));
+        assert_eq!(admission.occupancy(), (0, 3));
+        let _running = admission.try_admit().unwrap();
+        drop(aside);
+        assert_eq!(admission.occupancy(), (1, 0));
+        drop(admission.aside().unwrap());
     }
 
     #[tokio::test]

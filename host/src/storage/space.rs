@@ -76,6 +76,12 @@ impl<Id: Placed> Space<Id> {
         self.lock().used
     }
 
+    /// Bytes that may still come.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        self.bytes_max.saturating_sub(self.used())
+    }
+
     fn charge(&self, wanted: u64) -> Result<(), Full> {
         let mut state = self.lock();
         match state.used.checked_add(wanted) {

@@ -202,7 +202,7 @@ fn a_request_after_an_upgrade_shares_the_one_compilation() {
 fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on() {
     let settings = &["build.concurrency=1", "build.init=20s"];
     let mut first = Node::start(settings);
-    first.deploy_wat("a", &says("a"), "");
+    first.deploy_wat("a", &says("a"), "[limits]\nconcurrency = 1\nqueue = 2");
     first.deploy_wat("forced", &says("forced"), "[limits]\nwall = \"1s\"");
     first.deploy_wat("short", &says("short"), "[limits]\nwall = \"300ms\"");
     first.stop();
@@ -220,10 +220,21 @@ fn a_request_that_finds_only_wasm_waits_for_a_while_and_the_compilation_goes_on(
     let mut forced = node.control.connect();
     forced.request("GET", "/v1/functions/forced/invoke", &[("hob-start", "compiled")], b"");
     std::thread::scope(|scope| {
-        for path in ["/a", "/a", "/a", "/forced"] {
-            let node = &node;
+        // Nobody who waits for it is in the way of others: all have the same wait, whatever the function's concurrency.
+        let asked: Vec<_> = ["/a", "/a", "/a", "/forced"]
+            .map(|path| {
+                let mut conn = node.data.connect();
+                conn.request("GET", path, &[], b"");
+                conn
+            })
+            .into();
+        eventually("all of them wait", || node.control.get("/v1/functions/a").ok().json()["waiting"] == 3);
+        let refused = node.data.get("/a");
+        let detail = refused.problem(429, "concurrency")["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains("is being built") && refused.header("hob-executed") == Some("0"), "{detail}");
+        for mut conn in asked {
             scope.spawn(move || {
-                let reply = node.data.get(path);
+                let reply = conn.reply();
                 reply.problem(503, "overloaded");
                 let header = |name| reply.header(name).map(str::to_owned);
                 assert_eq!((header("retry-after").as_deref(), header("hob-executed").as_deref()), (Some("2"), Some("0")));
@@ -264,7 +275,13 @@ fn what_cannot_be_compiled_anew_is_left_to_a_deploy() {
     let node = with_engine(node.dir(), "next");
     eventually("it has tried both", || node.stderr().contains("functions still have native code of another engine"));
     assert_eq!(start(&node, "b", "b"), "stored");
-    node.data.get("/a").problem(503, "damaged");
+    for _ in 0..3 {
+        let reply = node.data.get("/a");
+        reply.problem(503, "damaged");
+        assert!(reply.header("retry-after").is_some(), "it is not tried again at once");
+    }
+    // The upgrade saw it first: nothing was wrong with the native code.
+    assert_eq!(node.metric("hob_artifacts_corrupt_total"), 0);
     assert_eq!(engine(&node), "unknown", "the next start tries again");
 }
 

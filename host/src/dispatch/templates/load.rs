@@ -5,11 +5,10 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::catalog::Function;
-use super::{Keep, Loaded, Origin, Templates, blocking, blocking_if, let_go};
+use super::{Found, Keep, Key, Loaded, Templates, blocking, blocking_if, let_go};
 use crate::artifacts::{ArtifactError, Contents, FileId, Pin, StagedBuild};
 use crate::engine::build::{Job, Outputs};
 use crate::engine::{Shape, Template, UnknownKind};
@@ -81,39 +80,50 @@ impl Templates {
         self.key_of(&subject.tenant, &subject.revision)
     }
 
-    pub(super) async fn load(&self, subject: &Subject, from: Origin, compiles: &AtomicBool) -> Result<Loaded, Fault> {
+    /// From disk, or by the one compilation there is of it, which begins now if nothing is there.
+    ///
+    /// # Errors
+    /// `overloaded` when descriptors or mappings are short, or the revision is not kept any more.
+    pub(super) async fn load(&self, of: &Key, subject: &Subject, keep: Keep) -> Result<Found, Fault> {
         let key = self.key(subject);
         // Before it is looked whether they are there: from here on no collection takes them.
         let _pin = self.pin(subject, key);
-        let mapped = if from == Origin::Module { None } else { Some(self.map(subject, key).await?) };
-        if let Some(Ok((template, verify))) = mapped {
-            return Ok(Loaded { template, start: Start::Stored, verify });
-        }
-        if !self.is_kept(subject).await? {
-            let fault = Fault::new(Code::Overloaded, "the revision was replaced while it was loaded, and is not kept");
-            return Err(fault.retry_after(Duration::from_secs(1)));
-        }
+        let stored = |(template, verify)| Ok(Found::Loaded(Loaded { template, start: Start::Stored, verify }));
+        let error = match self.map(subject, key).await? {
+            Ok(mapped) => return stored(mapped),
+            Err(error) => error,
+        };
+        self.must_be_kept(subject).await?;
         // Somebody may have compiled it while that was looked up.
-        if mapped.is_some()
-            && let Ok((template, verify)) = self.map(subject, key).await?
-        {
-            return Ok(Loaded { template, start: Start::Stored, verify });
+        if let Ok(mapped) = self.map(subject, key).await? {
+            return stored(mapped);
         }
-        match mapped {
+        // Before it is told once more.
+        if let Some(fault) = self.0.failed.recent(of, Instant::now()) {
+            return Err(fault);
+        }
+        let (compilation, begins) = self.compile_once(of, || subject.clone(), keep);
+        match error {
             // Another engine made the last one: nothing is wrong.
-            Some(Err(LoadError::Artifact(ArtifactError::Missing { .. }))) if key != subject.revision.artifact => {}
-            Some(Err(error)) => {
+            LoadError::Artifact(ArtifactError::Missing { .. }) if key != subject.revision.artifact => {}
+            error if begins => {
                 self.0.metrics.artifacts_corrupt.inc();
                 tracing::warn!(function = %subject.name, %error, "an artifact cannot be used; compiling it again");
             }
-            Some(Ok(_)) | None => {}
+            _ => {}
         }
-        compiles.store(true, Ordering::Relaxed);
-        if from != Origin::Module {
-            // There is one compilation of it at a time, whatever those who wait for it asked for.
-            let of = (subject.tenant.clone(), subject.revision.artifact);
-            return self.load_once(of, || subject.clone(), Origin::Module, Keep::No).loading.await;
-        }
+        Ok(Found::Module(compilation))
+    }
+
+    /// By compiling what is left on disk, whatever native code there is.
+    ///
+    /// # Errors
+    /// `overloaded` and `storage-full` when there is no room for it now, or the revision is not kept any more; `damaged` when nothing is left
+    /// that it could be made of.
+    pub(super) async fn load_compiled(&self, subject: &Subject) -> Result<Loaded, Fault> {
+        let key = self.key(subject);
+        let _pin = self.pin(subject, key);
+        self.must_be_kept(subject).await?;
         self.compile(subject, key).await?;
         let (template, verify) = self.map(subject, key).await?.map_err(|error| error.fault())?;
         Ok(Loaded { template, start: Start::Compiled, verify })
@@ -127,9 +137,11 @@ impl Templates {
         self.0.artifacts.pin(files.into_iter().chain(snapshot))
     }
 
-    /// Whether the revision is one of those that are kept. What another was made of is not to be made anew: its snapshot may be gone, and its number
-    /// another's.
-    async fn is_kept(&self, subject: &Subject) -> Result<bool, Fault> {
+    /// What a revision that is not kept any more was made of is not to be made anew: its snapshot may be gone, and its number another's.
+    ///
+    /// # Errors
+    /// `overloaded` if it is not one of those that are kept.
+    async fn must_be_kept(&self, subject: &Subject) -> Result<(), Fault> {
         let (registry, subject) = (self.0.registry.clone(), subject.clone());
         blocking(move || {
             let Subject { tenant, name, revision, .. } = &subject;
@@ -138,7 +150,11 @@ impl Templates {
             let is_it = |kept: &RevisionRecord| {
                 (kept.number, kept.wasm, snapshot(kept)) == (revision.number, revision.wasm, snapshot(revision))
             };
-            Ok(kept.iter().any(is_it))
+            if kept.iter().any(is_it) {
+                return Ok(());
+            }
+            let fault = Fault::new(Code::Overloaded, "the revision was replaced while it was loaded, and is not kept");
+            Err(fault.retry_after(Duration::from_secs(1)))
         })
         .await?
     }
@@ -212,7 +228,8 @@ impl Templates {
         // A lost snapshot is not taken again: what the function would answer then is not what was deployed, but its own start is.
         let (Source::Module(file) | Source::Snapshot(file)) = source;
         let job = Job::recompile(name, manifest);
-        let outputs = Outputs { native: staged.native.path().into(), snapshot: staged.snapshot.path().into() };
+        let (native, snapshot) = (staged.native.path().into(), staged.snapshot.path().into());
+        let outputs = Outputs { native, snapshot, room: self.0.artifacts.room() };
         let built = self.0.builder.build(&subject.tenant, file, job, &outputs).await?;
         Ok(Contents { image: built.image.clone(), meta: Vec::new() })
     }

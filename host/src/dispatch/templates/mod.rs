@@ -1,25 +1,26 @@
 //! Templates in memory, and the way there: from disk, or from Wasm.
 //!
-//! Owns that concurrent first requests load once. What is resident is in `resident.rs`, how much may be in `bounds.rs`, how a template
-//! is loaded and made again in `load.rs`, and that another engine's code is replaced in `refresh.rs`. Invariant: a template is only
+//! Owns what a request gets, and what it waits for. What is resident is in `resident.rs`, how much may be in `bounds.rs`, how a template
+//! is loaded and made again in `load.rs`, that concurrent first requests load once in `once.rs`, and that another engine's code is replaced
+//! in `refresh.rs`, and that what failed is not tried at once again in `failed.rs`. Invariant: a template is only
 //! ever made of an artifact whose MACs matched; a lost or damaged one is compiled again, of the snapshot if there is one.
 
 pub mod bounds;
+mod failed;
 mod load;
+mod once;
 mod refresh;
 mod resident;
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::watch;
 
 use self::bounds::Bounds;
+use self::failed::Failed;
 use self::load::Subject;
+use self::once::{Once, Shares};
 use self::resident::Resident;
 use super::catalog::Function;
 use crate::artifacts::Artifacts;
@@ -38,14 +39,12 @@ pub const COMPILE_WAIT: Duration = Duration::from_secs(2);
 const INLINE_DROP_BYTES: usize = 1 << 20;
 
 type Key = (TenantId, Digest);
-type Loading = Shared<BoxFuture<'static, Result<Loaded, Fault>>>;
-
-/// A load that is under way, for all who want it.
+/// What there was on disk.
 #[derive(Debug, Clone)]
-struct Begun {
-    loading: Loading,
-    /// Whether it found nothing to load, and compiles.
-    compiles: Arc<AtomicBool>,
+enum Found {
+    Loaded(Loaded),
+    /// Nothing to load. It is being compiled.
+    Module(Shares<Loaded>),
 }
 
 /// A template and what it took to get it.
@@ -59,15 +58,38 @@ pub struct Loaded {
     pub verify: Duration,
 }
 
-/// Where a template may come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Origin {
-    /// Memory, else as below.
-    Memory,
-    /// The artifact on disk, else as below.
-    Disk,
-    /// The module, whatever else there is.
-    Module,
+/// How far a request comes at once, or after a load.
+#[derive(Debug)]
+pub enum Reached {
+    /// There is a template.
+    Loaded(Loaded),
+    /// There will be one when this is over.
+    Compiles(Compilation),
+}
+
+/// A compilation that is under way, and how long its caller waits for it.
+#[derive(Debug)]
+pub struct Compilation {
+    templates: Templates,
+    key: Key,
+    compiling: Shares<Loaded>,
+    wait: Duration,
+}
+
+impl Compilation {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// `overloaded` when it takes longer than its caller waits; `damaged` when there is nothing left to make it of; those of a build.
+    /// # Cancellation
+    /// It goes on without whoever waited.
+    pub async fn end(self) -> Result<Loaded, Fault> {
+        let Self { templates, key, compiling, wait } = self;
+        match tokio::time::timeout(wait, compiling).await {
+            Ok(loaded) => loaded.map(|loaded| templates.kept(key, loaded)),
+            Err(_) => Err(Fault::compiling(COMPILE_WAIT)),
+        }
+    }
 }
 
 /// Whether a template stays in memory once it is loaded.
@@ -91,7 +113,12 @@ struct Inner {
     metrics: Arc<Metrics>,
     fingerprint: Vec<u8>,
     resident: Mutex<Resident<Arc<Template>>>,
-    loading: Mutex<HashMap<(Key, Origin), Begun>>,
+    /// Loads from disk under way.
+    loads: Once<Found>,
+    /// Compilations under way.
+    compilations: Once<Loaded>,
+    /// Compilations that failed a moment ago.
+    failed: Failed,
     /// Deploys under way.
     deploys: watch::Sender<usize>,
 }
@@ -103,7 +130,7 @@ impl std::fmt::Debug for Inner {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Both are whole after every statement that changes them.
+    // Whole after every statement that changes them.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -124,9 +151,12 @@ impl Templates {
     #[must_use]
     pub fn new(engine: Engine, artifacts: Artifacts, registry: Arc<Registry>, builder: Arc<Builder>, bounds: Bounds) -> Self {
         let (fingerprint, metrics) = (fingerprint(&engine), engine.metrics().clone());
-        let (resident, loading) = (Mutex::new(Resident::new(bounds)), Mutex::default());
+        let resident = Mutex::new(Resident::new(bounds));
+        let (loads, compilations, failed) = (Once::default(), Once::default(), Failed::default());
         let deploys = watch::Sender::new(0);
-        Self(Arc::new(Inner { engine, artifacts, registry, builder, metrics, fingerprint, resident, loading, deploys }))
+        let inner =
+            Inner { engine, artifacts, registry, builder, metrics, fingerprint, resident, loads, compilations, failed, deploys };
+        Self(Arc::new(inner))
     }
 
     /// Key of the artifact that this engine would make of a module: tenant, module, version and settings of the engine; and for one
@@ -157,45 +187,45 @@ impl Templates {
         self.artifact_key(tenant, &revision.wasm, revision.snapshot.as_ref().map(|snapshot| &snapshot.key))
     }
 
-    /// The template of a function's live revision. `from`: the rung to begin with, for whoever measures it: `Stored` passes over
-    /// the resident template, `Compiled` over the artifact too, and what comes of it takes their place; everything else is the best
-    /// there is.
+    /// The template of a function's live revision, or the compilation that will give it. `from`: the rung to begin with, for whoever
+    /// measures it: `Stored` passes over the resident template, `Compiled` over the artifact too, and what comes of it takes their place;
+    /// everything else is the best there is. Who asks for `Compiled` wants to know what it takes, and waits for as long as a build may
+    /// take; everybody else for [`COMPILE_WAIT`].
     ///
     /// # Errors
-    /// `overloaded` when only Wasm is there and compiling it takes longer than [`COMPILE_WAIT`], or, where `Compiled` was asked for, longer
-    /// than a build may; or when descriptors or mappings are short although half of the resident templates were given up; `damaged` when
-    /// there is nothing left to make it of.
+    /// `overloaded` when descriptors or mappings are short although half of the resident templates were given up, or when the revision was
+    /// replaced meanwhile.
     /// # Cancellation
     /// A load that began goes on without whoever asked for it.
-    pub async fn get(&self, function: &Arc<Function>, from: Option<Start>) -> Result<Loaded, Fault> {
+    pub async fn reach(&self, function: &Arc<Function>, from: Option<Start>) -> Result<Reached, Fault> {
         let key = (function.tenant.clone(), function.revision.artifact);
-        let from = match from {
-            Some(Start::Stored) => Origin::Disk,
-            Some(Start::Compiled) => Origin::Module,
-            _ => Origin::Memory,
-        };
-        if from == Origin::Memory
-            && let Some(template) = lock(&self.0.resident).get(&key)
-        {
-            return Ok(Loaded { template, start: Start::Resident, verify: Duration::ZERO });
-        }
-        let Begun { loading, compiles } = self.load_once(key.clone(), || Subject::of(function), from, Keep::Resident);
-        // Who asks for a compilation wants to know what it takes.
-        let wait = if from == Origin::Module { self.0.builder.wall() } else { COMPILE_WAIT };
-        let loaded = match tokio::time::timeout(wait, loading.clone()).await {
-            Ok(loaded) => loaded?,
-            Err(_) if compiles.load(Ordering::Relaxed) => {
-                let fault = Fault::new(Code::Overloaded, "the function is being compiled, which takes a while");
-                return Err(fault.retry_after(COMPILE_WAIT).hint("try again; the compilation goes on"));
+        let subject = || Subject::of(function);
+        let (compiling, wait) = match from {
+            Some(Start::Compiled) => (self.compile_once(&key, subject, Keep::Resident).0, self.0.builder.wall()),
+            _ => {
+                if from != Some(Start::Stored)
+                    && let Some(template) = lock(&self.0.resident).get(&key)
+                {
+                    return Ok(Reached::Loaded(Loaded { template, start: Start::Resident, verify: Duration::ZERO }));
+                }
+                match self.load_once(&key, subject, Keep::Resident).await? {
+                    Found::Loaded(loaded) => return Ok(Reached::Loaded(self.kept(key, loaded))),
+                    Found::Module(compiling) => (compiling, COMPILE_WAIT),
+                }
             }
-            // A disk that takes so long is waited for.
-            Err(_) => loading.await?,
         };
-        // Who compiled it for later, as after an upgrade, has not kept it in memory.
-        if loaded.start == Start::Compiled && !self.is_resident(&key.0, key.1) {
-            discard(self.keep(key, loaded.template.clone()));
+        Ok(Reached::Compiles(Compilation { templates: self.clone(), key, compiling, wait }))
+    }
+
+    /// [`Templates::reach`], and to the end.
+    ///
+    /// # Errors
+    /// Of both.
+    pub async fn get(&self, function: &Arc<Function>, from: Option<Start>) -> Result<Loaded, Fault> {
+        match self.reach(function, from).await? {
+            Reached::Loaded(loaded) => Ok(loaded),
+            Reached::Compiles(compilation) => compilation.end().await,
         }
-        Ok(loaded)
     }
 
     /// Puts a template there that a deploy has just made. May block for as long as it takes to undo mappings.
@@ -256,34 +286,53 @@ impl Templates {
         })
     }
 
-    /// The one load of a template that all who want it share.
-    fn load_once(&self, key: Key, subject: impl FnOnce() -> Subject, from: Origin, keep: Keep) -> Begun {
-        let mut loading = lock(&self.0.loading);
-        let entry = (key, from);
-        if let Some(running) = loading.get(&entry) {
-            return running.clone();
+    /// What a request has shared with one that loaded it for later, as after an upgrade, who has not kept it in memory.
+    fn kept(&self, key: Key, loaded: Loaded) -> Loaded {
+        if !self.is_resident(&key.0, key.1) {
+            discard(self.keep(key, loaded.template.clone()));
         }
-        let (this, subject, mine) = (self.clone(), subject(), entry.clone());
-        let compiles = Arc::new(AtomicBool::new(false));
-        let tells = compiles.clone();
-        let task = tokio::spawn(async move {
-            let _under_way = UnderWay(&this, &mine);
-            let loaded = this.load(&subject, from, &tells).await;
-            if let Ok(Loaded { template, .. }) = &loaded
-                && keep == Keep::Resident
-            {
-                discard(this.keep(mine.0.clone(), template.clone()));
+        loaded
+    }
+
+    /// The one load of a template that all who want it share.
+    fn load_once(&self, key: &Key, subject: impl FnOnce() -> Subject, keep: Keep) -> Shares<Found> {
+        let (load, _) = self.0.loads.begin(key, || {
+            let (this, key, subject) = (self.clone(), key.clone(), subject());
+            async move {
+                let found = this.load(&key, &subject, keep).await;
+                if let Ok(Found::Loaded(loaded)) = &found {
+                    this.settle(key, loaded, keep);
+                }
+                found
             }
-            loaded
         });
-        let ended = |error: tokio::task::JoinError| match error.is_cancelled() {
-            true => Fault::new(Code::Draining, "the node is shutting down"),
-            false => Fault::internal(error),
-        };
-        let shared = async move { task.await.unwrap_or_else(|error| Err(ended(error))) }.boxed().shared();
-        let begun = Begun { loading: shared, compiles };
-        loading.insert(entry, begun.clone());
-        begun
+        load
+    }
+
+    /// The one compilation of a template that all who want it share, whatever rung they asked for; and whether it begins now.
+    fn compile_once(&self, key: &Key, subject: impl FnOnce() -> Subject, keep: Keep) -> (Shares<Loaded>, bool) {
+        self.0.compilations.begin(key, || {
+            let (this, key, subject) = (self.clone(), key.clone(), subject());
+            async move {
+                if let Some(fault) = this.0.failed.recent(&key, Instant::now()) {
+                    return Err(fault);
+                }
+                let loaded = this.load_compiled(&subject).await;
+                match &loaded {
+                    Ok(loaded) => this.settle(key, loaded, keep),
+                    // Those are over in a moment, and nothing was compiled.
+                    Err(fault) if matches!(fault.code, Code::Overloaded | Code::Draining) => {}
+                    Err(fault) => this.0.failed.insert(key, fault.clone(), Instant::now()),
+                }
+                loaded
+            }
+        })
+    }
+
+    fn settle(&self, key: Key, loaded: &Loaded, keep: Keep) {
+        if keep == Keep::Resident {
+            discard(self.keep(key, loaded.template.clone()));
+        }
     }
 }
 
@@ -294,15 +343,6 @@ pub struct Deploying(Templates);
 impl Drop for Deploying {
     fn drop(&mut self) {
         self.0.0.deploys.send_modify(|count| *count -= 1);
-    }
-}
-
-/// A load under way; forgotten however it ends, or nobody could try again.
-struct UnderWay<'a>(&'a Templates, &'a (Key, Origin));
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        lock(&self.0.0.loading).remove(self.1);
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::load::Subject;
-use super::{Keep, Origin, Templates, blocking};
+use super::{Found, Keep, Templates, blocking};
 use crate::artifacts::FileId;
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, RevisionNumber, TenantId};
@@ -132,7 +132,10 @@ impl Templates {
         let subject = blocking(move || this.subject(&tenant, &name, number)).await??;
         let Some(subject) = subject else { return Ok(()) };
         let key = (subject.tenant.clone(), subject.revision.artifact);
-        self.load_once(key, || subject, Origin::Memory, Keep::No).loading.await.map(drop)
+        match self.load_once(&key, || subject, Keep::No).await? {
+            Found::Loaded(_) => Ok(()),
+            Found::Module(compiling) => compiling.await.map(drop),
+        }
     }
 
     /// What is left to do for a revision: nothing if it is not live any more, was compiled by a request meanwhile, or another

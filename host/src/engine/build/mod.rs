@@ -36,7 +36,7 @@ pub use said::Said;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -124,6 +124,22 @@ pub struct Outputs {
     pub native: PathBuf,
     /// The module that a snapshot became, compressed; only if one was taken.
     pub snapshot: PathBuf,
+    /// Bytes of disk that both may take once the build has ended.
+    pub room: u64,
+}
+
+impl Outputs {
+    /// # Errors
+    /// When they take more than there is room for, or cannot be looked at.
+    fn must_fit(&self) -> Result<(), Failed> {
+        let mut bytes = 0;
+        for path in [&self.native, &self.snapshot] {
+            let meta = std::fs::metadata(path).map_err(|error| Fault::system(&error))?;
+            // Native code has holes where its image has zeros.
+            bytes += meta.len().min(meta.blocks() * 512);
+        }
+        if bytes > self.room { Err(full()) } else { Ok(()) }
+    }
 }
 
 impl Built {
@@ -245,7 +261,8 @@ impl Builder {
             fault.hint("try again, or raise build.queue")
         })?;
         let job = Job { init: self.config.init.0, snapshot_bytes_max: self.config.snapshot_bytes_max.0, ..job };
-        let built = match self.run(&wasm, &job, outputs).await {
+        let ran = self.run(&wasm, &job, outputs).await.and_then(|built| outputs.must_fit().map(|()| built));
+        let built = match ran {
             // What ended the process may have been the guest's initialisation, which can be left to each start, or its snapshot.
             Err(Failed::Ended(fault)) if job.snapshot.mode == SnapshotMode::Auto && !job.restored => {
                 for output in [&outputs.native, &outputs.snapshot] {
@@ -395,12 +412,7 @@ fn failed(errno: Option<i32>, error: &str, memory: Memory) -> Failed {
     let Some(errno) = errno else { return Fault::internal(format!("a build failed: {error}")).into() };
     let error = std::io::Error::from_raw_os_error(errno);
     if is_full(&error) {
-        // Without a snapshot there may be room.
-        let fault = Fault::new(
-            Code::StorageFull,
-            "there is no room for what the build makes: native code, and the snapshot of the initialised module",
-        );
-        return Failed::Ended(fault.hint("remove functions that are not needed"));
+        return full();
     }
     // The node may have memory left: mappings count against the child's own wall.
     if error.kind() == std::io::ErrorKind::OutOfMemory {
@@ -408,6 +420,12 @@ fn failed(errno: Option<i32>, error: &str, memory: Memory) -> Failed {
     }
     tracing::warn!(%error, "a build failed");
     Fault::system(&error).into()
+}
+
+/// No room for the outputs. Without a snapshot there may be some.
+fn full() -> Failed {
+    let detail = "there is no room for what the build makes: native code, and the snapshot of the initialised module";
+    Failed::Ended(Fault::new(Code::StorageFull, detail).hint("remove functions that are not needed"))
 }
 
 /// The same of an output that this process makes for a child.

@@ -20,7 +20,7 @@ async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
     let limits = serde_json::to_string(&Manifest::default().limits).unwrap();
     write_program(&program, &CHILD.replace("LIMITS", &limits));
     let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
-    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot"), room: u64::MAX };
     let build = async |mode: &str| {
         let wasm = dir.path().join("wasm");
         std::fs::write(&wasm, "a module").unwrap();
@@ -69,7 +69,7 @@ async fn a_note_says_how_the_first_child_ended_and_what_to_do() {
         write_program(&program, &child);
         std::fs::write(&wasm, "a module").unwrap();
         let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
-        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot"), room: u64::MAX };
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
         let built = builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap();
         assert!(built.notes.len() == 1 && built.notes[0].starts_with(&note), "{end}: {:?}", built.notes);
@@ -91,7 +91,7 @@ async fn who_killed_a_child_is_told() {
     ] {
         let (program, wasm) = (dir.path().join(signal), dir.path().join("wasm"));
         let output = |name: &str| dir.path().join(format!("{signal}-{name}"));
-        let outputs = Outputs { native: output("native"), snapshot: output("snapshot") };
+        let outputs = Outputs { native: output("native"), snapshot: output("snapshot"), room: u64::MAX };
         // A core file of a shell is nobody's.
         let script = format!("#!/bin/sh\nulimit -c 0\ncat >/dev/null\nkill -{signal} $$\n");
         write_program(&program, &script);
@@ -109,7 +109,7 @@ async fn who_killed_a_child_is_told() {
 async fn the_compiler_has_few_threads_on_any_machine() {
     assert_eq!([0, 1, 2, 4, 5, 64, 256].map(threads), [1, 1, 2, 4, 4, 4, 4]);
     let dir = tempfile::tempdir().unwrap();
-    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot"), room: u64::MAX };
     let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
     let refused = r#"{"refused":{"over_cap":false,"detail":"'$RAYON_NUM_THREADS'","hint":null}}"#;
     write_program(&program, &format!("#!/bin/sh\ncat >/dev/null\necho '{refused}'\n"));
@@ -123,7 +123,7 @@ async fn the_compiler_has_few_threads_on_any_machine() {
 #[tokio::test]
 async fn a_failure_of_the_node_is_not_the_module_s() {
     let dir = tempfile::tempdir().unwrap();
-    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
+    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot"), room: u64::MAX };
     // What it is to say is its module.
     let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
     write_program(&program, "#!/bin/sh\neval \"$(tr -d '\\0' | tail -n 1)\"\n");
@@ -156,7 +156,7 @@ async fn outputs_that_cannot_be_made_are_told_apart() {
     std::fs::write(&wasm, "a module").unwrap();
     let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
     let build = async |native: PathBuf| {
-        let outputs = Outputs { native, snapshot: dir.path().join("snapshot") };
+        let outputs = Outputs { native, snapshot: dir.path().join("snapshot"), room: u64::MAX };
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
         builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err().code
     };
@@ -174,7 +174,7 @@ async fn without_a_helper_builds_are_503_and_the_node_knows() {
     let builder = Builder::new(helper, config::Build::default()).unwrap();
     assert!(builder.is_able());
     let build = async |name: &str| {
-        let outputs = Outputs { native: dir.path().join(name), snapshot: dir.path().join("snapshot") };
+        let outputs = Outputs { native: dir.path().join(name), snapshot: dir.path().join("snapshot"), room: u64::MAX };
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
         builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err()
     };
