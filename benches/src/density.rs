@@ -100,12 +100,11 @@ pub(crate) fn run(report: &Report, quick: bool) -> anyhow::Result<()> {
 }
 
 /// What each of `modules` templates takes. With few instances, what their slots keep does not count; nor does what the first request
-/// of a node takes, nor the pages of the registry that are kept in memory, up to a bound, for whichever functions were read last. The
-/// allocator asks for no huge pages: with them each of its heaps grows in steps of 2 MiB, which of few templates is most.
+/// of a node takes, nor the pages of the registry that are kept in memory, up to a bound, for whichever functions were read last.
 fn templates(report: &Report, data_dir: &Path, modules: usize) -> anyhow::Result<()> {
     let settings = ["engine.instances_max=4", "engine.large_instances_max=0", "engine.ready_max=0"].map(String::from).to_vec();
     let role = Role::Node { data_dir: data_dir.to_owned(), settings, guests: Vec::new() };
-    let node = servers::start_with(&role, &[("MIMALLOC_ALLOW_THP", "0")])?;
+    let node = servers::start(&role)?;
     let mut control = Client::connect(node.control.context("a node has a control port")?)?;
     for number in 0..modules {
         let answer = control.exchange(&format!("GET /v1/functions/{} HTTP/1.1\r\n", fleet::name(number)), b"")?;

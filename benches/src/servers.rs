@@ -111,13 +111,8 @@ pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
 
 /// Starts `role`: a node on all cores, any other on the server's core, which leaves the caller on the load's.
 pub(crate) fn start(role: &Role) -> anyhow::Result<Server> {
-    start_with(role, &[])
-}
-
-/// As [`start`], with these variables in its environment.
-pub(crate) fn start_with(role: &Role, variables: &[(&str, &str)]) -> anyhow::Result<Server> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg(ROLE).envs(variables.iter().copied());
+    command.arg(ROLE);
     match role {
         Role::Hyper => command.arg("hyper"),
         Role::Hob(examples) => command.arg("hob").args(examples),

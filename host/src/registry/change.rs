@@ -11,7 +11,7 @@ use redb::{ReadableTable, Table, WriteTransaction};
 
 use super::answers::Terms;
 use super::error::{PublishError, RegistryError, storage};
-use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, Retaken, RevisionRecord, encode};
+use super::record::{FunctionRecord, FunctionRow, NewRevision, Place, Recompiled, Retaken, RevisionRecord, encode};
 use super::references::{Counting, Reference};
 use super::signed::raise_version;
 use super::tenants::check_tenant;
@@ -19,7 +19,7 @@ use super::{
     Commit, FUNCTIONS, REVISIONS, ROUTES, Registry, TRIGGERS, answers, now_ms, read_function, read_numbers, read_revision,
 };
 use crate::crash;
-use crate::id::{BucketName, Digest, FunctionName, RevisionNumber, TenantId};
+use crate::id::{BucketName, FunctionName, RevisionNumber, TenantId};
 use crate::idempotency::Keep;
 use crate::manifest::{Manifest, Trigger};
 use crate::route::Route;
@@ -429,8 +429,8 @@ impl Registry {
         })
     }
 
-    /// Records that a revision's native code now lies under another key (it was compiled anew). `of`: key of the snapshot that it was made of.
-    /// `bytes`: length of its file. Returns whether the revision is still kept, with that snapshot.
+    /// Records where a revision's native code lies that was compiled anew. Returns whether the revision is still kept, with the snapshot that it was
+    /// made for.
     ///
     /// # Errors
     /// Those of storage.
@@ -442,10 +442,9 @@ impl Registry {
         tenant: &TenantId,
         name: &FunctionName,
         number: RevisionNumber,
-        of: Option<Digest>,
-        key: Digest,
-        bytes: u64,
+        made: Recompiled,
     ) -> Result<bool, PublishError> {
+        let Recompiled { of, artifact: key, artifact_bytes: bytes, note } = made;
         self.change(|tables| {
             let record = read_revision(&tables.revisions, tenant, name, number)?;
             let is_of_it = |record: &RevisionRecord| record.snapshot.as_ref().map(|snapshot| snapshot.key) == of;
@@ -454,9 +453,11 @@ impl Registry {
                 tables.counting.released.push((tenant.clone(), Reference::Artifact(key)));
                 return Ok((false, Commit::No));
             };
-            if (record.artifact, record.artifact_bytes) == (key, bytes) {
+            let note = note.filter(|note| !record.notes.contains(note));
+            if (record.artifact, record.artifact_bytes) == (key, bytes) && note.is_none() {
                 return Ok((true, Commit::No));
             }
+            record.notes.extend(note);
             (record.artifact, record.artifact_bytes) = (key, bytes);
             tables.put_revision(tenant, name, &record)?;
             Ok((true, Commit::Yes))

@@ -58,7 +58,7 @@ use crate::storage::caught;
 pub use self::answers::Terms;
 pub use self::change::{Precondition, TRIGGERED_MAX};
 pub use self::error::{PublishError, RegistryError};
-pub use self::record::{BundleRecord, FunctionRecord, NewRevision, Retaken, RevisionRecord, SnapshotRecord};
+pub use self::record::{BundleRecord, FunctionRecord, NewRevision, Recompiled, Retaken, RevisionRecord, SnapshotRecord};
 pub use self::references::Reference;
 pub use self::tenants::{HOSTS_MAX, KEYS_MAX, QuotaChanges, TENANTS_MAX, TOKENS_MAX, TenantError, TenantRecord, TokenRecord};
 

@@ -65,6 +65,19 @@ pub struct SnapshotRecord {
     pub secrets: Option<Digest>,
 }
 
+/// What a revision gets when its native code is compiled anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recompiled {
+    /// Key of the snapshot that it was made for.
+    pub of: Option<Digest>,
+    /// Key of the artifact.
+    pub artifact: Digest,
+    /// Length of the artifact's file in bytes.
+    pub artifact_bytes: u64,
+    /// What else its author is told from now on.
+    pub note: Option<String>,
+}
+
 /// What a live revision gets when its build is made again, with other secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retaken {

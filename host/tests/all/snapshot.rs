@@ -188,6 +188,8 @@ fn native_code_that_is_lost_is_made_of_the_snapshot() {
     node.restart();
     compiled(|| node.data.get("/frozen")).ok();
     assert_eq!(told(&node), 1);
+    let shown = node.control.get("/v1/functions/frozen").ok().json()["notes"].to_string();
+    assert!(shown.contains("the snapshot is lost"), "{shown}");
     // From here on it initialises itself at each start.
     let (one, other) = (kept(&node), kept(&node));
     assert!(one.contains(&"same inits: 1".to_owned()) && one.contains(&"same requests: 1".to_owned()), "{one:?}");

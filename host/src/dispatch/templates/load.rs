@@ -15,12 +15,15 @@ use crate::engine::{Shape, Template, UnknownKind};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, InvocationId, TenantId};
 use crate::invocation::Start;
-use crate::registry::{FunctionRecord, RevisionRecord};
+use crate::registry::{FunctionRecord, Recompiled, RevisionRecord};
 use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 
 /// Artifacts up to this many bytes are verified where they are needed; reading a larger one would hold up a data thread's other
 /// connections, so it goes to a thread for blocking work.
 const INLINE_LOAD_BYTES: u64 = 1 << 20;
+
+/// What the author of a function is told whose snapshot cannot be used any more.
+const LOST: &str = "the snapshot is lost, and each invocation starts from the module as it was uploaded: deploy it again";
 
 /// What is to be loaded.
 #[derive(Debug, Clone)]
@@ -57,10 +60,7 @@ impl Subject {
         if let Some(log) = &self.log {
             // No invocation's: all who wait share this one load.
             let log = LogSink::new(log.clone(), InvocationId::new(0, 0), self.revision.number, 0);
-            log.host(
-                Level::Warn,
-                "the snapshot is lost, and each invocation starts from the module as it was uploaded: deploy it again",
-            );
+            log.host(Level::Warn, LOST);
         }
     }
 }
@@ -196,6 +196,7 @@ impl Templates {
     /// Compiles from what is left on disk, and keeps the result there.
     async fn compile(&self, subject: &Subject, key: Digest) -> Result<(), Fault> {
         let source = self.source(subject).await?;
+        let is_lost = matches!(source, Source::Module(_)) && subject.revision.snapshot.is_some();
         let bytes = self.recompile(subject, key, source).await.map_err(|fault| match fault.code {
             Code::Overloaded | Code::StorageFull => fault,
             // It was built once: what ails it now is this node's, not that of whoever calls the function.
@@ -205,7 +206,7 @@ impl Templates {
             }
         })?;
         let (this, subject) = (self.clone(), subject.clone());
-        blocking(move || this.set_artifact(&subject, key, bytes)).await?
+        blocking(move || this.set_artifact(&subject, key, bytes, is_lost.then(|| LOST.into()))).await?
     }
 
     /// Compiles `source` and puts the native code in place; its length in bytes.
@@ -251,12 +252,13 @@ impl Templates {
         .await?
     }
 
-    /// Records where a revision's native code lies now. A revision that was removed meanwhile, or has another snapshot by now, needs none;
+    /// Records where a revision's native code lies now, and what its author is told of that. A revision that was removed meanwhile, or has another snapshot by now, needs none;
     /// the file goes with the next collection.
-    pub(super) fn set_artifact(&self, subject: &Subject, key: Digest, bytes: u64) -> Result<(), Fault> {
+    pub(super) fn set_artifact(&self, subject: &Subject, key: Digest, bytes: u64, note: Option<String>) -> Result<(), Fault> {
         let Subject { tenant, name, revision, .. } = subject;
         let of = revision.snapshot.as_ref().map(|snapshot| snapshot.key);
-        let set = self.0.registry.set_artifact(tenant, name, revision.number, of, key, bytes);
+        let made = Recompiled { of, artifact: key, artifact_bytes: bytes, note };
+        let set = self.0.registry.set_artifact(tenant, name, revision.number, made);
         set.map(drop).map_err(|error| error.fault())
     }
 }

@@ -148,7 +148,7 @@ impl Templates {
         let file = FileId::artifact(tenant, key);
         let _pin = self.0.artifacts.pin([file.clone()]);
         match self.0.artifacts.file_len(&file) {
-            Some(bytes) => self.set_artifact(&subject, key, bytes).map(|()| None),
+            Some(bytes) => self.set_artifact(&subject, key, bytes, None).map(|()| None),
             None => Ok(Some(subject)),
         }
     }

@@ -158,15 +158,16 @@ impl<W> Line<W> {
         }
     }
 
-    /// Whether one who does not stand in line may go before those of its own tenant who do: its function has not used up its share beside
-    /// them, nor have those of its age.
+    /// Whether one who does not stand in line may go before those of its own tenant who do: none of its function and age does, its function has not
+    /// used up its share beside them, nor have those of its age.
     pub(super) fn may_overtake(&self, whose: &Whose, age: Age) -> bool {
         let Some(tenant) = self.tenants.get(&whose.tenant).filter(|tenant| tenant.waiting > 0) else { return true };
         let (own, had_more) = match age {
             Age::Young => (&tenant.young, tenant.lead > 0 && !tenant.old.is_empty()),
             Age::Old => (&tenant.old, tenant.lead < 0 && !tenant.young.is_empty()),
         };
-        own.has_credit(&whose.function) && !had_more
+        let is_behind = own.get(&whose.function).is_some_and(|those| !those.is_empty());
+        !is_behind && own.has_credit(&whose.function) && !had_more
     }
 
     /// Whether a tenant has not used up its share.

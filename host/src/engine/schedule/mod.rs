@@ -3,17 +3,20 @@
 //! A guest runs inside of the task of whoever waits for it, as ever; what is scheduled is when it may go on. While a thread has one guest at
 //! a time, nothing happens here. Once one computes for longer than its first slice, or a round is over, guests stand in [`line`], and the
 //! *driver*, a task that lives as long as anybody does, lets one of them go on after the other. Before each it gives tokio a turn, which
-//! polls I/O and timers: so new requests are seen, and guests in line whose time is over end, between any two slices. A slice that is
-//! longer than a tick ends at the first tick at which anybody's time is over.
+//! polls I/O and timers: so new requests are seen, and guests in line whose time is over end, between any two slices. Where all in line are young,
+//! turns that end before the slice is over are shorter than that look, so several of them share one. A slice that is longer than a tick ends at the
+//! first tick at which anybody's time is over.
 //!
 //! ```text
 //! begins, or can go on after it waited   nobody in line: at once
-//!                                        else at once while its tenant and its function have credit and the round is not over;
+//!                                        else at once while its tenant and its function have credit, nobody of the function stands
+//!                                        in line, and the round is not over;
 //!                                        else in line
 //! its slice is over                      in line
 //! ```
 //!
-//! Owns the line of each thread, its driver, and the round: guests that begin at once have [`ROUND`] between two looks at I/O. Knows no
+//! Owns the line of each thread, its driver, and the round: guests that begin at once have [`ROUND`] between two looks at I/O, and so have
+//! those in line whose turns are short. Knows no
 //! wasmtime; tells time by what it is told. Invariants: a guest in line does not run; who leaves the line leaves nothing behind; while
 //! anybody is in line there is a driver. Guests stay on their thread, whose runtime must be one of a single thread.
 
@@ -29,7 +32,8 @@ use line::{Age, Line, Place};
 
 pub(super) use line::Whose;
 
-/// How long guests may begin at once before I/O is looked at again. The last of them may end its slice.
+/// How long guests may begin at once before I/O is looked at again, and how long short turns may follow one another. The last of them may
+/// end its slice.
 const ROUND: Duration = Duration::from_micros(500);
 /// Slices that are shorter end no round while nobody is in line: tokio itself looks at I/O after 61 tasks.
 const SHORT: Duration = Duration::from_micros(50);
@@ -55,6 +59,8 @@ struct Here {
     driven: Cell<bool>,
     /// How long guests ran in this round that began at once.
     used: Cell<Duration>,
+    /// How long turns took since the driver called the first of them.
+    turns: Cell<Duration>,
     /// Whose turn it is, until its slice is over.
     turn: Cell<Option<u64>>,
 }
@@ -104,6 +110,23 @@ impl Here {
         }
     }
 
+    /// Lets the next in line go on. Whether anybody is.
+    fn call(&self) -> bool {
+        let next = self.line.borrow_mut().next();
+        self.turn.set(next.as_ref().map(|(number, _)| *number));
+        next.map(|(_, next)| next.task.wake()).is_some()
+    }
+
+    /// A guest whose turn it was has ended, or waits: what is left of the round is for others, unless those are there who use all of a slice. Then
+    /// I/O, and whose time is over, come first.
+    fn pass(&self, took: Duration) {
+        self.turns.set(self.turns.get() + took);
+        let is_short = self.turns.get() < ROUND && !self.line.borrow().old_wait();
+        if is_short && self.driven.get() && self.turn.get().is_none() {
+            self.call();
+        }
+    }
+
     fn is_over(&self, turn: u64) {
         if self.turn.get() == Some(turn) {
             self.turn.set(None);
@@ -127,25 +150,26 @@ impl Drop for Ends {
 
 /// Lets those in line go on, one after the other, until nobody is.
 async fn drive(_ends: Ends) {
-    let mut rounds = 0;
+    let (mut called, mut rounds) = (None, 0);
     loop {
         HERE.with(|here| here.used.set(Duration::ZERO));
         // tokio looks at I/O and timers before it wakes who yielded, and what they wake comes before that.
         tokio::task::yield_now().await;
         let goes_on = HERE.with(|here| {
-            rounds += 1;
-            if here.turn.get().is_some() && rounds < PATIENCE {
+            let turn = here.turn.get();
+            rounds = if turn == called { rounds + 1 } else { 0 };
+            called = turn;
+            if turn.is_some() && rounds < PATIENCE {
                 return true;
             }
-            rounds = 0;
-            let next = here.line.borrow_mut().next();
-            here.turn.set(next.as_ref().map(|(number, _)| *number));
-            match next {
-                Some((_, next)) => next.task.wake(),
+            here.turns.set(Duration::ZERO);
+            let goes_on = here.call();
+            if !goes_on {
                 // A guest that computes is in line again before its slice is over, so nobody does.
-                None => here.line.borrow_mut().settle(),
+                here.line.borrow_mut().settle();
             }
-            here.turn.get().is_some()
+            (called, rounds) = (here.turn.get(), 0);
+            goes_on
         });
         if !goes_on {
             return;
@@ -300,6 +324,8 @@ impl Turn {
             }
             if self.computes {
                 self.state = State::InLine(here.join(&self.whose, age(*used), self.waiter(cx)));
+            } else if waited {
+                here.pass(sliced.took);
             } else if here.used.get() >= ROUND {
                 // A driver without a line looks at I/O once, and ends.
                 here.drive();

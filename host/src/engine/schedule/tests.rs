@@ -225,6 +225,49 @@ async fn a_long_slice_ends_the_round_and_the_next_waits_for_io() {
 }
 
 #[tokio::test]
+async fn short_turns_follow_one_another_without_a_look_at_io() {
+    let log = Log::default();
+    // Somebody computes, so that there is a line; and is young, again and again.
+    let other = tokio::spawn({
+        let log = log.clone();
+        async move {
+            loop {
+                in_turns(tenant("b"), computes(5, "b", log.clone())).await;
+            }
+        }
+    });
+    while log.lock().unwrap().len() < 10 {
+        tokio::task::yield_now().await;
+    }
+    // Over its share, so that its guests stand in line.
+    HERE.with(|here| here.line.borrow_mut().charge(&tenant("a"), Age::Young, Duration::from_millis(1)));
+    let looks = Arc::new(AtomicUsize::new(0));
+    let short = |number: usize| {
+        let looks = looks.clone();
+        tokio::spawn(in_turns(tenant("a"), async move { (number, looks.load(Ordering::Relaxed)) }))
+    };
+    let ended: Vec<_> = (0..100).map(short).collect();
+    let counts = tokio::spawn(async move {
+        loop {
+            tokio::task::yield_now().await;
+            looks.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let mut at = Vec::new();
+    for one in ended {
+        at.push(one.await.unwrap());
+    }
+    for task in [other, counts] {
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+    }
+    assert!(at.is_sorted(), "in the order of their coming: {at:?}");
+    // Each would come after a look of its own if its turn ended the round. Where a thread is interrupted a round may be over early.
+    assert!(at.windows(2).any(|two| two[0].1 == two[1].1), "{at:?}");
+    until_idle().await;
+}
+
+#[tokio::test]
 async fn one_that_waited_in_line_beside_others_has_a_short_first_slice() {
     let log = Log::default();
     let others: Vec<_> = [spawn(usize::MAX, "b", &log), spawn(usize::MAX, "c", &log)].into();

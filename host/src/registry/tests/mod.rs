@@ -219,9 +219,11 @@ fn an_artifact_can_be_replaced_while_its_revision_is_kept() {
     let registry = open(&dir);
     let before = publish(&registry, "f", "1", &[]).unwrap();
     let key = Digest::of(b"another engine");
-    let set = |number| registry.set_artifact(&tenant(), &name("f"), RevisionNumber(number), None, key, 99).unwrap();
-    assert!(set(1) && set(1) && !set(2));
+    let made = |note: Option<&str>| Recompiled { of: None, artifact: key, artifact_bytes: 99, note: note.map(Into::into) };
+    let set = |number, note| registry.set_artifact(&tenant(), &name("f"), RevisionNumber(number), made(note)).unwrap();
+    assert!(set(1, None) && set(1, Some("lost")) && set(1, Some("lost")) && !set(2, None));
     let after = registry.function(&tenant(), &name("f")).unwrap().unwrap();
+    assert_eq!(after.live.notes, ["lost"], "once");
     assert_eq!((after.live.artifact, after.live.artifact_bytes, after.etag()), (key, 99, before.etag()));
     let needed = [Reference::Wasm(Digest::of(b"1")), Reference::Artifact(key)].map(|reference| (tenant(), reference));
     assert_eq!(registry.references().unwrap(), needed);
@@ -253,8 +255,10 @@ fn a_live_revision_is_built_again_and_no_other() {
     released.sort();
     assert_eq!(released, files(before.live.artifact, b"old"));
     // Native code of the former snapshot, which was being made meanwhile, is not put under the new one.
-    let late =
-        |of: &[u8]| registry.set_artifact(&tenant(), &name("f"), RevisionNumber(1), Some(Digest::of(of)), Digest::of(b"late"), 1);
+    let late = |of: &[u8]| {
+        let made = Recompiled { of: Some(Digest::of(of)), artifact: Digest::of(b"late"), artifact_bytes: 1, note: None };
+        registry.set_artifact(&tenant(), &name("f"), RevisionNumber(1), made)
+    };
     assert!(!late(b"old").unwrap() && late(b"new").unwrap());
     // What is not live any more stays as it is.
     publish(&registry, "f", "2", &["/a"]).unwrap();

@@ -181,6 +181,18 @@ fn one_that_begins_at_once_shares_with_those_of_its_tenant_who_wait() {
 }
 
 #[test]
+fn nobody_overtakes_those_of_its_own_function() {
+    let mut line: Line<()> = Line::default();
+    let [one, other] = [1, 2].map(|function| Whose { function, ..tenant("a") });
+    let place = Place { number: 1, age: Age::Young };
+    line.join(&one, place, ());
+    assert!(!line.may_overtake(&one, Age::Young), "it comes behind");
+    assert!(line.may_overtake(&other, Age::Young) && line.may_overtake(&one, Age::Old), "those share");
+    line.leave(&one, place).unwrap();
+    assert!(line.may_overtake(&one, Age::Young));
+}
+
+#[test]
 fn a_rush_is_not_paid_for_for_long() {
     let mut line: Line<Age> = Line::default();
     let a = tenant("a");
