@@ -187,10 +187,14 @@ impl Artifacts {
         self.shared.space.used()
     }
 
-    /// Bytes that may still come before the ceiling.
-    #[must_use]
-    pub fn room(&self) -> u64 {
-        self.shared.space.room()
+    /// Whether there is room under the ceiling, as it is now, for files that a build left, each with its trailer, and `kept` bytes more. Cost: one `stat`
+    /// each.
+    pub fn fit<'a>(&self, files: impl IntoIterator<Item = (FileId, &'a StagedPath)>, kept: usize) -> bool {
+        // One that is not there is told when it is put in place.
+        let bytes = |(id, staged): (FileId, &StagedPath)| {
+            fs::metadata(staged.path()).map_or(0, |meta| id.disk_bytes(&meta) + TRAILER_LEN)
+        };
+        files.into_iter().map(bytes).sum::<u64>() + kept as u64 <= self.shared.space.room()
     }
 
     /// Begins to take in a file.

@@ -99,8 +99,15 @@ impl Inner {
     pub(super) async fn make(&self, tenant: &TenantId, keys: Keys, wasm: File, job: Job) -> Result<Made, Fault> {
         let staged = self.artifacts.stage_build();
         let (native, snapshot) = (staged.native.path().into(), staged.snapshot.path().into());
-        let outputs = Outputs { native, snapshot, room: self.artifacts.room() };
-        let built = self.builder.build(tenant, wasm, job, &outputs).await?;
+        let outputs = Outputs { native, snapshot };
+        let fits = |built: &Built| {
+            let code = (FileId::artifact(tenant, keys.restored), &staged.native);
+            let snapshot = built.snapshot.as_ref().map(|_| (FileId::snapshot(tenant, keys.snapshot), &staged.snapshot));
+            // What cannot be written down is told when it is kept.
+            let kept = built.to_keep().map_or(0, |kept| kept.len());
+            self.artifacts.fit(std::iter::once(code).chain(snapshot), kept)
+        };
+        let built = self.builder.build(tenant, wasm, job, &outputs, fits).await?;
         self.engine.metrics().builds.inc();
         crash::point("build-done");
         let key = if built.snapshot.is_some() { keys.restored } else { keys.plain };
@@ -122,7 +129,7 @@ impl Inner {
             if built.snapshot.is_some() {
                 self.artifacts.put_snapshot(tenant, keys.snapshot, snapshot).map_err(|error| error.fault())?;
             }
-            let meta = serde_json::to_vec(&Built { log: Vec::new(), ..built.clone() }).map_err(Fault::internal)?;
+            let meta = built.to_keep().map_err(Fault::internal)?;
             let contents = Contents { image: built.image.clone(), meta };
             self.artifacts.put_artifact(tenant, key, native, contents).map_err(|error| error.fault())?;
         }

@@ -13,10 +13,11 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::task::AbortHandle;
 
+use super::Dispatcher;
 use super::catalog::Function;
 use super::functions::Key;
+use super::place::no_place;
 use super::templates::{COMPILE_WAIT, blocking};
-use super::{Dispatcher, no_place};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, SecretName, TenantId};
 use crate::manifest::SnapshotMode;

@@ -1,8 +1,8 @@
 //! Dispatch: from a request to the function it is for, a place to run, a template, and the engine.
 //!
 //! Owns the order of these steps, and that registry and catalog change in the same order. Knows no HTTP connection and no wasmtime.
-//! Invariant: an invocation holds its place among the function's `concurrency` from admission until its instance is gone, and until a
-//! client took a large response.
+//! Invariant: an invocation holds its place among the function's `concurrency` from when there is something to run there until its instance is
+//! gone, and until a client took a large response.
 
 pub mod catalog;
 mod current;
@@ -10,6 +10,7 @@ pub mod files;
 mod buckets;
 mod functions;
 mod looked;
+mod place;
 pub mod templates;
 pub mod used;
 mod wanted;
@@ -30,7 +31,8 @@ pub use current::Retake;
 use current::Retakes;
 use functions::Functions;
 pub use functions::Metered;
-use templates::{COMPILE_WAIT, Compilation, Loaded, Reached, Templates};
+use place::{Placed, Seat};
+use templates::{Loaded, Templates};
 use used::UseOrder;
 pub use wanted::Unreadable;
 
@@ -43,7 +45,7 @@ use crate::invocation::{BodyError, Invocation, Invoke, Invoked, Outcome, Payload
 use crate::limits::Limit;
 use crate::manifest::{Auth, Trigger};
 use crate::meter::series::minute;
-use crate::meter::{AdmissionError, FunctionMeter, Permit, Running, TenantMeter, Way, counted};
+use crate::meter::{FunctionMeter, TenantMeter, Way, counted};
 use crate::net::panic_text;
 use crate::registry::{FunctionRecord, Registry, RegistryError};
 use crate::telemetry::logs::unix_ms;
@@ -73,25 +75,6 @@ struct Inner {
     /// Held while the quotas of a tenant's buckets are added up and one more is made.
     making: Mutex<()>,
     ids: Ids,
-}
-
-/// A place to run.
-struct Seat {
-    permit: Permit,
-    running: Running,
-    /// Whether somebody had to leave it first.
-    waited: bool,
-    admitted: Instant,
-}
-
-/// A place to run, and what to run there.
-struct Placed {
-    seat: Seat,
-    /// The revision that it is of, if another took the place of the one that was asked for.
-    next: Option<Arc<Function>>,
-    loaded: Loaded,
-    /// Time that was waited for a compilation before there was this place.
-    compiling: Duration,
 }
 
 /// Makes identifiers of invocations.
@@ -250,7 +233,7 @@ impl Dispatcher {
             // it takes to load or compile it: that is the node's, and a function whose limit is short could not start after it was evicted.
             let counts_from = match start {
                 Start::Stored | Start::Compiled => Instant::now(),
-                _ if waited || again.is_some() => admitted,
+                _ if waited || again.is_some() || !compiling.is_zero() => admitted,
                 _ => called,
             };
             // Who comes to a load that is under way waits for a part of it.
@@ -309,88 +292,6 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Whether any revision of a function is still deployed.
-    fn is_live(&self, function: &Function) -> bool {
-        // Where that cannot be known, the fault that is there already says more.
-        self.0.functions.get(&function.tenant, &function.name).map_or(true, |found| found.is_some())
-    }
-
-    /// A place to run, and what to run there.
-    async fn place(&self, function: &Arc<Function>, asked: Option<Start>) -> Result<Placed, Fault> {
-        let (seat, next, reached) = self.seat(function, asked).await?;
-        match reached {
-            Reached::Loaded(loaded) => Ok(Placed { seat, next, loaded, compiling: Duration::ZERO }),
-            Reached::Compiles(compilation) => {
-                let function = next.unwrap_or_else(|| function.clone());
-                // Apart, so that it makes the future of no other start larger.
-                Box::pin(self.place_when_compiled(function, seat, compilation)).await
-            }
-        }
-    }
-
-    /// As [`Dispatcher::place`], for a function that has to be compiled first. It has no place meanwhile: there is nothing to run there, and who
-    /// comes after it would wait for that place and then for the same compilation.
-    async fn place_when_compiled(&self, function: Arc<Function>, seat: Seat, compilation: Compilation) -> Result<Placed, Fault> {
-        let began = Instant::now();
-        let ended = {
-            let _aside = function.admission.aside().map_err(|error| no_place(&function, error))?;
-            drop(seat);
-            // Not held on to: who waits for a place keeps no template in memory.
-            compilation.end().await.map(|loaded| loaded.verify)
-        };
-        let compiling = began.elapsed();
-        let (function, compiled) = match ended {
-            Ok(verify) => (function, Some(verify)),
-            Err(fault) => (self.instead(&function, fault)?, None),
-        };
-        let (seat, next, reached) = self.seat(&function, None).await?;
-        let Reached::Loaded(mut loaded) = reached else { return Err(Fault::compiling(COMPILE_WAIT)) };
-        if let Some(verify) = compiled {
-            (loaded.start, loaded.verify) = (Start::Compiled, loaded.verify + verify);
-        }
-        Ok(Placed { seat, next: Some(next.unwrap_or(function)), loaded, compiling })
-    }
-
-    /// A place among the function's `concurrency`, now or from its queue; and how far its template is, or that of the revision that took
-    /// its place while this waited its turn.
-    async fn seat(
-        &self,
-        function: &Arc<Function>,
-        asked: Option<Start>,
-    ) -> Result<(Seat, Option<Arc<Function>>, Reached), Fault> {
-        let (permit, waited) = match function.admission.try_admit() {
-            Some(permit) => (permit, false),
-            None => (function.admission.admit().await.map_err(|error| no_place(function, error))?, true),
-        };
-        let running = function.meter.tenant().run()?;
-        let seat = Seat { permit, running, waited, admitted: Instant::now() };
-        let fault = match self.0.templates.reach(function, asked).await {
-            Ok(reached) => return Ok((seat, None, reached)),
-            Err(fault) => fault,
-        };
-        let next = self.instead(function, fault)?;
-        let reached = Box::pin(self.0.templates.reach(&next, asked)).await?;
-        Ok((seat, Some(next), reached))
-    }
-
-    /// The revision to go on with where one cannot be loaded: the files of a revision go when another takes its place, and all when the
-    /// function is deleted.
-    ///
-    /// # Errors
-    /// `not-found` if there is none any more; `fault` if it is this one still.
-    fn instead(&self, function: &Function, fault: Fault) -> Result<Arc<Function>, Fault> {
-        if !self.is_live(function) {
-            return Err(no_such_function(&function.name));
-        }
-        self.replacement(function).ok_or(fault)
-    }
-
-    /// The function as it is now, if another revision is live by now.
-    fn replacement(&self, function: &Function) -> Option<Arc<Function>> {
-        let found = self.0.functions.get(&function.tenant, &function.name).ok().flatten()?;
-        (found.revision.number != function.revision.number).then_some(found)
-    }
-
     fn resolve(&self, tenant: &TenantId, target: &Target, head: &http::request::Parts) -> Result<Resolved, Fault> {
         match target {
             Target::Request => self.0.functions.resolve(tenant, head),
@@ -421,26 +322,6 @@ impl Inner {
 #[must_use]
 pub fn no_such_function(name: &FunctionName) -> Fault {
     Fault::new(Code::NotFound, format!("there is no function '{name}'")).hint("list them with: hob ls")
-}
-
-fn no_place(function: &Function, error: AdmissionError) -> Fault {
-    let running = function.limits.get(Limit::Concurrency);
-    let detail = match error {
-        AdmissionError::QueueFull => {
-            format!("{running} invocations of '{}' run and {} wait", function.name, function.limits.get(Limit::Queue))
-        }
-        AdmissionError::TimedOut => format!("{running} invocations of '{}' run, and none ended in time", function.name),
-        AdmissionError::AsideFull => {
-            format!(
-                "'{}' is being built, and as many wait for that as may run and wait: {}",
-                function.name,
-                running + function.limits.get(Limit::Queue)
-            )
-        }
-    };
-    Fault::new(Code::Concurrency, detail)
-        .hint("raise 'concurrency' or 'queue' in [limits] of hob.toml")
-        .retry_after(Duration::from_secs(1))
 }
 
 /// Refuses a body that is or says that it is larger than `limit`, and watches over one that does not say.

@@ -308,7 +308,7 @@ impl Engine {
         ready.attended[at].fetch_or(bit, Ordering::Relaxed);
         self.0.ready.enrol(ready);
         let (engine, ready, template) = (self.clone(), ready.clone(), Arc::downgrade(template));
-        let maker = Maker { limits: limits.clone(), whose: whose.clone(), thread };
+        let maker = Maker { limits: limits.clone(), whose: whose.ahead(), thread };
         tokio::spawn(async move {
             attend(&engine, &ready, &template, &maker).await;
             ready.attended[at].fetch_and(!bit, Ordering::Relaxed);

@@ -74,13 +74,10 @@ impl Admission {
             return Err(AdmissionError::QueueFull);
         }
         let _waits = Waits(&self.waiting);
-        match tokio::time::timeout(self.wait, self.places.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) | Err(_) => Err(AdmissionError::TimedOut),
-        }
+        self.in_time().await
     }
 
-    /// For who has nothing to run yet: it waits without a place until what this gives is dropped, and asks for one then.
+    /// For who has nothing to run yet: it waits without a place, and asks for one with what this gives.
     ///
     /// # Errors
     /// [`AdmissionError::AsideFull`], at once.
@@ -91,6 +88,26 @@ impl Admission {
             return Err(AdmissionError::AsideFull);
         }
         Ok(waits)
+    }
+
+    /// A place for one who waited aside, at once or after waiting. It needs no place in the queue: the one that it has is given up when it has one
+    /// to run. `aside`: of this admission.
+    ///
+    /// # Errors
+    /// [`AdmissionError::TimedOut`].
+    /// # Cancellation
+    /// As [`Admission::admit`].
+    pub async fn admit_from(&self, aside: Waits<'_>) -> Result<Permit, AdmissionError> {
+        let permit = self.in_time().await;
+        drop(aside);
+        permit
+    }
+
+    async fn in_time(&self) -> Result<Permit, AdmissionError> {
+        match tokio::time::timeout(self.wait, self.places.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(AdmissionError::TimedOut),
+        }
     }
 
     /// How many run and how many wait, for a place or aside.
@@ -139,10 +156,20 @@ mod tests {
         let aside: Vec<_> = (0..3).map(|_| admission.aside().unwrap()).collect();
         assert_eq!(admission.aside().err(), Some(AdmissionError::AsideFull));
         assert_eq!(admission.occupancy(), (0, 3));
-        let _running = admission.try_admit().unwrap();
+        let running = admission.try_admit().unwrap();
         drop(aside);
         assert_eq!(admission.occupancy(), (1, 0));
-        drop(admission.aside().unwrap());
+        // Its place to run is not one of the queue's.
+        let (aside, none) = (admission.aside().unwrap(), Admission::new(1, 0, Duration::from_secs(60)));
+        assert_eq!(admission.admit_from(aside).await.unwrap_err(), AdmissionError::TimedOut);
+        drop(running);
+        let taken = none.try_admit().unwrap();
+        let (first, second) = tokio::join!(none.admit_from(none.aside().unwrap()), async {
+            assert_eq!(none.admit().await.unwrap_err(), AdmissionError::QueueFull);
+            drop(taken);
+        });
+        assert!(first.is_ok() && second == ());
+        assert_eq!(none.occupancy().1, 0);
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! Compilations that failed a moment ago.
 //!
 //! Owns for how long nobody tries again: each attempt takes as long as the compilation, and clients that ask again and again would keep a
-//! processor busy with it. Knows nothing about why it failed. Invariant: no more entries than compilations that ended within [`PAUSE`].
+//! processor busy with it. Knows nothing about why it failed. Invariant: no more entries than compilations that ended within [`PAUSE`]
+//! of the last one.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +24,11 @@ impl Failed {
         let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         failed.retain(|_, (at, _)| now.duration_since(*at) < PAUSE);
         failed.insert(key, (now, fault));
+    }
+
+    /// There is a reason to try again.
+    pub(super) fn forget(&self, key: &Key) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
     /// The fault of the last attempt, if it is too early for another one, and when it is not.
@@ -50,5 +56,7 @@ mod tests {
         assert!(failed.recent(&key(b"b"), now).is_none() && failed.recent(&key(b"a"), now + PAUSE).is_none());
         failed.insert(key(b"b"), Fault::new(Code::Damaged, "lost"), now + PAUSE);
         assert_eq!(failed.0.lock().unwrap().len(), 1);
+        failed.forget(&key(b"b"));
+        assert!(failed.recent(&key(b"b"), now + PAUSE).is_none());
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::catalog::Function;
-use super::{Found, Keep, Key, Loaded, Templates, blocking, blocking_if, let_go};
+use super::{Found, Keep, Key, Loaded, Templates, blocking, blocking_if, let_go, lock};
 use crate::artifacts::{ArtifactError, Contents, FileId, Pin, StagedBuild};
 use crate::engine::build::{Job, Outputs};
 use crate::engine::{Shape, Template, UnknownKind};
@@ -21,6 +21,9 @@ use crate::telemetry::logs::{FunctionLog, Level, LogSink};
 /// Artifacts up to this many bytes are verified where they are needed; reading a larger one would hold up a data thread's other
 /// connections, so it goes to a thread for blocking work.
 const INLINE_LOAD_BYTES: u64 = 1 << 20;
+
+/// A compilation that failed so late has kept a processor busy, whatever the reason.
+const ATTEMPT: Duration = Duration::from_secs(1);
 
 /// What the author of a function is told whose snapshot cannot be used any more.
 const LOST: &str = "the snapshot is lost, and each invocation starts from the module as it was uploaded: deploy it again";
@@ -93,14 +96,21 @@ impl Templates {
             Ok(mapped) => return stored(mapped),
             Err(error) => error,
         };
+        if let Some(compilation) = self.0.compilations.under_way(of) {
+            return Ok(Found::Module(compilation));
+        }
+        if let Some(fault) = self.0.failed.recent(of, Instant::now()) {
+            return Err(fault);
+        }
         self.must_be_kept(subject).await?;
         // Somebody may have compiled it while that was looked up.
         if let Ok(mapped) = self.map(subject, key).await? {
             return stored(mapped);
         }
-        // Before it is told once more.
-        if let Some(fault) = self.0.failed.recent(of, Instant::now()) {
-            return Err(fault);
+        // Or has, and what was opened here is the file that lay there before.
+        let there = lock(&self.0.resident).peek(of);
+        if let Some(template) = there {
+            return stored((template, Duration::ZERO));
         }
         let (compilation, begins) = self.compile_once(of, || subject.clone(), keep);
         match error {
@@ -120,11 +130,21 @@ impl Templates {
     /// # Errors
     /// `overloaded` and `storage-full` when there is no room for it now, or the revision is not kept any more; `damaged` when nothing is left
     /// that it could be made of.
-    pub(super) async fn load_compiled(&self, subject: &Subject) -> Result<Loaded, Fault> {
+    pub(super) async fn load_compiled(&self, of: &Key, subject: &Subject) -> Result<Loaded, Fault> {
+        if let Some(fault) = self.0.failed.recent(of, Instant::now()) {
+            return Err(fault);
+        }
         let key = self.key(subject);
         let _pin = self.pin(subject, key);
         self.must_be_kept(subject).await?;
-        self.compile(subject, key).await?;
+        let began = Instant::now();
+        self.compile(subject, key).await.inspect_err(|fault| {
+            // Who was sent away without an attempt may come at once again.
+            let now = Instant::now();
+            if !matches!(fault.code, Code::Overloaded | Code::Draining) || now - began > ATTEMPT {
+                self.0.failed.insert(of.clone(), fault.clone(), now);
+            }
+        })?;
         let (template, verify) = self.map(subject, key).await?.map_err(|error| error.fault())?;
         Ok(Loaded { template, start: Start::Compiled, verify })
     }
@@ -230,8 +250,9 @@ impl Templates {
         let (Source::Module(file) | Source::Snapshot(file)) = source;
         let job = Job::recompile(name, manifest);
         let (native, snapshot) = (staged.native.path().into(), staged.snapshot.path().into());
-        let outputs = Outputs { native, snapshot, room: self.0.artifacts.room() };
-        let built = self.0.builder.build(&subject.tenant, file, job, &outputs).await?;
+        let outputs = Outputs { native, snapshot };
+        // There is nothing to leave out.
+        let built = self.0.builder.build(&subject.tenant, file, job, &outputs, |_| true).await?;
         Ok(Contents { image: built.image.clone(), meta: Vec::new() })
     }
 

@@ -13,7 +13,7 @@ mod refresh;
 mod resident;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -26,7 +26,7 @@ use super::catalog::Function;
 use crate::artifacts::Artifacts;
 use crate::engine::build::Builder;
 use crate::engine::{Engine, Template};
-use crate::fault::{Code, Fault};
+use crate::fault::Fault;
 use crate::id::{Digest, FunctionName, TenantId};
 use crate::invocation::Start;
 use crate::manifest::Manifest;
@@ -230,7 +230,9 @@ impl Templates {
 
     /// Puts a template there that a deploy has just made. May block for as long as it takes to undo mappings.
     pub fn insert(&self, tenant: &TenantId, artifact: Digest, template: Arc<Template>) {
-        let_go(self.keep((tenant.clone(), artifact), template));
+        let key = (tenant.clone(), artifact);
+        self.0.failed.forget(&key);
+        let_go(self.keep(key, template));
     }
 
     /// Lets go of a template that no live revision needs. Invocations that run keep it until they end.
@@ -314,15 +316,9 @@ impl Templates {
         self.0.compilations.begin(key, || {
             let (this, key, subject) = (self.clone(), key.clone(), subject());
             async move {
-                if let Some(fault) = this.0.failed.recent(&key, Instant::now()) {
-                    return Err(fault);
-                }
-                let loaded = this.load_compiled(&subject).await;
-                match &loaded {
-                    Ok(loaded) => this.settle(key, loaded, keep),
-                    // Those are over in a moment, and nothing was compiled.
-                    Err(fault) if matches!(fault.code, Code::Overloaded | Code::Draining) => {}
-                    Err(fault) => this.0.failed.insert(key, fault.clone(), Instant::now()),
+                let loaded = this.load_compiled(&key, &subject).await;
+                if let Ok(loaded) = &loaded {
+                    this.settle(key, loaded, keep);
                 }
                 loaded
             }

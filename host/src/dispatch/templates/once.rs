@@ -27,6 +27,11 @@ impl<T> Default for Once<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Once<T> {
+    /// What is under way for a key.
+    pub(super) fn under_way(&self, key: &Key) -> Option<Shares<T>> {
+        lock(&self.0).get(key).cloned()
+    }
+
     /// What is under way for a key, or `work`, which begins now; and whether it does.
     ///
     /// # Errors
@@ -39,9 +44,10 @@ impl<T: Clone + Send + Sync + 'static> Once<T> {
         if let Some(running) = under_way.get(key) {
             return (running.clone(), false);
         }
-        let (work, ends) = (work(), Ends(self.0.clone(), key.clone()));
+        let (work, all, mine) = (work(), self.0.clone(), key.clone());
         let task = tokio::spawn(async move {
-            let _ends = ends;
+            // Made here: a runtime that is closing drops what is spawned at once, and the lock is held.
+            let _ends = Ends(all, mine);
             work.await
         });
         let ended = |error: tokio::task::JoinError| match error.is_cancelled() {

@@ -36,7 +36,7 @@ pub use said::Said;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -124,25 +124,17 @@ pub struct Outputs {
     pub native: PathBuf,
     /// The module that a snapshot became, compressed; only if one was taken.
     pub snapshot: PathBuf,
-    /// Bytes of disk that both may take once the build has ended.
-    pub room: u64,
-}
-
-impl Outputs {
-    /// # Errors
-    /// When they take more than there is room for, or cannot be looked at.
-    fn must_fit(&self) -> Result<(), Failed> {
-        let mut bytes = 0;
-        for path in [&self.native, &self.snapshot] {
-            let meta = std::fs::metadata(path).map_err(|error| Fault::system(&error))?;
-            // Native code has holes where its image has zeros.
-            bytes += meta.len().min(meta.blocks() * 512);
-        }
-        if bytes > self.room { Err(full()) } else { Ok(()) }
-    }
 }
 
 impl Built {
+    /// What is kept of it beside its native code.
+    ///
+    /// # Errors
+    /// Never for what JSON can hold.
+    pub fn to_keep(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&Self { log: Vec::new(), ..self.clone() })
+    }
+
     /// Whether doing `job` to the same module would come to the same. Its snapshot's inputs are the caller's to compare.
     #[must_use]
     pub fn serves(&self, job: &Job) -> bool {
@@ -243,14 +235,22 @@ impl Builder {
         self.config.wall.0
     }
 
-    /// Makes of `wasm` what `job` says, into `outputs`, when it is the tenant's turn.
+    /// Makes of `wasm` what `job` says, into `outputs`, when it is the tenant's turn. `fits`: whether there is room for the outputs, asked when they are
+    /// there; where there is none a snapshot that need not be is left out.
     ///
     /// # Errors
     /// `not-deployable` and `module-over-cap` with what the child found, `build-over-limit` when it passed its time or memory,
-    /// `overloaded` when the queue is full.
+    /// `overloaded` when the queue is full, `storage-full`.
     /// # Cancellation
     /// Dropping the future kills the child. The outputs may be left behind half-written.
-    pub async fn build(&self, tenant: &TenantId, mut wasm: File, job: Job, outputs: &Outputs) -> Result<Built, Fault> {
+    pub async fn build(
+        &self,
+        tenant: &TenantId,
+        mut wasm: File,
+        job: Job,
+        outputs: &Outputs,
+        fits: impl Fn(&Built) -> bool,
+    ) -> Result<Built, Fault> {
         // How long it waits is bounded by the builds before it, each of which has its wall.
         let _turn = self.turns.take(tenant).await.map_err(|full| {
             let detail = match full {
@@ -261,7 +261,11 @@ impl Builder {
             fault.hint("try again, or raise build.queue")
         })?;
         let job = Job { init: self.config.init.0, snapshot_bytes_max: self.config.snapshot_bytes_max.0, ..job };
-        let ran = self.run(&wasm, &job, outputs).await.and_then(|built| outputs.must_fit().map(|()| built));
+        let ran = self.run(&wasm, &job, outputs).await.and_then(|built| match (fits(&built), &built.snapshot) {
+            (true, _) => Ok(built),
+            (false, Some(_)) => Err(Failed::Ended(full())),
+            (false, None) => Err(Failed::Told(full())),
+        });
         let built = match ran {
             // What ended the process may have been the guest's initialisation, which can be left to each start, or its snapshot.
             Err(Failed::Ended(fault)) if job.snapshot.mode == SnapshotMode::Auto && !job.restored => {
@@ -412,7 +416,7 @@ fn failed(errno: Option<i32>, error: &str, memory: Memory) -> Failed {
     let Some(errno) = errno else { return Fault::internal(format!("a build failed: {error}")).into() };
     let error = std::io::Error::from_raw_os_error(errno);
     if is_full(&error) {
-        return full();
+        return Failed::Ended(full());
     }
     // The node may have memory left: mappings count against the child's own wall.
     if error.kind() == std::io::ErrorKind::OutOfMemory {
@@ -423,9 +427,9 @@ fn failed(errno: Option<i32>, error: &str, memory: Memory) -> Failed {
 }
 
 /// No room for the outputs. Without a snapshot there may be some.
-fn full() -> Failed {
+fn full() -> Fault {
     let detail = "there is no room for what the build makes: native code, and the snapshot of the initialised module";
-    Failed::Ended(Fault::new(Code::StorageFull, detail).hint("remove functions that are not needed"))
+    Fault::new(Code::StorageFull, detail).hint("remove functions that are not needed")
 }
 
 /// The same of an output that this process makes for a child.

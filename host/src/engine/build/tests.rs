@@ -20,7 +20,7 @@ async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
     let limits = serde_json::to_string(&Manifest::default().limits).unwrap();
     write_program(&program, &CHILD.replace("LIMITS", &limits));
     let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
-    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot"), room: u64::MAX };
+    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
     let build = async |mode: &str| {
         let wasm = dir.path().join("wasm");
         std::fs::write(&wasm, "a module").unwrap();
@@ -29,7 +29,7 @@ async fn a_child_that_dies_is_a_fault_or_a_function_without_a_snapshot() {
         for left in [&outputs.native, &outputs.snapshot] {
             remove(left).unwrap();
         }
-        builder.build(&TenantId::default(), File::open(wasm).unwrap(), job, &outputs).await
+        builder.build(&TenantId::default(), File::open(wasm).unwrap(), job, &outputs, |_| true).await
     };
     let built = build("auto").await.unwrap();
     assert!(built.notes.len() == 1 && built.notes[0].starts_with(&format!("no snapshot: {UNEXPECTED}; ")), "{:?}", built.notes);
@@ -69,9 +69,9 @@ async fn a_note_says_how_the_first_child_ended_and_what_to_do() {
         write_program(&program, &child);
         std::fs::write(&wasm, "a module").unwrap();
         let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
-        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot"), room: u64::MAX };
+        let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
-        let built = builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap();
+        let built = builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs, |_| true).await.unwrap();
         assert!(built.notes.len() == 1 && built.notes[0].starts_with(&note), "{end}: {:?}", built.notes);
         let advice = built.notes[0].rsplit_once("; ").unwrap().1;
         assert!(
@@ -91,7 +91,7 @@ async fn who_killed_a_child_is_told() {
     ] {
         let (program, wasm) = (dir.path().join(signal), dir.path().join("wasm"));
         let output = |name: &str| dir.path().join(format!("{signal}-{name}"));
-        let outputs = Outputs { native: output("native"), snapshot: output("snapshot"), room: u64::MAX };
+        let outputs = Outputs { native: output("native"), snapshot: output("snapshot") };
         // A core file of a shell is nobody's.
         let script = format!("#!/bin/sh\nulimit -c 0\ncat >/dev/null\nkill -{signal} $$\n");
         write_program(&program, &script);
@@ -99,7 +99,7 @@ async fn who_killed_a_child_is_told() {
         let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
         let manifest = Manifest::parse("snapshot = 'required'").unwrap();
         let job = Job::deploy(&"a".parse().unwrap(), &manifest);
-        let fault = builder.build(&TenantId::default(), File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
+        let fault = builder.build(&TenantId::default(), File::open(wasm).unwrap(), job, &outputs, |_| true).await.unwrap_err();
         assert!(fault.code == code && fault.detail.contains(word), "{signal}: {fault:?}");
         assert_eq!(fault.detail.contains("processor"), signal == "XCPU", "{signal}: {fault:?}");
     }
@@ -109,21 +109,21 @@ async fn who_killed_a_child_is_told() {
 async fn the_compiler_has_few_threads_on_any_machine() {
     assert_eq!([0, 1, 2, 4, 5, 64, 256].map(threads), [1, 1, 2, 4, 4, 4, 4]);
     let dir = tempfile::tempdir().unwrap();
-    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot"), room: u64::MAX };
+    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
     let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
     let refused = r#"{"refused":{"over_cap":false,"detail":"'$RAYON_NUM_THREADS'","hint":null}}"#;
     write_program(&program, &format!("#!/bin/sh\ncat >/dev/null\necho '{refused}'\n"));
     std::fs::write(&wasm, "a module").unwrap();
     let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
     let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
-    let fault = builder.build(&TenantId::default(), File::open(wasm).unwrap(), job, &outputs).await.unwrap_err();
+    let fault = builder.build(&TenantId::default(), File::open(wasm).unwrap(), job, &outputs, |_| true).await.unwrap_err();
     assert_eq!(fault.detail, threads(cores()).to_string());
 }
 
 #[tokio::test]
 async fn a_failure_of_the_node_is_not_the_module_s() {
     let dir = tempfile::tempdir().unwrap();
-    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot"), room: u64::MAX };
+    let outputs = Outputs { native: dir.path().join("native"), snapshot: dir.path().join("snapshot") };
     // What it is to say is its module.
     let (program, wasm) = (dir.path().join("child"), dir.path().join("wasm"));
     write_program(&program, "#!/bin/sh\neval \"$(tr -d '\\0' | tail -n 1)\"\n");
@@ -142,7 +142,7 @@ async fn a_failure_of_the_node_is_not_the_module_s() {
         std::fs::write(&wasm, format!("\n{end}\n")).unwrap();
         [&outputs.native, &outputs.snapshot].into_iter().for_each(|output| remove(output).unwrap());
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
-        let fault = builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err();
+        let fault = builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs, |_| true).await.unwrap_err();
         assert_eq!(fault.code, code, "{end}");
         assert!(!fault.detail.contains("secret"), "{end}: {}", fault.detail);
     }
@@ -156,9 +156,9 @@ async fn outputs_that_cannot_be_made_are_told_apart() {
     std::fs::write(&wasm, "a module").unwrap();
     let builder = Builder::new(Helper::on_thread(program), config::Build::default()).unwrap();
     let build = async |native: PathBuf| {
-        let outputs = Outputs { native, snapshot: dir.path().join("snapshot"), room: u64::MAX };
+        let outputs = Outputs { native, snapshot: dir.path().join("snapshot") };
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
-        builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err().code
+        builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs, |_| true).await.unwrap_err().code
     };
     assert_eq!(build(wasm.clone()).await, Code::Internal, "nothing is written over");
     assert_eq!(build(dir.path().join("no/folder")).await, Code::Internal);
@@ -174,9 +174,9 @@ async fn without_a_helper_builds_are_503_and_the_node_knows() {
     let builder = Builder::new(helper, config::Build::default()).unwrap();
     assert!(builder.is_able());
     let build = async |name: &str| {
-        let outputs = Outputs { native: dir.path().join(name), snapshot: dir.path().join("snapshot"), room: u64::MAX };
+        let outputs = Outputs { native: dir.path().join(name), snapshot: dir.path().join("snapshot") };
         let job = Job::deploy(&"a".parse().unwrap(), &Manifest::default());
-        builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs).await.unwrap_err()
+        builder.build(&TenantId::default(), File::open(&wasm).unwrap(), job, &outputs, |_| true).await.unwrap_err()
     };
     let stopped = async {
         tokio::task::yield_now().await;

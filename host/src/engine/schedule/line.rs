@@ -26,6 +26,14 @@ pub(in crate::engine) struct Whose {
     pub(in crate::engine) function: usize,
 }
 
+impl Whose {
+    /// Of the same tenant, for what is done before anybody asks for it: no request of the function stands behind that.
+    pub(in crate::engine) fn ahead(&self) -> Self {
+        // Those that are there at the same time are addresses, which are even.
+        Self { tenant: self.tenant.clone(), function: self.function | 1 }
+    }
+}
+
 /// How much a guest has used already. One that soon ends need not wait for all that do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Age {
@@ -114,6 +122,12 @@ impl<W> Line<W> {
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.waiting
+    }
+
+    /// How many of a tenant wait.
+    #[cfg(test)]
+    pub(super) fn waiting_of(&self, whose: &Whose) -> usize {
+        self.tenants.get(&whose.tenant).map_or(0, |tenant| tenant.waiting)
     }
 
     /// Puts somebody at the end of its function's. `place`: its number is above all before it.

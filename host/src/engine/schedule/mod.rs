@@ -9,8 +9,8 @@
 //!
 //! ```text
 //! begins, or can go on after it waited   nobody in line: at once
-//!                                        else at once while its tenant and its function have credit, nobody of the function stands
-//!                                        in line, and the round is not over;
+//!                                        else at once while its tenant and its function have credit, nobody of the function and its
+//!                                        age stands in line, and the round is not over;
 //!                                        else in line
 //! its slice is over                      in line
 //! ```
@@ -102,7 +102,7 @@ impl Here {
         self.used.set(self.used.get() + took);
     }
 
-    /// A guest ran whose turn it was: I/O is looked at next, so it takes nothing from those who begin at once.
+    /// A guest ran whose turn it was: what turns took is counted apart ([`Here::pass`]), so it takes nothing from those who begin at once.
     fn had_its_turn(&self, whose: &Whose, age: Age, took: Duration) {
         // Late for a turn that had passed, it may be the last there is.
         if self.driven.get() {

@@ -227,43 +227,49 @@ async fn a_long_slice_ends_the_round_and_the_next_waits_for_io() {
 #[tokio::test]
 async fn short_turns_follow_one_another_without_a_look_at_io() {
     let log = Log::default();
-    // Somebody computes, so that there is a line; and is young, again and again.
-    let other = tokio::spawn({
+    // Others compute, so that there is a line, also while one of them has its turn; and are young, again and again.
+    let others = ["b", "c"].map(|name| {
         let log = log.clone();
-        async move {
+        tokio::spawn(async move {
             loop {
-                in_turns(tenant("b"), computes(5, "b", log.clone())).await;
+                in_turns(tenant(name), computes(5, name, log.clone())).await;
             }
-        }
+        })
     });
     while log.lock().unwrap().len() < 10 {
         tokio::task::yield_now().await;
     }
-    // Over its share, so that its guests stand in line.
-    HERE.with(|here| here.line.borrow_mut().charge(&tenant("a"), Age::Young, Duration::from_millis(1)));
+    // Over its share beside them, so that its guests stand in line.
+    HERE.with(|here| here.line.borrow_mut().charge(&tenant("a"), Age::Young, Duration::from_millis(3)));
     let looks = Arc::new(AtomicUsize::new(0));
+    let ended: Arc<Mutex<Vec<(usize, usize)>>> = Arc::default();
     let short = |number: usize| {
-        let looks = looks.clone();
-        tokio::spawn(in_turns(tenant("a"), async move { (number, looks.load(Ordering::Relaxed)) }))
+        let (looks, ended) = (looks.clone(), ended.clone());
+        tokio::spawn(in_turns(tenant("a"), async move { ended.lock().unwrap().push((number, looks.load(Ordering::Relaxed))) }))
     };
-    let ended: Vec<_> = (0..100).map(short).collect();
+    let begun: Vec<_> = (0..100).map(short).collect();
     let counts = tokio::spawn(async move {
         loop {
             tokio::task::yield_now().await;
             looks.fetch_add(1, Ordering::Relaxed);
         }
     });
-    let mut at = Vec::new();
-    for one in ended {
-        at.push(one.await.unwrap());
+    while !HERE.with(|here| here.line.borrow().waiting_of(&tenant("a")) > 50) {
+        assert!(ended.lock().unwrap().len() < 50, "they stand in line");
+        tokio::task::yield_now().await;
     }
-    for task in [other, counts] {
+    for one in begun {
+        one.await.unwrap();
+    }
+    let [one, other] = others;
+    for task in [one, other, counts] {
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
     }
-    assert!(at.is_sorted(), "in the order of their coming: {at:?}");
+    let ended = ended.lock().unwrap().clone();
+    assert!(ended.windows(2).all(|two| two[0].0 < two[1].0), "in the order of their coming: {ended:?}");
     // Each would come after a look of its own if its turn ended the round. Where a thread is interrupted a round may be over early.
-    assert!(at.windows(2).any(|two| two[0].1 == two[1].1), "{at:?}");
+    assert!(ended.windows(2).any(|two| two[0].1 == two[1].1), "{ended:?}");
     until_idle().await;
 }
 

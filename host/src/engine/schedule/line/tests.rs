@@ -183,11 +183,16 @@ fn one_that_begins_at_once_shares_with_those_of_its_tenant_who_wait() {
 #[test]
 fn nobody_overtakes_those_of_its_own_function() {
     let mut line: Line<()> = Line::default();
-    let [one, other] = [1, 2].map(|function| Whose { function, ..tenant("a") });
+    let [one, other] = [2, 4].map(|function| Whose { function, ..tenant("a") });
     let place = Place { number: 1, age: Age::Young };
     line.join(&one, place, ());
     assert!(!line.may_overtake(&one, Age::Young), "it comes behind");
     assert!(line.may_overtake(&other, Age::Young) && line.may_overtake(&one, Age::Old), "those share");
+    // Nor does a request stand behind an instance that is made ahead.
+    let ahead = Place { number: 2, age: Age::Young };
+    line.join(&other.ahead(), ahead, ());
+    assert!(line.may_overtake(&other, Age::Young));
+    line.leave(&other.ahead(), ahead).unwrap();
     line.leave(&one, place).unwrap();
     assert!(line.may_overtake(&one, Age::Young));
 }
