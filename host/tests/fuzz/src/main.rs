@@ -5,7 +5,9 @@
 //! there is no coverage to follow, so the inputs have the shape of what they are for. `docs/fuzzing.md` says what was run.
 
 mod abi;
+mod calls;
 mod canary;
+mod components;
 mod corpus;
 mod dice;
 mod http1;
@@ -50,6 +52,8 @@ enum Target {
     Smith,
     /// Random pointers and lengths into every import that a core module may have.
     Abi,
+    /// The same of every import that a component of WASI 0.2 may have.
+    Components,
     /// Hand-overs of a slot from one instance to the next, with all memory and tables looked at.
     Canary,
 }
@@ -82,6 +86,7 @@ impl Target {
             Self::Deploys => 200,
             Self::Smith => 300,
             Self::Abi => 200_000,
+            Self::Components => 20_000,
             Self::Canary => 1_000_000,
         }
     }
@@ -95,6 +100,7 @@ impl Target {
             Self::Deploys => modules::through_the_child(report, runs, seed),
             Self::Smith => smith::run(report, runs, seed),
             Self::Abi => abi::run(report, runs, seed),
+            Self::Components => components::run(report, runs, seed),
             Self::Canary => canary::run(report, runs, seed),
         }
     }
