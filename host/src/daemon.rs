@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use crate::artifacts::{ArtifactError, Artifacts, DataDir, DataDirError};
 use crate::audit::{Audit, AuditError};
 use crate::capability::files::{FolderError, Folders};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Net};
 use crate::control::{Answers, Control, FirstStart, InHand};
 use crate::data::objects::{ObjectLimits, Origins};
 use crate::data::{Clock, Data, DataConfig, DataError};
@@ -44,7 +44,7 @@ use crate::manifest::Manifest;
 use crate::net::drain::Drain;
 use crate::net::listener::{self, BindError};
 use crate::net::places;
-use crate::net::serve::Options;
+use crate::net::serve::{Options, Relief};
 use crate::net::tls::{Tls, TlsError};
 use crate::process::WallError;
 use crate::registry::{FunctionRecord, Precondition, Registry, RegistryError};
@@ -206,7 +206,7 @@ impl Node {
             Dispatcher::new(engine.clone(), templates, registry.clone(), base, config.engine.functions_hot_max, node)?;
         let deployer = Deployer::new(artifacts, registry, outside, builder, engine, dispatcher.clone(), config.data.clone());
         let ((drain, stop), (release, released)) = (Drain::new(), Drain::new());
-        let [options, control_options] = [data_max, control_max].map(|most| Options::new(&config.net, most, tls.clone()));
+        let [options, control_options] = [data_max, control_max].map(|most| options_of(&config.net, most, &tls, &dispatcher));
         enclose::close(&mut walls, &metrics)?;
         let (threads, data_plane) = start_data_threads(listeners, &options, (&dispatcher, &identity), &stop, &released)?;
         let triggers =
@@ -472,4 +472,10 @@ fn tell(dispatcher: Dispatcher) -> Tell {
             LogSink::new(function.log.clone(), id, function.revision.number, 0).host(Level::Warn, text);
         }
     })
+}
+
+/// The bounds of a port. Where it has no descriptor for a connection, templates make room.
+fn options_of(net: &Net, most: usize, tls: &Option<Arc<Tls>>, dispatcher: &Dispatcher) -> Options {
+    let templates = dispatcher.templates().clone();
+    Options { relief: Relief::by(move || templates.relieve()), ..Options::new(net, most, tls.clone()) }
 }

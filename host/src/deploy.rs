@@ -181,12 +181,29 @@ impl Deployer {
         terms: impl Into<Terms<FunctionRecord>>,
         allowed: Allowed,
     ) -> Result<(FunctionRecord, Vec<BucketName>), Fault> {
-        let Sent { wasm: uploaded, bundle, manifest } = sent;
-        if let Some(other) = manifest.name.as_ref().filter(|other| **other != name) {
+        if let Some(other) = sent.manifest.name.as_ref().filter(|other| **other != name) {
             let fault = Fault::new(Code::BadManifest, format!("the manifest is of '{other}', but the request deploys '{name}'"));
             return Err(fault.hint("change 'name' in hob.toml, or the address of the request"));
         }
-        let (inner, terms) = (self.0.clone(), terms.into());
+        let templates = self.0.dispatcher.templates().clone();
+        let deployed = self.build_and_publish(tenant, name, sent, terms.into(), allowed).await;
+        deployed.inspect_err(|fault| {
+            if fault.is_exhausted() {
+                // For whoever tries again.
+                templates.relieve();
+            }
+        })
+    }
+
+    async fn build_and_publish(
+        &self,
+        tenant: TenantId,
+        name: FunctionName,
+        sent: Sent,
+        terms: Terms<FunctionRecord>,
+        allowed: Allowed,
+    ) -> Result<(FunctionRecord, Vec<BucketName>), Fault> {
+        let (Sent { wasm: uploaded, bundle, manifest }, inner) = (sent, self.0.clone());
         inner.check(&tenant, &name, &terms.precondition).await?;
         let folders = inner.folders(&tenant, &manifest.grants, bundle.as_ref())?;
         let digest = bundle.as_ref().map(Bundle::digest);

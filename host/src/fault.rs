@@ -307,9 +307,15 @@ impl Fault {
     /// The process has no descriptors, mappings or memory left.
     #[must_use]
     pub fn exhausted() -> Self {
-        Self::new(Code::Overloaded, "the node is out of file descriptors, memory mappings or memory")
+        Self::new(Code::Overloaded, EXHAUSTED)
             .hint("try again, or raise its limit of open files and vm.max_map_count")
             .retry_after(EXHAUSTED_RETRY)
+    }
+
+    /// Whether it is [`Fault::exhausted`].
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.detail == EXHAUSTED
     }
 
     /// The function's native code is not there yet, and its request has waited long enough.
@@ -335,6 +341,8 @@ impl Fault {
     }
 }
 
+/// What a client is told of that.
+const EXHAUSTED: &str = "the node is out of file descriptors, memory mappings or memory";
 /// When a client may try again after the process was out of something.
 const EXHAUSTED_RETRY: Duration = Duration::from_secs(1);
 

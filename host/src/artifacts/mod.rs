@@ -26,6 +26,7 @@ mod staging;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -119,6 +120,8 @@ pub struct VerifiedSnapshot {
     pub file: File,
     /// Bytes of the snapshot at the beginning of the file; a trailer follows, which its reader must not take for a part of it.
     pub payload_len: u64,
+    /// What is kept with it.
+    pub meta: Vec<u8>,
 }
 
 /// Where a build may write. The bytes are counted only when they are put in place.
@@ -280,19 +283,19 @@ impl Artifacts {
         Ok(sealed.file_len())
     }
 
-    /// Seals a snapshot with the trailer and puts it in place, as [`Artifacts::put_artifact`] does. Returns the length of the file
-    /// in bytes.
+    /// Seals a snapshot with the trailer and puts it in place, as [`Artifacts::put_artifact`] does. `meta`: what is to be kept with it. Returns the
+    /// length of the file in bytes.
     ///
     /// # Errors
     /// As [`Artifacts::put_artifact`].
     ///
     /// # Cost
     /// Reads the snapshot once; two fsyncs.
-    pub fn put_snapshot(&self, tenant: &TenantId, key: Digest, staged: StagedPath) -> Result<u64, ArtifactError> {
+    pub fn put_snapshot(&self, tenant: &TenantId, key: Digest, staged: StagedPath, meta: Vec<u8>) -> Result<u64, ArtifactError> {
         let id = FileId::snapshot(tenant, key);
         let label = Label { magic: SNAPSHOT, tenant, key };
         let steps = ["snapshot-written", "snapshot-synced", "snapshot-renamed", "snapshot-dir-synced"];
-        let (_file, sealed) = self.put_sealed(&id, &staged, label, Contents::default(), steps)?;
+        let (_file, sealed) = self.put_sealed(&id, &staged, label, Contents { meta, ..Contents::default() }, steps)?;
         Ok(sealed.file_len())
     }
 
@@ -380,7 +383,7 @@ impl Artifacts {
         let (mut file, path) = self.open_file(&id)?;
         let (sealed, _) =
             self.check(&mut file, Label { magic: SNAPSHOT, tenant, key }).map_err(|error| seal_error(error, id, &path))?;
-        Ok(VerifiedSnapshot { file, payload_len: sealed.payload_len })
+        Ok(VerifiedSnapshot { file, payload_len: sealed.payload_len, meta: sealed.meta })
     }
 
     /// What a file is sealed with, and its stamp from before it was read.
@@ -434,7 +437,8 @@ impl Artifacts {
 
     fn open_file(&self, id: &FileId) -> Result<(File, PathBuf), ArtifactError> {
         let path = self.path(id);
-        match File::open(&path) {
+        // A pipe in its place would be waited for without end.
+        match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path) {
             Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file()) => Ok((file, path)),
             Ok(_) => Err(ArtifactError::Corrupt { id: id.clone(), what: "it is not a regular file" }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ArtifactError::Missing { id: id.clone() }),

@@ -66,7 +66,7 @@ fn put_snapshot(artifacts: &Artifacts, name: &str, bytes: &[u8]) -> Result<(File
     fs::write(staged.path(), bytes).unwrap();
     let id = FileId::snapshot(&tenant(), key(name));
     let pin = artifacts.pin([id.clone()]);
-    let len = artifacts.put_snapshot(&tenant(), key(name), staged)?;
+    let len = artifacts.put_snapshot(&tenant(), key(name), staged, Vec::new())?;
     assert_eq!(len, bytes.len() as u64 + TRAILER_LEN);
     Ok((id, pin))
 }
@@ -74,6 +74,18 @@ fn put_snapshot(artifacts: &Artifacts, name: &str, bytes: &[u8]) -> Result<(File
 fn collect(artifacts: &Artifacts, referenced: &[&FileId]) -> Collected {
     let set: HashSet<FileId> = referenced.iter().map(|id| (*id).clone()).collect();
     artifacts.collect::<ArtifactError>(|| Ok(set)).unwrap()
+}
+
+#[test]
+fn what_is_kept_with_a_snapshot_comes_back_and_is_no_part_of_it() {
+    let node = node(u64::MAX);
+    let artifacts = &node.artifacts;
+    let staged = artifacts.stage_build().snapshot;
+    fs::write(staged.path(), b"module").unwrap();
+    let _pin = artifacts.pin([FileId::snapshot(&tenant(), key("a"))]);
+    let len = artifacts.put_snapshot(&tenant(), key("a"), staged, b"kept".to_vec()).unwrap();
+    let snapshot = artifacts.open_snapshot(&tenant(), key("a")).unwrap();
+    assert_eq!((snapshot.meta.as_slice(), snapshot.payload_len, len), (&b"kept"[..], 6, 6 + 4 + TRAILER_LEN));
 }
 
 #[test]
@@ -85,6 +97,13 @@ fn a_folder_in_the_place_of_a_file_is_damage() {
     fs::create_dir(&path).unwrap();
     let verify = || node.artifacts.verify_artifact(&tenant(), key("a"));
     assert!(matches!(verify(), Err(ArtifactError::Corrupt { .. })));
+    // Nor does a pipe keep whoever opens it.
+    fs::remove_dir(&path).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR, 0)
+        .unwrap();
+    assert!(matches!(verify(), Err(ArtifactError::Corrupt { .. })));
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
     drop(put_artifact(&node.artifacts, "a", b"code").unwrap());
     assert!(verify().is_ok());
     // What somebody put into it is left to them.
@@ -183,7 +202,7 @@ fn what_a_build_left_and_cannot_be_is_refused() {
         artifacts.put_artifact(&tenant(), key("a"), staged, Contents { image, meta: vec![1; meta] }).map(drop)
     };
     assert!(unfit(put(None, 0..0, 0)));
-    assert!(unfit(artifacts.put_snapshot(&tenant(), key("a"), artifacts.stage_build().snapshot)));
+    assert!(unfit(artifacts.put_snapshot(&tenant(), key("a"), artifacts.stage_build().snapshot, Vec::new())));
     let code = Some(&b"code"[..]);
     #[expect(clippy::reversed_empty_ranges, reason = "a build may say anything")]
     for image in [0..5, 5..5, 3..2, u64::MAX..u64::MAX] {

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
@@ -39,6 +40,8 @@ pub struct DataAccess {
     mounts_explained: Mutex<HashSet<String>>,
     /// Counts operations.
     meter: Option<Arc<FunctionMeter>>,
+    /// Whether a bucket was asked for where no data is.
+    missed: AtomicBool,
 }
 
 /// A granted bucket as a folder, for reading.
@@ -112,7 +115,15 @@ impl DataAccess {
             })
             .collect();
         let (jobs, descriptors) = (Some(Jobs::of(&tenant)), Some(Descriptors::of(&tenant)));
-        Self { node: Some(Node { data, tenant }), jobs, descriptors, grants, mounts_explained: Mutex::default(), meter: None }
+        Self {
+            node: Some(Node { data, tenant }),
+            jobs,
+            descriptors,
+            grants,
+            mounts_explained: Mutex::default(),
+            meter: None,
+            missed: AtomicBool::new(false),
+        }
     }
 
     /// The same, with operations counted.
@@ -138,6 +149,12 @@ impl DataAccess {
         self.grants.iter().map(|granted| &granted.grant)
     }
 
+    /// Whether a guest asked for a bucket where no data is.
+    #[must_use]
+    pub fn was_missed(&self) -> bool {
+        self.missed.load(Ordering::Relaxed)
+    }
+
     /// A granted bucket. What may be done with it is asked by [`OpenBucket::allow`].
     ///
     /// # Errors
@@ -147,7 +164,10 @@ impl DataAccess {
     /// A lock that only invocations of the same revision share; after a change of any bucket a read of the store, which may block on
     /// the disk.
     pub fn open(&self, name: &str) -> Result<Arc<OpenBucket>, AccessError> {
-        let Some(Node { data, tenant }) = &self.node else { return Err(AccessError::Absent) };
+        let Some(Node { data, tenant }) = &self.node else {
+            self.missed.store(true, Ordering::Relaxed);
+            return Err(AccessError::Absent);
+        };
         let granted = self.grants.iter().find(|granted| granted.grant.bucket.as_str() == name);
         let granted = granted.ok_or_else(|| denied(&shown(name), How::Add, Access::Read))?;
         let changes = data.changes();

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Uri;
@@ -30,6 +31,8 @@ pub struct EgressAccess {
     sockets: bool,
     /// Counts what is sent.
     meter: Option<Arc<FunctionMeter>>,
+    /// Whether something was asked for where there is no network.
+    missed: AtomicBool,
 }
 
 /// Why a guest's request did not get an answer.
@@ -78,9 +81,18 @@ impl EgressAccess {
         self.tenant.as_ref().is_some_and(|tenant| tenant.egress().walls().admit(addr))
     }
 
+    /// Whether a guest sent a request where there is no network.
+    #[must_use]
+    pub fn was_missed(&self) -> bool {
+        self.missed.load(Ordering::Relaxed)
+    }
+
     /// Who sends a request with this target, if it may be sent.
     fn check(&self, uri: &Uri) -> Result<&Arc<Tenant>, OutboundError> {
-        let Some(tenant) = &self.tenant else { return Err(OutboundError::Absent) };
+        let Some(tenant) = &self.tenant else {
+            self.missed.store(true, Ordering::Relaxed);
+            return Err(OutboundError::Absent);
+        };
         let to = Destination::of(uri).ok_or(EgressError::BadTarget)?;
         match self.any || self.grants.iter().any(|grant| grant.allows(&to)) {
             true => Ok(tenant),

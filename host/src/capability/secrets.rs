@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::explain::{Denied, How};
 use super::{Environment, Host};
@@ -21,6 +22,8 @@ use crate::telemetry::logs::{Level, LogSink};
 pub struct SecretAccess {
     holder: Holder,
     grants: Vec<SecretGrant>,
+    /// Whether one was asked for that is granted, but not to the initialisation.
+    missed: AtomicBool,
 }
 
 /// Where values come from.
@@ -65,13 +68,19 @@ impl SecretAccess {
     #[must_use]
     pub fn new(secrets: Arc<Secrets>, tenant: TenantId, grants: &[SecretGrant]) -> Self {
         let changes = secrets.changes(&tenant);
-        Self { holder: Holder::Node { secrets, tenant, changes }, grants: grants.into() }
+        Self { holder: Holder::Node { secrets, tenant, changes }, grants: grants.into(), ..Self::default() }
     }
 
     /// The same in a build, which has these values.
     #[must_use]
     pub fn of_build(grants: &[SecretGrant], values: Vec<(SecretName, SecretValue)>) -> Self {
-        Self { holder: Holder::Build(values), grants: grants.into() }
+        Self { holder: Holder::Build(values), grants: grants.into(), ..Self::default() }
+    }
+
+    /// Whether a guest in a build asked for one that is granted, but not to the initialisation.
+    #[must_use]
+    pub fn was_missed(&self) -> bool {
+        self.missed.load(Ordering::Relaxed)
     }
 
     /// A granted secret.
@@ -93,7 +102,10 @@ impl SecretAccess {
         let name = &grant.name;
         match &self.holder {
             Holder::Nowhere => Err(SecretRefusal::Absent),
-            Holder::Build(_) if !grant.init => Err(SecretRefusal::NotInInit(name.clone())),
+            Holder::Build(_) if !grant.init => {
+                self.missed.store(true, Ordering::Relaxed);
+                Err(SecretRefusal::NotInInit(name.clone()))
+            }
             Holder::Build(values) => {
                 let found = values.iter().find(|(of, _)| of == name).map(|(_, value)| value.clone());
                 found.ok_or_else(|| SecretRefusal::Missing(name.clone()))

@@ -104,7 +104,7 @@ impl Inner {
             let code = (FileId::artifact(tenant, keys.restored), &staged.native);
             let snapshot = built.snapshot.as_ref().map(|_| (FileId::snapshot(tenant, keys.snapshot), &staged.snapshot));
             // What cannot be written down is told when it is kept.
-            let kept = built.to_keep().map_or(0, |kept| kept.len());
+            let kept = built.to_keep().map_or(0, |kept| kept.len() * if built.snapshot.is_some() { 2 } else { 1 });
             self.artifacts.fit(std::iter::once(code).chain(snapshot), kept)
         };
         let built = self.builder.build(tenant, wasm, job, &outputs, fits).await?;
@@ -126,10 +126,10 @@ impl Inner {
         if let Some(StagedBuild { native, snapshot }) = staged {
             // Two builds of the same are not alike in every byte: native code and snapshot are both of this one, or both of the other.
             let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-            if built.snapshot.is_some() {
-                self.artifacts.put_snapshot(tenant, keys.snapshot, snapshot).map_err(|error| error.fault())?;
-            }
             let meta = built.to_keep().map_err(Fault::internal)?;
+            if built.snapshot.is_some() {
+                self.artifacts.put_snapshot(tenant, keys.snapshot, snapshot, meta.clone()).map_err(|error| error.fault())?;
+            }
             let contents = Contents { image: built.image.clone(), meta };
             self.artifacts.put_artifact(tenant, key, native, contents).map_err(|error| error.fault())?;
         }

@@ -80,6 +80,25 @@ pub struct Options {
     pub first_request: Duration,
     /// How long connections may take to finish after the order to stop.
     pub drain_timeout: Duration,
+    /// Told when the system has no descriptor or memory for a connection.
+    pub relief: Relief,
+}
+
+/// What may help where descriptors are short.
+#[derive(Clone, Default)]
+pub struct Relief(Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl Relief {
+    /// By `relieve`, which is called within a runtime, perhaps often.
+    pub fn by(relieve: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(relieve)))
+    }
+}
+
+impl std::fmt::Debug for Relief {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Relief").field(&self.0.is_some()).finish()
+    }
 }
 
 impl Options {
@@ -104,6 +123,7 @@ impl Options {
             uri_bytes_max: size(net.uri_bytes_max),
             first_request: FIRST_REQUEST,
             drain_timeout: net.drain_timeout.0,
+            relief: Relief::default(),
         }
     }
 }
@@ -152,6 +172,9 @@ where
                 Err(error) => {
                     door.shared.options.turned_away.count(Why::System);
                     door.complaints.say(|more| tracing::warn!(%error, more, "cannot accept connections; waiting"));
+                    if let Some(relieve) = &door.shared.options.relief.0 {
+                        relieve();
+                    }
                     // The order to stop waits for at most this long.
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(BACKOFF.1);

@@ -13,7 +13,7 @@ use crate::harness::http::{Port, Reply};
 use crate::harness::wat::{command, handler_with, wasm};
 use crate::harness::{Node, data_dir, eventually, files, serve};
 use crate::identity::{owned, tenant, token};
-use crate::snapshot::{done, has_snapshot};
+use crate::snapshot::{done, has_snapshot, notes};
 
 /// A handler that answers `/NAME` with the secret of that name, and `/` with what its initialisation read as `FROZEN`. What fails is told by
 /// a status of 400 and the number of the error, with its text; of a value that is longer than 8,000 bytes the length is told in four bytes.
@@ -228,7 +228,10 @@ fn initialisation_reads_what_the_manifest_lets_it() {
     let manifest = |grant: &str| format!("snapshot = \"required\"\n[grants]\nsecrets = [{grant}]");
     set(&node.control, "FROZEN", "ice");
     let refused = "{ name = \"FROZEN\" }";
-    node.deploy_wat("closed", &reader(), &manifest(refused));
+    let closed = done(node.deploy("closed", &wasm(&reader()), &manifest(refused)));
+    let missed =
+        notes(&closed).iter().any(|note| note.contains("asked for a secret that is granted without init = true and was refused"));
+    assert!(missed, "{}", closed.text());
     assert_eq!((node.data.get("/closed/").status(), node.data.get("/closed/FROZEN").good()), (402, b"ice".to_vec()));
     // Why not is what whoever traps there finds.
     let traps = reader_and(

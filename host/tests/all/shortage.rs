@@ -83,6 +83,19 @@ fn out_of_descriptors_half_of_the_templates_are_given_up() {
 }
 
 #[test]
+fn out_of_descriptors_templates_make_room_for_connections() {
+    const LIMIT: usize = 100;
+    let node = short_of_descriptors(LIMIT, 12, &["engine.templates_max=8"]);
+    let conns = take_all_descriptors(&node);
+    // There is none for this one, until templates have gone.
+    let mut one = node.data.connect();
+    one.request("GET", "/11", &[], b"");
+    assert_eq!(one.reply().ok().text(), "11");
+    assert!(node.stderr().contains("giving up half of the templates"), "{}", node.stderr());
+    give_back(&node, conns);
+}
+
+#[test]
 fn out_of_descriptors_with_nothing_to_give_up_is_503() {
     const LIMIT: usize = 100;
     let node = short_of_descriptors(LIMIT, 2, &["engine.templates_max=1"]);
@@ -222,7 +235,7 @@ fn a_deploy_without_descriptors_is_503_and_leaves_nothing() {
     }
     give_back(&node, conns);
     eventually("the control port answers again", || node.control.try_connect().is_ok());
-    assert_eq!(start(&node, "0", "0"), "resident");
+    assert_eq!(start(&node, "0", "0"), "stored", "its template made room for whoever would try again");
     assert_eq!(node.files("staging").len(), 0);
     assert_eq!(deploy(connect(), "new").status(), 201);
 }

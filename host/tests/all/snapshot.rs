@@ -157,6 +157,23 @@ fn what_a_snapshot_keeps_and_what_is_new() {
 }
 
 #[test]
+fn a_deploy_of_the_same_after_a_recompilation_runs_nothing() {
+    let node = Node::start(&[]);
+    let Example { wasm, manifest } = example("frozen");
+    done(node.deploy("frozen", &wasm, &manifest));
+    let kept = || {
+        let text = node.data.get("/frozen").ok().text();
+        text.lines().filter(|line| line.starts_with("same ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = kept();
+    let forced = node.control.request("GET", "/v1/functions/frozen/invoke", &[("hob-start", "compiled")], b"");
+    assert_eq!(forced.header("hob-start"), Some("compiled"));
+    assert_eq!(node.metric("hob_builds_total"), 2);
+    done(node.deploy("frozen", &wasm, &manifest));
+    assert_eq!((kept(), node.metric("hob_builds_total")), (before, 2), "what was kept of the first build is kept");
+}
+
+#[test]
 fn native_code_that_is_lost_is_made_of_the_snapshot() {
     let mut node = Node::start(&[]);
     let Example { wasm, manifest } = example("frozen");

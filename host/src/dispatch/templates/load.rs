@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::super::catalog::Function;
 use super::{Found, Keep, Key, Loaded, Templates, blocking, blocking_if, let_go, lock};
-use crate::artifacts::{ArtifactError, Contents, FileId, Pin, StagedBuild};
-use crate::engine::build::{Job, Outputs};
+use crate::artifacts::{ArtifactError, Contents, FileId, Pin, StagedBuild, VerifiedSnapshot};
+use crate::engine::build::{Built, Job, Outputs};
 use crate::engine::{Shape, Template, UnknownKind};
 use crate::fault::{Code, Fault};
 use crate::id::{Digest, FunctionName, InvocationId, TenantId};
@@ -73,8 +73,8 @@ impl Subject {
 pub(super) enum Source {
     /// The module as it was deployed, at position 0.
     Module(File),
-    /// The module after its initialisation, compressed, at position 0; a trailer follows.
-    Snapshot(File),
+    /// The module after its initialisation, compressed, at position 0; a trailer follows, whose meta is what the build said.
+    Snapshot(VerifiedSnapshot),
 }
 
 impl Templates {
@@ -145,7 +145,15 @@ impl Templates {
                 self.0.failed.insert(of.clone(), fault.clone(), now);
             }
         })?;
-        let (template, verify) = self.map(subject, key).await?.map_err(|error| error.fault())?;
+        let (template, verify) = self.map(subject, key).await?.map_err(|error| match error {
+            // Somebody else did that, since it was put there.
+            LoadError::Artifact(error @ (ArtifactError::Missing { .. } | ArtifactError::Corrupt { .. })) => {
+                tracing::error!(%error, "native code that was compiled just now is gone or damaged");
+                let fault = Fault::new(Code::Overloaded, "the function's native code was removed or changed while it was loaded");
+                fault.retry_after(Duration::from_secs(1)).hint("try again; if it stays so, look who changes files of the node")
+            }
+            error => error.fault(),
+        })?;
         Ok(Loaded { template, start: Start::Compiled, verify })
     }
 
@@ -247,13 +255,20 @@ impl Templates {
     async fn rebuild(&self, subject: &Subject, source: Source, staged: &StagedBuild) -> Result<Contents, Fault> {
         let (name, manifest) = (&subject.name, &subject.revision.manifest);
         // A lost snapshot is not taken again: what the function would answer then is not what was deployed, but its own start is.
-        let (Source::Module(file) | Source::Snapshot(file)) = source;
+        let (file, meta) = match source {
+            Source::Module(file) => (file, Vec::new()),
+            Source::Snapshot(VerifiedSnapshot { file, meta, .. }) => (file, meta),
+        };
         let job = Job::recompile(name, manifest);
         let (native, snapshot) = (staged.native.path().into(), staged.snapshot.path().into());
         let outputs = Outputs { native, snapshot };
         // There is nothing to leave out.
         let built = self.0.builder.build(&subject.tenant, file, job, &outputs, |_| true).await?;
-        Ok(Contents { image: built.image.clone(), meta: Vec::new() })
+        // What it says of the build that took the snapshot, so that a deploy of the same need not take another.
+        let kept = serde_json::from_slice::<Built>(&meta)
+            .ok()
+            .and_then(|kept| Built { image: built.image.clone(), ..kept }.to_keep().ok());
+        Ok(Contents { image: built.image, meta: kept.unwrap_or_default() })
     }
 
     /// What to compile: the snapshot, so that nothing is initialised twice, else the module.
@@ -263,7 +278,7 @@ impl Templates {
             let Subject { tenant, revision, .. } = &subject;
             if let Some(record) = &revision.snapshot {
                 match artifacts.open_snapshot(tenant, record.key) {
-                    Ok(snapshot) => return Ok(Source::Snapshot(snapshot.file)),
+                    Ok(snapshot) => return Ok(Source::Snapshot(snapshot)),
                     Err(error) if error.is_exhausted() => return Err(error.fault()),
                     Err(error) => subject.tell_of_lost_snapshot(&error),
                 }

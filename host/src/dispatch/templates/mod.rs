@@ -12,8 +12,9 @@ mod once;
 mod refresh;
 mod resident;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -35,6 +36,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// How long a request waits for a compilation that it did not ask for; after that it gets 503 while the compilation goes on.
 pub const COMPILE_WAIT: Duration = Duration::from_secs(2);
+/// How long those who are short of descriptors wait for what giving templates up brought, before more are.
+const RELIEF_PAUSE: Duration = Duration::from_millis(500);
 /// A template of more bytes than this is let go of on a thread that may block.
 const INLINE_DROP_BYTES: usize = 1 << 20;
 
@@ -119,6 +122,8 @@ struct Inner {
     compilations: Once<Loaded>,
     /// Compilations that failed a moment ago.
     failed: Failed,
+    /// When [`Templates::relieve`] last did something.
+    relieved: Mutex<Option<Instant>>,
     /// Deploys under way.
     deploys: watch::Sender<usize>,
 }
@@ -153,9 +158,21 @@ impl Templates {
         let (fingerprint, metrics) = (fingerprint(&engine), engine.metrics().clone());
         let resident = Mutex::new(Resident::new(bounds));
         let (loads, compilations, failed) = (Once::default(), Once::default(), Failed::default());
-        let deploys = watch::Sender::new(0);
-        let inner =
-            Inner { engine, artifacts, registry, builder, metrics, fingerprint, resident, loads, compilations, failed, deploys };
+        let (relieved, deploys) = (Mutex::new(None), watch::Sender::new(0));
+        let inner = Inner {
+            engine,
+            artifacts,
+            registry,
+            builder,
+            metrics,
+            fingerprint,
+            resident,
+            loads,
+            compilations,
+            failed,
+            relieved,
+            deploys,
+        };
         Self(Arc::new(inner))
     }
 
@@ -261,6 +278,19 @@ impl Templates {
         lock(&self.0.resident).contains(&(tenant.clone(), artifact))
     }
 
+    /// Descriptors or mappings are short somewhere else: half of the templates go, at most once in [`RELIEF_PAUSE`]. Inside a tokio runtime.
+    pub fn relieve(&self) {
+        {
+            let mut last = lock(&self.0.relieved);
+            if last.is_some_and(|last| last.elapsed() < RELIEF_PAUSE) {
+                return;
+            }
+            *last = Some(Instant::now());
+        }
+        tracing::warn!("descriptors or mappings are short; giving up half of the templates in memory");
+        discard(self.change(|resident| resident.remove_half()));
+    }
+
     /// Says that a deploy is under way: until the result is dropped, [`Templates::refresh`] begins no compilation.
     #[must_use = "it holds for as long as it lives"]
     pub fn deploying(&self) -> Deploying {
@@ -353,7 +383,11 @@ fn let_go(left: impl IntoIterator<Item = Arc<Template>>) {
 fn discard(left: Vec<Arc<Template>>) {
     let bytes: usize = left.iter().map(|template| template.image_bytes()).sum();
     if bytes > INLINE_DROP_BYTES || left.iter().any(|template| template.ready_instances() > 0) {
-        drop(tokio::task::spawn_blocking(|| let_go(left)));
+        tokio::spawn(async move {
+            if let Err(fault) = blocking(|| let_go(left)).await {
+                tracing::error!(%fault, "a template cannot be let go of");
+            }
+        });
     } else if !left.is_empty() {
         tokio::spawn(async move {
             // After those for whom it had to leave, which this load wakes.
@@ -363,12 +397,24 @@ fn discard(left: Vec<Arc<Template>>) {
     }
 }
 
-/// Runs blocking work on a thread that may block.
+/// Runs blocking work on a thread that may block; on the calling one where the system has none to give: what gives templates up is such work, and
+/// may be what helps.
 ///
 /// # Errors
 /// `internal` when the work panicked.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {
-    tokio::task::spawn_blocking(work).await.map_err(Fault::internal)
+    let here = Arc::new(Mutex::new(Some(work)));
+    let there = here.clone();
+    // tokio panics where it has no thread and gets none, and keeps what it was given.
+    let task = catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(move || lock(&there).take().map(|work| work()))));
+    let done = match task {
+        Ok(task) => task.await.map_err(Fault::internal)?,
+        Err(_) => {
+            let work = lock(&here).take();
+            work.map(|work| work())
+        }
+    };
+    done.ok_or_else(|| Fault::internal("work that blocks was taken twice"))
 }
 
 async fn blocking_if<T: Send + 'static>(long: bool, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {

@@ -74,6 +74,10 @@ pub struct Job {
     pub bundle: Option<Digest>,
     /// Whether an invocation has folders that are not there in the build: buckets.
     pub has_mounts: bool,
+    /// Whether an invocation may use buckets.
+    pub has_data: bool,
+    /// Whether an invocation may send requests.
+    pub has_http: bool,
     /// Secrets.
     pub secrets: JobSecrets,
     /// How exactly the guest sees the time.
@@ -103,6 +107,8 @@ impl Job {
             folders: Vec::new(),
             bundle: None,
             has_mounts: manifest.grants.data.iter().any(|grant| grant.mount.is_some()),
+            has_data: !manifest.grants.data.is_empty(),
+            has_http: !manifest.grants.http.is_empty(),
             secrets: JobSecrets::default(),
             clock: manifest.grants.clock,
             epoch_ns: wasi::epoch_ns(),

@@ -17,7 +17,7 @@ use super::child::check_code;
 use super::detect::Found;
 use super::native::PAGE;
 use super::rehearsal::{Instance, Rehearsal, Stage, Start, Times};
-use crate::capability::Host;
+use crate::capability::{Environment, Host};
 use crate::engine::artifact::Code;
 use crate::engine::{Engine, Kind, settings};
 use crate::manifest::Randomness;
@@ -156,6 +156,23 @@ async fn check(rehearsal: &mut Rehearsal, statuses: &[u16], stage: &Stage<'_>) -
     Ok(bytes)
 }
 
+/// What the guest asked for and an invocation has, but initialisation has not: whether it remembers the refusal cannot be seen.
+fn missed(host: &Host, stage: &Stage<'_>) -> Vec<String> {
+    let Environment { secrets, data, egress, .. } = &*host.environment;
+    let missed = [
+        (secrets.was_missed(), "a secret that is granted without init = true"),
+        (data.was_missed() && stage.job.has_data, "a bucket"),
+        (egress.was_missed() && stage.job.has_http, "an answer from the network"),
+    ];
+    let note = |what: &str| {
+        format!(
+            "initialisation or warm-up asked for {what} and was refused: what the function remembers of that, every instance made of the \
+             snapshot remembers; ask when a request comes"
+        )
+    };
+    missed.into_iter().filter(|(was, _)| *was).map(|(_, what)| note(what)).collect()
+}
+
 /// Whether the guest has looked at something of which an invocation has more: what it remembers lacks that.
 fn looked(host: &Host, stage: &Stage<'_>) -> Option<Unfit> {
     if host.has_looked_at_folders && stage.job.has_mounts {
@@ -198,12 +215,12 @@ async fn of_module(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(Sna
     drop(instrumented);
     let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, found, engine, &code).await?;
     let Instance::Module(instance) = rehearsal.instance else { return Err(unsuited(&"a component came of a module")) };
-    let drawn = rehearsal.store.data().drawn;
+    let (drawn, notes) = (rehearsal.store.data().drawn, missed(rehearsal.store.data(), stage));
     let mut state = ModuleState { rehearsal: &mut rehearsal, instance, outlined: Outlined::default(), missing: None };
     let wasm = wizer.snapshot(&context, &mut state).await.map_err(|error| unsuited(&error))?;
     match state.missing {
         Some(name) => Err(unsuited(&format!("'{name}' could not be read"))),
-        None => Ok((Snapshot { wasm, memory_bytes, statuses, notes: Vec::new() }, drawn)),
+        None => Ok((Snapshot { wasm, memory_bytes, statuses, notes }, drawn)),
     }
 }
 
@@ -217,7 +234,7 @@ async fn of_component(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(
     drop(instrumented);
     let (mut rehearsal, statuses, memory_bytes) = rehearse(stage, found, engine, &code).await?;
     let Instance::Component(instance) = rehearsal.instance else { return Err(unsuited(&"a module came of a component")) };
-    let drawn = rehearsal.store.data().drawn;
+    let (drawn, notes) = (rehearsal.store.data().drawn, missed(rehearsal.store.data(), stage));
     // Wizer has a page added to a memory each time that it reads it: not the guest's doing.
     rehearsal.store.data_mut().memory.exempt(true);
     let mut state = ComponentState { rehearsal: &mut rehearsal, instance, outlined: Outlined::default(), failed: None };
@@ -231,7 +248,7 @@ async fn of_component(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Result<(
         }
         (None, Ok(wasm)) => {
             let wasm = wasm.map_err(|error| unsuited(&error))?;
-            Ok((Snapshot { wasm, memory_bytes, statuses, notes: Vec::new() }, drawn))
+            Ok((Snapshot { wasm, memory_bytes, statuses, notes }, drawn))
         }
         (None, Err(panic)) => resume_unwind(panic),
     }
