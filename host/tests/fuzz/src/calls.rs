@@ -141,11 +141,12 @@ impl Numbers {
             return dice.word(MEMORY_LEN);
         }
         let is_handle = import.handles[index].is_some();
+        let below = |dice: &mut Dice, bound| u32::try_from(dice.below(bound)).unwrap_or_default();
         // The last is most often a place for what a call gives.
         match (index + 1 == import.params.len(), dice.below(4)) {
-            (true, 0..3) | (_, 0) if !is_handle => (dice.below(PLACE as usize / 8) * 8) as u32,
-            (_, 1) => dice.below(40) as u32,
-            _ => dice.below(3) as u32,
+            (true, 0..3) | (_, 0) if !is_handle => 8 * below(dice, PLACE as usize / 8),
+            (_, 1) => below(dice, 40),
+            _ => below(dice, 3),
         }
     }
 }

@@ -101,9 +101,8 @@ impl<'a> Imports<'a> {
             if !signature.indirect_params {
                 let mut index = 0;
                 for param in &func.params {
-                    match self.handle(&param.ty) {
-                        Some(kind) => import.handles[index] = Some(kind),
-                        None => {}
+                    if let Some(kind) = self.handle(&param.ty) {
+                        import.handles[index] = Some(kind);
                     }
                     index += self.flat_len(&param.ty);
                 }
