@@ -2,7 +2,7 @@
 
 use std::sync::Barrier;
 
-use crate::harness::wat::{self, handler, handler_with, says, wasm};
+use crate::harness::wat::{self, handler, says, wasm};
 use crate::harness::{Dice, Node, eventually};
 
 #[test]
@@ -253,33 +253,6 @@ fn storage_that_is_full() {
     }
     eventually("the files of removed functions are gone", || node.metric("hob_data_bytes") == 0);
     assert_eq!(node.deploy("again", &large(99), "").status(), 201);
-}
-
-#[test]
-fn a_snapshot_that_the_node_has_no_room_for_is_none() {
-    let node = Node::start(&["data.bytes_max=300KiB"]);
-    // A mebibyte that no compression makes smaller.
-    let fills = wasm(&handler_with(
-        "(memory (export \"memory\") 20)",
-        "(func (export \"hob_init\") (local $at i32) (local $x i64)
-           (local.set $x (i64.const 88172645463325252))
-           (loop $more
-             (local.set $x (i64.xor (local.get $x) (i64.shl (local.get $x) (i64.const 13))))
-             (local.set $x (i64.xor (local.get $x) (i64.shr_u (local.get $x) (i64.const 7))))
-             (local.set $x (i64.xor (local.get $x) (i64.shl (local.get $x) (i64.const 17))))
-             (i64.store (i32.add (local.get $at) (i32.const 65536)) (local.get $x))
-             (local.set $at (i32.add (local.get $at) (i32.const 8)))
-             (br_if $more (i32.lt_u (local.get $at) (i32.const 1048576)))))
-         (func (export \"hob_handle\") (drop (memory.grow (i32.const 1))) (call $number (i32.const 7)))",
-    ));
-    node.deploy("required", &fills, "snapshot = 'required'").problem(507, "storage-full");
-    let deployed = node.deploy("auto", &fills, "");
-    assert_eq!(deployed.status(), 201, "{}", deployed.text());
-    let notes = deployed.json()["notes"].to_string();
-    assert!(notes.contains("no snapshot: there is no room for what the build makes"), "{notes}");
-    assert!(deployed.json()["snapshot"].is_null());
-    assert_eq!(node.data.get("/auto").ok().body, 7u32.to_le_bytes());
-    assert!(node.metric("hob_data_bytes") <= 300 << 10);
 }
 
 #[test]

@@ -298,6 +298,8 @@ fn check_falls_back(node: &Node) {
 fn a_snapshot_past_the_room_of_the_node_is_507() {
     let node = Node::start(&["data.bytes_max=13MiB"]);
     check_no_room(&node, &node.data_dir(), || {});
+    check_falls_back(&node);
+    assert!(node.metric("hob_data_bytes") <= 13 << 20);
     let node = Node::start(&["data.bytes_max=18MiB"]);
     assert_eq!(node.deploy("a", &swells(), "snapshot = \"required\"").status(), 201);
 }
