@@ -235,7 +235,7 @@ fn a_deploy_without_descriptors_is_503_and_leaves_nothing() {
     }
     give_back(&node, conns);
     eventually("the control port answers again", || node.control.try_connect().is_ok());
-    assert_eq!(start(&node, "0", "0"), "stored", "its template made room for whoever would try again");
+    assert_eq!(start(&node, "0", "0"), "resident");
     assert_eq!(node.files("staging").len(), 0);
     assert_eq!(deploy(connect(), "new").status(), 201);
 }

@@ -38,6 +38,8 @@ use crate::telemetry::metrics::Metrics;
 pub const COMPILE_WAIT: Duration = Duration::from_secs(2);
 /// How long those who are short of descriptors wait for what giving templates up brought, before more are.
 const RELIEF_PAUSE: Duration = Duration::from_millis(500);
+/// So many stay: a flood of connections must not take from functions that are in use what they would need a descriptor to load again.
+const RELIEF_LEAVES: usize = 4;
 /// A template of more bytes than this is let go of on a thread that may block.
 const INLINE_DROP_BYTES: usize = 1 << 20;
 
@@ -278,11 +280,11 @@ impl Templates {
         lock(&self.0.resident).contains(&(tenant.clone(), artifact))
     }
 
-    /// Descriptors or mappings are short somewhere else: half of the templates go, at most once in [`RELIEF_PAUSE`]. Inside a tokio runtime.
+    /// Descriptors or mappings are short somewhere else: half of the templates go, at most once in [`RELIEF_PAUSE`], unless few are left. Inside a tokio runtime.
     pub fn relieve(&self) {
         {
             let mut last = lock(&self.0.relieved);
-            if last.is_some_and(|last| last.elapsed() < RELIEF_PAUSE) {
+            if last.is_some_and(|last| last.elapsed() < RELIEF_PAUSE) || lock(&self.0.resident).len() <= RELIEF_LEAVES {
                 return;
             }
             *last = Some(Instant::now());
