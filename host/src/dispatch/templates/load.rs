@@ -199,8 +199,8 @@ impl Templates {
         };
         match attempt().await? {
             Err(error) if error.is_exhausted() => {
-                tracing::warn!(%error, "descriptors or mappings are short; giving up half of the templates in memory");
-                let left = self.change(|resident| resident.remove_half());
+                tracing::warn!(%error, function = %subject.name, "a template cannot be loaded");
+                let left = self.give_up_half();
                 blocking(|| let_go(left)).await?;
             }
             done => return Ok(done),
@@ -288,8 +288,8 @@ impl Templates {
         .await?
     }
 
-    /// Records where a revision's native code lies now, and what its author is told of that. A revision that was removed meanwhile, or has another snapshot by now, needs none;
-    /// the file goes with the next collection.
+    /// Records where a revision's native code lies now, and what its author is told of that. A revision that was removed meanwhile, or has
+    /// another snapshot by now, needs none; the file goes with the next collection.
     pub(super) fn set_artifact(&self, subject: &Subject, key: Digest, bytes: u64, note: Option<String>) -> Result<(), Fault> {
         let Subject { tenant, name, revision, .. } = subject;
         let of = revision.snapshot.as_ref().map(|snapshot| snapshot.key);

@@ -289,8 +289,12 @@ impl Templates {
             }
             *last = Some(Instant::now());
         }
+        discard(self.give_up_half());
+    }
+
+    fn give_up_half(&self) -> Vec<Arc<Template>> {
         tracing::warn!("descriptors or mappings are short; giving up half of the templates in memory");
-        discard(self.change(|resident| resident.remove_half()));
+        self.change(|resident| resident.remove_half())
     }
 
     /// Says that a deploy is under way: until the result is dropped, [`Templates::refresh`] begins no compilation.
@@ -408,15 +412,18 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     let here = Arc::new(Mutex::new(Some(work)));
     let there = here.clone();
     // tokio panics where it has no thread and gets none, and keeps what it was given.
-    let task = catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(move || lock(&there).take().map(|work| work()))));
+    let task = catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(move || run(&there))));
     let done = match task {
         Ok(task) => task.await.map_err(Fault::internal)?,
-        Err(_) => {
-            let work = lock(&here).take();
-            work.map(|work| work())
-        }
+        Err(_) => run(&here),
     };
     done.ok_or_else(|| Fault::internal("work that blocks was taken twice"))
+}
+
+/// Runs work that nobody has taken yet, without the lock.
+fn run<T>(work: &Mutex<Option<impl FnOnce() -> T>>) -> Option<T> {
+    let work = lock(work).take();
+    work.map(|work| work())
 }
 
 async fn blocking_if<T: Send + 'static>(long: bool, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {
