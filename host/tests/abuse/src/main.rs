@@ -97,7 +97,7 @@ fn main() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     report.heading()?;
-    let mut verdicts = Vec::new();
+    let (mut verdicts, mut failed) = (Vec::new(), Vec::new());
     for kind in &chosen {
         let mut finding = run::run(kind, &binary, scale);
         report.add(&finding)?;
@@ -106,6 +106,11 @@ fn main() -> anyhow::Result<ExitCode> {
             report.add(&finding)?;
         }
         verdicts.push(finding.verdict());
+        failed.extend(finding.failed().then_some(finding));
+    }
+    for finding in &failed {
+        // Once more at the end: of a long output that alone may be kept.
+        println(&format!("{} {}: {}", finding.row, finding.name, finding.complaints.join("; ")))?;
     }
     let count = |verdict| verdicts.iter().filter(|have| **have == verdict).count();
     println(&format!("{} ok, {} failed, {} skipped", count("ok"), count("FAILED"), count("skipped")))?;
