@@ -142,6 +142,26 @@ fn heals(damage: impl Fn(&PathBuf)) {
     assert_eq!(node.metric("hob_artifacts_corrupt_total"), 0);
 }
 
+#[test]
+fn who_asks_for_the_file_is_told_of_its_damage_though_a_template_is_there() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &says("good"), "");
+    for file in node.files("artifacts") {
+        // Another file in its place: the template has the former one mapped.
+        let beside = file.with_extension("new");
+        std::fs::write(&beside, "nothing of the kind").unwrap();
+        std::fs::rename(beside, file).unwrap();
+    }
+    assert_eq!(node.data.get("/a").ok().header("hob-start"), Some("resident"));
+    let stored = || node.control.request("GET", "/v1/functions/a/invoke", &[("hob-start", "stored")], b"");
+    let reply = compiled(stored).ok();
+    assert_eq!(
+        (reply.text(), node.metric("hob_artifacts_corrupt_total"), node.metric("hob_builds_total")),
+        ("good".into(), 1, 2)
+    );
+    assert_eq!((stored().ok().header("hob-start"), node.metric("hob_artifacts_corrupt_total")), (Some("stored"), 1));
+}
+
 fn rewrite(file: &PathBuf, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = std::fs::read(file).unwrap();
     change(&mut bytes);

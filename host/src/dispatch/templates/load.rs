@@ -91,6 +91,8 @@ impl Templates {
         let key = self.key(subject);
         // Before it is looked whether they are there: from here on no collection takes them.
         let _pin = self.pin(subject, key);
+        // Who asks for this rung may do so beside one that is there, which says nothing about the file.
+        let before = lock(&self.0.resident).peek(of);
         let stored = |(template, verify)| Ok(Found::Loaded(Loaded { template, start: Start::Stored, verify }));
         let error = match self.map(subject, key).await? {
             Ok(mapped) => return stored(mapped),
@@ -109,7 +111,8 @@ impl Templates {
         }
         // Or has, and what was opened here is the file that lay there before.
         let there = lock(&self.0.resident).peek(of);
-        if let Some(template) = there {
+        let is_new = |there: &Arc<Template>| !before.as_ref().is_some_and(|before| Arc::ptr_eq(before, there));
+        if let Some(template) = there.filter(is_new) {
             return stored((template, Duration::ZERO));
         }
         let (compilation, begins) = self.compile_once(of, || subject.clone(), keep);
