@@ -214,10 +214,7 @@ impl Deployer {
         let pin = inner.artifacts.pin(files.clone());
         let deploying = inner.dispatcher.templates().deploying();
         let job = Job::deploy(&name, &manifest).reading(folders, digest).with_secrets(&manifest.grants.secrets, secrets);
-        let made = match inner.find(&tenant, keys, job.clone()).await? {
-            Some(found) => found,
-            None => inner.make(&tenant, keys, open_upload(&uploaded)?, job).await?,
-        };
+        let made = inner.find_or_make(&tenant, keys, job, async { open_upload(&uploaded) }).await?;
         let this = inner.clone();
         let publish = move || {
             let (_pin, _deploying) = (pin, deploying);

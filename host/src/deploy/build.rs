@@ -7,7 +7,7 @@ use std::fs::File;
 use std::sync::{Arc, PoisonError};
 
 use super::Inner;
-use crate::artifacts::{Contents, FileId, StagedBuild, VerifiedArtifact};
+use crate::artifacts::{Contents, FileId, StagedBuild, StagedPath, VerifiedArtifact, VerifiedSnapshot};
 use crate::crash;
 use crate::dispatch::templates::{Templates, blocking};
 use crate::engine::build::{Built, Job, Kept, Outputs};
@@ -69,12 +69,40 @@ pub(super) struct Made {
     pub(super) built: Built,
     pub(super) key: Digest,
     /// Its files, unless they are in place already.
-    pub(super) staged: Option<StagedBuild>,
+    pub(super) staged: Option<Staged>,
+}
+
+/// Files that are not in place yet.
+pub(super) enum Staged {
+    /// Of a build.
+    Build(StagedBuild),
+    /// Native code alone, of a snapshot that is in place.
+    Native(StagedPath, VerifiedSnapshot),
 }
 
 impl Inner {
+    /// What a job comes to: what an earlier deploy left, else its snapshot, compiled by this engine, else what is built of the module.
+    ///
+    /// # Errors
+    /// Those of the build, and of `wasm`, which opens the module.
+    pub(super) async fn find_or_make(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        keys: Keys,
+        job: Job,
+        wasm: impl Future<Output = Result<File, Fault>>,
+    ) -> Result<Made, Fault> {
+        if let Some(found) = self.find(tenant, keys, job.clone()).await? {
+            return Ok(found);
+        }
+        if let Some((snapshot, kept)) = self.find_snapshot(tenant, keys, job.clone()).await? {
+            return self.compile(tenant, keys, snapshot, kept, job).await;
+        }
+        self.make(tenant, keys, wasm.await?, job).await
+    }
+
     /// What an earlier deploy left that would come out again: another name for the same module need not be built.
-    pub(super) async fn find(self: &Arc<Self>, tenant: &TenantId, keys: Keys, job: Job) -> Result<Option<Made>, Fault> {
+    async fn find(self: &Arc<Self>, tenant: &TenantId, keys: Keys, job: Job) -> Result<Option<Made>, Fault> {
         let (inner, tenant) = (self.clone(), tenant.clone());
         blocking(move || {
             let is_wanted = |key: Digest| job.snapshot.mode != SnapshotMode::Off || key == keys.plain;
@@ -96,7 +124,45 @@ impl Inner {
         .await
     }
 
-    pub(super) async fn make(&self, tenant: &TenantId, keys: Keys, wasm: File, job: Job) -> Result<Made, Fault> {
+    /// A snapshot that would come out again, whose native code is another engine's: initialisation does not run again for that.
+    async fn find_snapshot(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        keys: Keys,
+        job: Job,
+    ) -> Result<Option<(VerifiedSnapshot, Built)>, Fault> {
+        if job.snapshot.mode == SnapshotMode::Off {
+            return Ok(None);
+        }
+        let (inner, tenant) = (self.clone(), tenant.clone());
+        blocking(move || {
+            // As above: a snapshot that cannot be read is taken again.
+            let snapshot = inner.artifacts.open_snapshot(&tenant, keys.snapshot).ok()?;
+            let kept: Built = serde_json::from_slice(&snapshot.meta).ok()?;
+            kept.serves(&job).then_some((snapshot, kept))
+        })
+        .await
+    }
+
+    async fn compile(
+        &self,
+        tenant: &TenantId,
+        keys: Keys,
+        snapshot: VerifiedSnapshot,
+        kept: Built,
+        job: Job,
+    ) -> Result<Made, Fault> {
+        let StagedBuild { native, snapshot: unused } = self.artifacts.stage_build();
+        let outputs = Outputs { native: native.path().into(), snapshot: unused.path().into() };
+        let wasm = snapshot.file.try_clone().map_err(Fault::internal)?;
+        // There is nothing to leave out.
+        let built = self.builder.build(tenant, wasm, job.of_snapshot(), &outputs, |_| true).await?;
+        self.engine.metrics().builds.inc();
+        let built = Built { image: built.image, ..kept };
+        Ok(Made { built, key: keys.restored, staged: Some(Staged::Native(native, snapshot)) })
+    }
+
+    async fn make(&self, tenant: &TenantId, keys: Keys, wasm: File, job: Job) -> Result<Made, Fault> {
         let staged = self.artifacts.stage_build();
         let (native, snapshot) = (staged.native.path().into(), staged.snapshot.path().into());
         let outputs = Outputs { native, snapshot };
@@ -111,7 +177,7 @@ impl Inner {
         self.engine.metrics().builds.inc();
         crash::point("build-done");
         let key = if built.snapshot.is_some() { keys.restored } else { keys.plain };
-        Ok(Made { built, key, staged: Some(staged) })
+        Ok(Made { built, key, staged: Some(Staged::Build(staged)) })
     }
 
     /// Puts the files of a build in place; what the revision is to say about its snapshot.
@@ -121,17 +187,27 @@ impl Inner {
         keys: Keys,
         built: &Built,
         key: Digest,
-        staged: Option<StagedBuild>,
+        staged: Option<Staged>,
     ) -> Result<Option<SnapshotRecord>, Fault> {
-        if let Some(StagedBuild { native, snapshot }) = staged {
+        if let Some(staged) = staged {
             // Two builds of the same are not alike in every byte: native code and snapshot are both of this one, or both of the other.
             let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
             let meta = built.to_keep().map_err(Fault::internal)?;
-            if built.snapshot.is_some() {
-                self.artifacts.put_snapshot(tenant, keys.snapshot, snapshot, meta.clone()).map_err(|error| error.fault())?;
+            let native = match staged {
+                Staged::Build(StagedBuild { native, snapshot }) => {
+                    if built.snapshot.is_some() {
+                        let put = self.artifacts.put_snapshot(tenant, keys.snapshot, snapshot, meta.clone());
+                        put.map_err(|error| error.fault())?;
+                    }
+                    Some(native)
+                }
+                // Where another build has put its own there meanwhile, it has brought its native code too.
+                Staged::Native(native, of) => self.artifacts.is_in_place(tenant, keys.snapshot, &of).then_some(native),
+            };
+            if let Some(native) = native {
+                let contents = Contents { image: built.image.clone(), meta };
+                self.artifacts.put_artifact(tenant, key, native, contents).map_err(|error| error.fault())?;
             }
-            let contents = Contents { image: built.image.clone(), meta };
-            self.artifacts.put_artifact(tenant, key, native, contents).map_err(|error| error.fault())?;
         }
         let bytes = || self.artifacts.file_len(&FileId::snapshot(tenant, keys.snapshot)).unwrap_or_default();
         let record = |kept: &Kept| SnapshotRecord {

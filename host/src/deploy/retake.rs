@@ -80,14 +80,9 @@ impl Inner {
         };
         let folders = folders.map_err(|error| Fault::new(Code::BadManifest, error.to_string()))?;
         let job = Job::deploy(&name, manifest).reading(folders, bundle).with_secrets(&manifest.grants.secrets, secrets);
-        let made = match self.find(&tenant, keys, job.clone()).await? {
-            Some(found) => found,
-            None => {
-                let (artifacts, of, wasm) = (self.artifacts.clone(), tenant.clone(), live.wasm);
-                let wasm = blocking(move || artifacts.open_wasm(&of, wasm)).await?.map_err(|error| error.fault())?;
-                self.make(&tenant, keys, wasm, job).await?
-            }
-        };
+        let (artifacts, of, wasm) = (self.artifacts.clone(), tenant.clone(), live.wasm);
+        let wasm = async { blocking(move || artifacts.open_wasm(&of, wasm)).await?.map_err(|error| error.fault()) };
+        let made = self.find_or_make(&tenant, keys, job, wasm).await?;
         let inner = self.clone();
         blocking(move || {
             let _until_then = (pin, deploying);

@@ -284,6 +284,50 @@ fn what_cannot_be_compiled_anew_is_left_to_a_deploy() {
     assert_eq!(engine(&node), "unknown", "the next start tries again");
 }
 
+/// A handler that answers with eight bytes that its initialisation has drawn.
+fn draws_at_init() -> String {
+    let import = "(module (import \"wasi_snapshot_preview1\" \"random_get\" (func $random_get (param i32 i32) (result i32)))";
+    let text = handler(
+        "(func (export \"hob_init\") (drop (call $random_get (i32.const 0) (i32.const 8))))
+         (func (export \"hob_handle\") (call $answer (i32.const 200) (i32.const 0) (i32.const 8)))",
+    );
+    text.replacen("(module", import, 1)
+}
+
+#[test]
+fn a_deploy_of_the_same_whose_native_code_is_gone_keeps_the_snapshot() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &draws_at_init(), "");
+    let drawn = node.data.get("/a").good();
+    let remove = |folder| node.files(folder).iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    remove("artifacts");
+    node.deploy_wat("a", &draws_at_init(), "");
+    assert_eq!((node.data.get("/a").good(), node.metric("hob_builds_total")), (drawn.clone(), 2));
+    // And what it compiled is found by the next.
+    node.deploy_wat("a", &draws_at_init(), "");
+    assert_eq!((node.data.get("/a").good(), node.metric("hob_builds_total")), (drawn.clone(), 2));
+    assert!(node.inspect("a")["notes"][0].as_str().unwrap().contains("random"), "{}", node.inspect("a")["notes"]);
+    // Under other limits it would have been tried otherwise.
+    remove("artifacts");
+    node.deploy_wat("a", &draws_at_init(), "[limits]\ncpu = \"99ms\"");
+    let other = node.data.get("/a").good();
+    assert_ne!(other, drawn);
+    // Without its snapshot, or with one that somebody changed, there is nothing to keep.
+    remove("artifacts");
+    remove("snapshots");
+    node.deploy_wat("a", &draws_at_init(), "[limits]\ncpu = \"99ms\"");
+    let third = node.data.get("/a").good();
+    assert_ne!(third, other);
+    remove("artifacts");
+    for file in node.files("snapshots") {
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[20] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+    }
+    node.deploy_wat("a", &draws_at_init(), "[limits]\ncpu = \"99ms\"");
+    assert_ne!(node.data.get("/a").good(), third);
+}
+
 /// What a node has behind its ports, in this process; builds run in the real binary.
 struct Inside {
     dispatcher: Dispatcher,

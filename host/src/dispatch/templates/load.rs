@@ -262,7 +262,7 @@ impl Templates {
             Source::Module(file) => (file, Vec::new()),
             Source::Snapshot(VerifiedSnapshot { file, meta, .. }) => (file, meta),
         };
-        let job = Job::recompile(name, manifest);
+        let job = Job::deploy(name, manifest).of_snapshot();
         let (native, snapshot) = (staged.native.path().into(), staged.snapshot.path().into());
         let outputs = Outputs { native, snapshot };
         // There is nothing to leave out.

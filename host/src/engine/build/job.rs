@@ -135,10 +135,10 @@ impl Job {
         Self { secrets: JobSecrets { grants: grants.into(), values, digest }, ..self }
     }
 
-    /// The job of compiling a module again that was a snapshot when it was deployed.
+    /// The job of only compiling what is a snapshot already: nothing runs, and nothing is read.
     #[must_use]
-    pub fn recompile(name: &FunctionName, manifest: &Manifest) -> Self {
-        Self { restored: true, ..Self::deploy(name, manifest) }
+    pub fn of_snapshot(self) -> Self {
+        Self { restored: true, folders: Vec::new(), bundle: None, secrets: JobSecrets::default(), ..self }
     }
 
     /// Digest of arguments, variables, clock and secrets, and of the names of folders and the files in them.
