@@ -212,10 +212,11 @@ impl Manifest {
 
     /// The parts that decide what is in a snapshot, as bytes for a digest: what is run, and what a guest may read meanwhile, which is
     /// frozen in it. So are the limits, and what is thought of random numbers: a guest may grow until it is refused, and no build takes the place of
-    /// another that a live revision has. Routes are not. `bundle`: digest of the files that the deploy brought. `secrets`: of the secrets that may be read meanwhile.
+    /// another that a live revision has; and whether buckets and servers are granted, of which initialisation gets none and notes say what it missed.
+    /// Routes are not. `bundle`: digest of the files that the deploy brought. `secrets`: of the secrets that may be read meanwhile.
     #[must_use]
     pub fn snapshot_inputs(&self, bundle: Option<&Digest>, secrets: Option<&Digest>) -> Vec<u8> {
-        let ManifestGrants { files, clock, data, secrets: granted, .. } = &self.grants;
+        let ManifestGrants { files, clock, data, http, secrets: granted, .. } = &self.grants;
         // What is not there meanwhile is noticed, and may be a reason to keep nothing.
         let mounts: Vec<_> = data.iter().filter_map(|grant| grant.mount.as_ref()).collect();
         let variables: Vec<_> =
@@ -223,7 +224,8 @@ impl Manifest {
         let [bundle, secrets] = [bundle, secrets].map(|digest| digest.map(Digest::hex));
         let Snapshot { warmup, randomness, .. } = &self.snapshot;
         let Self { env, args, limits, .. } = self;
-        let seen = (files, clock, bundle, secrets, mounts, variables);
+        let missed = (!data.is_empty(), !http.is_empty());
+        let seen = (files, clock, bundle, secrets, mounts, variables, missed);
         serde_json::to_vec(&(warmup, randomness, env, args, limits, seen)).expect("text and lists are JSON")
     }
 }

@@ -262,3 +262,25 @@ fn the_answer_of_a_warm_up_request_is_bounded_as_any() {
         assert!(!has_snapshot(&node, name));
     }
 }
+
+#[test]
+fn what_initialisation_missed_of_a_grant_is_noted_also_where_the_grant_is_new() {
+    let node = Node::start(&[]);
+    let imports = r#"(module
+        (import "hob1" "bucket_open" (func $bucket_open (param i32 i32) (result i32)))"#;
+    let text = handler(
+        "(data (i32.const 100) \"b\")
+         (func (export \"hob_init\") (i32.store (i32.const 0) (call $bucket_open (i32.const 100) (i32.const 1))))
+         (func (export \"hob_handle\") (call $number (i32.load (i32.const 0))))",
+    );
+    let text = text.replacen("(module", imports, 1);
+    assert_eq!(notes(&done(deploy(&node, "a", &text, ""))), [""; 0], "nothing is granted, so nothing was missed");
+    let grants = "[grants]\ndata = [{ bucket = \"b\", access = \"read\" }]\n";
+    for _ in 0..2 {
+        let notes = notes(&done(deploy(&node, "a", &text, grants)));
+        assert!(notes.iter().any(|note| note.contains("asked for a bucket and was refused")), "{notes:?}");
+    }
+    assert_eq!(node.metric("hob_builds_total"), 2, "and the same is built once");
+    let network = "[grants]\nhttp = [\"https://example.com\"]\n";
+    assert_eq!(notes(&done(deploy(&node, "a", &text, network))), [""; 0], "it did not ask for that");
+}

@@ -428,7 +428,7 @@ fn failed(errno: Option<i32>, error: &str, memory: Memory) -> Failed {
 
 /// No room for the outputs. Without a snapshot there may be some.
 fn full() -> Fault {
-    let detail = "there is no room for what the build makes: native code, and the snapshot of the initialised module";
+    let detail = "there is no room for what the build makes: native code, and with a snapshot the initialised module";
     Fault::new(Code::StorageFull, detail).hint("remove functions that are not needed")
 }
 
