@@ -341,6 +341,10 @@ fn get(client: &Client, from: &At, to: &Path) -> Result<(), Failure> {
                 return Err(Failure::new(Exit::Usage, "the key ends in no name of a file: name one").next("hob blob cp --help"));
             }
         },
+        false if to.as_os_str().as_encoded_bytes().ends_with(b"/") => {
+            let failure = Failure::new(Exit::Usage, format!("'{}' is no folder that is there", to.display()));
+            return Err(failure.next("make it first, or name a file without '/' at its end"));
+        }
         false => to.to_owned(),
     };
     fetch(client, &parts()?, from, &to)

@@ -205,6 +205,8 @@ fn objects_from_and_to_files() {
     fails(&node, 3, &["blob", "rm", "b/x/a"]);
     assert!(fails(&node, 3, &["blob", "cat", "b/x/a"]).contains("next: hob blob ls hob:b\n"));
     assert!(fails(&node, 3, &["blob", "cat", "none/x"]).contains("next: hob bucket ls\n"));
+    let stderr = fails(&node, 2, &["blob", "cp", "hob:b/x/a", &format!("{}/", path("newdir"))]);
+    assert!(stderr.contains("is no folder that is there") && stderr.contains("make it first"), "{stderr}");
     fails(&node, 3, &["blob", "cp", "hob:b/x/a", &path("none")]);
     let names = || std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert!(!names().any(|name| name.starts_with("none") || name.ends_with(".part")));

@@ -338,6 +338,20 @@ fn what_has_expired_is_gone_and_stays_gone() {
 }
 
 #[test]
+fn a_bucket_that_is_gone_says_so() {
+    both(|node, objects, bucket| {
+        put(objects, &bucket, b"k", b"x").unwrap();
+        node.data().delete_bucket(&bucket.tenant, &bucket.name).wait().unwrap();
+        let is_gone = |error: DataError| assert!(matches!(error, DataError::NoSuchBucket { .. }), "{error}");
+        is_gone(objects.head(&bucket, b"k").unwrap_err());
+        is_gone(objects.open(&bucket, b"k").unwrap_err());
+        is_gone(objects.list(&bucket, b"", None, 9).unwrap_err());
+        is_gone(objects.delete(&bucket, b"k", When::Always).wait().unwrap_err());
+        is_gone(put(objects, &bucket, b"k", b"y").unwrap_err());
+    });
+}
+
+#[test]
 fn an_open_object_outlives_its_key() {
     both(|_, objects, bucket| {
         let bytes = noise(300_000, 5);

@@ -162,7 +162,7 @@ enum Wanted {
 #[derive(Debug)]
 struct Inner {
     buckets: HashMap<BucketId, Held>,
-    /// Buckets that were deleted last: who still has one open puts nothing into it.
+    /// Buckets that were deleted last: who still has one open puts nothing into it, and is told so.
     gone: VecDeque<BucketId>,
     /// Highest version given, in whichever bucket.
     version: u64,
@@ -358,13 +358,16 @@ impl Objects for Volatile {
     fn head(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Head>, DataError> {
         check_key(key)?;
         let now_ms = self.shared.clock.now_ms();
-        Ok(self.shared.lock().find(bucket.id, key, now_ms).map(|object| object.head.clone()))
+        let mut inner = self.shared.lock();
+        inner.check(bucket)?;
+        Ok(inner.find(bucket.id, key, now_ms).map(|object| object.head.clone()))
     }
 
     fn open(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Opened>, DataError> {
         check_key(key)?;
         let now_ms = self.shared.clock.now_ms();
         let mut inner = self.shared.lock();
+        inner.check(bucket)?;
         let Some(object) = inner.find(bucket.id, key, now_ms) else { return Ok(None) };
         let content = OpenContent::Memory(Arc::clone(&object.memory));
         Ok(Some(Opened { head: object.head.clone(), verified: Verified::Before, content }))
@@ -382,6 +385,7 @@ impl Objects for Volatile {
         let limit = limit.clamp(1, PAGE_LEN_MAX);
         let now_ms = self.shared.clock.now_ms();
         let inner = self.shared.lock();
+        inner.check(bucket)?;
         let Some(held) = inner.buckets.get(&bucket.id) else { return Ok(Page::default()) };
         let first = match after {
             Some(after) if after >= prefix => Bound::Excluded(after),
@@ -401,7 +405,8 @@ impl Objects for Volatile {
         let now_ms = self.shared.clock.now_ms();
         let mut inner = self.shared.lock();
         let found = |inner: &mut Inner| inner.find(bucket.id, key, now_ms).map(|object| object.head.etag);
-        let result = check_key(key).and_then(|()| when.check(found(&mut inner))).map(|()| {
+        let may = check_key(key).and_then(|()| inner.check(bucket)).and_then(|()| when.check(found(&mut inner)));
+        let result = may.map(|()| {
             let held = inner.buckets.get_mut(&bucket.id)?;
             held.remove(key).map(|object| object.head)
         });
