@@ -5,7 +5,7 @@ use anyhow::ensure;
 use hob::capability::{Host, link_modules};
 use wasmtime::{ExternType, ValType};
 
-use crate::calls::{Import, MEMORY_LEN, Numbers, PLACE, WORDS, fuzz, heads, number, switch};
+use crate::calls::{Carried, Guest, Import, MEMORY_LEN, Numbers, PLACE, WORDS, fuzz, heads, number, switch};
 use crate::report::Report;
 
 /// All functions that a core module may import, as the linker has them.
@@ -37,7 +37,7 @@ fn module(imports: &[Import]) -> anyhow::Result<Vec<u8>> {
         r#"(module {heads}
   (memory (export "memory") {pages} 64)
   (data (i32.const 0) "{WORDS}")
-  (func (export "hob_handle") (local $at i32) (local $end i32)
+  (func (export "hob_handle") (local $at i32) (local $end i32) (local $pair i64)
     (local.set $end (i32.add (i32.const {PLACE}) (call $f{request_read} (i32.const {PLACE}) (i32.const 30000))))
     (local.set $at (i32.sub (local.get $end) (i32.load (i32.const {body_len}))))
     {switch}))"#,
@@ -50,5 +50,6 @@ fn module(imports: &[Import]) -> anyhow::Result<Vec<u8>> {
 pub(crate) fn run(report: &mut Report, runs: u64, seed: u64) -> anyhow::Result<()> {
     let imports = of_modules()?;
     let wasm = module(&imports)?;
-    fuzz(report, &wasm, &imports, Numbers::Wild, runs, seed)
+    let guest = Guest { wasm: &wasm, imports: &imports, numbers: Numbers::Wild, calls: Carried::InBody };
+    fuzz(report, &guest, runs, seed)
 }

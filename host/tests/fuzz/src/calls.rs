@@ -30,6 +30,7 @@ const MANIFEST: &str = "[grants]\ndata = [{ bucket = 'd', access = 'read-write' 
     [snapshot]\nmode = 'off'";
 
 /// An import, with the names of types that the text format has.
+#[derive(Debug)]
 pub(crate) struct Import {
     pub(crate) module: String,
     pub(crate) name: String,
@@ -37,23 +38,35 @@ pub(crate) struct Import {
     pub(crate) results: Vec<String>,
     /// Kind of the resource that a parameter is a handle to.
     pub(crate) handles: Vec<Option<usize>>,
-    /// A handle that a call gives.
-    pub(crate) gives: Option<Given>,
+    /// Handles that a call gives.
+    pub(crate) gives: Vec<Given>,
 }
 
-/// A handle that a call gives, to a resource of this kind.
+/// A handle that a call gives, of this kind.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Given {
     pub(crate) kind: usize,
-    /// Where it is at the place that the last parameter names, and which byte there says that it is; else it is the result.
-    pub(crate) at: Option<(usize, u8)>,
+    pub(crate) at: At,
+}
+
+/// Where a handle is that a call gives.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum At {
+    /// It is the result.
+    Result,
+    /// It is the lower half of the result.
+    LowHalf,
+    /// It is the upper half.
+    HighHalf,
+    /// Behind the place that the last parameter names, if the byte there is this tag.
+    Place { offset: usize, tag: Option<u8> },
 }
 
 impl Import {
     /// One without resources.
     pub(crate) fn plain(module: String, name: String, params: Vec<String>, results: Vec<String>) -> Self {
         let handles = vec![None; params.len()];
-        Self { module, name, params, results, handles, gives: None }
+        Self { module, name, params, results, handles, gives: Vec::new() }
     }
 
     fn argument(&self, index: usize) -> String {
@@ -72,23 +85,35 @@ impl Import {
         let kinds = self.handles.iter().enumerate().filter_map(|(index, kind)| Some((index, (*kind)?)));
         let skips: String = kinds.map(|(index, _)| format!("(br_if $next (i32.eqz {}))", self.argument(index))).collect();
         let call = format!("{skips} (call $f{number} {args})");
-        match self.gives {
-            None => call + &"(drop)".repeat(self.results.len()),
-            Some(Given { kind, at: None }) => format!("{call} (global.set $r{kind})"),
-            Some(Given { kind, at: Some((offset, tag)) }) => {
+        let halves = self.gives.iter().any(|given| matches!(given.at, At::LowHalf | At::HighHalf));
+        let result = match &self.gives[..] {
+            [Given { kind, at: At::Result }] => format!("(global.set $r{kind})"),
+            _ if halves => "(local.set $pair)".into(),
+            _ => "(drop)".repeat(self.results.len()),
+        };
+        let keep = |Given { kind, at }: &Given| match at {
+            At::Result => String::new(),
+            At::LowHalf => format!("(global.set $r{kind} (i32.wrap_i64 (local.get $pair)))"),
+            At::HighHalf => format!("(global.set $r{kind} (i32.wrap_i64 (i64.shr_u (local.get $pair) (i64.const 32))))"),
+            At::Place { offset, tag } => {
                 let place = self.argument(self.params.len() - 1);
-                format!(
-                    "{call} (if (i32.eq (i32.load8_u {place}) (i32.const {tag}))
-                       (then (global.set $r{kind} (i32.load offset={offset} {place}))))"
-                )
+                let take = format!("(global.set $r{kind} (i32.load offset={offset} {place}))");
+                match tag {
+                    Some(tag) => format!("(if (i32.eq (i32.load8_u {place}) (i32.const {tag})) (then {take}))"),
+                    None => take,
+                }
             }
-        }
+        };
+        format!("{call} {result} {}", self.gives.iter().map(keep).collect::<String>())
     }
 
     /// Whether it ends the guest at once, or only waits.
     fn is_the_end(&self) -> bool {
         let name = self.name.as_str();
-        ["proc_exit", "poll_oneoff", "sched_yield", "exit", "poll"].contains(&name) || name.contains("block")
+        let waits = ["wait-for", "wait-until"];
+        ["proc_exit", "poll_oneoff", "sched_yield", "exit", "exit-with-code", "poll"].contains(&name)
+            || name.contains("block")
+            || waits.contains(&name)
     }
 }
 
@@ -103,7 +128,7 @@ pub(crate) fn heads(imports: &[Import]) -> anyhow::Result<String> {
     Ok(heads)
 }
 
-/// Makes the calls that are in memory between the locals `$at` and `$end`.
+/// Makes the calls that are in memory between the locals `$at` and `$end`; `$pair` is another local.
 pub(crate) fn switch(imports: &[Import]) -> anyhow::Result<String> {
     let (mut cases, mut labels) = (String::new(), String::new());
     for (number, import) in imports.iter().enumerate() {
@@ -151,17 +176,29 @@ impl Numbers {
     }
 }
 
+/// Where a request has the calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carried {
+    InBody,
+    /// In hexadecimal digits.
+    InPath,
+}
+
+/// Who makes the calls.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Guest<'a> {
+    pub(crate) wasm: &'a [u8],
+    pub(crate) imports: &'a [Import],
+    pub(crate) numbers: Numbers,
+    pub(crate) calls: Carried,
+}
+
 /// One invocation, and the calls it makes.
 ///
 /// # Errors
 /// When it ended in a way that would be Hob's own failure.
-async fn probe(
-    local: &Local,
-    function: &FunctionRecord,
-    imports: &[Import],
-    numbers: Numbers,
-    dice: &mut Dice,
-) -> anyhow::Result<String> {
+async fn probe(local: &Local, function: &FunctionRecord, guest: &Guest<'_>, dice: &mut Dice) -> anyhow::Result<String> {
+    let Guest { imports, numbers, .. } = *guest;
     let mut body = Vec::new();
     let mut called = Vec::new();
     for _ in 0..=dice.below(CALLS_MAX) {
@@ -177,7 +214,11 @@ async fn probe(
             body.extend(u64::from(number).to_le_bytes());
         }
     }
-    let request = http::Request::post("/").header("host", "localhost").body(Payload::Whole(body.into()))?;
+    let (path, body) = match guest.calls {
+        Carried::InBody => ("/".into(), body),
+        Carried::InPath => (body.iter().fold("/".to_owned(), |path, byte| format!("{path}{byte:02x}")), Vec::new()),
+    };
+    let request = http::Request::post(path).header("host", "localhost").body(Payload::Whole(body.into()))?;
     let ended = local.invoke(function, request, None).await;
     tokio::task::yield_now().await;
     match ended {
@@ -199,21 +240,14 @@ pub(crate) fn number(imports: &[Import], module: &str, name: &str) -> anyhow::Re
 ///
 /// # Errors
 /// The first input that broke something.
-pub(crate) fn fuzz(
-    report: &mut Report,
-    wasm: &[u8],
-    imports: &[Import],
-    numbers: Numbers,
-    runs: u64,
-    seed: u64,
-) -> anyhow::Result<()> {
+pub(crate) fn fuzz(report: &mut Report, guest: &Guest<'_>, runs: u64, seed: u64) -> anyhow::Result<()> {
     let local = Local::start(&["logs.function_bytes=16KiB"])?;
-    let function = local.deploy("prober", wasm, MANIFEST)?.map_err(|fault| anyhow::anyhow!("{fault}"))?;
+    let function = local.deploy("prober", guest.wasm, MANIFEST)?.map_err(|fault| anyhow::anyhow!("{fault}"))?;
     on_all_threads(report, runs, |runs, report| {
         let runtime = runtime()?;
         for number in runs {
             let mut dice = Dice::new(seed, number);
-            let end = runtime.block_on(probe(&local, &function, imports, numbers, &mut dice));
+            let end = runtime.block_on(probe(&local, &function, guest, &mut dice));
             report.count(&end.with_context(|| format!("input {number}"))?);
         }
         Ok(())

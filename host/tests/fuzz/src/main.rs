@@ -54,6 +54,8 @@ enum Target {
     Abi,
     /// The same of every import that a component of WASI 0.2 may have.
     Components,
+    /// The same of WASI 0.3.
+    Components3,
     /// Hand-overs of a slot from one instance to the next, with all memory and tables looked at.
     Canary,
 }
@@ -87,6 +89,7 @@ impl Target {
             Self::Smith => 300,
             Self::Abi => 200_000,
             Self::Components => 20_000,
+            Self::Components3 => 20_000,
             Self::Canary => 1_000_000,
         }
     }
@@ -100,7 +103,8 @@ impl Target {
             Self::Deploys => modules::through_the_child(report, runs, seed),
             Self::Smith => smith::run(report, runs, seed),
             Self::Abi => abi::run(report, runs, seed),
-            Self::Components => components::run(report, runs, seed),
+            Self::Components => components::two(report, runs, seed),
+            Self::Components3 => components::three(report, runs, seed),
             Self::Canary => canary::run(report, runs, seed),
         }
     }
