@@ -113,6 +113,21 @@ impl ClosedArtifact {
     }
 }
 
+/// Allocates the holes of a file on a file system that is memory. A page of a hole is allocated there when it is first read, also by whoever has
+/// the file mapped: without room, that is SIGBUS, and the end of the node.
+fn fill_in_memory(file: &File) -> io::Result<()> {
+    /// `TMPFS_MAGIC` of `linux/magic.h`.
+    const TMPFS: i64 = 0x0102_1994;
+    if i64::from(rustix::fs::fstatfs(file)?.f_type) != TMPFS {
+        return Ok(());
+    }
+    let len = file.metadata()?.len();
+    if len > 0 {
+        rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len)?;
+    }
+    Ok(())
+}
+
 /// A snapshot that is what this node put there.
 #[derive(Debug)]
 pub struct VerifiedSnapshot {
@@ -314,6 +329,9 @@ impl Artifacts {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return unfit("expected a file"),
             other => other.map_err(io_error("open what was built", path))?,
         };
+        if matches!(id, FileId::Artifact { .. }) {
+            fill_in_memory(&file).map_err(io_error("allocate what was built", path))?;
+        }
         let meta = file.metadata().map_err(io_error("look at what was built", path))?;
         if meta.len() == 0 {
             return unfit("expected a file that is not empty");
@@ -369,6 +387,26 @@ impl Artifacts {
         let (Sealed { payload_len, meta, .. }, stamp) =
             self.check(&mut file, Label { magic: CODE, tenant, key }).map_err(|error| seal_error(error, id, &path))?;
         Ok(VerifiedArtifact { file, path, payload_len, meta, stamp })
+    }
+
+    /// Removes native code that is not what was put there, pinned or not: its holder is about to put another in its place.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Io`].
+    ///
+    /// # Cost
+    /// As [`Artifacts::verify_artifact`].
+    pub fn discard_damaged(&self, tenant: &TenantId, key: Digest) -> Result<(), ArtifactError> {
+        if !matches!(self.verify_artifact(tenant, key), Err(ArtifactError::Corrupt { .. })) {
+            return Ok(());
+        }
+        let id = FileId::artifact(tenant, key);
+        let path = self.path(&id);
+        if path.is_dir() {
+            // Somebody else's; see `place`.
+            return Ok(());
+        }
+        self.shared.space.discard(&id, &path).map_err(io_error("remove", &path))
     }
 
     /// Opens a snapshot after checking that it is what was put there for this tenant and key.

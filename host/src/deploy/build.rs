@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use super::Inner;
 use crate::artifacts::{Contents, FileId, StagedBuild, StagedPath, VerifiedArtifact, VerifiedSnapshot};
@@ -96,7 +97,11 @@ impl Inner {
             return Ok(found);
         }
         if let Some((snapshot, kept)) = self.find_snapshot(tenant, keys, job.clone()).await? {
-            return self.compile(tenant, keys, snapshot, kept, job).await;
+            match self.compile(tenant, keys, snapshot, kept, job.clone()).await {
+                // Where anything will do there may be room, or time, for less.
+                Err(fault) if job.snapshot.mode == SnapshotMode::Auto && is_too_much(&fault) => {}
+                compiled => return compiled,
+            }
         }
         self.make(tenant, keys, wasm.await?, job).await
     }
@@ -155,8 +160,10 @@ impl Inner {
         let StagedBuild { native, snapshot: unused } = self.artifacts.stage_build();
         let outputs = Outputs { native: native.path().into(), snapshot: unused.path().into() };
         let wasm = snapshot.file.try_clone().map_err(Fault::internal)?;
-        // There is nothing to leave out.
-        let built = self.builder.build(tenant, wasm, job.of_snapshot(), &outputs, |_| true).await?;
+        let code = || (FileId::artifact(tenant, keys.restored), &native);
+        let meta = kept.to_keep().map_or(0, |kept| kept.len());
+        let fits = |_: &Built| self.artifacts.fit(std::iter::once(code()), meta);
+        let built = self.builder.build(tenant, wasm, job.of_snapshot(), &outputs, fits).await?;
         self.engine.metrics().builds.inc();
         let built = Built { image: built.image, ..kept };
         Ok(Made { built, key: keys.restored, staged: Some(Staged::Native(native, snapshot)) })
@@ -201,8 +208,13 @@ impl Inner {
                     }
                     Some(native)
                 }
-                // Where another build has put its own there meanwhile, it has brought its native code too.
-                Staged::Native(native, of) => self.artifacts.is_in_place(tenant, keys.snapshot, &of).then_some(native),
+                Staged::Native(native, of) if self.artifacts.is_in_place(tenant, keys.snapshot, &of) => Some(native),
+                // Another build has put its own there meanwhile, and brought its native code too.
+                Staged::Native(..) if self.artifacts.file_len(&FileId::artifact(tenant, key)).is_some() => None,
+                Staged::Native(..) => {
+                    let fault = Fault::new(Code::Overloaded, "the snapshot was removed while it was compiled");
+                    return Err(fault.retry_after(Duration::from_secs(1)).hint("try again"));
+                }
             };
             if let Some(native) = native {
                 let contents = Contents { image: built.image.clone(), meta };
@@ -230,4 +242,9 @@ impl Inner {
             Fault::new(Code::ModuleOverCap, "the component has more instances, memories or tables than one function may have")
         })
     }
+}
+
+/// Whether a build ended for want of room, or at its own limits.
+fn is_too_much(fault: &Fault) -> bool {
+    matches!(fault.code, Code::StorageFull | Code::BuildOverLimit)
 }

@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 
 use super::{Deployer, Frozen, Inner, Keys, Made, not_made};
 use crate::artifacts::FileId;
-use crate::dispatch::templates::blocking;
+use crate::dispatch::templates::{blocking, lost};
 use crate::dispatch::{Retake, no_such_function};
 use crate::engine::build::Job;
 use crate::fault::{Code, Fault};
@@ -81,7 +81,7 @@ impl Inner {
         let folders = folders.map_err(|error| Fault::new(Code::BadManifest, error.to_string()))?;
         let job = Job::deploy(&name, manifest).reading(folders, bundle).with_secrets(&manifest.grants.secrets, secrets);
         let (artifacts, of, wasm) = (self.artifacts.clone(), tenant.clone(), live.wasm);
-        let wasm = async { blocking(move || artifacts.open_wasm(&of, wasm)).await?.map_err(|error| error.fault()) };
+        let wasm = async { blocking(move || artifacts.open_wasm(&of, wasm)).await?.map_err(|error| lost(&error)) };
         let made = self.find_or_make(&tenant, keys, job, wasm).await?;
         let inner = self.clone();
         blocking(move || {

@@ -25,6 +25,8 @@ use crate::telemetry::logs::{Level, LogSink};
 
 /// How long a function whose initialisation failed with some secrets is not initialised with the same ones again, from its beginning on.
 const PAUSE: Duration = Duration::from_secs(30);
+/// The same where what is wrong is the node's own: room, or a file.
+const PAUSE_OF_NODE: Duration = Duration::from_secs(10);
 /// Functions that are initialised again at once when a secret changes; others are when they are asked.
 const EAGER_MAX: usize = 16;
 /// What that may leave in its log, in bytes.
@@ -59,7 +61,11 @@ impl Attempt {
     }
 
     fn is_recent(&self) -> bool {
-        self.began.elapsed() < PAUSE
+        let pause = match self.building.peek() {
+            Some(Err(fault)) => pause_after(fault),
+            _ => PAUSE,
+        };
+        self.began.elapsed() < pause
     }
 }
 
@@ -204,8 +210,8 @@ impl Dispatcher {
                 None => Err(Fault::new(Code::Draining, "the node is shutting down")),
             };
             let made = made.map_err(|fault| this.not_built(&function, fault));
-            // Only what is the function's own doing is remembered: all else may be over in a moment.
-            if made.as_ref().err().is_none_or(|fault| fault.code != Code::SecretUnavailable) {
+            // What may be over in a moment is not remembered.
+            if made.as_ref().err().is_none_or(|fault| pause_after(fault).is_zero()) {
                 this.0.retakes.attempts().remove(&entry);
             }
             made
@@ -219,13 +225,28 @@ impl Dispatcher {
 
     /// The answer to clients when an initialisation failed. What it said is for the function's log.
     fn not_built(&self, function: &Function, fault: Fault) -> Fault {
-        if matches!(fault.code, Code::Overloaded | Code::StorageFull | Code::Draining | Code::NotFound | Code::Internal) {
-            return fault;
+        match fault.code {
+            Code::Overloaded | Code::Draining | Code::NotFound => return fault,
+            Code::StorageFull | Code::Damaged | Code::Internal => {
+                let text = format!("a secret has changed, and the function cannot be built with it: {}", fault.detail);
+                sink(self, function).host(Level::Error, text);
+                return fault.retry_after(PAUSE_OF_NODE);
+            }
+            _ => {}
         }
         let text = format!("a secret has changed, and the function cannot be initialised with it: {}", fault.detail);
         sink(self, function).host(Level::Error, text);
         let fault = Fault::new(Code::SecretUnavailable, "a secret has changed, and the function cannot be initialised with it");
         fault.retry_after(PAUSE).hint("its log says why: hob logs NAME; correct the secret, or deploy it again")
+    }
+}
+
+/// For how long what ended so is not tried again with the same secrets.
+fn pause_after(fault: &Fault) -> Duration {
+    match fault.code {
+        Code::SecretUnavailable => PAUSE,
+        Code::StorageFull | Code::Damaged | Code::Internal => PAUSE_OF_NODE,
+        _ => Duration::ZERO,
     }
 }
 

@@ -136,6 +136,18 @@ impl<Id: Placed> Space<Id> {
         if released || state.pins.contains_key(id) {
             return Ok(None);
         }
+        Self::unlink(&mut state, id, path)
+    }
+
+    /// As [`Space::remove`], pinned or not: for one that is damaged, in whose place its holder puts another.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn discard(&self, id: &Id, path: &Path) -> io::Result<()> {
+        Self::unlink(&mut self.lock(), id, path).map(drop)
+    }
+
+    fn unlink(state: &mut State<Id>, id: &Id, path: &Path) -> io::Result<Option<u64>> {
         let bytes = match fs::symlink_metadata(path).and_then(|meta| fs::remove_file(path).map(|()| id.disk_bytes(&meta))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,

@@ -28,6 +28,7 @@ mod front;
 mod fairness;
 mod exposed;
 mod harness;
+mod heals;
 mod held;
 mod http;
 mod idempotency;

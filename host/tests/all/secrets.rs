@@ -63,7 +63,7 @@ fn environment() -> String {
 }
 
 #[track_caller]
-fn set(port: &Port, name: &str, value: impl AsRef<[u8]>) {
+pub(crate) fn set(port: &Port, name: &str, value: impl AsRef<[u8]>) {
     let reply = port.request("PUT", &format!("/v1/secrets/{name}"), &[], value.as_ref());
     assert_eq!(reply.status(), 204, "{}", reply.text());
 }

@@ -359,6 +359,10 @@ fn warm_up_requests_that_fail() {
         let required = "[snapshot]\nmode = \"required\"\nwarmup = [\"GET /x\"]";
         deploy(&node, name, &text, required).problem(422, "not-deployable");
     }
+    // One that fails when its answer has begun has failed: nobody waits for the rest.
+    let begun = handler("(func (export \"hob_handle\") (call $stream) unreachable)");
+    let begun = reason(&deploy(&node, "begun", &begun, "[snapshot]\nwarmup = [\"GET /x\"]"));
+    assert!(begun.contains("GET /x: the function trapped"), "{begun}");
     let breaks = says_more_than_it_has();
     let reason_of = reason(&deploy(&node, "breaks", &breaks, "[snapshot]\nwarmup = [\"GET /x\"]"));
     assert!(reason_of.contains("GET /x: the answer broke off: its content-length is 9, and its body has 4 bytes"), "{reason_of}");

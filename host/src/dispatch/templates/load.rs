@@ -228,6 +228,11 @@ impl Templates {
     async fn compile(&self, subject: &Subject, key: Digest) -> Result<(), Fault> {
         let source = self.source(subject).await?;
         let is_lost = matches!(source, Source::Module(_)) && subject.revision.snapshot.is_some();
+        if is_lost && self.is_whole(subject, key).await? {
+            // Somebody wants to know what a compilation takes.
+            let fault = Fault::new(Code::Damaged, "the snapshot is lost, and without it this rung would be another function");
+            return Err(fault.hint("its native code is whole, and kept: ask for another rung, or deploy it again"));
+        }
         let bytes = self.recompile(subject, key, source).await.map_err(|fault| match fault.code {
             Code::Overloaded | Code::StorageFull => fault,
             // It was built once: what ails it now is this node's, not that of whoever calls the function.
@@ -240,6 +245,12 @@ impl Templates {
         blocking(move || this.set_artifact(&subject, key, bytes, is_lost.then(|| LOST.into()))).await?
     }
 
+    /// Whether there is native code that can be used.
+    async fn is_whole(&self, subject: &Subject, key: Digest) -> Result<bool, Fault> {
+        let (artifacts, tenant) = (self.0.artifacts.clone(), subject.tenant.clone());
+        blocking(move || artifacts.verify_artifact(&tenant, key).is_ok()).await
+    }
+
     /// Compiles `source` and puts the native code in place; its length in bytes.
     async fn recompile(&self, subject: &Subject, key: Digest, source: Source) -> Result<u64, Fault> {
         let staged = self.0.artifacts.stage_build();
@@ -247,7 +258,12 @@ impl Templates {
         self.0.metrics.builds.inc();
         let (artifacts, tenant) = (self.0.artifacts.clone(), subject.tenant.clone());
         // Whoever pinned them waits for this, however long it takes.
-        let put = move || artifacts.put_artifact(&tenant, key, staged.native, contents).map_err(|error| error.fault());
+        let put = move || {
+            // Room for what takes its place, on a node that has little.
+            artifacts.discard_damaged(&tenant, key)?;
+            artifacts.put_artifact(&tenant, key, staged.native, contents)
+        };
+        let put = move || put().map_err(|error| error.fault());
         blocking(put).await?
     }
 
@@ -330,7 +346,8 @@ impl LoadError {
 }
 
 /// The fault for a function whose module cannot be opened: nothing is left to make it from.
-fn lost(error: &ArtifactError) -> Fault {
+#[must_use]
+pub fn lost(error: &ArtifactError) -> Fault {
     match error {
         ArtifactError::Missing { .. } | ArtifactError::Corrupt { .. } => {
             tracing::error!(%error, "a function cannot be started");

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use self::bounds::Bounds;
 use self::failed::Failed;
 use self::load::Subject;
+pub use self::load::lost;
 use self::once::{Once, Shares};
 use self::resident::Resident;
 use super::catalog::Function;

@@ -326,7 +326,9 @@ async fn keep(stage: &Stage<'_>, found: &Found, snapshot: Snapshot, outputs: &Ou
             FaultCode::CpuDeadline | FaultCode::WallDeadline | FaultCode::GuestMemory => {
                 "raise that limit in [limits] of hob.toml, or do less: a start and each warm-up request have the limits of an invocation here"
             }
-            _ => "the function keeps something that does not survive: a handle, a time, a number that must be new",
+            _ => {
+                "look at what every start does (hob_restored), and for what the function keeps that does not survive: a handle, a time, a number that must be new"
+            }
         };
         return Ok(Err(Unfit::new(format!("an instance made of the snapshot failed: {}", fault.detail), hint)));
     }

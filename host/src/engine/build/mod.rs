@@ -499,7 +499,7 @@ fn threads(cores: usize) -> usize {
 
 fn over_limit(detail: String) -> Fault {
     Fault::new(Code::BuildOverLimit, format!("the build was ended: {detail}"))
-        .hint("make the module smaller, or raise the limits in [build] of the node")
+        .hint("make the module smaller or its initialisation shorter, or raise the limits in [build] of the node")
 }
 
 #[cfg(test)]

@@ -231,6 +231,8 @@ impl Rehearsal {
                         }
                         Poll::Ready(Some(Err(error))) => (payload, broken) = (None, Some(error)),
                         Poll::Ready(None) => payload = None,
+                        // A guest that has failed writes no more of it, and what would end it is still in the store.
+                        Poll::Pending if matches!(&ended, Some(Err(_) | Ok(Err(_)))) => break,
                         Poll::Pending => return Poll::Pending,
                     }
                 }

@@ -58,7 +58,7 @@ async fn a_note_says_how_the_first_child_ended_and_what_to_do() {
         ("kill -KILL $$", format!("no snapshot: {KILLED}; try again when")),
         (
             "kill -XCPU $$",
-            "no snapshot: the build was ended: it used more than 60s of processor time; make the module smaller".into(),
+            "no snapshot: the build was ended: it used more than 60s of processor time; make the module smaller or its initialisation shorter".into(),
         ),
         ("echo memory allocation >&2; kill -ABRT $$", "no snapshot: the build was ended: it needed more than ".into()),
     ] {
