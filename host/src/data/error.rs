@@ -284,7 +284,8 @@ impl DataError {
                 return Fault::new(Code::StorageFull, "this node cannot write to its disk at present").hint("try another node");
             }
             Self::StorageFull { .. } => {
-                return Fault::new(Code::StorageFull, "there is no room to store this").hint("try again later");
+                let hint = "delete what is not needed, or free some of the disk of the node, and try again";
+                return Fault::new(Code::StorageFull, "there is no room on the disk of the node to store this").hint(hint);
             }
             Self::Storage { source, .. } => return self.of_system(source),
             Self::DamagedRow { what } => {
@@ -292,7 +293,11 @@ impl DataError {
                 let hint = "hob doctor names the bucket: delete it and import an earlier export, or restore the node's data";
                 return Fault::new(Code::Damaged, format!("damaged on disk: {what}")).hint(hint);
             }
-            Self::Damaged { .. } => return Fault::internal(self),
+            Self::Damaged { .. } => {
+                tracing::error!(error = %self, "data on the disk cannot be read");
+                let hint = "stop the node and run 'hob doctor --data-dir DIR', which reads every page; restore the node's data, or delete the bucket";
+                return Fault::new(Code::Damaged, "a part of this node's data that this needs is damaged on disk").hint(hint);
+            }
         };
         Fault::new(code, self.to_string())
     }

@@ -98,7 +98,13 @@ impl Shared {
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         let Some(db) = db.as_ref() else { return Err(storage("use the data")(redb::Error::DatabaseClosed)) };
         let result = caught(|| op(db)).unwrap_or_else(|what| {
-            // What redb holds in memory is thrown away.
+            // What redb holds in memory is thrown away. What it would write of a change that it did not come to the end of would be the last commit,
+            // and on a damaged page nobody could open the file again: it is left as the last commit made it.
+            if how == Use::Write
+                && let Some(commits) = &db.commits
+            {
+                commits.fail();
+            }
             self.stale.store(true, Ordering::Release);
             Err(DataError::Damaged { what })
         });

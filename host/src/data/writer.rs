@@ -3,6 +3,7 @@
 //! Owns groups, sweeps and the mark of the clock. Knows nothing about what jobs write. Invariant: a job is answered once, after the
 //! commit that it is part of.
 
+use std::cell::Cell;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -197,21 +198,32 @@ impl Writer {
             self.regain()?;
         }
         let mut due_ms = None::<u64>;
-        let sweeps = &mut self.sweeps;
-        let committed = file.with_db(Use::Write, |db| {
-            transact(db, room, |txn| {
-                let mut commit = sweep(txn, sweeps, now_ms, &mut due_ms)?;
-                for queued in &mut *group {
-                    if queued.job.run(txn, now_ms)? == Commit::Yes {
-                        commit = Commit::Yes;
+        let (sweeps, has_swept) = (&mut self.sweeps, Cell::new(false));
+        let mut attempt = || {
+            file.with_db(Use::Write, |db| {
+                transact(db, room, |txn| {
+                    let mut commit = sweep(txn, sweeps, now_ms, &mut due_ms)?;
+                    has_swept.set(true);
+                    for queued in &mut *group {
+                        if queued.job.run(txn, now_ms)? == Commit::Yes {
+                            commit = Commit::Yes;
+                        }
                     }
-                }
-                if commit == Commit::Yes {
-                    write_mark(txn, now_ms)?;
-                }
-                Ok((commit, commit))
+                    if commit == Commit::Yes {
+                        write_mark(txn, now_ms)?;
+                    }
+                    Ok((commit, commit))
+                })
             })
-        })?;
+        };
+        let committed = match attempt() {
+            // A damaged page met a sweep, which rests now, and no job has run.
+            Err(error @ DataError::Damaged { .. }) if !has_swept.get() => {
+                tracing::error!(%error, "what has expired or was deleted cannot be swept");
+                attempt()?
+            }
+            committed => committed?,
+        };
         self.compact.is_worth |= room == Room::Reserve && committed == Commit::Yes;
         // What was written may expire soon.
         let soon = (committed == Commit::Yes).then(|| now_ms.saturating_add(1000));
@@ -230,7 +242,11 @@ fn sweep(txn: &WriteTransaction, sweeps: &mut [Resting], now_ms: u64, due_ms: &m
         let next_ms = if resting.until_ms > now_ms {
             Some(resting.until_ms)
         } else {
-            match (resting.sweep)(txn, now_ms) {
+            // redb panics where a page is damaged, and then there is nothing to go on with: it rests from before.
+            let began_ms = std::mem::replace(&mut resting.until_ms, now_ms.saturating_add(SWEEP_REST_MS));
+            let swept = (resting.sweep)(txn, now_ms);
+            resting.until_ms = began_ms;
+            match swept {
                 Ok(swept) => {
                     if swept.commit == Commit::Yes {
                         commit = Commit::Yes;

@@ -55,6 +55,9 @@ pub(crate) trait Commits: Send + Sync {
     /// # Errors
     /// What else the disk says.
     fn regain(&self) -> io::Result<bool>;
+    /// Nothing more is written: what redb holds of it in memory cannot be trusted. What was made durable stays as it is for whoever opens the files
+    /// next.
+    fn fail(&self);
     /// A commit in two phases begins: the first flush that follows need not be durable, if another one follows.
     fn begin(&self);
     /// It has ended, and went well or not.
@@ -111,6 +114,15 @@ struct State {
     syncing: Option<JoinHandle<io::Result<()>>>,
     /// Something failed: nothing more is written, and the log stays for the next start.
     failed: bool,
+}
+
+impl State {
+    fn must_be_good(&self) -> io::Result<()> {
+        match self.failed {
+            true => Err(io::Error::other("the log of the data failed before")),
+            false => Ok(()),
+        }
+    }
 }
 
 impl<D: StorageBackend> Logged<D> {
@@ -189,9 +201,7 @@ impl<D: StorageBackend> Inner<D> {
     /// What the disk says. Nothing is written after that: the log stays as it is for the next start.
     fn flush(&self) -> io::Result<()> {
         let mut state = self.lock();
-        if state.failed {
-            return Err(io::Error::other("the log of the data failed before"));
-        }
+        state.must_be_good()?;
         self.try_flush(&mut state).inspect_err(|_| state.failed = true)
     }
 
@@ -326,6 +336,10 @@ impl<D: StorageBackend> Commits for Inner<D> {
         if state.failed || !self.is_short() { Ok(!state.failed) } else { self.fill(&mut state) }
     }
 
+    fn fail(&self) {
+        self.lock().failed = true;
+    }
+
     fn begin(&self) {
         self.first_of_two.store(true, Ordering::Release);
     }
@@ -359,6 +373,7 @@ impl<D: StorageBackend> StorageBackend for Logged<D> {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.lock().must_be_good()?;
         self.0.file.set_len(len)
     }
 
@@ -367,6 +382,7 @@ impl<D: StorageBackend> StorageBackend for Logged<D> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.lock().must_be_good()?;
         let within = usize::try_from(FIRST.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
         let (first, rest) = data.split_at(within);
         let rest_offset = offset + within as u64;

@@ -425,7 +425,7 @@ fn sweep_graves(txn: &WriteTransaction) -> Result<Swept, DataError> {
     Ok(Swept { commit: Commit::Yes, next_ms: Some(0) })
 }
 
-/// Reads every entry of a bucket and holds it against its checksum.
+/// Reads every entry of a bucket, holds it against its checksum, and looks whether its key leads to it.
 ///
 /// # Errors
 /// Those of storage.
@@ -458,6 +458,7 @@ pub(in crate::data) fn scrub_page(
     let mut page = Scrubbed::default();
     let first = after.map_or(Bound::Included((id.0, &[][..])), |after| Bound::Excluded((id.0, after)));
     let mut looked = 0;
+    let mut last = after.map(Bytes::copy_from_slice);
     for found in table.range((first, Bound::Unbounded)).map_err(storage(doing))? {
         let (key, row) = found.map_err(storage(doing))?;
         let (of, key) = key.value();
@@ -466,9 +467,13 @@ pub(in crate::data) fn scrub_page(
         }
         looked += 1;
         page.entries += 1;
-        if decode(id, key, row.value()).is_err() {
+        // A page that leads to others may be damaged too: then what is there is not found by its key, or comes out of order.
+        let is_in_order = last.as_deref().is_none_or(|last: &[u8]| last < key);
+        let is_found = || table.get((id.0, key)).map(|found| found.is_some()).map_err(storage(doing));
+        if decode(id, key, row.value()).is_err() || !is_in_order || !is_found()? {
             page.corrupt.push(Bytes::copy_from_slice(key));
         }
+        last = Some(Bytes::copy_from_slice(key));
         if looked == limit {
             return Ok((page, Some(Bytes::copy_from_slice(key))));
         }

@@ -49,7 +49,9 @@ pub(in crate::data) fn audit(
                 }
             },
         };
-        if !is_good {
+        // A page that leads to others may be damaged too.
+        let is_found = table.get((bucket.0, key)).map_err(storage(doing))?.is_some();
+        if !is_good || !is_found {
             scrubbed.corrupt.push((bucket, Bytes::copy_from_slice(key)));
         }
     }

@@ -137,12 +137,21 @@ impl Durable {
                     }
                     Row::Damaged | Row::None => false,
                 };
+                let is_good = is_good && self.is_found(bucket.id, &key)?;
                 if !is_good {
                     self.relink(bucket.id, &key)?;
                     scrubbed.corrupt.push((bucket.id, key));
                 }
             }
         }
+    }
+
+    /// Whether a key that a list has leads to its row: a page that leads to others may be damaged. One that was deleted meanwhile is found too.
+    fn is_found(&self, bucket: BucketId, key: &[u8]) -> Result<bool, DataError> {
+        if !matches!(self.row(bucket, key)?, Row::None) {
+            return Ok(true);
+        }
+        Ok(self.rows(bucket, key, None, 1)?.first().is_none_or(|(listed, _)| listed != key))
     }
 
     /// Counts again what a bucket's objects take; it must agree with [`Bucket::objects`] if nothing is written meanwhile.
