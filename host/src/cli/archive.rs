@@ -165,6 +165,10 @@ pub(super) fn export(ctx: &Ctx, name: &BucketName, path: &Path) -> Result<(), Fa
         let sentence = "its objects are those of its origin, so an export would not be whole without it: copy them there";
         return Err(Failure::new(Exit::Failure, sentence));
     }
+    if path == Path::new("-") {
+        return Err(Failure::new(Exit::Usage, "an export is a file, which has its name when it is whole: name one")
+            .next("hob bucket export --help"));
+    }
     let doing = || format!("cannot make '{}'", path.display());
     let another = || next(format!("hob bucket export {name} ANOTHER-FILE"));
     let parts = Parts::new().context("cannot wait for signals")?;
@@ -404,6 +408,10 @@ pub(super) fn import(ctx: &Ctx, path: &Path, name: Option<BucketName>) -> Result
     let shown = path.display();
     let mut file =
         File::open(path).with_context(|| format!("cannot open '{shown}'")).map_err(next("hob bucket import --help"))?;
+    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+        let sentence = format!("'{shown}' is no file: an export is read twice, once to check all of it");
+        return Err(Failure::new(Exit::Usage, sentence).next("hob bucket import --help"));
+    }
     let bar = output::spinner(&format!("checking {shown}"));
     let checked = check(&file).with_context(|| format!("'{shown}' cannot be imported, and nothing of it was"));
     let definition = checked.inspect_err(|_| bar.finish_and_clear()).map_err(next("hob bucket export --help"))?;

@@ -6,7 +6,7 @@
 pub(super) mod data;
 mod identity;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -268,7 +268,16 @@ impl Client {
 
     fn send(&self, request: http::request::Builder, body: SendBody<'_>) -> Result<Response<Body>, Failure> {
         let request = request.body(body).context("the request cannot be made")?;
-        self.agent.run(request).map_err(|error| self.unreachable(error))
+        self.agent.run(request).map_err(|error| match error {
+            // It answers before the end of what it does not want; of that answer nothing is there any more.
+            ureq::Error::Io(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                let sentence =
+                    format!("{} ended the connection before all was sent: most often there is no room for it", self.base);
+                let failure = Failure::from(anyhow::Error::new(error).context(sentence)).exit(Exit::Failure);
+                failure.next("hob bucket ls says what each may have, hob doctor what the node's disk has")
+            }
+            error => self.unreachable(error),
+        })
     }
 
     fn unreachable(&self, error: ureq::Error) -> Failure {

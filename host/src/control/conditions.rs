@@ -98,6 +98,17 @@ pub(super) fn of_write(headers: &HeaderMap) -> Result<When, Fault> {
     }
 }
 
+/// Refuses a condition of a write that takes none in its headers.
+///
+/// # Errors
+/// `bad-request`, with what takes one instead.
+pub(super) fn none(headers: &HeaderMap, instead: &str) -> Result<(), Fault> {
+    match [&IF_MATCH, &IF_NONE_MATCH, &IF_UNMODIFIED_SINCE].into_iter().find(|name| headers.contains_key(*name)) {
+        Some(name) => Err(bad(format!("'{name}' is no condition of this: {instead}"))),
+        None => Ok(()),
+    }
+}
+
 fn unmodified_since(headers: &HeaderMap) -> Result<Option<SystemTime>, Fault> {
     let wrong = |_| bad(format!("'{IF_UNMODIFIED_SINCE}' cannot be read: expected a date such as Sun, 06 Nov 1994 08:49:37 GMT"));
     text(headers, &IF_UNMODIFIED_SINCE)?.map(|text| httpdate::parse_http_date(text.trim()).map_err(wrong)).transpose()

@@ -296,10 +296,13 @@ pub(super) async fn increment(
     once: Once,
     InBucket(name): InBucket,
     Key(key): Key,
-    uri: Uri,
+    request: Request,
 ) -> Result<Response, Refusal> {
-    let by = Wanted::read(&uri, &["increment"])?.increment;
+    let by = Wanted::read(request.uri(), &["increment"])?.increment;
     let by = by.ok_or_else(|| Fault::new(Code::BadRequest, "a POST to a key adds to it: expected ?increment=NUMBER"))?;
+    conditions::none(request.headers(), "an increment adds to whatever is there; set the value with PUT on a condition")?;
+    let no_body = |_| Fault::new(Code::BadRequest, "an increment has no body: what is added is ?increment=NUMBER");
+    axum::body::to_bytes(request.into_body(), 0).await.map_err(no_body)?;
     let ticket = match once.look(&control, Vec::new()).await? {
         Found::Answer(answer) => return Ok(answer),
         Found::Nothing(ticket) => ticket,
@@ -319,8 +322,10 @@ pub(super) async fn batch(
     caller: Caller,
     once: Once,
     InBucket(name): InBucket,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
+    conditions::none(&headers, "each operation of a batch has its own, in its 'if_version' or 'if_absent'")?;
     let place = turn(&control.places.batches, &caller, "batches").await?;
     let body = axum::body::to_bytes(body, BATCH_LEN_MAX).await.map_err(|error| body_fault(&error))?;
     let ticket = match once.look(&control, vec![body.clone()]).await? {

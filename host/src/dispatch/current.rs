@@ -23,7 +23,7 @@ use crate::id::{Digest, FunctionName, SecretName, TenantId};
 use crate::manifest::SnapshotMode;
 use crate::telemetry::logs::{Level, LogSink};
 
-/// How long a function whose initialisation failed with some secrets is not initialised with the same ones again, from its beginning on.
+/// How long a function whose initialisation failed with some secrets is not initialised with the same ones again, from its end on.
 const PAUSE: Duration = Duration::from_secs(30);
 /// The same where what is wrong is the node's own: room, or a file.
 const PAUSE_OF_NODE: Duration = Duration::from_secs(10);
@@ -50,6 +50,7 @@ struct Attempt {
     /// Digest of the secrets that were there when it began.
     of: Digest,
     began: Instant,
+    ended: Option<Instant>,
     task: AbortHandle,
     building: Building,
 }
@@ -65,7 +66,8 @@ impl Attempt {
             Some(Err(fault)) => pause_after(fault),
             _ => PAUSE,
         };
-        self.began.elapsed() < pause
+        // Of one that was ended from outside it is not known when.
+        self.ended.unwrap_or(self.began).elapsed() < pause
     }
 }
 
@@ -210,15 +212,19 @@ impl Dispatcher {
                 None => Err(Fault::new(Code::Draining, "the node is shutting down")),
             };
             let made = made.map_err(|fault| this.not_built(&function, fault));
+            let mut attempts = this.0.retakes.attempts();
             // What may be over in a moment is not remembered.
             if made.as_ref().err().is_none_or(|fault| pause_after(fault).is_zero()) {
-                this.0.retakes.attempts().remove(&entry);
+                attempts.remove(&entry);
+            } else if let Some(attempt) = attempts.get_mut(&entry) {
+                attempt.ended = Some(Instant::now());
             }
+            drop(attempts);
             made
         });
         let handle = task.abort_handle();
         let building = async move { task.await.unwrap_or_else(|error| Err(lost(error))) }.boxed().shared();
-        let attempt = Attempt { of: secrets, began: Instant::now(), task: handle, building };
+        let attempt = Attempt { of: secrets, began: Instant::now(), ended: None, task: handle, building };
         attempts.insert(key, attempt.clone());
         attempt
     }

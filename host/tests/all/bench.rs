@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::cli::{at, check, file, hob};
-use crate::harness::Node;
 use crate::harness::wat::{does, says, wasm};
+use crate::harness::{Node, eventually};
 
 /// A tiny check of XML: tags are closed in their order, attributes are quoted, and no text holds a bare `<` or `&`.
 #[track_caller]
@@ -152,4 +152,19 @@ fn what_cannot_be_measured_is_said() {
     assert!(!Path::new("/nonexistent").exists());
     check(&hob(&["--server", "http://127.0.0.1:1", "bench", "cold", "a"]).output().unwrap(), 5);
     check(&hob(&["bench"]).output().unwrap(), 2);
+}
+
+#[test]
+fn a_function_that_is_deployed_while_it_is_measured_is_no_result() {
+    let node = Node::start(&[]);
+    node.deploy_wat("a", &says("one"), "");
+    let args = ["bench", "cold", "a", "--rungs", "resident", "--rate", "20", "--count", "40"];
+    std::thread::scope(|scope| {
+        let measuring = scope.spawn(|| at(&node, &args));
+        let starts = || node.inspect("a")["usage"]["starts"]["resident"].as_u64().unwrap();
+        eventually("it is being measured", || starts() > 2);
+        node.deploy_wat("a", &says("two"), "");
+        let (_, stderr) = check(&measuring.join().unwrap(), 1);
+        assert!(stderr.contains("was deployed while it was measured: revision 2 took the place of 1"), "{stderr}");
+    });
 }

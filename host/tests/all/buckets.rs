@@ -629,3 +629,21 @@ fn a_restart_keeps_what_is_durable_and_loses_what_is_volatile() {
     node.control.get("/v1/buckets/v/objects/o").problem(404, "not-found");
     check_whole(&node, "d");
 }
+
+#[test]
+fn increments_and_batches_take_no_condition_in_their_headers() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    let increment = |name: &'static str, value: &'static str, body: &[u8]| {
+        node.control.request("POST", "/v1/buckets/b/kv/n?increment=1", &[(name, value)], body)
+    };
+    for (name, value) in [("if-match", "\"1\""), ("if-match", "*"), ("if-none-match", "*"), ("if-unmodified-since", "junk")] {
+        let problem = increment(name, value, b"").problem(400, "bad-request");
+        assert!(problem["detail"].as_str().unwrap().contains(name), "{problem}");
+        let headers = [(name, value), ("content-type", "application/json")];
+        node.control.request("POST", "/v1/buckets/b/kv", &headers, b"{\"ops\": []}").problem(400, "bad-request");
+    }
+    let problem = increment("accept", "*/*", b"5").problem(400, "bad-request");
+    assert!(problem["detail"].as_str().unwrap().contains("has no body"), "{problem}");
+    assert_eq!(increment("accept", "*/*", b"").ok().json()["value"], 1);
+}

@@ -132,6 +132,12 @@ impl Cold {
         let measured = rungs.into_iter().rev().map(|rung| self.measure_rung(client, name, rung));
         let mut measured = measured.collect::<Result<Vec<_>, _>>()?;
         measured.reverse();
+        let now = client.function(name)?;
+        let (before, after) = (function.function.revision, now.function.revision);
+        if (before, &function.function.digest) != (after, &now.function.digest) {
+            let sentence = format!("'{name}' was deployed while it was measured: revision {after} took the place of {before}");
+            return Err(Failure::new(Exit::Failure, sentence).next(format!("hob bench cold {name}")));
+        }
         // One that does not say is measured all the same.
         Ok(Report::new(function, daemon, client.node().ok().as_ref(), &measured))
     }
