@@ -117,8 +117,8 @@ impl ClosedArtifact {
 /// the file mapped: without room, that is SIGBUS, and the end of the node.
 fn fill_in_memory(file: &File) -> io::Result<()> {
     /// `TMPFS_MAGIC` of `linux/magic.h`.
-    const TMPFS: i64 = 0x0102_1994;
-    if i64::from(rustix::fs::fstatfs(file)?.f_type) != TMPFS {
+    const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+    if rustix::fs::fstatfs(file)?.f_type != TMPFS {
         return Ok(());
     }
     let len = file.metadata()?.len();

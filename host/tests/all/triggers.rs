@@ -139,8 +139,10 @@ fn changes_reach_functions_while_the_node_runs() {
     for (to, key) in [("in", "a/1"), ("in", "b/1"), ("other", "a/1"), ("in", "a/2%20%C3%BC"), ("in", "a/1")] {
         upload(&node, to, key);
     }
-    let change =
-        |method: &str, target: &str| node.control.request(method, &format!("/v1/buckets/in/kv/{target}"), &[], b"v").status();
+    let change = |method: &str, target: &str| {
+        let body = if method == "PUT" { &b"v"[..] } else { b"" };
+        node.control.request(method, &format!("/v1/buckets/in/kv/{target}"), &[], body).status()
+    };
     assert_eq!((change("PUT", "k"), change("POST", "n?increment=1"), change("DELETE", "k")), (204, 200, 204));
     assert_eq!(change("DELETE", "k"), 404, "which is no change");
     let delivered = "hob_deliveries_total{kind=\"delivered\"}";
