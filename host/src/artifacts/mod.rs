@@ -113,19 +113,17 @@ impl ClosedArtifact {
     }
 }
 
-/// Allocates the holes of a file on a file system that is memory. A page of a hole is allocated there when it is first read, also by whoever has
+/// Whether a folder is on a file system that is memory. A page of a hole is allocated there when it is first read, also by whoever has
 /// the file mapped: without room, that is SIGBUS, and the end of the node.
-fn fill_in_memory(file: &File) -> io::Result<()> {
+fn is_in_memory(folder: &Path) -> io::Result<bool> {
     /// `TMPFS_MAGIC` of `linux/magic.h`.
     const TMPFS: rustix::fs::FsWord = 0x0102_1994;
-    if rustix::fs::fstatfs(file)?.f_type != TMPFS {
-        return Ok(());
-    }
-    let len = file.metadata()?.len();
-    if len > 0 {
-        rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len)?;
-    }
-    Ok(())
+    Ok(rustix::fs::statfs(folder)?.f_type == TMPFS)
+}
+
+/// Allocates the holes of a file.
+fn fill(file: &File, len: u64) -> io::Result<()> {
+    Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len))?)
 }
 
 /// A snapshot that is what this node put there.
@@ -159,6 +157,8 @@ struct Shared {
     root: PathBuf,
     key: MacKey,
     space: Arc<Space>,
+    /// Whether that is on a file system that is memory, where no artifact has holes.
+    in_memory: bool,
     /// Held for a whole collection, so that there is one at a time.
     collecting: Mutex<()>,
     checked: Checked<blake3::Hash>,
@@ -195,7 +195,8 @@ impl Artifacts {
             Ok(())
         })?;
         let space = Space::new(used, bytes_max);
-        let shared = Shared { root, key, space, collecting: Mutex::new(()), checked: Checked::new() };
+        let in_memory = is_in_memory(&root).map_err(io_error("look at the file system of", &root))?;
+        let shared = Shared { root, key, space, in_memory, collecting: Mutex::new(()), checked: Checked::new() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -210,7 +211,7 @@ impl Artifacts {
     pub fn fit<'a>(&self, files: impl IntoIterator<Item = (FileId, &'a StagedPath)>, kept: usize) -> bool {
         // One that is not there is told when it is put in place.
         let bytes = |(id, staged): (FileId, &StagedPath)| {
-            fs::metadata(staged.path()).map_or(0, |meta| id.disk_bytes(&meta) + TRAILER_LEN)
+            fs::metadata(staged.path()).map_or(0, |meta| self.bytes_in_place(&id, &meta) + TRAILER_LEN)
         };
         files.into_iter().map(bytes).sum::<u64>() + kept as u64 <= self.shared.space.room()
     }
@@ -314,6 +315,16 @@ impl Artifacts {
         Ok(sealed.file_len())
     }
 
+    /// Whether a file has no holes once it is in place.
+    fn fills(&self, id: &FileId) -> bool {
+        self.shared.in_memory && matches!(id, FileId::Artifact { .. })
+    }
+
+    /// What a file that was built will take.
+    fn bytes_in_place(&self, id: &FileId, meta: &Metadata) -> u64 {
+        if self.fills(id) { meta.len() } else { id.disk_bytes(meta) }
+    }
+
     /// `steps`: crash points after each.
     fn put_sealed(
         &self,
@@ -329,9 +340,6 @@ impl Artifacts {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return unfit("expected a file"),
             other => other.map_err(io_error("open what was built", path))?,
         };
-        if matches!(id, FileId::Artifact { .. }) {
-            fill_in_memory(&file).map_err(io_error("allocate what was built", path))?;
-        }
         let meta = file.metadata().map_err(io_error("look at what was built", path))?;
         if meta.len() == 0 {
             return unfit("expected a file that is not empty");
@@ -344,8 +352,11 @@ impl Artifacts {
             return unfit("expected at most 64 KiB to be kept with it");
         }
         let trailer_len = TRAILER_LEN + contents.meta.len() as u64;
-        let wanted = id.disk_bytes(&meta).saturating_add(trailer_len);
+        let wanted = self.bytes_in_place(id, &meta).saturating_add(trailer_len);
         let mut charge = Charge::new(&self.shared.space, wanted).map_err(full)?;
+        if self.fills(id) {
+            fill(&file, meta.len()).map_err(io_error("allocate what was built", path))?;
+        }
         let sealed = seal::seal(&mut file, &self.shared.key, label, contents).map_err(io_error("seal", path))?;
         crash::point(written);
         file.sync_all().map_err(io_error("sync", path))?;
@@ -397,16 +408,14 @@ impl Artifacts {
     /// # Cost
     /// As [`Artifacts::verify_artifact`].
     pub fn discard_damaged(&self, tenant: &TenantId, key: Digest) -> Result<(), ArtifactError> {
+        let id = FileId::artifact(tenant, key);
+        let path = self.path(&id);
+        // What is not there needs no removal. A folder is somebody else's; see `place`.
+        let Some(found) = fs::symlink_metadata(&path).ok().filter(|found| !found.is_dir()) else { return Ok(()) };
         if !matches!(self.verify_artifact(tenant, key), Err(ArtifactError::Corrupt { .. })) {
             return Ok(());
         }
-        let id = FileId::artifact(tenant, key);
-        let path = self.path(&id);
-        if path.is_dir() {
-            // Somebody else's; see `place`.
-            return Ok(());
-        }
-        self.shared.space.discard(&id, &path).map_err(io_error("remove", &path))
+        self.shared.space.discard(&id, &path, &found).map_err(io_error("remove", &path))
     }
 
     /// Opens a snapshot after checking that it is what was put there for this tenant and key.

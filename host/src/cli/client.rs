@@ -268,9 +268,10 @@ impl Client {
 
     fn send(&self, request: http::request::Builder, body: SendBody<'_>) -> Result<Response<Body>, Failure> {
         let request = request.body(body).context("the request cannot be made")?;
+        let brings = matches!(*request.method(), http::Method::PUT | http::Method::POST);
         self.agent.run(request).map_err(|error| match error {
             // It answers before the end of what it does not want; of that answer nothing is there any more.
-            ureq::Error::Io(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+            ureq::Error::Io(error) if brings && matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
                 let sentence =
                     format!("{} ended the connection before all was sent: most often there is no room for it", self.base);
                 let failure = Failure::from(anyhow::Error::new(error).context(sentence)).exit(Exit::Failure);

@@ -301,7 +301,10 @@ pub(super) async fn increment(
     let by = Wanted::read(request.uri(), &["increment"])?.increment;
     let by = by.ok_or_else(|| Fault::new(Code::BadRequest, "a POST to a key adds to it: expected ?increment=NUMBER"))?;
     conditions::none(request.headers(), "an increment adds to whatever is there; set the value with PUT on a condition")?;
-    let no_body = |_| Fault::new(Code::BadRequest, "an increment has no body: what is added is ?increment=NUMBER");
+    let no_body = |error: axum::Error| match body_fault(&error) {
+        fault if fault.code != Code::BodyTooLarge => fault,
+        _ => Fault::new(Code::BadRequest, "an increment has no body: what is added is ?increment=NUMBER"),
+    };
     axum::body::to_bytes(request.into_body(), 0).await.map_err(no_body)?;
     let ticket = match once.look(&control, Vec::new()).await? {
         Found::Answer(answer) => return Ok(answer),

@@ -70,6 +70,8 @@ pub(super) struct Shared {
     stale: AtomicBool,
     /// Whether `db` writes nothing to the disk, so that a write must open it again.
     shadow: AtomicBool,
+    /// Whether a page was found that is not what was written.
+    damaged: AtomicBool,
     /// Why nothing is written until the next start.
     pub(super) lost: OnceLock<Arc<str>>,
 }
@@ -81,8 +83,8 @@ impl Shared {
             create_file(path)?;
         }
         let db = contained(|| open(path).map_err(storage("open the data")))?;
-        let (stale, shadow, lost) = (AtomicBool::new(false), AtomicBool::new(false), OnceLock::new());
-        Ok(Self { path: path.into(), open, db: RwLock::new(Some(db)), stale, shadow, lost })
+        let [stale, shadow, damaged] = [const { AtomicBool::new(false) }; 3];
+        Ok(Self { path: path.into(), open, db: RwLock::new(Some(db)), stale, shadow, damaged, lost: OnceLock::new() })
     }
 
     /// Runs `op` on the open file, which is opened again first if need be.
@@ -98,14 +100,15 @@ impl Shared {
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         let Some(db) = db.as_ref() else { return Err(storage("use the data")(redb::Error::DatabaseClosed)) };
         let result = caught(|| op(db)).unwrap_or_else(|what| {
-            // What redb holds in memory is thrown away. What it would write of a change that it did not come to the end of would be the last commit,
-            // and on a damaged page nobody could open the file again: it is left as the last commit made it.
+            // What redb holds in memory is thrown away. What it would write when it closes would be the last commit, and would lack what lets the file be
+            // opened without a look at every page: it is left as the last commit made it.
             if how == Use::Write
                 && let Some(commits) = &db.commits
             {
                 commits.fail();
             }
             self.stale.store(true, Ordering::Release);
+            self.damaged.store(true, Ordering::Release);
             Err(DataError::Damaged { what })
         });
         result.inspect_err(|error| self.note(error))
@@ -125,7 +128,8 @@ impl Shared {
         })
     }
 
-    /// Gives the system what is free in the file. Nobody reads meanwhile. False if the file is too large for that.
+    /// Gives the system what is free in the file. Nobody reads meanwhile. False if the file is too large for that, or damaged: whoever walks through
+    /// all of it would meet that half-way, between two commits of which the first cannot be opened without a look at every page.
     pub(super) fn compact(&self) -> Result<bool, DataError> {
         let doing = "compact the data";
         if fs::metadata(&self.path).map_err(io_error(doing))?.len() > COMPACT_BYTES_MAX {
@@ -134,6 +138,10 @@ impl Shared {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         let Some(opened) = db.as_mut() else { return Ok(false) };
         let Some(commits) = &opened.commits else { return Ok(false) };
+        if self.damaged.load(Ordering::Acquire) || verify(&self.path).is_err() {
+            self.damaged.store(true, Ordering::Release);
+            return Ok(false);
+        }
         commits.may_take(Room::Reserve);
         let compacted = contained(|| opened.db.compact().map_err(storage(doing)));
         drop(db);

@@ -198,10 +198,12 @@ impl Writer {
             self.regain()?;
         }
         let mut due_ms = None::<u64>;
-        let (sweeps, has_swept) = (&mut self.sweeps, Cell::new(false));
+        let (mut rounds, sweeps) = (self.sweeps.len(), &mut self.sweeps);
+        let (sweeping, has_swept) = (Cell::new(false), Cell::new(false));
         let mut attempt = || {
             file.with_db(Use::Write, |db| {
                 transact(db, room, |txn| {
+                    sweeping.set(true);
                     let mut commit = sweep(txn, sweeps, now_ms, &mut due_ms)?;
                     has_swept.set(true);
                     for queued in &mut *group {
@@ -216,13 +218,16 @@ impl Writer {
                 })
             })
         };
-        let committed = match attempt() {
-            // A damaged page met a sweep, which rests now, and no job has run.
-            Err(error @ DataError::Damaged { .. }) if !has_swept.get() => {
-                tracing::error!(%error, "what has expired or was deleted cannot be swept");
-                attempt()?
+        let committed = loop {
+            sweeping.set(false);
+            match attempt() {
+                // A damaged page met a sweep, which rests now, and no job has run. It may meet the next one too.
+                Err(error @ DataError::Damaged { .. }) if sweeping.get() && !has_swept.get() && rounds > 0 => {
+                    tracing::error!(%error, "what has expired or was deleted cannot be swept");
+                    rounds -= 1;
+                }
+                committed => break committed?,
             }
-            committed => committed?,
         };
         self.compact.is_worth |= room == Room::Reserve && committed == Commit::Yes;
         // What was written may expire soon.

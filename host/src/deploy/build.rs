@@ -98,8 +98,9 @@ impl Inner {
         }
         if let Some((snapshot, kept)) = self.find_snapshot(tenant, keys, job.clone()).await? {
             match self.compile(tenant, keys, snapshot, kept, job.clone()).await {
-                // Where anything will do there may be room, or time, for less.
-                Err(fault) if job.snapshot.mode == SnapshotMode::Auto && is_too_much(&fault) => {}
+                Err(fault) if !passes(&fault) => {
+                    tracing::warn!(%fault, "a snapshot cannot be compiled; its module is built anew");
+                }
                 compiled => return compiled,
             }
         }
@@ -210,7 +211,7 @@ impl Inner {
                 }
                 Staged::Native(native, of) if self.artifacts.is_in_place(tenant, keys.snapshot, &of) => Some(native),
                 // Another build has put its own there meanwhile, and brought its native code too.
-                Staged::Native(..) if self.artifacts.file_len(&FileId::artifact(tenant, key)).is_some() => None,
+                Staged::Native(..) if self.is_restored(tenant, key) => None,
                 Staged::Native(..) => {
                     let fault = Fault::new(Code::Overloaded, "the snapshot was removed while it was compiled");
                     return Err(fault.retry_after(Duration::from_secs(1)).hint("try again"));
@@ -231,6 +232,13 @@ impl Inner {
         Ok(built.snapshot.as_ref().map(record))
     }
 
+    /// Whether whole native code of a snapshot lies there.
+    fn is_restored(&self, tenant: &TenantId, key: Digest) -> bool {
+        let found = self.artifacts.verify_artifact(tenant, key).ok();
+        let built = found.and_then(|found| serde_json::from_slice::<Built>(&found.meta).ok());
+        built.is_some_and(|built| built.snapshot.is_some())
+    }
+
     /// Loads what a build made, as the first request would.
     pub(super) fn load(&self, shape: Shape, artifact: &VerifiedArtifact) -> Result<Template, Fault> {
         self.engine.load(shape, artifact).map_err(|error| {
@@ -244,7 +252,7 @@ impl Inner {
     }
 }
 
-/// Whether a build ended for want of room, or at its own limits.
-fn is_too_much(fault: &Fault) -> bool {
-    matches!(fault.code, Code::StorageFull | Code::BuildOverLimit)
+/// Whether the same may go well in a moment: then nothing need be initialised again.
+fn passes(fault: &Fault) -> bool {
+    matches!(fault.code, Code::Overloaded | Code::Draining)
 }

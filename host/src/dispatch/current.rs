@@ -50,7 +50,8 @@ struct Attempt {
     /// Digest of the secrets that were there when it began.
     of: Digest,
     began: Instant,
-    ended: Option<Instant>,
+    /// When it ended, and for how long that is remembered.
+    ended: Option<(Instant, Duration)>,
     task: AbortHandle,
     building: Building,
 }
@@ -62,12 +63,9 @@ impl Attempt {
     }
 
     fn is_recent(&self) -> bool {
-        let pause = match self.building.peek() {
-            Some(Err(fault)) => pause_after(fault),
-            _ => PAUSE,
-        };
         // Of one that was ended from outside it is not known when.
-        self.ended.unwrap_or(self.began).elapsed() < pause
+        let (at, pause) = self.ended.unwrap_or((self.began, PAUSE));
+        at.elapsed() < pause
     }
 }
 
@@ -214,10 +212,13 @@ impl Dispatcher {
             let made = made.map_err(|fault| this.not_built(&function, fault));
             let mut attempts = this.0.retakes.attempts();
             // What may be over in a moment is not remembered.
-            if made.as_ref().err().is_none_or(|fault| pause_after(fault).is_zero()) {
-                attempts.remove(&entry);
-            } else if let Some(attempt) = attempts.get_mut(&entry) {
-                attempt.ended = Some(Instant::now());
+            match made.as_ref().err().map(pause_after).filter(|pause| !pause.is_zero()) {
+                None => drop(attempts.remove(&entry)),
+                Some(pause) => {
+                    if let Some(attempt) = attempts.get_mut(&entry) {
+                        attempt.ended = Some((Instant::now(), pause));
+                    }
+                }
             }
             drop(attempts);
             made

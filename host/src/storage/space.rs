@@ -16,6 +16,7 @@ use std::fmt::Debug;
 use std::fs::{self, Metadata};
 use std::hash::{BuildHasher as _, Hash, Hasher as _, RandomState};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -139,12 +140,19 @@ impl<Id: Placed> Space<Id> {
         Self::unlink(&mut state, id, path)
     }
 
-    /// As [`Space::remove`], pinned or not: for one that is damaged, in whose place its holder puts another.
+    /// As [`Space::remove`], pinned or not: for one that is damaged, in whose place its holder puts another. Not if another file than `found` is there by now.
     ///
     /// # Errors
     /// What the system says.
-    pub fn discard(&self, id: &Id, path: &Path) -> io::Result<()> {
-        Self::unlink(&mut self.lock(), id, path).map(drop)
+    pub fn discard(&self, id: &Id, path: &Path, found: &Metadata) -> io::Result<()> {
+        let mut state = self.lock();
+        let is_it = |there: &Metadata| (there.dev(), there.ino()) == (found.dev(), found.ino());
+        match fs::symlink_metadata(path) {
+            Ok(there) if is_it(&there) => Self::unlink(&mut state, id, path).map(drop),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn unlink(state: &mut State<Id>, id: &Id, path: &Path) -> io::Result<Option<u64>> {

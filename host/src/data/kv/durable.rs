@@ -440,8 +440,9 @@ pub(in crate::data) fn scrub(store: &Store, id: BucketId) -> Result<Scrubbed, Da
         all.entries += page.entries;
         all.corrupt.extend(page.corrupt);
         match last {
-            Some(last) => after = Some(last),
-            None => return Ok(all),
+            // Where a page that leads to others is damaged it may lead back.
+            Some(last) if after.as_ref().is_none_or(|after| *after < last) => after = Some(last),
+            _ => return Ok(all),
         }
     }
 }

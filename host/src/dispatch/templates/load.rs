@@ -226,13 +226,13 @@ impl Templates {
 
     /// Compiles from what is left on disk, and keeps the result there.
     async fn compile(&self, subject: &Subject, key: Digest) -> Result<(), Fault> {
-        let source = self.source(subject).await?;
-        let is_lost = matches!(source, Source::Module(_)) && subject.revision.snapshot.is_some();
-        if is_lost && self.is_whole(subject, key).await? {
-            // Somebody wants to know what a compilation takes.
+        if self.has_lost_snapshot(subject).await? && self.is_whole(subject, key).await? {
+            // Somebody wants to know what a compilation takes: who wants an answer had it from there.
             let fault = Fault::new(Code::Damaged, "the snapshot is lost, and without it this rung would be another function");
             return Err(fault.hint("its native code is whole, and kept: ask for another rung, or deploy it again"));
         }
+        let source = self.source(subject).await?;
+        let is_lost = matches!(source, Source::Module(_)) && subject.revision.snapshot.is_some();
         let bytes = self.recompile(subject, key, source).await.map_err(|fault| match fault.code {
             Code::Overloaded | Code::StorageFull => fault,
             // It was built once: what ails it now is this node's, not that of whoever calls the function.
@@ -247,8 +247,28 @@ impl Templates {
 
     /// Whether there is native code that can be used.
     async fn is_whole(&self, subject: &Subject, key: Digest) -> Result<bool, Fault> {
+        let (this, subject) = (self.clone(), subject.clone());
+        blocking(move || match this.load_stored(&subject, key) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_exhausted() => Err(Fault::exhausted()),
+            Err(LoadError::Artifact(error @ (ArtifactError::Io { .. } | ArtifactError::StorageFull { .. }))) => {
+                Err(error.fault())
+            }
+            Err(_) => Ok(false),
+        })
+        .await?
+    }
+
+    /// Whether a revision has had a snapshot, and cannot be compiled from it any more.
+    async fn has_lost_snapshot(&self, subject: &Subject) -> Result<bool, Fault> {
+        let Some(record) = subject.revision.snapshot.clone() else { return Ok(false) };
         let (artifacts, tenant) = (self.0.artifacts.clone(), subject.tenant.clone());
-        blocking(move || artifacts.verify_artifact(&tenant, key).is_ok()).await
+        blocking(move || match artifacts.open_snapshot(&tenant, record.key) {
+            Ok(_) => Ok(false),
+            Err(error) if error.is_exhausted() => Err(error.fault()),
+            Err(_) => Ok(true),
+        })
+        .await?
     }
 
     /// Compiles `source` and puts the native code in place; its length in bytes.
@@ -351,8 +371,7 @@ pub fn lost(error: &ArtifactError) -> Fault {
     match error {
         ArtifactError::Missing { .. } | ArtifactError::Corrupt { .. } => {
             tracing::error!(%error, "a function cannot be started");
-            Fault::new(Code::Damaged, "the function's module and native code on this node are lost or damaged")
-                .hint("deploy it again")
+            Fault::new(Code::Damaged, "what the function is made of is lost or damaged on this node").hint("deploy it again")
         }
         _ => error.fault(),
     }
