@@ -99,7 +99,8 @@ impl Shared {
         }
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         let Some(db) = db.as_ref() else { return Err(storage("use the data")(redb::Error::DatabaseClosed)) };
-        let result = caught(|| op(db)).unwrap_or_else(|what| {
+        let result = caught(|| op(db)).unwrap_or_else(|what| Err(DataError::Damaged { what }));
+        if matches!(result, Err(DataError::Damaged { .. })) {
             // What redb holds in memory is thrown away. What it would write when it closes would be the last commit, and would lack what lets the file be
             // opened without a look at every page: it is left as the last commit made it.
             if how == Use::Write
@@ -109,9 +110,13 @@ impl Shared {
             }
             self.stale.store(true, Ordering::Release);
             self.damaged.store(true, Ordering::Release);
-            Err(DataError::Damaged { what })
-        });
+        }
         result.inspect_err(|error| self.note(error))
+    }
+
+    /// Whether a page was found, since the start, that is not what was written.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
     }
 
     /// Whether the disk was found so full that who adds must [`Shared::regain`] its reserve first.
@@ -138,12 +143,17 @@ impl Shared {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         let Some(opened) = db.as_mut() else { return Ok(false) };
         let Some(commits) = &opened.commits else { return Ok(false) };
-        if self.damaged.load(Ordering::Acquire) || verify(&self.path).is_err() {
+        if self.is_damaged() || verify(&self.path).is_err() {
             self.damaged.store(true, Ordering::Release);
             return Ok(false);
         }
         commits.may_take(Room::Reserve);
         let compacted = contained(|| opened.db.compact().map_err(storage(doing)));
+        if matches!(compacted, Err(DataError::Damaged { .. })) {
+            commits.fail();
+            self.stale.store(true, Ordering::Release);
+            self.damaged.store(true, Ordering::Release);
+        }
         drop(db);
         compacted.map(|_| true).inspect_err(|error| self.note(error))
     }

@@ -135,6 +135,11 @@ impl Writer {
         let apart = self.failing || self.file.is_short();
         let mut bytes = 0;
         let mut next = first;
+        if self.file.is_damaged() {
+            // Whoever meets the page again is not to take others along.
+            group.extend(next);
+            return None;
+        }
         while let Some(queued) = next.take() {
             if bytes > 0 && bytes + queued.cost_bytes > GROUP_BYTES_MAX {
                 return Some(queued);
