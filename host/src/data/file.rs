@@ -334,4 +334,81 @@ mod tests {
         }
         assert!(file.metadata().unwrap().len() <= len, "what was free behind its end is given back");
     }
+
+    fn shared(dir: &Path) -> Shared {
+        let open = |path: &Path| Opened::at(path, Database::builder().set_cache_size(1 << 20));
+        Shared::open(&dir.join("data"), Box::new(open)).unwrap()
+    }
+
+    const TABLE: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new("t");
+
+    fn write(shared: &Shared, key: u64, value: &[u8]) -> Result<(), DataError> {
+        let op = |txn: &WriteTransaction| {
+            txn.open_table(TABLE).unwrap().insert(key, value).unwrap();
+            Ok(((), Commit::Yes))
+        };
+        shared.with_db(Use::Write, |db| transact(db, Room::Free, op))
+    }
+
+    fn read(shared: &Shared, key: u64) -> Vec<u8> {
+        let get = |db: &Opened| {
+            let table = db.db.begin_read().unwrap().open_table(TABLE).unwrap();
+            Ok(redb::ReadableTable::get(&table, key).unwrap().unwrap().value().to_vec())
+        };
+        shared.with_db(Use::Read, get).unwrap()
+    }
+
+    #[test]
+    fn a_file_with_damage_that_is_known_or_can_be_seen_is_not_compacted() {
+        let dir = tempfile::tempdir().unwrap();
+        let known = shared(dir.path());
+        write(&known, 1, b"value").unwrap();
+        assert!(known.compact().unwrap());
+        let met = known.with_db(Use::Read, |_| -> Result<(), DataError> { panic!("a page is not what was written") });
+        assert!(matches!(met, Err(DataError::Damaged { .. })) && known.is_damaged());
+        assert!(!known.compact().unwrap());
+        assert_eq!(read(&known, 1), b"value");
+
+        let dir = tempfile::tempdir().unwrap();
+        let seen = shared(dir.path());
+        let value = [7; 1000];
+        (0..100).for_each(|key| write(&seen, key, &value).unwrap());
+        // Before that the log has what it has written too.
+        drop(seen);
+        let path = dir.path().join("data");
+        let bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(value.len()).position(|window| window == value).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        // Of the newest version of the page too, wherever it lies.
+        for at in (at..bytes.len() - value.len()).filter(|at| bytes[*at..*at + value.len()] == value) {
+            std::os::unix::fs::FileExt::write_at(&file, b"x", at as u64 + 500).unwrap();
+        }
+        let seen = shared(dir.path());
+        assert!(!seen.compact().unwrap() && seen.is_damaged());
+        write(&seen, 200, b"after").unwrap();
+        assert_eq!(read(&seen, 200), b"after");
+    }
+
+    #[test]
+    fn a_write_that_meets_damage_leaves_the_last_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = shared(dir.path());
+        write(&file, 1, b"first").unwrap();
+        for damage in [true, false] {
+            let op = |txn: &WriteTransaction| -> Result<((), Commit), DataError> {
+                txn.open_table(TABLE).unwrap().insert(1, &b"half"[..]).unwrap();
+                match damage {
+                    true => panic!("a page is not what was written"),
+                    false => Err(DataError::Damaged { what: "a page is not what was written".into() }),
+                }
+            };
+            let met = file.with_db(Use::Write, |db| transact(db, Room::Free, op));
+            assert!(matches!(met, Err(DataError::Damaged { .. })));
+            assert_eq!(read(&file, 1), b"first");
+            write(&file, 2, b"second").unwrap();
+        }
+        drop(file);
+        let file = shared(dir.path());
+        assert_eq!((read(&file, 1), read(&file, 2)), (b"first".to_vec(), b"second".to_vec()));
+    }
 }
