@@ -26,7 +26,7 @@ mod staging;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -437,7 +437,7 @@ impl Artifacts {
     #[must_use]
     pub fn is_in_place(&self, tenant: &TenantId, key: Digest, snapshot: &VerifiedSnapshot) -> bool {
         let there = fs::metadata(self.path(&FileId::snapshot(tenant, key)));
-        matches!((there, snapshot.file.metadata()), (Ok(there), Ok(open)) if (there.dev(), there.ino()) == (open.dev(), open.ino()))
+        matches!((there, Stamp::of(&snapshot.file)), (Ok(there), Ok(open)) if Stamp::of_metadata(&there) == open)
     }
 
     /// What a file is sealed with, and its stamp from before it was read.

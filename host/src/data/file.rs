@@ -101,17 +101,19 @@ impl Shared {
         let Some(db) = db.as_ref() else { return Err(storage("use the data")(redb::Error::DatabaseClosed)) };
         let result = caught(|| op(db)).unwrap_or_else(|what| Err(DataError::Damaged { what }));
         if matches!(result, Err(DataError::Damaged { .. })) {
-            // What redb holds in memory is thrown away. What it would write when it closes would be the last commit, and would lack what lets the file be
-            // opened without a look at every page: it is left as the last commit made it.
-            if how == Use::Write
-                && let Some(commits) = &db.commits
-            {
-                commits.fail();
-            }
-            self.stale.store(true, Ordering::Release);
-            self.damaged.store(true, Ordering::Release);
+            self.met_damage(db.commits.as_ref().filter(|_| how == Use::Write));
         }
         result.inspect_err(|error| self.note(error))
+    }
+
+    /// What redb holds in memory is thrown away. `commits`: of what was being written. What redb would write when it closes would be the last commit, and
+    /// would lack what lets the file be opened without a look at every page: it is left as the last commit made it.
+    fn met_damage(&self, commits: Option<&Arc<dyn Commits>>) {
+        if let Some(commits) = commits {
+            commits.fail();
+        }
+        self.stale.store(true, Ordering::Release);
+        self.damaged.store(true, Ordering::Release);
     }
 
     /// Whether a page was found, since the start, that is not what was written.
@@ -143,16 +145,20 @@ impl Shared {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         let Some(opened) = db.as_mut() else { return Ok(false) };
         let Some(commits) = &opened.commits else { return Ok(false) };
-        if self.is_damaged() || verify(&self.path).is_err() {
-            self.damaged.store(true, Ordering::Release);
+        if self.is_damaged() {
             return Ok(false);
+        }
+        match verify(&self.path) {
+            Err(DataError::Damaged { .. }) => {
+                self.damaged.store(true, Ordering::Release);
+                return Ok(false);
+            }
+            looked => looked?,
         }
         commits.may_take(Room::Reserve);
         let compacted = contained(|| opened.db.compact().map_err(storage(doing)));
         if matches!(compacted, Err(DataError::Damaged { .. })) {
-            commits.fail();
-            self.stale.store(true, Ordering::Release);
-            self.damaged.store(true, Ordering::Release);
+            self.met_damage(Some(commits));
         }
         drop(db);
         compacted.map(|_| true).inspect_err(|error| self.note(error))

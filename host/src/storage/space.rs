@@ -16,9 +16,10 @@ use std::fmt::Debug;
 use std::fs::{self, Metadata};
 use std::hash::{BuildHasher as _, Hash, Hasher as _, RandomState};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::checked::Stamp;
 
 /// What names one file in place: `artifacts::FileId`, and the files of objects.
 pub trait Placed: Clone + Eq + Hash + Debug {
@@ -146,7 +147,7 @@ impl<Id: Placed> Space<Id> {
     /// What the system says.
     pub fn discard(&self, id: &Id, path: &Path, found: &Metadata) -> io::Result<()> {
         let mut state = self.lock();
-        let is_it = |there: &Metadata| (there.dev(), there.ino()) == (found.dev(), found.ino());
+        let is_it = |there: &Metadata| Stamp::of_metadata(there) == Stamp::of_metadata(found);
         match fs::symlink_metadata(path) {
             Ok(there) if is_it(&there) => Self::unlink(&mut state, id, path).map(drop),
             Ok(_) => Ok(()),

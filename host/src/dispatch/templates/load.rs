@@ -226,13 +226,15 @@ impl Templates {
 
     /// Compiles from what is left on disk, and keeps the result there.
     async fn compile(&self, subject: &Subject, key: Digest) -> Result<(), Fault> {
-        if self.has_lost_snapshot(subject).await? && self.is_whole(subject, key).await? {
-            // Somebody wants to know what a compilation takes: who wants an answer had it from there.
-            let fault = Fault::new(Code::Damaged, "the snapshot is lost, and without it this rung would be another function");
-            return Err(fault.hint("its native code is whole, and kept: ask for another rung, or deploy it again"));
+        let (source, lost) = self.source(subject).await?;
+        if let Some(error) = &lost {
+            if self.is_whole(subject, key).await? {
+                // Somebody wants to know what a compilation takes: who wants an answer had it from there.
+                let fault = Fault::new(Code::Damaged, "the snapshot is lost, and without it this rung would be another function");
+                return Err(fault.hint("its native code is whole, and kept: ask for another rung, or deploy it again"));
+            }
+            subject.tell_of_lost_snapshot(error);
         }
-        let source = self.source(subject).await?;
-        let is_lost = matches!(source, Source::Module(_)) && subject.revision.snapshot.is_some();
         let bytes = self.recompile(subject, key, source).await.map_err(|fault| match fault.code {
             Code::Overloaded | Code::StorageFull => fault,
             // It was built once: what ails it now is this node's, not that of whoever calls the function.
@@ -242,7 +244,7 @@ impl Templates {
             }
         })?;
         let (this, subject) = (self.clone(), subject.clone());
-        blocking(move || this.set_artifact(&subject, key, bytes, is_lost.then(|| LOST.into()))).await?
+        blocking(move || this.set_artifact(&subject, key, bytes, lost.map(|_| LOST.into()))).await?
     }
 
     /// Whether there is native code that can be used.
@@ -255,18 +257,6 @@ impl Templates {
                 Err(error.fault())
             }
             Err(_) => Ok(false),
-        })
-        .await?
-    }
-
-    /// Whether a revision has had a snapshot, and cannot be compiled from it any more.
-    async fn has_lost_snapshot(&self, subject: &Subject) -> Result<bool, Fault> {
-        let Some(record) = subject.revision.snapshot.clone() else { return Ok(false) };
-        let (artifacts, tenant) = (self.0.artifacts.clone(), subject.tenant.clone());
-        blocking(move || match artifacts.open_snapshot(&tenant, record.key) {
-            Ok(_) => Ok(false),
-            Err(error) if error.is_exhausted() => Err(error.fault()),
-            Err(_) => Ok(true),
         })
         .await?
     }
@@ -310,19 +300,19 @@ impl Templates {
         Ok(Contents { image: built.image, meta: kept.unwrap_or_default() })
     }
 
-    /// What to compile: the snapshot, so that nothing is initialised twice, else the module.
-    async fn source(&self, subject: &Subject) -> Result<Source, Fault> {
+    /// What to compile: the snapshot, so that nothing is initialised twice, else the module; and why not the snapshot, if there was one.
+    async fn source(&self, subject: &Subject) -> Result<(Source, Option<ArtifactError>), Fault> {
         let (artifacts, subject) = (self.0.artifacts.clone(), subject.clone());
         blocking(move || {
             let Subject { tenant, revision, .. } = &subject;
-            if let Some(record) = &revision.snapshot {
-                match artifacts.open_snapshot(tenant, record.key) {
-                    Ok(snapshot) => return Ok(Source::Snapshot(snapshot)),
-                    Err(error) if error.is_exhausted() => return Err(error.fault()),
-                    Err(error) => subject.tell_of_lost_snapshot(&error),
-                }
-            }
-            artifacts.open_wasm(tenant, revision.wasm).map(Source::Module).map_err(|error| lost(&error))
+            let gone = match revision.snapshot.as_ref().map(|record| artifacts.open_snapshot(tenant, record.key)) {
+                Some(Ok(snapshot)) => return Ok((Source::Snapshot(snapshot), None)),
+                Some(Err(error)) if error.is_exhausted() => return Err(error.fault()),
+                Some(Err(error)) => Some(error),
+                None => None,
+            };
+            let module = artifacts.open_wasm(tenant, revision.wasm).map_err(|error| lost(&error))?;
+            Ok((Source::Module(module), gone))
         })
         .await?
     }
