@@ -1,5 +1,7 @@
 //! What guests that compute do to each other and to the node: they end in time, others go on, and their processor time is theirs.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -96,15 +98,28 @@ fn guests_in_line_hold_their_places_and_leave_with_their_clients() {
     eventually("they are gone", || node.occupancy("spins") == (0, 0) && node.metric("hob_instances") == 0);
 }
 
-/// Processor time of all threads of a process, in milliseconds, by the kernel.
-fn kernel_ms(node: &Node) -> f64 {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap();
-    let of = |path: std::path::PathBuf| -> Option<f64> {
-        // A thread that waited for blocking work may have ended by now; it had nothing to do with guests.
-        let stat = std::fs::read_to_string(path.join("schedstat")).ok()?;
-        stat.split(' ').next()?.parse().ok()
-    };
-    tasks.filter_map(|task| of(task.unwrap().path())).sum::<f64>() / 1e6
+/// Processor time that the threads of a node have had from a moment on, by the kernel.
+struct Kernel(HashMap<PathBuf, f64>);
+
+impl Kernel {
+    fn from_now(node: &Node) -> Self {
+        Self(Self::threads(node))
+    }
+
+    /// In milliseconds. A thread that has ended since then is not there: it waited for blocking work, and had nothing to do with guests.
+    /// Each thread is compared with itself, so that what such a one had before is not taken off what the others had since.
+    fn ms(&self, node: &Node) -> f64 {
+        let had = Self::threads(node).into_iter().map(|(thread, ms)| ms - self.0.get(&thread).unwrap_or(&0.0));
+        had.sum()
+    }
+
+    fn threads(node: &Node) -> HashMap<PathBuf, f64> {
+        let of = |path: PathBuf| {
+            let stat = std::fs::read_to_string(path.join("schedstat")).ok()?;
+            Some((path, stat.split(' ').next()?.parse::<f64>().ok()? / 1e6))
+        };
+        std::fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap().filter_map(|task| of(task.unwrap().path())).collect()
+    }
 }
 
 /// Keeps all processors busy beside the node, so that the kernel takes them away from its threads.
@@ -163,12 +178,12 @@ fn processor_time_is_what_the_kernel_counts() {
     }
     let rivals = Rivals::start();
     let metered = |node: &Node| kinds.iter().map(|(name, _)| used_ms(node, name)).sum::<f64>();
-    let before = (metered(&node), kernel_ms(&node));
+    let before = (metered(&node), Kernel::from_now(&node));
     for mut conn in ["/long", "/middle", "/short"].iter().flat_map(|target| send(&node, 8, target)) {
         conn.reply().good();
     }
     // The last teardown may still be under way, and is some microseconds.
-    let (metered, kernel) = (metered(&node) - before.0, kernel_ms(&node) - before.1);
+    let (metered, kernel) = (metered(&node) - before.0, before.1.ms(&node));
     drop(rivals);
     let ratio = metered / kernel;
     assert!((0.7..=1.03).contains(&ratio), "metered {metered} ms, the kernel says {kernel} ms: {ratio}");
@@ -179,11 +194,11 @@ fn the_limit_does_not_count_what_the_kernel_gave_to_others() {
     let node = Node::start(&["engine.threads=1"]);
     node.deploy_wat("spins", &does(SPINS), "[limits]\ncpu = '60ms'\nwall = '1h'\n");
     let rivals = Rivals::start();
-    let before = kernel_ms(&node);
+    let before = Kernel::from_now(&node);
     for _ in 0..5 {
         node.data.get("/spins").problem(504, "cpu-deadline");
     }
-    let kernel = kernel_ms(&node) - before;
+    let kernel = before.ms(&node);
     drop(rivals);
     assert!(kernel >= 5.0 * 60.0 * 0.9, "five guests with 60 ms each had {kernel} ms in all");
 }
@@ -199,10 +214,10 @@ fn requests_to_other_servers_are_paid_by_who_sends_them() {
     assert_eq!(deployed.status(), 201, "{}", deployed.text());
     let script = format!("GET {url}/\n").repeat(1000);
     node.data.post("/fetch1", b"").ok();
-    let before = (used_ms(&node, "fetch1"), kernel_ms(&node));
+    let before = (used_ms(&node, "fetch1"), Kernel::from_now(&node));
     let answers = node.data.post("/fetch1", script.as_bytes()).ok().text();
     assert_eq!(answers.lines().filter(|line| line.starts_with("200 ")).count(), 1000);
-    let (metered, kernel) = (used_ms(&node, "fetch1") - before.0, kernel_ms(&node) - before.1);
+    let (metered, kernel) = (used_ms(&node, "fetch1") - before.0, before.1.ms(&node));
     let ratio = metered / kernel;
     assert!((0.7..=1.03).contains(&ratio), "metered {metered} ms, the kernel says {kernel} ms: {ratio}");
 }
