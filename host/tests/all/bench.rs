@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::cli::{at, check, file, hob};
 use crate::harness::wat::{does, says, wasm};
 use crate::harness::{Node, eventually};
+use crate::secrets::reader;
 
 /// A tiny check of XML: tags are closed in their order, attributes are quoted, and no text holds a bare `<` or `&`.
 #[track_caller]
@@ -152,6 +153,22 @@ fn what_cannot_be_measured_is_said() {
     assert!(!Path::new("/nonexistent").exists());
     check(&hob(&["--server", "http://127.0.0.1:1", "bench", "cold", "a"]).output().unwrap(), 5);
     check(&hob(&["bench"]).output().unwrap(), 2);
+}
+
+#[test]
+fn a_daemon_of_its_own_has_no_secrets() {
+    let (dir, path) = file("reads.wasm", &wasm(&reader()));
+    // Without it there is no snapshot, or no start.
+    for (secret, requires) in
+        [("{ name = 'FROZEN', init = true }", "snapshot = 'required'\n"), ("{ name = 'KEY', env = 'KEY' }", "")]
+    {
+        std::fs::write(dir.path().join("hob.toml"), format!("name = 'reads'\n{requires}[grants]\nsecrets = [{secret}]\n"))
+            .unwrap();
+        let (_, stderr) = check(&hob(&["bench", "cold", path.to_str().unwrap(), "--count", "1"]).output().unwrap(), 1);
+        let where_they_are =
+            stderr.contains("a daemon of its own has no secrets") && stderr.ends_with("next: hob bench cold reads\n");
+        assert!(where_they_are && !stderr.contains("hob secret set"), "{stderr}");
+    }
 }
 
 #[test]

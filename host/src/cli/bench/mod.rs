@@ -21,6 +21,7 @@ use super::output::{self, Format};
 use super::project::Project;
 use super::trust::Trust;
 use super::{Ctx, Failure, interrupt, node};
+use crate::fault::Code;
 use crate::id::FunctionName;
 use crate::invocation::Start;
 use crate::manifest::FILE_NAME;
@@ -119,6 +120,7 @@ impl Cold {
             package.deploy(&client, None)?;
             self.measure(&client, package.name(), &machine::Daemon::Own { data_dir: node.data_dir.clone() })
         })
+        .map_err(|failure| elsewhere(failure, package.name()))
     }
 
     fn measure(&self, client: &Client, name: &FunctionName, daemon: &machine::Daemon) -> Result<Report, Failure> {
@@ -151,6 +153,15 @@ impl Cold {
         spinner.finish_and_clear();
         Ok(measured)
     }
+}
+
+/// Where a function can be measured for which a daemon of its own does not do: nobody can set its secrets there.
+fn elsewhere(failure: Failure, name: &FunctionName) -> Failure {
+    if !failure.is(Code::SecretUnavailable) {
+        return failure;
+    }
+    let hint = "a daemon of its own has no secrets: deploy the function where they are, and measure it there by its name";
+    failure.hint(hint).next(format!("hob bench cold {name}"))
 }
 
 /// The file to deploy: as a hob.toml beside it says, else with the usual limits.
