@@ -15,6 +15,7 @@
 //! Owns names and numbers; the accounts are in `account.rs`. Knows nothing about keys, values or objects. Invariant: a number is
 //! never given twice.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Bound;
 
@@ -24,7 +25,7 @@ use super::account::{Kind, STATES, State, Usage, find_state, reserve};
 use super::answers::once;
 use super::error::{DataError, storage};
 use super::row::{Numbers, SUM_LEN, sum};
-use super::store::{Ack, Commit, Store};
+use super::store::{Ack, Commit, Store, Swept};
 use crate::bucket::{BucketSpec, Durability, OriginUrl};
 use crate::id::{BucketName, TenantId};
 use crate::idempotency::Keep;
@@ -106,6 +107,7 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), DataError> {
     txn.open_table(STATES).map_err(storage(doing))?;
     txn.open_table(ORIGINS).map_err(storage(doing))?;
     txn.open_table(GRAVES).map_err(storage(doing))?;
+    txn.open_table(META).map_err(storage(doing))?;
     Ok(())
 }
 
@@ -266,27 +268,55 @@ pub(super) fn delete(
     store.queue(Room::Reserve, COST_BYTES, op, after)
 }
 
-/// A deleted bucket that may still have content of a kind; the lowest number. One that still has its account was not deleted: the row is damaged,
-/// and what it names is not to be swept.
-pub(super) fn grave(txn: &WriteTransaction, kind: Kind) -> Result<Option<BucketId>, DataError> {
-    let doing = "read the deleted buckets";
-    let table = txn.open_table(GRAVES).map_err(storage(doing))?;
-    let states = txn.open_table(STATES).map_err(storage(doing))?;
-    for entry in table.range((kind as u8, 0)..=(kind as u8, u64::MAX)).map_err(storage(doing))? {
-        let (key, _) = entry.map_err(storage(doing))?;
-        let id = BucketId(key.value().1);
-        if states.get(id.0).map_err(storage(doing))?.is_none() {
-            return Ok(Some(id));
-        }
-    }
-    Ok(None)
+/// Sweeps what deleted buckets held of one kind. A bucket of which something is damaged stays until the next start, and holds up none of the others.
+pub(super) struct Graves {
+    kind: Kind,
+    /// What it is at; still here afterwards if redb panicked.
+    at: Option<BucketId>,
+    damaged: BTreeSet<BucketId>,
 }
 
-/// Nothing of this kind is left of a deleted bucket.
-pub(super) fn forget(txn: &WriteTransaction, kind: Kind, id: BucketId) -> Result<(), DataError> {
-    let doing = "forget a deleted bucket";
-    txn.open_table(GRAVES).map_err(storage(doing))?.remove((kind as u8, id.0)).map_err(storage(doing))?;
-    Ok(())
+impl Graves {
+    pub(super) fn new(kind: Kind) -> Self {
+        Self { kind, at: None, damaged: BTreeSet::new() }
+    }
+
+    /// Removes a part of one of them with `purge`, which says whether nothing is left.
+    pub(super) fn sweep(
+        &mut self,
+        txn: &WriteTransaction,
+        now_ms: u64,
+        purge: impl FnOnce(BucketId) -> Result<bool, DataError>,
+    ) -> Result<Swept, DataError> {
+        self.damaged.extend(self.at.take());
+        let Some(id) = self.next(txn)? else { return Ok(Swept { commit: Commit::No, next_ms: None }) };
+        self.at = Some(id);
+        let purged = purge(id);
+        self.at = None;
+        if purged.as_ref().is_err_and(DataError::is_damage) {
+            self.damaged.insert(id);
+        }
+        if purged? {
+            let doing = "forget a deleted bucket";
+            txn.open_table(GRAVES).map_err(storage(doing))?.remove((self.kind as u8, id.0)).map_err(storage(doing))?;
+        }
+        Ok(Swept { commit: Commit::Yes, next_ms: Some(now_ms) })
+    }
+
+    /// The lowest number. One that still has its account was not deleted: the row is damaged, and what it names is not to be swept.
+    fn next(&self, txn: &WriteTransaction) -> Result<Option<BucketId>, DataError> {
+        let doing = "read the deleted buckets";
+        let table = txn.open_table(GRAVES).map_err(storage(doing))?;
+        let states = txn.open_table(STATES).map_err(storage(doing))?;
+        for entry in table.range((self.kind as u8, 0)..=(self.kind as u8, u64::MAX)).map_err(storage(doing))? {
+            let (key, _) = entry.map_err(storage(doing))?;
+            let id = BucketId(key.value().1);
+            if !self.damaged.contains(&id) && states.get(id.0).map_err(storage(doing))?.is_none() {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// A bucket by its name, `None` if there is none.

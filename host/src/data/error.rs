@@ -320,6 +320,11 @@ impl DataError {
         matches!(&**source, redb::Error::Io(source) if is_failing(source))
     }
 
+    /// Whether something is not what was written.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::DamagedRow { .. } | Self::Corrupt { .. })
+    }
+
     /// Whether it is an answer to one write, and no failure of the store.
     pub(super) fn is_refusal(&self) -> bool {
         match self {

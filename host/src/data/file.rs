@@ -14,11 +14,11 @@ use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageBackend, WriteTransaction};
 
 use super::error::{DataError, io_error, storage};
-use super::store::Commit;
-use crate::storage::caught;
+use super::store::{Commit, Prepare};
 use crate::storage::disk::sync_dir;
 use crate::storage::log::{self, Commits, Logged, Room};
 use crate::storage::overlay::Overlay;
+use crate::storage::{abandon, caught};
 
 /// How the file is opened; tests put a failing disk in between.
 pub(super) type Open = Box<dyn Fn(&Path) -> Result<Opened, DatabaseError> + Send + Sync>;
@@ -77,10 +77,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Opens the file at `path`; makes it if it is missing.
-    pub(super) fn open(path: &Path, open: Open) -> Result<Self, DataError> {
+    /// Opens the file at `path`; makes it if it is missing, with the tables that `prepare` makes.
+    pub(super) fn open(path: &Path, open: Open, prepare: Prepare) -> Result<Self, DataError> {
         if !path.exists() {
-            create_file(path)?;
+            create_file(path, prepare)?;
         }
         let db = contained(|| open(path).map_err(storage("open the data")))?;
         let [stale, shadow, damaged] = [const { AtomicBool::new(false) }; 3];
@@ -164,6 +164,23 @@ impl Shared {
         compacted.map(|_| true).inspect_err(|error| self.note(error))
     }
 
+    /// Closes what was open. redb writes when it closes; where a page is damaged the files stay as the last commit left them.
+    fn close(&self, db: Option<Opened>) {
+        let Some(Opened { db, commits }) = db else { return };
+        match commits {
+            Some(commits) if self.is_damaged() => {
+                commits.fail();
+                abandon(db);
+            }
+            Some(_) => {
+                if let Err(what) = caught(|| drop(db)) {
+                    tracing::error!(what, "the data could not be closed in order");
+                }
+            }
+            None => abandon(db),
+        }
+    }
+
     fn must_open(&self, how: Use) -> bool {
         self.stale.load(Ordering::Acquire) || (how == Use::Write && self.shadow.load(Ordering::Acquire))
     }
@@ -194,10 +211,8 @@ impl Shared {
         let old = db.take();
         // Until one of the two below went well.
         self.stale.store(true, Ordering::Release);
-        // First, because two in one process would lock each other out. redb writes when it closes.
-        if let Err(what) = caught(|| drop(old)) {
-            tracing::error!(what, "the data could not be closed in order");
-        }
+        // First, because two in one process would lock each other out.
+        self.close(old);
         let refused = match self.lost.get() {
             Some(why) => DataError::ReadOnly { why: Arc::clone(why) },
             None => match contained(|| (self.open)(&self.path).map_err(storage("open the data again"))) {
@@ -224,10 +239,7 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         let db = self.db.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        // redb writes once more when it closes, and panics there if it did so before.
-        if let Err(what) = caught(|| drop(db)) {
-            tracing::error!(what, "the data could not be closed in order");
-        }
+        self.close(db);
     }
 }
 
@@ -243,8 +255,9 @@ pub(super) fn transact<T>(
     let mut txn = opened.db.begin_write().map_err(storage("begin to write"))?;
     // Two phases are part of it.
     txn.set_quick_repair(true);
-    // An error drops the transaction, which undoes it.
-    let (value, commit) = op(&txn)?;
+    // An error drops the transaction, which undoes it. redb may panic there too, where a page is damaged: not while it panics already, which would
+    // end the process.
+    let (value, commit) = contained(|| op(&txn))?;
     match commit {
         Commit::Yes => {
             let doing = "write to the disk";
@@ -292,7 +305,10 @@ fn open_shadow(path: &Path) -> Result<Opened, DataError> {
 /// Checks every page of the file at `path`, without changing a byte.
 pub(super) fn verify(path: &Path) -> Result<(), DataError> {
     contained(|| {
-        let whole = open_shadow(path)?.db.check_integrity().map_err(storage("check the data"))?;
+        let mut shadow = open_shadow(path)?;
+        let checked = shadow.db.check_integrity().map_err(storage("check the data"));
+        abandon(shadow.db);
+        let whole = checked?;
         let damaged = || DataError::Damaged { what: "a page is not what was written".into() };
         if whole { Ok(()) } else { Err(damaged()) }
     })
@@ -300,11 +316,16 @@ pub(super) fn verify(path: &Path) -> Result<(), DataError> {
 
 /// Reads the file at `path` without changing a byte.
 pub(super) fn look<T>(path: &Path, op: impl FnOnce(&ReadTransaction) -> Result<T, DataError>) -> Result<T, DataError> {
-    contained(|| op(&open_shadow(path)?.db.begin_read().map_err(storage("begin to read"))?))
+    contained(|| {
+        let shadow = open_shadow(path)?;
+        let found = shadow.db.begin_read().map_err(storage("begin to read")).and_then(|txn| op(&txn));
+        abandon(shadow.db);
+        found
+    })
 }
 
-/// Makes an empty file under another name and renames it: a start that is killed in between leaves no half of a store.
-fn create_file(path: &Path) -> Result<(), DataError> {
+/// Makes a file without a row under another name and renames it: a start that is killed in between leaves no half of a store.
+fn create_file(path: &Path, prepare: Prepare) -> Result<(), DataError> {
     let doing = "create the data's file";
     // A log that is left belongs to a file that was here before.
     match fs::remove_file(log_path(path)) {
@@ -315,7 +336,12 @@ fn create_file(path: &Path) -> Result<(), DataError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true).mode(0o600);
     let file = options.open(&new).map_err(io_error(doing))?;
-    drop(Database::builder().create_file(file).map_err(storage(doing))?);
+    let db = Database::builder().create_file(file).map_err(storage(doing))?;
+    let mut txn = db.begin_write().map_err(storage(doing))?;
+    txn.set_quick_repair(true);
+    prepare(&txn)?;
+    txn.commit().map_err(storage(doing))?;
+    drop(db);
     fs::rename(&new, path).map_err(io_error(doing))?;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     sync_dir(dir).map_err(io_error(doing))
@@ -330,7 +356,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         let open = |path: &Path| Opened::at(path, Database::builder().set_cache_size(1 << 20));
-        let shared = Shared::open(&path, Box::new(open)).unwrap();
+        let shared = Shared::open(&path, Box::new(open), |_| Ok(())).unwrap();
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         let len = file.metadata().unwrap().len();
         // Nothing reads what is behind its end.
@@ -343,7 +369,7 @@ mod tests {
 
     fn shared(dir: &Path) -> Shared {
         let open = |path: &Path| Opened::at(path, Database::builder().set_cache_size(1 << 20));
-        Shared::open(&dir.join("data"), Box::new(open)).unwrap()
+        Shared::open(&dir.join("data"), Box::new(open), |_| Ok(())).unwrap()
     }
 
     const TABLE: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new("t");

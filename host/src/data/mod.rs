@@ -199,7 +199,9 @@ impl Data {
     /// # Cost
     /// Reads the whole file.
     pub fn verify(dir: &Path) -> Result<(), DataError> {
-        file::verify(&dir.join(FILE))
+        let path = dir.join(FILE);
+        file::verify(&path)?;
+        file::look(&path, |txn| check_tables(&store::tables(txn.list_tables())?))
     }
 
     /// Makes a bucket, durably, whatever its content is; changes the quotas of one that exists. The answer's second part tells
@@ -487,8 +489,49 @@ impl Data {
     }
 }
 
+/// Names of all tables.
+const TABLES: [&str; 16] = [
+    "answers",
+    "answers-of",
+    "answers-until",
+    "buckets",
+    "cached",
+    "entries",
+    "events",
+    "expiry",
+    "graves",
+    "meta",
+    "object-expiry",
+    "object-files",
+    "objects",
+    "origins",
+    "outboxes",
+    "states",
+];
+/// Those that each file has since its first start; others came later.
+const FIRST_TABLES: [&str; 9] =
+    ["buckets", "entries", "expiry", "graves", "meta", "object-expiry", "object-files", "objects", "states"];
+
+/// Refuses a file of which a table's name is not what was written: the table would be made anew, and be empty.
+fn check_tables(found: &[String]) -> Result<(), DataError> {
+    let damaged = |what: String| Err(DataError::Damaged { what });
+    if let Some(name) = found.iter().find(|name| !TABLES.contains(&name.as_str())) {
+        return damaged(format!("there is a table '{}', which is none of its tables", name.escape_default()));
+    }
+    let is_missing = |name: &&&str| !found.iter().any(|found| found == **name);
+    match FIRST_TABLES.iter().find(is_missing) {
+        Some(name) => damaged(format!("its table '{name}' is missing")),
+        None => Ok(()),
+    }
+}
+
 /// Makes all tables, so that readers find them.
 fn prepare(txn: &redb::WriteTransaction) -> Result<(), DataError> {
+    let found = store::tables(txn.list_tables())?;
+    // None at all: it is being made.
+    if !found.is_empty() {
+        check_tables(&found)?;
+    }
     bucket::prepare(txn)?;
     durable::prepare(txn)?;
     objects::prepare_copies(txn)?;
@@ -501,6 +544,7 @@ fn prepare(txn: &redb::WriteTransaction) -> Result<(), DataError> {
 fn sweeps(files: &Arc<Files>) -> Vec<Sweep> {
     vec![
         Box::new(durable::sweep),
+        durable::sweep_graves(),
         Box::new(answers::sweep),
         objects::sweep(Arc::clone(files)),
         objects::sweep_graves(Arc::clone(files)),

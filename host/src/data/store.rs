@@ -28,7 +28,7 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::task::{Context, Poll, ready};
 use std::thread::JoinHandle;
 
-use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, StorageError, TableHandle, UntypedTableHandle, WriteTransaction};
 use tokio::sync::oneshot;
 
 use super::clock::Clock;
@@ -135,8 +135,13 @@ pub struct Swept {
 /// It must be bounded. It gets the time.
 pub type Sweep = Box<dyn FnMut(&WriteTransaction, u64) -> Result<Swept, DataError> + Send>;
 
-/// Makes tables.
+/// Makes tables, in a file that is new or older than they are.
 pub type Prepare = fn(&WriteTransaction) -> Result<(), DataError>;
+
+/// Names of the tables that a transaction finds.
+pub(super) fn tables(listed: Result<impl Iterator<Item = UntypedTableHandle>, StorageError>) -> Result<Vec<String>, DataError> {
+    Ok(listed.map_err(storage("list the tables"))?.map(|table| table.name().to_owned()).collect())
+}
 
 /// See the module.
 pub struct Store {
@@ -177,8 +182,16 @@ impl Store {
         prepare: Prepare,
         sweeps: Vec<Sweep>,
     ) -> Result<Self, DataError> {
-        let file = Arc::new(Shared::open(path, open)?);
-        let begin = |txn: &WriteTransaction| prepare(txn).and_then(|()| Ok((read_mark(txn)?, Commit::Yes)));
+        let file = Arc::new(Shared::open(path, open, prepare)?);
+        let begin = |txn: &WriteTransaction| {
+            let has_tables = !tables(txn.list_tables())?.is_empty();
+            prepare(txn)?;
+            // A file is made with its tables.
+            if !has_tables && !tables(txn.list_tables())?.is_empty() {
+                return Err(DataError::Damaged { what: "it has none of its tables".into() });
+            }
+            Ok((read_mark(txn)?, Commit::Yes))
+        };
         let mark = file.with_db(Use::Write, |db| transact(db, Room::Reserve, begin))?;
         clock.raise(mark.unwrap_or(0));
 

@@ -1,6 +1,6 @@
 //! Tests of buckets and of the store.
 
-use redb::{ReadableTable as _, TableDefinition};
+use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition, TableHandle as _};
 
 use super::clock::testing::Hands;
 use super::error::storage;
@@ -299,4 +299,111 @@ fn a_damaged_row_of_a_deleted_bucket_takes_no_other() {
     let kept = data.bucket(&tenant("t"), &name("kept")).unwrap().unwrap();
     let found = data.kv(&kept).unwrap().get(b"key").unwrap();
     assert_eq!(found.map(|entry| entry.value), Some("value".into()));
+}
+
+#[test]
+fn a_deleted_bucket_that_is_damaged_keeps_no_other_from_being_swept() {
+    let table = TableDefinition::<'_, (u8, u64), ()>::new("graves");
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir, vec![]);
+    let sweep_all = move |txn: &redb::WriteTransaction, _: u64| {
+        bucket::prepare(txn)?;
+        for id in 1..=4 {
+            txn.open_table(table).unwrap().insert((1, id), ()).unwrap();
+        }
+        let damaged = || DataError::Damaged { what: "a page".into() };
+        let mut graves = bucket::Graves::new(account::Kind::Entries);
+        let mut swept = Vec::new();
+        let mut purge = |id: BucketId| match id.0 {
+            1 => Err(damaged()),
+            2 => panic!("as redb does"),
+            // A full disk is no damage.
+            3 if swept.is_empty() => {
+                swept.push(0);
+                Err(DataError::Busy)
+            }
+            id => {
+                swept.push(id);
+                Ok(true)
+            }
+        };
+        assert!(matches!(graves.sweep(txn, 0, &mut purge), Err(DataError::Damaged { .. })));
+        assert!(crate::storage::caught(|| graves.sweep(txn, 0, &mut purge).map(drop)).is_err());
+        assert!(matches!(graves.sweep(txn, 0, &mut purge), Err(DataError::Busy)));
+        while graves.sweep(txn, 0, &mut purge)?.commit == Commit::Yes {}
+        assert_eq!(swept, [0, 3, 4]);
+        let left: Vec<_> = txn.open_table(table).unwrap().iter().unwrap().map(|row| row.unwrap().0.value().1).collect();
+        assert_eq!(left, [1, 2], "for the next start");
+        Ok(((), Commit::No))
+    };
+    store.write(0, sweep_all).wait().unwrap();
+}
+
+fn table_names(path: &Path) -> Vec<String> {
+    let file = redb::Database::open(path).unwrap();
+    file.begin_read().unwrap().list_tables().unwrap().map(|table| table.name().to_owned()).collect()
+}
+
+/// Opens a store after `change` was made to its file, and says what is damaged; nothing is written then.
+fn opened_after(change: impl Fn(&redb::WriteTransaction)) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(&dir);
+    data.put_bucket(&tenant("t"), &name("a"), spec(Durability::Durable)).wait().unwrap();
+    drop(data);
+    let path = dir.path().join("data/data.redb");
+    {
+        let file = redb::Database::open(&path).unwrap();
+        let txn = file.begin_write().unwrap();
+        change(&txn);
+        txn.commit().unwrap();
+    }
+    let before = table_names(&path);
+    let folder = dir.path().join("data");
+    let opened = Data::open(&folder, DataConfig::default(), Clock::system()).map(drop);
+    let Err(DataError::Damaged { what }) = opened else { panic!("it opened: {opened:?}") };
+    let verified = Data::verify(&folder);
+    assert!(matches!(&verified, Err(DataError::Damaged { .. })), "{verified:?}");
+    assert_eq!(table_names(&path), before);
+    what
+}
+
+#[test]
+fn a_file_that_has_lost_a_table_is_no_new_store() {
+    let delete = |txn: &redb::WriteTransaction, name: &str| {
+        let all: Vec<_> = txn.list_tables().unwrap().collect();
+        for table in all {
+            if name.is_empty() || table.name() == name {
+                assert!(txn.delete_table(table).unwrap());
+            }
+        }
+    };
+    assert_eq!(opened_after(|txn| delete(txn, "")), "it has none of its tables");
+    assert_eq!(opened_after(|txn| delete(txn, "objects")), "its table 'objects' is missing");
+    // A flipped bit in its name.
+    let other = TableDefinition::<'_, u64, u64>::new("obkects");
+    let renamed = opened_after(|txn| {
+        delete(txn, "objects");
+        txn.open_table(other).unwrap();
+    });
+    assert_eq!(renamed, "there is a table 'obkects', which is none of its tables");
+}
+
+#[test]
+fn a_new_store_has_all_tables_and_an_older_one_gets_what_came_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data/data.redb");
+    drop(open(&dir));
+    assert_eq!(table_names(&path), TABLES);
+    {
+        let file = redb::Database::open(&path).unwrap();
+        let txn = file.begin_write().unwrap();
+        let later: Vec<_> = txn.list_tables().unwrap().filter(|table| !FIRST_TABLES.contains(&table.name())).collect();
+        assert_eq!(later.len(), TABLES.len() - FIRST_TABLES.len());
+        for table in later {
+            assert!(txn.delete_table(table).unwrap());
+        }
+        txn.commit().unwrap();
+    }
+    drop(open(&dir));
+    assert_eq!(table_names(&path), TABLES);
 }

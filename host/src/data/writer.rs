@@ -263,7 +263,7 @@ fn sweep(txn: &WriteTransaction, sweeps: &mut [Resting], now_ms: u64, due_ms: &m
                     }
                     swept.next_ms
                 }
-                Err(error @ (DataError::Damaged { .. } | DataError::DamagedRow { .. } | DataError::Corrupt { .. })) => {
+                Err(error) if error.is_damage() => {
                     tracing::error!(%error, "what has expired or was deleted cannot be swept");
                     resting.until_ms = now_ms.saturating_add(SWEEP_REST_MS);
                     Some(resting.until_ms)

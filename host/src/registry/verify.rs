@@ -7,13 +7,13 @@
 //! Owns the verdict. Knows nothing about what records mean. Invariant: the file is as it was before.
 
 use std::fs::File;
-use std::mem::ManuallyDrop;
 use std::path::Path;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableError};
 
 use super::error::{RegistryError, io_error, storage};
 use super::{FUNCTIONS, PAGE_CACHE_BYTES, REVISIONS, contained, tenants};
+use crate::storage::abandon;
 use crate::storage::overlay::Overlay;
 
 /// What a check found.
@@ -54,11 +54,9 @@ fn over<T>(file: &File, len: u64, op: impl FnOnce(&mut Database) -> Result<T, Re
     let file = file.try_clone().map_err(io_error(doing))?;
     let overlay = Overlay::new(file, len);
     contained(|| {
-        let db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create_with_backend(overlay).map_err(storage(doing))?;
-        // Not dropped by a panic: closing what just panicked may panic again, and two at once end the process.
-        let mut db = ManuallyDrop::new(db);
+        let mut db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create_with_backend(overlay).map_err(storage(doing))?;
         let result = op(&mut db);
-        drop(ManuallyDrop::into_inner(db));
+        abandon(db);
         result
     })
 }

@@ -36,6 +36,20 @@ pub(crate) fn caught<T>(op: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
+/// Drops an open database so that it writes nothing more. redb writes once more when one is dropped, and where a page is damaged that may panic
+/// twice at once, which ends the process; it does not when it is dropped by a panic.
+pub(crate) fn abandon<T>(database: T) {
+    // Dropped by a panic as it is.
+    if std::thread::panicking() {
+        return;
+    }
+    let ends = || {
+        let _dropped_by_it = database;
+        panic::resume_unwind(Box::new(()))
+    };
+    let Err(_panic) = catch_unwind::<_, std::convert::Infallible>(AssertUnwindSafe(ends));
+}
+
 /// Panics of this thread and of all others are printed as ever, unless they end in [`caught`]; those are in the log at `debug`, with their
 /// place.
 fn keep_quiet_in_here() {
@@ -56,6 +70,37 @@ fn keep_quiet_in_here() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_abandoned_is_left_as_its_last_commit_made_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let table = redb::TableDefinition::<u64, u64>::new("t");
+        let database = redb::Database::create(&path).unwrap();
+        let txn = database.begin_write().unwrap();
+        txn.open_table(table).unwrap().insert(1, 2).unwrap();
+        txn.commit().unwrap();
+        let bytes = || std::fs::read(&path).unwrap();
+        let before = bytes();
+        abandon(database);
+        assert!(bytes() == before);
+        // It is closed: another one may open it, which writes when it is dropped in order.
+        drop(redb::Database::open(&path).unwrap());
+        assert!(bytes() != before);
+        let dropped_by_a_panic = caught(|| {
+            let _guard = Guard(Some(redb::Database::open(&path).unwrap()));
+            panic!("of somebody else");
+        });
+        assert!(dropped_by_a_panic.is_err_and(|what: String| what.contains("of somebody else")));
+    }
+
+    struct Guard(Option<redb::Database>);
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            abandon(self.0.take());
+        }
+    }
 
     #[test]
     fn a_panic_is_its_text_however_deep() {

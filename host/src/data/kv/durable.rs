@@ -25,12 +25,12 @@ use super::{
 };
 use crate::data::account::{Kind, State, Usage};
 use crate::data::answers::once;
-use crate::data::bucket::{self, BucketId};
+use crate::data::bucket::{BucketId, Graves};
 use crate::data::error::{DataError, storage};
 use crate::data::events::{self, Emitter, Events, Lane};
 use crate::data::feed::Feed;
 use crate::data::row::{SUM_LEN, sum};
-use crate::data::store::{Ack, Commit, Store, Swept};
+use crate::data::store::{Ack, Commit, Store, Sweep, Swept};
 use crate::idempotency::Keep;
 use crate::storage::log::Room;
 
@@ -334,19 +334,8 @@ fn old(id: BucketId, key: &[u8], row: &[u8]) -> Old {
     Old { bytes: (key.len() + value) as u64, entry: decode(id, key, row).ok() }
 }
 
-/// Removes what has expired, and what deleted buckets left; see [`crate::data::store::Sweep`].
+/// The sweep that removes what has expired.
 pub(in crate::data) fn sweep(txn: &WriteTransaction, now_ms: u64) -> Result<Swept, DataError> {
-    let expired = sweep_expired(txn, now_ms)?;
-    let buried = sweep_graves(txn)?;
-    let commit = if expired.commit == Commit::Yes || buried.commit == Commit::Yes { Commit::Yes } else { Commit::No };
-    let next_ms = match buried.next_ms {
-        Some(_) => Some(now_ms),
-        None => expired.next_ms,
-    };
-    Ok(Swept { commit, next_ms })
-}
-
-fn sweep_expired(txn: &WriteTransaction, now_ms: u64) -> Result<Swept, DataError> {
     let doing = "sweep what has expired";
     let (mut entries, mut expiry) = open_tables(txn)?;
     let mut due = Vec::new();
@@ -400,9 +389,15 @@ fn sweep_expired(txn: &WriteTransaction, now_ms: u64) -> Result<Swept, DataError
 }
 
 /// Bit by bit; `next_ms` is `Some` if there is more.
-fn sweep_graves(txn: &WriteTransaction) -> Result<Swept, DataError> {
+/// The sweep that removes the entries of deleted buckets, bit by bit.
+pub(in crate::data) fn sweep_graves() -> Sweep {
+    let mut graves = Graves::new(Kind::Entries);
+    Box::new(move |txn, now_ms| graves.sweep(txn, now_ms, |id| purge(txn, id)))
+}
+
+/// Removes some entries of a deleted bucket. Answers whether nothing of it is left.
+fn purge(txn: &WriteTransaction, id: BucketId) -> Result<bool, DataError> {
     let doing = "sweep a deleted bucket";
-    let Some(id) = bucket::grave(txn, Kind::Entries)? else { return Ok(Swept { commit: Commit::No, next_ms: None }) };
     let (mut entries, mut expiry) = open_tables(txn)?;
     let mut rows = Vec::new();
     for found in entries.range((id.0, &[][..])..).map_err(storage(doing))?.take(SWEEP_MAX) {
@@ -413,16 +408,14 @@ fn sweep_graves(txn: &WriteTransaction) -> Result<Swept, DataError> {
         }
         rows.push((key.to_vec(), old(id, key, row.value()).entry.and_then(|entry| entry.expires_ms)));
     }
-    if rows.is_empty() {
-        bucket::forget(txn, Kind::Entries, id)?;
-    }
+    let is_empty = rows.is_empty();
     for (key, expires_ms) in rows {
         entries.remove((id.0, key.as_slice())).map_err(storage(doing))?;
         if let Some(ms) = expires_ms {
             expiry.remove((ms, id.0, key.as_slice())).map_err(storage(doing))?;
         }
     }
-    Ok(Swept { commit: Commit::Yes, next_ms: Some(0) })
+    Ok(is_empty)
 }
 
 /// Reads every entry of a bucket, holds it against its checksum, and looks whether its key leads to it.

@@ -23,6 +23,7 @@ use super::super::events::{self, Emitter, Events};
 use super::super::store::{Ack, Commit, Store};
 use super::files::{Charge, FileId, Files, Held, StagedPath, full};
 use super::pieces::Pieces;
+use super::references::References;
 use super::table::{FILES, OBJECTS, Row, Tables, corrupt, damaged_count, read_count};
 use super::{
     Content, Head, Objects, OpenNow, Opened, PAGE_LEN_MAX, Page, Place, PutOptions, Upload, Verified, When, check_digest,
@@ -69,16 +70,18 @@ impl Durable {
     /// `store` has the tables, and the sweeps of the same `files`. Releases every file without a row, and starts the collector.
     ///
     /// # Cost
-    /// A look into the store for each file.
+    /// A look into the store for each file; in a bucket with files that nothing refers to, for each of its objects too.
     pub(in crate::data) fn open(store: Arc<Store>, files: Arc<Files>, events: Arc<Events>) -> Result<Self, DataError> {
-        for id in files.all()? {
-            files.release(id);
+        let found = files.all()?;
+        for id in &found {
+            files.release(*id);
         }
+        let mut references = References::new(found);
         let (of_thread, files_of_thread) = (Arc::clone(&store), Arc::clone(&files));
         let run = move || {
             // Jobs run in order, so what was begun before this one is committed or undone when it is answered.
             let commit = || of_thread.write(0, |_, _| Ok(((), Commit::No))).wait();
-            files_of_thread.collect(commit, |id| is_referenced(&of_thread, id));
+            files_of_thread.collect(commit, |id| references.are_there(&of_thread, id));
         };
         let collector = std::thread::Builder::new().name("hob-objects".into()).spawn(run);
         let collector = Some(collector.map_err(io_error("start the thread that removes objects"))?);
@@ -259,15 +262,6 @@ pub(super) fn recount_in(txn: &ReadTransaction, id: BucketId) -> Result<Recount,
         Some((digest, _)) => Err(damaged_count(id, digest)),
         None => Ok(recount),
     }
-}
-
-fn is_referenced(store: &Store, id: FileId) -> Result<bool, DataError> {
-    let doing = "look for what refers to a file";
-    store.read(|txn| {
-        let table = txn.open_table(FILES).map_err(storage(doing))?;
-        // A damaged count is one too.
-        Ok(table.get((id.bucket.0, id.digest.bytes())).map_err(storage(doing))?.is_some())
-    })
 }
 
 impl Objects for Durable {

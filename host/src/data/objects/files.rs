@@ -287,7 +287,7 @@ impl Files {
     pub(super) fn collect(
         &self,
         commit: impl Fn() -> Result<(), DataError>,
-        is_referenced: impl Fn(FileId) -> Result<bool, DataError>,
+        mut is_referenced: impl FnMut(FileId) -> Result<bool, DataError>,
     ) {
         self.mounts.empty_trash();
         while let Some(released) = self.next() {

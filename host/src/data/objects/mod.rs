@@ -22,6 +22,7 @@ mod open_files;
 mod origin;
 mod pieces;
 mod record;
+mod references;
 mod table;
 #[cfg(test)]
 mod tests;

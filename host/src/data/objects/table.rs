@@ -16,7 +16,7 @@ use bytes::Bytes;
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use super::super::account::{Kind, State, Usage};
-use super::super::bucket::{self, BucketId};
+use super::super::bucket::{BucketId, Graves};
 use super::super::error::{DataError, storage};
 use super::super::row::Numbers;
 use super::super::store::{Commit, Sweep, Swept};
@@ -84,13 +84,8 @@ pub(in crate::data) fn sweep(files: Arc<Files>) -> Sweep {
 
 /// The sweep that removes the objects of deleted buckets, bit by bit.
 pub(in crate::data) fn sweep_graves(files: Arc<Files>) -> Sweep {
-    Box::new(move |txn, now_ms| {
-        let Some(id) = bucket::grave(txn, Kind::Objects)? else { return Ok(Swept { commit: Commit::No, next_ms: None }) };
-        if purge(txn, id, SWEEP_MAX, &files)? {
-            bucket::forget(txn, Kind::Objects, id)?;
-        }
-        Ok(Swept { commit: Commit::Yes, next_ms: Some(now_ms) })
-    })
+    let mut graves = Graves::new(Kind::Objects);
+    Box::new(move |txn, now_ms| graves.sweep(txn, now_ms, |id| purge(txn, id, SWEEP_MAX, &files)))
 }
 
 /// Removes at most `count` objects of a deleted bucket. Answers whether nothing of it is left.
@@ -223,7 +218,9 @@ impl<'t> Tables<'t> {
         let doing = "count what refers to a file";
         let place = (bucket.0, digest.bytes());
         let count = match self.files.get(place).map_err(storage(doing))? {
-            None => 0,
+            None if is_more => 0,
+            // Nor when the count itself is lost.
+            None => return Ok(()),
             Some(row) => match read_count(bucket, digest, row.value()) {
                 Some(count) => count,
                 // Then nobody knows when it ends: the file stays, and a recount tells.

@@ -289,6 +289,46 @@ fn garbage_goes_at_start_and_what_is_not_ours_stays() {
 }
 
 #[test]
+fn a_file_whose_count_is_lost_stays_as_long_as_an_object_has_it() {
+    let mut node = Node::new();
+    let bucket = node.bucket("b", Durability::Durable, MIB, 1000);
+    let objects = node.data().objects(Durability::Durable);
+    for key in [b"1", b"2"] {
+        put(&*objects, &bucket, key, b"same").unwrap();
+    }
+    put(&*objects, &bucket, b"3", b"deleted").unwrap();
+    let [deleted, garbage] =
+        [b"deleted", b"garbage"].map(|bytes| node.dir.path().join("objects/0000000000000001").join(Digest::of(bytes).hex()));
+    drop(objects);
+    node.data = None;
+    fs::write(&garbage, "garbage").unwrap();
+    {
+        let store = redb::Database::open(node.dir.path().join("data.redb")).unwrap();
+        let txn = store.begin_write().unwrap();
+        txn.open_table(super::table::FILES).unwrap().retain(|_, _| false).unwrap();
+        txn.commit().unwrap();
+    }
+    node.reopen();
+    eventually("what no object has is gone", || !garbage.exists());
+    let objects = node.data().objects(Durability::Durable);
+    assert_eq!(get(&*objects, &bucket, b"3").unwrap(), b"deleted");
+    for key in [b"1", b"3"] {
+        objects.delete(&bucket, key, When::Always).wait().unwrap();
+    }
+    // One with a count goes after all that was released before it.
+    put(&*objects, &bucket, b"4", b"counted").unwrap();
+    objects.delete(&bucket, b"4", When::Always).wait().unwrap();
+    let counted = deleted.with_file_name(Digest::of(b"counted").hex());
+    eventually("what has a count is gone", || !counted.exists());
+    assert!(deleted.exists(), "nobody knows who else has it");
+    assert_eq!(get(&*objects, &bucket, b"2").unwrap(), b"same");
+    drop(objects);
+    node.reopen();
+    eventually("the next start finds that nobody has it", || !deleted.exists());
+    assert_eq!(get(&*node.data().objects(Durability::Durable), &bucket, b"2").unwrap(), b"same");
+}
+
+#[test]
 fn memory_is_taken_from_where_it_was_used_longest_ago() {
     let limits = ObjectLimits { object_bytes_max: MIB, bytes_max: 10_000 };
     let node = Node::with(DataConfig { volatile_objects: limits, ..DataConfig::default() });
