@@ -57,10 +57,10 @@ pub enum DataError {
         max: u64,
     },
     /// A condition does not hold. Nothing of the batch was done.
-    #[error("the condition of operation {index} does not hold: found {}; read the entry and try again", found_text(.found))]
+    #[error("the condition{} does not hold: found {}; read the entry and try again", of_text(.index), found_text(.found))]
     Conflict {
-        /// Which operation of the batch, from 0.
-        index: usize,
+        /// Which operation of the batch, from 0; `None` of a single one.
+        index: Option<usize>,
         /// Version that the entry has, `None` if there is no entry.
         found: Option<u64>,
     },
@@ -79,10 +79,10 @@ pub enum DataError {
         found: Digest,
     },
     /// The value is no number, or would be none afterwards.
-    #[error("operation {index} cannot add: {why}")]
+    #[error("the increment{} cannot be done: {why}", of_text(.index))]
     NotANumber {
-        /// Which operation of the batch, from 0.
-        index: usize,
+        /// Which operation of the batch, from 0; `None` of a single one.
+        index: Option<usize>,
         /// What is wrong.
         why: &'static str,
     },
@@ -227,6 +227,10 @@ impl From<OriginFault> for DataError {
     fn from(why: OriginFault) -> Self {
         Self::Origin { why }
     }
+}
+
+fn of_text(index: &Option<usize>) -> String {
+    index.map(|index| format!(" of operation {index}")).unwrap_or_default()
 }
 
 fn found_text(found: &Option<u64>) -> String {

@@ -145,7 +145,7 @@ fn a_refused_job_costs_its_group_nothing_and_a_panic_only_its_group() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir, vec![]);
     let good = add(&store, 1);
-    let refused = store.write::<(), _>(0, |_, _| Err(DataError::Conflict { index: 0, found: None }));
+    let refused = store.write::<(), _>(0, |_, _| Err(DataError::Conflict { index: None, found: None }));
     let also = add(&store, 2);
     good.wait().unwrap();
     also.wait().unwrap();

@@ -65,7 +65,9 @@ pub(super) fn plan(
 ) -> Result<Plan, DataError> {
     let mut changes = BTreeMap::<Bytes, Change>::new();
     let mut done = Vec::with_capacity(ops.len());
+    let is_batch = ops.len() > 1;
     for (index, op) in ops.into_iter().enumerate() {
+        let index = is_batch.then_some(index);
         let key = op.key().clone();
         let seen = changes.contains_key(&key);
         if !seen {
@@ -99,7 +101,7 @@ pub(super) fn plan(
 
 fn apply(
     op: Op,
-    index: usize,
+    index: Option<usize>,
     now_ms: u64,
     entry: &mut Option<Entry>,
     damaged: bool,
@@ -125,7 +127,7 @@ fn apply(
     }
 }
 
-fn number(value: &[u8], index: usize) -> Result<i64, DataError> {
+fn number(value: &[u8], index: Option<usize>) -> Result<i64, DataError> {
     let text = std::str::from_utf8(value).ok();
     let why = "its value is no decimal number that an i64 holds";
     // It writes none with a plus, and others would not read one.

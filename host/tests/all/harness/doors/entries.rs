@@ -218,12 +218,12 @@ fn keys_are_bytes(door: &dyn Entries) {
 fn increments_are_decimal_numbers(door: &dyn Entries) {
     for number in [i64::MAX, i64::MIN] {
         door.version("n", &number.to_string(), When::Always);
-        refused(door.add(b"n", number.signum()), "cannot add");
+        refused(door.add(b"n", number.signum()), "cannot be done");
         assert_eq!(door.value("n"), Some(bytes(number.to_string())));
     }
     for value in ["", "x", "1 ", "1.0", "\u{662}", "9223372036854775808"] {
         door.version("n", value, When::Always);
-        refused(door.add(b"n", 1), "cannot add");
+        refused(door.add(b"n", 1), "cannot be done");
     }
     // The time to live stays.
     door.put(b"t", b"1", Some(Duration::from_secs(3600)), When::Always).unwrap();

@@ -135,9 +135,9 @@ fn numbers(door: &dyn KvDoor) {
         assert_eq!(door.get("n").unwrap().as_deref(), Some(&b"-8"[..]));
     }
     door.set("n", b"x").unwrap();
-    refused(door.increment("n", 1), "cannot add");
+    refused(door.increment("n", 1), "cannot be done");
     door.set("n", i64::MAX.to_string().as_bytes()).unwrap();
-    refused(door.increment("n", 1), "cannot add");
+    refused(door.increment("n", 1), "cannot be done");
     assert_eq!(door.get("n").unwrap(), Some(i64::MAX.to_string().into_bytes()));
     door.delete("n").unwrap();
 }
