@@ -204,6 +204,69 @@ fn a_full_disk_is_told_and_reads_go_on_and_it_heals() {
     assert_eq!(number(&open(&dir).unwrap()), 1000);
 }
 
+/// A file on a disk that has no room for it to grow while the file of an object takes it.
+#[derive(Debug)]
+struct Tight(FileBackend, PathBuf);
+
+impl Tight {
+    fn may_be(&self, len: u64) -> io::Result<()> {
+        // The log's own header finds room.
+        if len <= self.0.len()?.max(4096) || !self.1.exists() { Ok(()) } else { Err(Errno::NOSPC.into()) }
+    }
+}
+
+impl StorageBackend for Tight {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.may_be(len).and_then(|()| self.0.set_len(len))
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.may_be(offset + data.len() as u64).and_then(|()| self.0.write(offset, data))
+    }
+    fn close(&self) -> io::Result<()> {
+        self.0.close()
+    }
+}
+
+#[test]
+fn the_file_of_an_object_goes_though_the_disk_has_no_reserve() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(&dir).unwrap();
+    let bucket = bucket(&data);
+    let mut upload = data.objects(Durability::Durable).put(&bucket, b"o", PutOptions::default()).unwrap();
+    upload.write(b"bytes").unwrap();
+    let head = upload.finish().wait().unwrap();
+    drop(data);
+    fs::remove_file(log(&dir)).unwrap();
+    let object = dir.path().join(format!("objects/{:016x}/{}", bucket.id.0, head.etag.hex()));
+    assert!(object.exists());
+    let of_object = object.clone();
+    let tight = move |path: &Path| {
+        let disk = |path: &Path| {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+            Ok::<_, DatabaseError>(Tight(FileBackend::new(file)?, of_object.clone()))
+        };
+        over_log(disk(path)?, disk(&log_path(path))?)
+    };
+    let data = over(&dir, Box::new(tight));
+    assert_eq!(put(&data, 1).unwrap_err().fault().code, Code::StorageFull, "it adds");
+    assert!(data.objects(Durability::Durable).delete(&bucket, b"o", objects::When::Always).wait().unwrap().is_some());
+    let began = std::time::Instant::now();
+    while object.exists() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "the file stays");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    put(&data, 1).unwrap();
+}
+
 #[test]
 fn after_an_error_of_the_disk_data_can_only_be_read_until_the_restart() {
     let mut failures = 0;

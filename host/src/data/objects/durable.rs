@@ -80,7 +80,7 @@ impl Durable {
         let (of_thread, files_of_thread) = (Arc::clone(&store), Arc::clone(&files));
         let run = move || {
             // Jobs run in order, so what was begun before this one is committed or undone when it is answered.
-            let commit = || of_thread.write(0, |_, _| Ok(((), Commit::No))).wait();
+            let commit = || of_thread.remove(0, |_, _| Ok(((), Commit::No))).wait();
             files_of_thread.collect(commit, |id| references.are_there(&of_thread, id));
         };
         let collector = std::thread::Builder::new().name("hob-objects".into()).spawn(run);
