@@ -34,8 +34,8 @@ use super::text::bytes;
 use super::{Ctx, Failure};
 use crate::control::BATCH_LEN_MAX;
 use crate::control::wire::{BatchKind, BatchOp, BucketInfo, BucketRequest, ObjectItem, join, split};
-use crate::data::TTL_MAX;
 use crate::data::kv::{BATCH_OPS_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
+use crate::data::{Durability, TTL_MAX};
 use crate::fault::Code;
 use crate::id::{BucketName, Digest};
 
@@ -51,6 +51,7 @@ const SWEPT_WITHIN: Duration = Duration::from_secs(5);
 const _: () = assert!(BATCH_BYTES + 6 * (VALUE_LEN_MAX + KEY_LEN_MAX) + (1 << 20) < BATCH_LEN_MAX, "a batch is taken");
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Definition {
     bucket: BucketName,
     durability: String,
@@ -335,7 +336,10 @@ impl Source {
         if source.line()? != MAGIC.as_bytes() {
             anyhow::bail!("it does not begin with '{MAGIC}': it is no export of a bucket, or of another version");
         }
-        let definition = serde_json::from_slice(&source.line()?).context("its second line defines no bucket")?;
+        let definition: Definition = serde_json::from_slice(&source.line()?).context("its second line defines no bucket")?;
+        if ![Durability::Durable, Durability::Volatile].map(Durability::as_str).contains(&definition.durability.as_str()) {
+            anyhow::bail!("its second line defines no bucket: expected 'durable' or 'volatile'");
+        }
         Ok((source, definition))
     }
 
@@ -388,6 +392,10 @@ fn check(file: &File) -> anyhow::Result<Definition> {
     let mut count = Count::default();
     loop {
         let end = source.next(|record, body| {
+            let key = join(record.key, record.key_base64).ok().flatten();
+            if key.is_none_or(|key| key.is_empty() || key.len() > KEY_LEN_MAX) {
+                anyhow::bail!("it has a key that no bucket takes: expected 1 to {KEY_LEN_MAX} bytes");
+            }
             match record.kind {
                 Kind::Entry => count.entries += 1,
                 Kind::Object | Kind::End => count.objects += 1,

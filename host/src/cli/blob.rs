@@ -29,7 +29,7 @@ use super::text::{bytes, clean, table, time};
 use super::{Ctx, Failure};
 use crate::control::wire::{ObjectInfo, ObjectItem, split};
 use crate::data::objects::KEY_BYTES_MAX;
-use crate::id::BucketName;
+use crate::id::{BucketName, Digest};
 
 /// Arguments of `hob blob`.
 #[derive(Debug, Args)]
@@ -123,6 +123,11 @@ impl Blob {
             Command::Ls { at: text } => ls(ctx, &at(&text)?),
             Command::Rm { at: text, if_match } => {
                 let at = at(&text)?;
+                // As `sha256sum` prints one.
+                let if_match = if_match.map(|tag| match Digest::from_hex(&tag) {
+                    Ok(digest) => digest.to_string(),
+                    Err(_) => tag,
+                });
                 ctx.client()?.delete(&at.bucket, "objects", &at.key, &Condition { if_match, if_absent: false })?;
                 let (key, base64) = split(&at.key);
                 let shown = shown(key.as_deref(), base64.as_deref());

@@ -16,6 +16,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::failure::Exit;
 use super::output::{self, Colour, Format, paint};
+use super::text::clean;
 use super::trust::Trust;
 use super::{Ctx, Failure, client, environment, toolchain};
 use crate::config::{self, Config};
@@ -122,7 +123,10 @@ impl Doctor {
         checks.push(open_files(&config.net));
         checks.push(sandbox());
         checks.extend(data::of_the_daemon(ctx.server.trim_end_matches('/'), trust));
-        let client = ctx.client().ok().filter(|_| client::is_live(ctx.server.trim_end_matches('/'), trust));
+        let client = ctx.client().map_err(|failure| {
+            checks.push(Check::bad("token", clean(&failure.sentence()), "hob --token-file FILE doctor"));
+        });
+        let client = client.ok().filter(|_| client::is_live(ctx.server.trim_end_matches('/'), trust));
         checks.extend(client.iter().flat_map(secrets::online));
         if !self.no_scrub {
             checks.extend(client.iter().flat_map(data::online));

@@ -41,6 +41,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Key {
     }
 }
 
+/// Of a route that takes nothing in its query: what is there may be a condition that was misspelled.
+#[derive(Debug)]
+pub(super) struct NoQuery;
+
+impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+        Wanted::read(&parts.uri, &[])?;
+        Ok(Self)
+    }
+}
+
 /// Undoes percent-encoding; `plus` is what a '+' stands for.
 pub(super) fn decode(text: &str, plus: u8) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::with_capacity(text.len());
@@ -90,7 +103,8 @@ impl Wanted {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             if !known.contains(&name) || seen.contains(&name) {
                 let name: String = name.chars().take(80).collect();
-                let detail = format!("'{name}' in the query is unknown here, or there twice: expected {}", known.join(", "));
+                let known = if known.is_empty() { "nothing".into() } else { known.join(", ") };
+                let detail = format!("'{name}' in the query is unknown here, or there twice: expected {known}");
                 return Err(Fault::new(Code::BadRequest, detail));
             }
             seen.push(name);

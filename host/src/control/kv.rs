@@ -21,7 +21,7 @@ use super::access::Caller;
 use super::answer::{Refusal, body_fault};
 use super::buckets::{InBucket, turn};
 use super::conditions::{self, Read};
-use super::keys::{self, Key, Wanted};
+use super::keys::{self, Key, NoQuery, Wanted};
 use super::once::{self, Found, Once, respond};
 use super::wire::{
     BatchInfo, BatchKind, BatchOp, BatchRequest, ChangeInfo, DoneInfo, EntryInfo, EntryKey, EntryList, GetManyInfo,
@@ -185,6 +185,7 @@ pub(super) async fn list(
 pub(super) async fn get(
     State(control): State<Control>,
     caller: Caller,
+    _: NoQuery,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,
@@ -270,6 +271,7 @@ pub(super) async fn delete(
     State(control): State<Control>,
     caller: Caller,
     once: Once,
+    _: NoQuery,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,

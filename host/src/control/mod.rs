@@ -58,7 +58,7 @@ use crate::audit::Audit;
 use crate::data::Data;
 use crate::deploy::Deployer;
 use crate::dispatch::Dispatcher;
-use crate::fault::Fault;
+use crate::fault::{Code, Fault};
 use crate::identity::Identity;
 use crate::invocation::Invoke;
 use crate::net::body::IncomingBody;
@@ -185,10 +185,10 @@ impl Control {
 
     /// The service of the control port, for [`crate::net::serve::serve`]. `scheme`: what the port speaks, `http` or `https`.
     pub fn service(self, scheme: &'static str) -> impl Fn(Request<IncomingBody>) -> BoxResponse + Clone + Send + Sync + 'static {
-        let (metrics, first_start) = (self.metrics.clone(), self.first_start);
+        let (metrics, data, first_start) = (self.metrics.clone(), Arc::clone(&self.data), self.first_start);
         let router = self.router();
         move |mut request: Request<IncomingBody>| {
-            let (mut router, metrics) = (router.clone(), metrics.clone());
+            let (mut router, metrics, data) = (router.clone(), metrics.clone(), Arc::clone(&data));
             if let Some(peer) = request.body().peer() {
                 request.extensions_mut().insert(Peer(peer));
             }
@@ -210,6 +210,9 @@ impl Control {
                 // Faults of invocations carry no mark: they were counted where they happened.
                 if let Some(answer::Refused(code)) = response.extensions().get() {
                     metrics.faulted(*code);
+                    if *code == Code::StorageFull {
+                        data.make_room();
+                    }
                 }
                 response
             })

@@ -20,7 +20,7 @@ use super::access::Caller;
 use super::answer::Refusal;
 use super::buckets::{InBucket, holding, turn};
 use super::conditions::{self, Part, Read};
-use super::keys::{self, Key, Wanted};
+use super::keys::{self, Key, NoQuery, Wanted};
 use super::kv::{EXPIRES, HARMLESS};
 use super::wire::{DamagedInfo, NO_OBJECT, ObjectInfo, ObjectItem, ObjectList, Problem, split};
 use crate::data::objects::{Head, Opened, When, parse_tag};
@@ -181,6 +181,7 @@ pub(super) async fn list(
 pub(super) async fn head(
     State(control): State<Control>,
     caller: Caller,
+    _: NoQuery,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,
@@ -224,6 +225,7 @@ pub(super) async fn head(
 pub(super) async fn get(
     State(control): State<Control>,
     caller: Caller,
+    _: NoQuery,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,
@@ -300,6 +302,7 @@ async fn next(sending: Sending) -> Result<Option<(Bytes, Sending)>, io::Error> {
 pub(super) async fn delete(
     State(control): State<Control>,
     caller: Caller,
+    _: NoQuery,
     InBucket(name): InBucket,
     Key(key): Key,
     headers: HeaderMap,

@@ -324,6 +324,11 @@ impl DataError {
         matches!(&**source, redb::Error::Io(source) if is_failing(source))
     }
 
+    /// Whether the disk is full, and not only what may be taken of it.
+    pub(super) fn is_full_disk(&self) -> bool {
+        matches!(self, Self::StorageFull { source, .. } if source.raw_os_error().is_some())
+    }
+
     /// Whether something is not what was written.
     pub(super) fn is_damage(&self) -> bool {
         matches!(self, Self::Damaged { .. } | Self::DamagedRow { .. } | Self::Corrupt { .. })

@@ -135,6 +135,14 @@ impl Shared {
         })
     }
 
+    /// Gives the disk what the log has beyond its reserve.
+    pub(super) fn give_back(&self) -> Result<(), DataError> {
+        self.with_db(Use::Write, |opened| match &opened.commits {
+            Some(commits) => commits.give_back().map_err(io_error("give back what the log has")),
+            None => Ok(()),
+        })
+    }
+
     /// Gives the system what is free in the file. Nobody reads meanwhile. False if the file is too large for that, or damaged: whoever walks through
     /// all of it would meet that half-way, between two commits of which the first cannot be opened without a look at every page.
     pub(super) fn compact(&self) -> Result<bool, DataError> {

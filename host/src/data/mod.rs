@@ -307,6 +307,12 @@ impl Data {
         })
     }
 
+    /// Says that somebody found the node's disk full: what the store's file and its log have free goes back to the disk, soon. It does so at most a part
+    /// of the time, whoever asks how often.
+    pub fn make_room(&self) {
+        self.store.make_room();
+    }
+
     /// A number that rises when a bucket is made, deleted or given other quotas: who keeps a [`Bucket`] looks it up again then.
     #[must_use]
     pub fn changes(&self) -> u64 {

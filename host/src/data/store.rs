@@ -301,11 +301,22 @@ impl Store {
         Ack(State::Waiting(receiver))
     }
 
-    /// An error that somebody met who writes files beside the store's. If the disk fails, nothing is written any more.
+    /// An error that somebody met who writes files beside the store's. If the disk fails, nothing is written any more; if it is full, it gets what the
+    /// store has free.
     pub(super) fn note(&self, error: &DataError) {
         if error.is_disk_failure() {
             self.file.note(error);
         }
+        if error.is_full_disk() {
+            self.make_room();
+        }
+    }
+
+    /// See [`super::Data::make_room`].
+    pub(super) fn make_room(&self) {
+        self.load.wants_room.store(true, Ordering::Release);
+        // So that the writer sees it; nobody waits for it.
+        drop(self.remove(0, |_, _| Ok(((), Commit::No))));
     }
 
     /// Why nothing is written any more, if so.

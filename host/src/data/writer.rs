@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,8 @@ pub(super) struct Queued {
 pub(super) struct Load {
     pub(super) jobs: AtomicUsize,
     pub(super) bytes: AtomicUsize,
+    /// Whether somebody beside the store found the disk full.
+    pub(super) wants_room: AtomicBool,
 }
 
 /// What a group runs.
@@ -90,6 +92,16 @@ pub(super) struct Compact {
     after: Option<Instant>,
 }
 
+impl Compact {
+    fn done(begun: Instant) -> Self {
+        Self { is_worth: false, after: Some(Instant::now() + begun.elapsed() * COMPACT_REST) }
+    }
+
+    fn rests(&self) -> bool {
+        self.after.is_some_and(|after| Instant::now() < after)
+    }
+}
+
 impl Writer {
     pub(super) fn run(mut self) {
         let mut carried = None;
@@ -124,6 +136,24 @@ impl Writer {
             for queued in group {
                 queued.job.finish(failed.as_ref());
             }
+            if self.load.wants_room.swap(false, Ordering::AcqRel) {
+                self.make_room();
+            }
+        }
+    }
+
+    /// Gives the disk what the file and the log have free, for whoever writes beside them.
+    fn make_room(&mut self) {
+        if self.file.lost.get().is_some() || self.compact.rests() {
+            return;
+        }
+        let begun = Instant::now();
+        let compacted = if self.compact.is_worth { self.file.compact().map(drop) } else { Ok(()) };
+        let made = compacted.and_then(|()| self.file.give_back());
+        self.compact = Compact::done(begun);
+        match made {
+            Ok(()) => tracing::info!("the disk is full: it got what the data had free"),
+            Err(error) => tracing::warn!(%error, "the disk is full, and what the data has free cannot be given back"),
         }
     }
 
@@ -180,12 +210,12 @@ impl Writer {
         }
         let full =
             || DataError::StorageFull { doing: "keep a reserve of the disk", source: Arc::new(ErrorKind::StorageFull.into()) };
-        if !self.compact.is_worth || self.compact.after.is_some_and(|after| Instant::now() < after) {
+        if !self.compact.is_worth || self.compact.rests() {
             return Err(full());
         }
         let begun = Instant::now();
         let compacted = self.file.compact();
-        self.compact = Compact { is_worth: false, after: Some(Instant::now() + begun.elapsed() * COMPACT_REST) };
+        self.compact = Compact::done(begun);
         match compacted? {
             // Of a large file the pages that were freed are as good.
             false => Ok(()),

@@ -86,7 +86,7 @@ pub(super) async fn deliver(triggers: &Triggers, lane: &Lane, task: Task) -> Del
     match step {
         Step::Deliver => attempt(triggers, lane, &event, failures).await,
         Step::Remove(outcome) => remove(triggers, lane, number, failures, outcome).await,
-        Step::Bury(bucket, failure) => bury(triggers, lane, &event, failures, bucket, failure).await,
+        Step::Bury(bucket, failure) => bury(triggers, lane, &event, failures, bucket, failure).await.0,
     }
 }
 
@@ -142,31 +142,42 @@ async fn give_up(
         (triggers.tell)(lane, id, &format!("{failed}; dropped, since the trigger names no 'dead_letter'"));
         return remove(triggers, lane, event.number, failures, Delivery::Dropped).await;
     };
-    (triggers.tell)(lane, id, &format!("{failed}; given up, see '{}' in bucket '{bucket}'", grave(lane, event)));
-    bury(triggers, lane, event, failures, bucket, failure).await
+    let (delivered, became) = bury(triggers, lane, event, failures, bucket, failure).await;
+    (triggers.tell)(lane, id, &format!("{failed}; {became}"));
+    delivered
 }
 
-async fn bury(triggers: &Triggers, lane: &Lane, event: &Event, failures: u32, bucket: BucketName, failure: Failure) -> Delivered {
-    let number = event.number;
+/// Keeps an event that is given up in its bucket. Answers too what became of it, for the function's log.
+async fn bury(
+    triggers: &Triggers,
+    lane: &Lane,
+    event: &Event,
+    failures: u32,
+    bucket: BucketName,
+    failure: Failure,
+) -> (Delivered, String) {
+    let (number, grave) = (event.number, grave(lane, event));
     let buried = match triggers.data.bucket(&lane.tenant, &bucket) {
         Ok(Some(grounds)) => {
-            let (key, value) = (grave(lane, event), letter(lane, event, failures, &failure));
+            let (key, value) = (grave.clone(), letter(lane, event, failures, &failure));
             triggers.data.bury(lane, number, &grounds, key.into(), value).await
         }
         Ok(None) => {
             tracing::error!(%bucket, function = %lane.function, "the bucket for events that are given up is gone; one is dropped");
-            return remove(triggers, lane, number, failures, Delivery::Dropped).await;
+            let became = format!("dropped, since bucket '{bucket}', which was to keep it, is gone");
+            return (remove(triggers, lane, number, failures, Delivery::Dropped).await, became);
         }
         Err(error) => Err(error),
     };
     match buried {
         Ok(_) => {
             triggers.metrics.delivery(Delivery::Buried, 1);
-            Delivered::Gone { number }
+            (Delivered::Gone { number }, format!("given up, see '{grave}' in bucket '{bucket}'"))
         }
         Err(error) => {
             tracing::error!(%error, %bucket, function = %lane.function, "an event that is given up cannot be kept; trying again");
-            Delivered::Again { number, after: BURIAL_RETRY, failures, step: Step::Bury(bucket, failure) }
+            let became = format!("given up; it waits until bucket '{bucket}' takes it as '{grave}': {error}");
+            (Delivered::Again { number, after: BURIAL_RETRY, failures, step: Step::Bury(bucket, failure) }, became)
         }
     }
 }

@@ -142,6 +142,13 @@ impl Rig {
         eventually("nothing waits", || self.data.outbox().waiting().unwrap() == 0);
     }
 
+    /// Waits until a function's log has a line with all of `parts`.
+    #[track_caller]
+    fn told(&self, parts: &[&str]) {
+        let has = |line: &String| parts.iter().all(|part| line.contains(part));
+        eventually(&format!("{parts:?} is told"), || self.told.lock().unwrap().iter().any(has));
+    }
+
     /// Stops the door, lets go of the data, and returns the folder.
     fn stop(self) -> Arc<tempfile::TempDir> {
         self.drain.stop();
@@ -328,11 +335,9 @@ fn what_fails_is_repeated_and_then_given_up_with_its_reason() {
     assert_eq!(*key, format!("f/{}-1", input.id));
     let letter: Value = serde_json::from_slice(&entry.value).unwrap();
     assert_eq!((&letter["key"], &letter["attempts"], &letter["failure"]["status"]), (&"bad".into(), &3.into(), &418.into()));
-    let told = rig.told.lock().unwrap().clone();
-    let has = |parts: &[&str]| told.iter().any(|line| parts.iter().all(|part| line.contains(part)));
-    assert!(has(&["'bad'", "attempt 1 of 3: status 418; again in 250ms"]), "{told:?}");
-    assert!(has(&["'bad'", "attempt 3 of 3", "given up, see 'f/", "in bucket 'dead'"]), "{told:?}");
-    assert!(has(&["attempt 2 of 2: guest-trap; dropped, since the trigger names no 'dead_letter'"]), "{told:?}");
+    rig.told(&["'bad'", "attempt 1 of 3: status 418; again in 250ms"]);
+    rig.told(&["'bad'", "attempt 3 of 3", "given up, see 'f/", "in bucket 'dead'"]);
+    rig.told(&["attempt 2 of 2: guest-trap; dropped, since the trigger names no 'dead_letter'"]);
     rig.stop();
 }
 
@@ -450,11 +455,13 @@ fn a_full_dead_letter_bucket_loses_nothing_and_a_missing_one_is_told() {
     put(&rig.data, &input, "k").unwrap();
     rig.all_told();
     rig.counts(&[(Delivery::Dropped, 1)]);
+    rig.told(&["'k'", "attempt 1 of 1", "dropped, since bucket 'missing', which was to keep it, is gone"]);
     let spec = crate::bucket::BucketSpec { bytes_max: 1, ..crate::bucket::BucketSpec::new(crate::bucket::Durability::Durable) };
     rig.data.put_bucket(&input.tenant, &"small".parse().unwrap(), spec).wait().unwrap();
     want(&rig.data, "f", &[to("small")]);
     put(&rig.data, &input, "l").unwrap();
     eventually("it failed", || rig.count(Delivery::Failed) == 2);
+    rig.told(&["'l'", "attempt 1 of 1", "given up; it waits until bucket 'small' takes it as 'f/", "the bucket is full"]);
     rig.drain.stop();
     assert_eq!(rig.thread.join().unwrap(), 0);
     assert_eq!(waiting(&rig.data, "f", &input), ["l"]);

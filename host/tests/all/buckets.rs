@@ -89,6 +89,18 @@ fn buckets_are_made_changed_listed_and_deleted() {
 }
 
 #[test]
+fn what_is_misspelled_in_a_query_may_be_a_condition_and_is_refused() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    for at in ["/v1/buckets/b/kv/k?if-match=1", "/v1/buckets/b/objects/o?prefix=x"] {
+        for method in ["GET", "HEAD", "DELETE"] {
+            let refused = node.control.request(method, at, &[], b"");
+            assert_eq!((refused.status(), refused.header("hob-error")), (400, Some("bad-request")), "{method} {at}");
+        }
+    }
+}
+
+#[test]
 fn entries_have_versions_conditions_and_ends() {
     let node = Node::start(&[]);
     for (name, durability) in [("d", "durable"), ("v", "volatile")] {

@@ -201,7 +201,9 @@ fn objects_from_and_to_files() {
     assert!(stderr.contains("left out"), "{stderr}");
     assert_eq!(std::fs::read(path("out/deep/2")).unwrap(), b"two");
     assert!(!dir.path().join("escaped").exists() && !dir.path().parent().unwrap().join("escaped").exists());
-    run(&node, &["blob", "rm", "b/x/a"]);
+    let etag = node.control.get("/v1/buckets/b/objects/x%2Fa").ok().header("etag").unwrap().trim_matches('"').to_owned();
+    fails(&node, 1, &["blob", "rm", "b/x/a", "--if-match", &digest("another")]);
+    run(&node, &["blob", "rm", "b/x/a", "--if-match", etag.trim_start_matches("sha256:")]);
     fails(&node, 3, &["blob", "rm", "b/x/a"]);
     assert!(fails(&node, 3, &["blob", "cat", "b/x/a"]).contains("next: hob blob ls hob:b\n"));
     assert!(fails(&node, 3, &["blob", "cat", "none/x"]).contains("next: hob bucket ls\n"));
@@ -304,6 +306,62 @@ fn an_export_comes_back_or_is_refused_whole() {
     check_damaged(&node, dir.path(), &std::fs::read(&file).unwrap());
     let none = dir.path().join("none");
     fails(&node, 3, &["bucket", "export", "none", none.to_str().unwrap()]);
+}
+
+#[test]
+fn what_has_expired_is_no_part_of_an_export_nor_missing_from_it() {
+    let node = Node::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    for durability in ["volatile", "durable"] {
+        bucket(&node, durability, json!({ "durability": durability }));
+        run(&node, &["kv", "set", durability, "stays", "x"]);
+        for number in 0..100 {
+            assert_eq!(put(&node, &format!("/v1/buckets/{durability}/kv/{number}?ttl=1ms"), &[], b"x").status(), 204);
+        }
+        let gone = |number: u32| node.control.get(&format!("/v1/buckets/{durability}/kv/{number}")).status() == 404;
+        eventually("they have expired", || (0..100).all(gone));
+        let wrote = json_of(&node, &["bucket", "export", durability, dir.path().join(durability).to_str().unwrap()]);
+        assert_eq!(wrote["entries"], 1, "{durability}");
+        eventually("the account has what is there", || {
+            json_of(&node, &["bucket", "inspect", durability])["entries"]["keys"] == 1
+        });
+    }
+}
+
+#[test]
+fn a_file_with_what_no_export_writes_is_refused_whole() {
+    let node = Node::start(&[]);
+    bucket(&node, "b", json!({}));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    let good = r#"{"bucket":"b","durability":"durable","bytes_max":1000,"keys_max":10}"#;
+    let entry = |key: &str| format!("{}\nx\n", json!({ "kind": "entry", "key": key, "bytes": 1, "digest": digest("x") }));
+    let long = "k".repeat(513);
+    for (definition, entry, said) in [
+        (good, entry("k"), None),
+        (&good.replace("durable", "foo"), entry("k"), Some("expected 'durable' or 'volatile'")),
+        (&good.replace('}', r#","origin":"s3://x"}"#), entry("k"), Some("its second line defines no bucket")),
+        (good, entry(""), Some("a key that no bucket takes: expected 1 to 512 bytes")),
+        (good, entry(&long), Some("a key that no bucket takes: expected 1 to 512 bytes")),
+    ] {
+        let text = format!("hob-bucket 1\n{definition}\n{entry}");
+        let end = json!({ "kind": "end", "digest": digest(&text), "entries": 1, "objects": 0 });
+        std::fs::write(&file, format!("{text}{end}\n")).unwrap();
+        let import = ["bucket", "import", file.to_str().unwrap()];
+        match said {
+            None => assert_eq!(json_of(&node, &import)["entries"], 1),
+            Some(said) => {
+                let stderr = fails(&node, 1, &import);
+                assert!(stderr.contains("nothing of it was") && stderr.contains(said), "{stderr}");
+            }
+        }
+    }
+}
+
+fn digest(text: &str) -> String {
+    use sha2::Digest as _;
+    let hex: String = sha2::Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
 }
 
 #[test]

@@ -437,6 +437,44 @@ fn a_full_disk_refuses_writes_and_reading_goes_on() {
     check_whole(&node, "b");
 }
 
+#[test]
+fn a_disk_that_entries_filled_has_room_for_objects_and_functions_when_they_are_gone() {
+    const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
+    const MOUNT: &str = "mount -t tmpfs -o size=8m tmpfs \"$0\" &&";
+    let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
+    if !is_there("unshare", probe.is_ok_and(|output| output.status.success()), "a full file system") {
+        return;
+    }
+    let node = behind(MOUNT, &SHELL, &[]);
+    bucket(&node, "b", json!({}));
+    let entry = |number: u32| format!("/v1/buckets/b/kv/{number}");
+    for number in 0..60 {
+        assert_eq!(put(&node, &entry(number), &[], &vec![number as u8; 50_000]).status(), 204);
+    }
+    // Only these meet the full disk.
+    let object = |number: u32| put(&node, &format!("/v1/buckets/b/objects/{number}"), &[], &vec![number as u8; 30_000]);
+    let full = (0..200).map(object).find(|reply| reply.status() != 201).expect("it is not full");
+    full.problem(507, "storage-full");
+    for number in 0..60 {
+        assert_eq!(delete(&node, &entry(number)).status(), 204);
+    }
+    eventually("there is room for an object", || object(1000).status() == 201);
+    let objects = usage(&node, "b")["objects"]["keys"].as_u64().unwrap();
+    assert!(objects > 1);
+    // Fill it again, and let a function ask for the room.
+    for number in 0..60 {
+        put(&node, &entry(number), &[], &vec![number as u8; 50_000]);
+    }
+    let filled = (2000..2200).map(object).find(|reply| reply.status() != 201).expect("it is not full");
+    filled.problem(507, "storage-full");
+    for number in 0..60 {
+        delete(&node, &entry(number));
+    }
+    let large = crate::harness::wat::wasm(&crate::harness::wat::says(&"x".repeat(60_000)));
+    eventually("there is room for a function", || node.deploy("f", &large, "").status() == 201);
+    check_whole(&node, "b");
+}
+
 /// A process that keeps a file system when the node is gone that mounted it.
 struct Keeper(String);
 

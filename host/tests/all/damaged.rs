@@ -448,3 +448,20 @@ fn a_damaged_page_is_told_as_damage_and_takes_nothing_else_along() {
     node.restart();
     check_good(&node);
 }
+
+#[test]
+fn what_a_token_may_not_look_at_is_not_called_damaged() {
+    let (mut node, _) = crate::identity::owned(&[]);
+    bucket(&node, "b", json!({}));
+    let reader = crate::identity::token(&node, "default", "reader", &["read"]);
+    let (_dir, file) = crate::cli::file("token", reader.as_bytes());
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let (text, _) = check(&at(&node, &["--token-file", "/nonexistent", "doctor"]), 1);
+    assert!(text.contains("✘ token: ") && text.contains("/nonexistent"), "{text}");
+    let (text, _) = check(&at(&node, &["--token-file", file.to_str().unwrap(), "doctor"]), 0);
+    assert!(
+        text.contains("bucket b: was not read") && text.contains("scope 'deploy'") && !text.contains("look at the disk"),
+        "{text}"
+    );
+    node.stop();
+}

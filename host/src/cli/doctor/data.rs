@@ -14,7 +14,7 @@ use super::super::trust::Trust;
 use super::super::{Failure, output};
 use super::Check;
 use crate::control::wire::{ScrubInfo, split};
-use crate::data::{Audited, Data};
+use crate::data::{Audited, Data, DataError};
 use crate::fault::Code;
 use crate::id::BucketName;
 
@@ -78,7 +78,7 @@ fn of_bucket(client: &Client, name: &str) -> Option<Check> {
     match parsed.and_then(|name| scrub_in_turn(client, &name)) {
         Ok(info) => Some(of_scrub(&info)),
         Err(failure) if failure.code() == Exit::NotFound as u8 => None,
-        Err(failure) => Some(unread(format!("bucket {}", clean(name)), &failure.sentence())),
+        Err(failure) => Some(not_looked_at(format!("bucket {}", clean(name)), &failure)),
     }
 }
 
@@ -91,6 +91,15 @@ fn scrub_in_turn(client: &Client, name: &BucketName) -> Result<ScrubInfo, Failur
             done => return done,
         }
     }
+}
+
+/// Of what a token may not do nothing is known.
+fn not_looked_at(name: String, failure: &Failure) -> Check {
+    if failure.code() == Exit::Auth as u8 {
+        let remedy = "hob --token-file FILE doctor, with a token that has the scope";
+        return Check::absent(name, format!("was not read: {}", clean(&failure.sentence())), remedy);
+    }
+    unread(name, &failure.sentence())
 }
 
 fn unread(name: String, why: &str) -> Check {
@@ -148,9 +157,11 @@ pub(super) fn offline(dir: &Path, asked: bool) -> Vec<Check> {
     let bar = output::spinner("reading the data directory");
     let whole = match Data::verify(&data) {
         Ok(()) => Check::good(name, "every page of the file is as it was written"),
-        Err(error) => {
-            Check::bad(name, error.to_string(), "restore data/data.redb from a backup; what can still be read is below")
+        Err(DataError::Damaged { what }) => {
+            let found = format!("not every byte of data/data.redb is as it was written: {what}");
+            Check::bad(name, found, "mend what is named below; if nothing is, restore data/data.redb from a backup")
         }
+        Err(error) => Check::bad(name, error.to_string(), "look at the disk; what can still be read is below"),
     };
     let mut checks = vec![whole];
     match Data::audit(&data) {

@@ -26,7 +26,7 @@ use crate::data::store::Ack;
 
 /// Memory that an entry takes besides its key and value, roughly: three indexes.
 pub(in crate::data) const ENTRY_BYTES: u64 = 256;
-/// Expired entries that one write removes.
+/// Expired entries that are removed at once.
 const SWEEP_MAX: usize = 64;
 
 /// The entries of one volatile bucket.
@@ -80,9 +80,14 @@ impl Volatile {
         Ok(state)
     }
 
-    /// What is in it now.
+    /// What is in it now. What has expired goes before, a few at a time, so that nobody waits for all of it.
     pub(in crate::data) fn usage(&self) -> Usage {
-        self.lock().usage
+        loop {
+            let mut state = self.lock();
+            if state.sweep(self.clock.now_ms()) {
+                return state.usage;
+            }
+        }
     }
 
     /// Changes the quotas; what does not fit any more goes.
@@ -146,11 +151,13 @@ impl State {
         }
     }
 
-    fn sweep(&mut self, now_ms: u64) {
+    /// Removes some of what has expired. Answers whether that was all.
+    fn sweep(&mut self, now_ms: u64) -> bool {
         for _ in 0..SWEEP_MAX {
-            let Some((_, key)) = self.expiry.first().filter(|(ms, _)| *ms <= now_ms).cloned() else { return };
+            let Some((_, key)) = self.expiry.first().filter(|(ms, _)| *ms <= now_ms).cloned() else { return true };
             self.remove(&key);
         }
+        false
     }
 
     fn evict(&mut self) {
@@ -269,6 +276,6 @@ impl Volatile {
 
 impl fmt::Debug for Volatile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Volatile").field("id", &self.id).field("usage", &self.usage()).finish_non_exhaustive()
+        f.debug_struct("Volatile").field("id", &self.id).finish_non_exhaustive()
     }
 }

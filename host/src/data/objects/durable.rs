@@ -305,6 +305,8 @@ impl Objects for Durable {
             // Before it was held the object may have been deleted or replaced, and its file removed. Versions rise, so this ends.
             if last == Some(head.version) {
                 self.files.note_damaged(id);
+                // Who has it as a file in a folder is not to read it either.
+                self.files.mounts.touch(bucket.id, key);
                 return Err(corrupt(bucket.id, key));
             }
             last = Some(head.version);

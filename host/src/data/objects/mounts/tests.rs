@@ -201,6 +201,12 @@ fn a_start_believes_no_tree_and_damage_is_not_linked() {
     // Put again or deleted, they are mended.
     set(&node, &bucket, b"rots");
     assert_eq!(counts(), (2, 1));
+    // What another door finds is no file either.
+    damage("rots");
+    assert!(matches!(node.data().durable_objects().open(&bucket, b"rots"), Err(DataError::Corrupt { .. })));
+    assert_eq!((counts(), tree(&path)), ((3, 2), vec!["good".to_owned()]));
+    set(&node, &bucket, b"rots");
+    assert_eq!(counts(), (2, 1));
     delete(&node, &bucket, b"rotten");
     assert_eq!(counts(), (1, 0));
     set(&node, &bucket, b"rotten");
