@@ -38,6 +38,13 @@ pub enum Stdio {
         /// The log.
         log: Arc<LogSink>,
     },
+    /// Of a command before there is a request: input is empty, which is noted; output and errors are the function's log.
+    Initialising {
+        /// Where it is noted that input was read.
+        output: Arc<CommandOutput>,
+        /// The log.
+        log: Arc<LogSink>,
+    },
     /// The terminal of whoever started `hob run`.
     Inherit,
 }
@@ -47,6 +54,7 @@ impl std::fmt::Debug for Stdio {
         f.write_str(match self {
             Self::Log(_) => "Log",
             Self::Command { .. } => "Command",
+            Self::Initialising { .. } => "Initialising",
             Self::Inherit => "Inherit",
         })
     }
@@ -71,6 +79,11 @@ impl Stdio {
                 builder.stdout(CommandStream(output.clone()));
                 builder.stderr(LogStream::new(log.clone(), Source::Stderr));
             }
+            Self::Initialising { output, log } => {
+                builder.stdin(NoInput(output.clone()));
+                builder.stdout(LogStream::new(log.clone(), Source::Stdout));
+                builder.stderr(LogStream::new(log.clone(), Source::Stderr));
+            }
             Self::Inherit => {
                 builder.inherit_stdio();
             }
@@ -79,7 +92,7 @@ impl Stdio {
 
     /// Whether a command has read its input where there was no request yet, as in the build: it found the end of what is not empty later.
     pub fn has_missed_input(&self) -> bool {
-        matches!(self, Self::Command { output, .. } if output.has_missed_input.load(Ordering::Relaxed))
+        matches!(self, Self::Command { output, .. } | Self::Initialising { output, .. } if output.has_missed_input.load(Ordering::Relaxed))
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) enum Streams {
         /// Input of a command; others have none.
         input: Option<Payload>,
     },
+    /// What its kind has before there is a request: a command's output is the log.
+    Initialising,
     /// The terminal of whoever started it.
     Terminal,
 }
@@ -100,7 +102,11 @@ fn host(blueprint: Blueprint<'_>) -> (Host, Option<Arc<CommandOutput>>) {
             let output = CommandOutput::new(reply.clone());
             (Stdio::Command { input: Mutex::new(input), output: output.clone(), log: log.clone() }, Some(output))
         }
-        Streams::Served { .. } => (Stdio::Log(log.clone()), None),
+        Streams::Initialising if kind.is_command() => {
+            let output = CommandOutput::new(reply.clone());
+            (Stdio::Initialising { output: output.clone(), log: log.clone() }, Some(output))
+        }
+        Streams::Served { .. } | Streams::Initialising => (Stdio::Log(log.clone()), None),
     };
     let mut host = Host::new(MemoryBudget::of(limits.size(Limit::Memory), account), reply, log, environment, stdio);
     host.exchange = exchange;

@@ -294,6 +294,32 @@ fn check_falls_back(node: &Node) {
     assert_eq!(node.data.get("/auto").good(), 1u32.to_le_bytes());
 }
 
+/// What the child wrote before the file system was full is free again when it is built without a snapshot.
+#[test]
+fn a_snapshot_that_takes_all_of_the_file_system_leaves_room_for_the_function() {
+    const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
+    const MOUNT: &str = "mount -t tmpfs -o size=60m tmpfs \"$0\" &&";
+    let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
+    if !is_there("unshare", probe.is_ok_and(|output| output.status.success()), "a full file system") {
+        return;
+    }
+    let node = behind(MOUNT, &SHELL, &[]);
+    let wasm = wasm(&handler(
+        "(func (export \"hob_init\")
+           (drop (memory.grow (i32.const 1600)))
+           (memory.fill (i32.const 65536) (i32.const 7) (i32.const 104857600)))
+         (func (export \"hob_handle\") (call $number (i32.load8_u (i32.const 65536))))",
+    ));
+    for name in ["one", "two", "three"] {
+        let deployed = node.deploy(name, &wasm, "[limits]\nmemory = '256MiB'");
+        assert_eq!(deployed.status(), 201, "{}", deployed.text());
+        let answer = deployed.json();
+        assert!(answer["snapshot"].is_null() && answer["notes"][0].as_str().unwrap().contains("there is no room"), "{answer}");
+        assert_eq!(node.data.get(&format!("/{name}")).good(), 7u32.to_le_bytes(), "it initialises itself at each start");
+        assert_eq!(node.control.request("DELETE", &format!("/v1/functions/{name}"), &[], b"").status(), 204);
+    }
+}
+
 #[test]
 fn a_snapshot_past_the_room_of_the_node_is_507() {
     let node = Node::start(&["data.bytes_max=13MiB"]);

@@ -3,10 +3,10 @@
 
 use serde_json::json;
 
-use crate::harness::Node;
 use crate::harness::examples::guest;
 use crate::harness::http::Reply;
 use crate::harness::wat::{command, handler, says, wasm};
+use crate::harness::{Node, eventually};
 use crate::snapshot::{done, number};
 
 /// The reason that a deploy gave for having no snapshot; a function that requires one is refused for the same.
@@ -104,6 +104,45 @@ fn variables_that_are_there_for_requests_alone() {
         assert!(note.contains("those of a request are there for requests alone") && !note.contains("secret"), "{note}");
     }
     kept(&node, &program(""), "");
+}
+
+#[test]
+fn what_a_command_writes_before_it_is_asked_is_in_its_log_and_in_no_response() {
+    let node = Node::start(&[]);
+    let program = wasm(&command(
+        "(data (i32.const 16) \"one\\n\") (data (i32.const 32) \"two\\n\") (data (i32.const 48) \"answer\")
+         (func (export \"wizer-initialize\")
+           (call $write (i32.const 1) (i32.const 16) (i32.const 4)) (call $write (i32.const 2) (i32.const 32) (i32.const 4)))
+         (func (export \"_start\") (call $write (i32.const 1) (i32.const 48) (i32.const 6)))",
+    ));
+    kept(&node, &program, "");
+    let has = |source: &str, text: &str| node.logs("f").iter().any(|(of, _, said)| of == source && said == text);
+    eventually("both are in the log", || has("stdout", "one") && has("stderr", "two"));
+    assert_eq!(node.data.get("/f").good(), b"answer");
+}
+
+#[test]
+fn whoever_requires_a_snapshot_is_told_what_helps() {
+    let node = Node::start(&[]);
+    let of = |wasm: &[u8], mode: &str| node.deploy("f", wasm, &format!("snapshot = '{mode}'")).problem(422, "not-deployable");
+    let program = wasm(&command("(func (export \"_start\"))"));
+    assert!(of(&program, "required")["hint"].as_str().unwrap().contains("'wizer-initialize'"));
+    let wants = wasm(&handler(
+        "(func (export \"hob_init\") (if (i32.eq (memory.grow (i32.const 10000)) (i32.const -1)) (then unreachable)))
+         (func (export \"hob_handle\") (call $number (memory.size)))",
+    ));
+    assert!(of(&wants, "required")["hint"].as_str().unwrap().contains("raise 'memory'"));
+    // What no mode takes: that it could be deployed without a snapshot would be wrong.
+    for fields in [
+        "(import \"hob1\" \"nowhere\" (func)) (memory (export \"memory\") 1) (func (export \"hob_init\")) (func (export \"hob_handle\"))",
+        "(memory (export \"memory\") 1) (func (export \"hob_init\") (param i32)) (func (export \"hob_handle\"))",
+        "(memory (export \"memory\") 1) (global (export \"hob_init\") i32 (i32.const 1)) (func (export \"hob_handle\"))",
+        "(memory (export \"memory\") i64 1) (func (export \"hob_init\")) (func (export \"hob_handle\"))",
+    ] {
+        let module = wasm(&format!("(module {fields})"));
+        let [required, off] = ["required", "off"].map(|mode| of(&module, mode));
+        assert_eq!((&required["detail"], &required["hint"]), (&off["detail"], &off["hint"]), "{fields}");
+    }
 }
 
 #[test]

@@ -269,15 +269,20 @@ async fn make_on(stage: &Stage<'_>, found: &Found, wasm: Vec<u8>, outputs: &Outp
                 Ok(built) => return Ok(built),
                 Err(unfit) => Some(unfit),
             },
-            Taken::Nothing if job.snapshot.mode == SnapshotMode::Required => Some(Unfit::new(
-                "there is nothing to run before the memory is kept",
-                "declare a warm-up request in [snapshot], or an initialisation (guest-sdk: #[hob_sdk::init])",
-            )),
+            Taken::Nothing if job.snapshot.mode == SnapshotMode::Required => {
+                let hint = match stage.shape.kind.is_command() {
+                    true => "export a function 'wizer-initialize', which is run before the memory is kept",
+                    false => "declare a warm-up request in [snapshot], or an initialisation (guest-sdk: #[hob_sdk::init])",
+                };
+                Some(Unfit::new("there is nothing to run before the memory is kept", hint))
+            }
             Taken::Nothing => None,
             Taken::Unfit(unfit) => Some(unfit),
         };
         if let Some(unfit) = unfit {
             if job.snapshot.mode == SnapshotMode::Required {
+                // What no mode would take is told so, and not that another mode would.
+                plain(stage, found, &wasm, outputs)?;
                 let detail = format!("no snapshot could be taken, and the manifest requires one: {}", unfit.reason);
                 return Err(Refused::unfit(detail, unfit.hint).into());
             }
@@ -289,17 +294,23 @@ async fn make_on(stage: &Stage<'_>, found: &Found, wasm: Vec<u8>, outputs: &Outp
             notes.push(format!("no snapshot: {}{uninitialised}; {}", unfit.reason, unfit.hint));
         }
     }
-    let native = compile(stage, found, &wasm)?;
+    let (code, image) = plain(stage, found, &wasm, outputs)?;
     drop(wasm);
-    let image = native::write(&outputs.native.0, &native)?;
-    drop(native);
-    let code = load(stage, outputs)?;
-    check_code(&stage.engine, found, &code)?;
     let tried = match job.only_compiles() {
         true => Tried::No,
         false => bare_start(stage, &code, &notes).await?,
     };
     Ok(Built { notes, tried, ..built(stage, found, image) })
+}
+
+/// Compiles what was sent as it is, and looks whether it can be served.
+fn plain(stage: &Stage<'_>, found: &Found, wasm: &[u8], outputs: &Outputs) -> Result<(Code, Range<u64>), Failure> {
+    let native = compile(stage, found, wasm)?;
+    let image = native::write(&outputs.native.0, &native)?;
+    drop(native);
+    let code = load(stage, outputs)?;
+    check_code(&stage.engine, found, &code)?;
+    Ok((code, image))
 }
 
 /// Compiles a snapshot, and tries it before it is kept.

@@ -442,8 +442,13 @@ fn create(path: &Path) -> std::io::Result<File> {
     File::options().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Removes a file, if it is there.
+/// Removes a file, if it is there, and gives its room back at once: a child that has just ended may hold it a moment longer, by the rules of its
+/// walls.
 fn remove(path: &Path) -> Result<(), Fault> {
+    match File::options().write(true).truncate(true).open(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Fault::internal(error)),
+        _ => {}
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Fault::internal(error)),
         _ => Ok(()),

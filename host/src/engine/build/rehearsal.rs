@@ -133,7 +133,10 @@ impl Rehearsal {
             environment: Arc::new(environment).with_secrets(&log)?,
             log: Arc::new(log),
             reply: Arc::new(Reply::default()),
-            streams: Streams::Served { input: None },
+            streams: match how {
+                Start::Initialising => Streams::Initialising,
+                Start::Serving | Start::Bare => Streams::Served { input: None },
+            },
             exchange: Exchange::default(),
             ticks: 1,
             hops: Hops::default(),

@@ -20,6 +20,7 @@ use super::rehearsal::{Instance, Rehearsal, Stage, Start, Times};
 use crate::capability::{Environment, Host};
 use crate::engine::artifact::Code;
 use crate::engine::{Engine, Kind, settings};
+use crate::fault::{Code as FaultCode, Fault};
 use crate::manifest::Randomness;
 
 /// A module with its memory.
@@ -55,6 +56,7 @@ pub(super) enum Taken {
 }
 
 const HINT_INIT: &str = concat!("correct it and deploy again, or say ", off!());
+const HINT_MEMORY: &str = concat!("raise 'memory' in [limits] of hob.toml, or say ", off!());
 const HINT_WARMUP: &str = "correct it and deploy again, or say mode = \"off\" in [snapshot] of hob.toml";
 const HINT_HANDLES: &str = "do not print, and keep no stream, connection or timer during warm-up; or build a core module, whose \
                             standard streams survive a snapshot";
@@ -107,11 +109,12 @@ pub(super) async fn take(stage: &Stage<'_>, found: &Found, wasm: &[u8]) -> Resul
 /// What the numbers that were drawn mean.
 fn judge(randomness: Randomness, mut snapshot: Snapshot, drawn: u64) -> Result<Taken, Refused> {
     if drawn > 0 {
+        let times = if drawn == 1 { "once".into() } else { format!("{drawn} times") };
         let detail = format!(
-            "initialisation and warm-up drew random numbers ({drawn} times): they are the same in every instance made of the snapshot"
+            "initialisation and warm-up drew random numbers ({times}): what is kept of them is the same in every instance made of the snapshot"
         );
         if randomness == Randomness::Refuse {
-            let hint = "draw them when a request comes; in Rust, std's HashMap draws its keys when the first is made, and \
+            let hint = "draw them neither in initialisation nor in a warm-up request; in Rust, std's HashMap draws its keys when the first is made, and \
                         hob_sdk::RandomState when it is made: make neither before, but a BTreeMap or a hasher with keys of its own";
             return Err(Refused::unfit(detail, hint));
         }
@@ -269,13 +272,21 @@ async fn rehearse(
     let engine = Engine::for_build(stage.shape.lane, engine).map_err(|error| unsuited(&error))?;
     let mut rehearsal = Rehearsal::start(stage, &engine, code, init_times(stage), Start::Initialising)
         .await
-        .map_err(|fault| Unfit::new(format!("initialisation failed: {}", fault.detail), HINT_INIT))?;
+        .map_err(|fault| Unfit::new(format!("initialisation failed: {}", fault.detail), hint(&fault, HINT_INIT)))?;
     let statuses = rehearsal
         .ask_all(&stage.job.snapshot.warmup)
         .await
-        .map_err(|fault| Unfit::new(fault.detail.into_owned(), HINT_WARMUP))?;
+        .map_err(|fault| Unfit { hint: hint(&fault, HINT_WARMUP), reason: fault.detail.into_owned() })?;
     let bytes = check(&mut rehearsal, &statuses, stage).await?;
     Ok((rehearsal, statuses, bytes))
+}
+
+/// What to do about a guest that failed.
+fn hint(fault: &Fault, usual: &'static str) -> &'static str {
+    match fault.code {
+        FaultCode::GuestMemory => HINT_MEMORY,
+        _ => usual,
+    }
 }
 
 fn unsuited(error: &dyn std::fmt::Display) -> Unfit {
