@@ -31,7 +31,9 @@ pub(crate) const CASES: &[Kind] = &[
     ),
     Kind::Beside(case("A4", "bulk operations", &["504 cpu-deadline"], bulk_setup, bulk_attack).burns()),
     Kind::Beside(
+        // Hundreds that begin and end in the same moment use up the processors for that moment, with their clients.
         case("A5", "sleepers to their deadline", &["504 wall-deadline"], sleepers, sleep)
+            .burns()
             .settings(&["engine.instances_max=2000"]),
     ),
     Kind::Beside(

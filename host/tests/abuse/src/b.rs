@@ -25,13 +25,19 @@ pub(crate) const CASES: &[Kind] = &[
         .burns(),
     ),
     Kind::Beside(case("B6", "what another instance left", &["200", "502 guest-trap"], spies, spy).burns()),
-    Kind::Beside(
-        case("B7", "all places of a function", &["429 concurrency", "200"], holders, hold_function)
-            .settings(&["engine.instances_max=400"]),
-    ),
+    Kind::Beside(case("B7", "all places of a function", &["429 concurrency", "200"], holders, hold_function).settings(&[
+        "engine.instances_max=400",
+        "net.body_idle_timeout=10m",
+        "net.body_rate_min=0",
+    ])),
     Kind::Beside(
         case("B7", "all instances of the node", &["503 overloaded", "200"], holders, hold_node)
-            .settings(&["engine.instances_max=64", "engine.instance_wait=100ms"])
+            .settings(&[
+                "engine.instances_max=64",
+                "engine.instance_wait=100ms",
+                "net.body_idle_timeout=10m",
+                "net.body_rate_min=0",
+            ])
             .victim_may_be_refused(),
     ),
     Kind::Beside(
@@ -412,6 +418,11 @@ fn soak(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
     stage.crowd(8, seen, |index, seen| {
         let Ok(mut conn) = stage.connect(index) else { return seen.complain("no connection") };
         for turn in 0..stage.times(1000, 100_000) {
+            // A connection has so many requests (`net.requests_max`).
+            if turn > 0 && turn % 5000 == 0 {
+                let Ok(another) = stage.connect(index) else { return seen.complain("no connection") };
+                conn = another;
+            }
             let name = match turn % 50 {
                 0 => "/late",
                 1..10 => "/traps",

@@ -18,6 +18,7 @@ pub(crate) const CASES: &[Kind] = &[
     Kind::Beside(
         case("G1", "guessed tokens", &["401 unauthenticated", "429 too-many-failures"], own, guess)
             .at_control()
+            .burns()
             .books(Books::AtLeast),
     ),
     Kind::Beside(

@@ -62,7 +62,14 @@ pub(super) fn flip(stage: &Stage<'_>, seen: &mut Seen) -> anyhow::Result<()> {
         });
         stage.crowd(4, seen, |index, seen| {
             let Ok(mut conn) = stage.connect(index) else { return seen.complain("no connection") };
+            let mut turn = 0;
             while !over.load(Ordering::SeqCst) && !flipping.is_finished() {
+                turn += 1;
+                // A connection has so many requests (`net.requests_max`).
+                if turn % 5000 == 0 {
+                    let Ok(another) = stage.connect(index) else { return seen.complain("no connection") };
+                    conn = another;
+                }
                 conn.request("GET", "/flips", &[], b"");
                 let reply = conn.reply();
                 seen.answered(reply.as_ref());

@@ -39,20 +39,24 @@ pub(crate) const CASES: &[Kind] = &[
     ),
     Kind::Beside(files("D1", "paths out of a folder", paths)),
     Kind::Beside(files("D2", "links that change", swaps)),
-    Kind::Beside(case("D3", "forbidden addresses", &["200"], forbidden_setup, forbidden)),
+    // Attackers that send as fast as they are answered use up the processors, here and in the next ones.
+    Kind::Beside(case("D3", "forbidden addresses", &["200"], forbidden_setup, forbidden).burns()),
     Kind::Beside(
         outbound("D4", "many outbound requests", many, &["egress.response_timeout=500ms", "egress.idle_timeout=500ms"])
             .burns()
             .keeps(16),
     ),
-    Kind::Beside(outbound(
-        "D5",
-        "evil upstreams",
-        evil,
-        &["egress.response_timeout=300ms", "egress.idle_timeout=300ms", "egress.response_bytes_max=64KiB"],
-    )),
-    Kind::Beside(outbound("D6", "outbound headers", forge_headers, &[]).keeps(16)),
-    Kind::Beside(case("D7", "sockets", &["200"], sockets_setup, sockets)),
+    Kind::Beside(
+        outbound(
+            "D5",
+            "evil upstreams",
+            evil,
+            &["egress.response_timeout=300ms", "egress.idle_timeout=300ms", "egress.response_bytes_max=64KiB"],
+        )
+        .burns(),
+    ),
+    Kind::Beside(outbound("D6", "outbound headers", forge_headers, &[]).keeps(16).burns()),
+    Kind::Beside(case("D7", "sockets", &["200"], sockets_setup, sockets).burns()),
     Kind::Beside(case("D8", "log flood", &["200", "504 cpu-deadline"], floods, flood).burns()),
     Kind::Beside(case("D9", "escapes and lines in logs", &["200"], forgers, forge)),
     Kind::Beside(
