@@ -135,11 +135,11 @@ impl Shared {
         })
     }
 
-    /// Gives the disk what the log has beyond its reserve.
-    pub(super) fn give_back(&self) -> Result<(), DataError> {
+    /// Gives the disk what the log has beyond its reserve. False if it has no more.
+    pub(super) fn give_back(&self) -> Result<bool, DataError> {
         self.with_db(Use::Write, |opened| match &opened.commits {
             Some(commits) => commits.give_back().map_err(io_error("give back what the log has")),
-            None => Ok(()),
+            None => Ok(false),
         })
     }
 

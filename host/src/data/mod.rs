@@ -307,7 +307,7 @@ impl Data {
         })
     }
 
-    /// Says that somebody found the node's disk full: what the store's file and its log have free goes back to the disk, soon. It does so at most a part
+    /// Says that somebody found no room, on the disk or in what may be taken of it: what the store's file and its log have free goes back to the disk, soon. It does so at most a part
     /// of the time, whoever asks how often.
     pub fn make_room(&self) {
         self.store.make_room();

@@ -148,12 +148,15 @@ impl Writer {
             return;
         }
         let begun = Instant::now();
-        let compacted = if self.compact.is_worth { self.file.compact().map(drop) } else { Ok(()) };
-        let made = compacted.and_then(|()| self.file.give_back());
+        let compacted = if self.compact.is_worth { self.file.compact() } else { Ok(false) };
+        let made = compacted.and_then(|compacted| Ok(self.file.give_back()? || compacted));
         self.compact = Compact::done(begun);
         match made {
-            Ok(()) => tracing::info!("the disk is full: it got what the data had free"),
-            Err(error) => tracing::warn!(%error, "the disk is full, and what the data has free cannot be given back"),
+            Ok(true) => tracing::info!("somebody found no room on the disk: it got what the data had free"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "somebody found no room on the disk, and what the data has free cannot be given back")
+            }
         }
     }
 

@@ -55,11 +55,11 @@ pub(crate) trait Commits: Send + Sync {
     /// # Errors
     /// What else the disk says.
     fn regain(&self) -> io::Result<bool>;
-    /// Gives the disk what the log has beyond the reserve. The file is made durable before.
+    /// Gives the disk what the log has beyond the reserve. The file is made durable before. False if it has no more.
     ///
     /// # Errors
     /// What the disk says. Nothing is written after that.
-    fn give_back(&self) -> io::Result<()>;
+    fn give_back(&self) -> io::Result<bool>;
     /// Nothing more is written: what redb holds of it in memory cannot be trusted. What was made durable stays as it is for whoever opens the files
     /// next.
     fn fail(&self);
@@ -341,14 +341,14 @@ impl<D: StorageBackend> Commits for Inner<D> {
         if state.failed || !self.is_short() { Ok(!state.failed) } else { self.fill(&mut state) }
     }
 
-    fn give_back(&self) -> io::Result<()> {
+    fn give_back(&self) -> io::Result<bool> {
         let (mut state, floor) = (self.lock(), self.floor()?);
         state.must_be_good()?;
         if self.log.len()? <= floor {
-            return Ok(());
+            return Ok(false);
         }
         let given = self.flush_file(&mut state).and_then(|()| self.cut(&mut state, floor));
-        given.inspect_err(|_| state.failed = true)
+        given.map(|()| true).inspect_err(|_| state.failed = true)
     }
 
     fn fail(&self) {

@@ -13,7 +13,7 @@ use crate::buckets::{bucket, check_whole, delete, put, usage};
 use crate::cli::{at, check, hob};
 use crate::harness::http::Conn;
 use crate::harness::{Node, Setup, data_dir, eventually, files, is_there, serve};
-use crate::shortage::behind;
+use crate::shortage::{behind, on_tmpfs};
 
 const AT: &str = "/v1/buckets/b/objects/k";
 
@@ -391,13 +391,7 @@ fn one_scrub_or_look_at_unreadable_secrets_at_a_time() {
 
 #[test]
 fn a_full_disk_refuses_writes_and_reading_goes_on() {
-    const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
-    const MOUNT: &str = "mount -t tmpfs -o size=8m tmpfs \"$0\" &&";
-    let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
-    if !is_there("unshare", probe.is_ok_and(|output| output.status.success()), "a full file system") {
-        return;
-    }
-    let node = behind(MOUNT, &SHELL, &[]);
+    let Some(node) = on_tmpfs(8, &[]) else { return };
     bucket(&node, "b", json!({}));
     assert_eq!(put(&node, AT, &[], b"old").status(), 201);
     assert_eq!(put(&node, "/v1/buckets/b/kv/k", &[], b"old").status(), 204);
@@ -439,13 +433,7 @@ fn a_full_disk_refuses_writes_and_reading_goes_on() {
 
 #[test]
 fn a_disk_that_entries_filled_has_room_for_objects_and_functions_when_they_are_gone() {
-    const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
-    const MOUNT: &str = "mount -t tmpfs -o size=8m tmpfs \"$0\" &&";
-    let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
-    if !is_there("unshare", probe.is_ok_and(|output| output.status.success()), "a full file system") {
-        return;
-    }
-    let node = behind(MOUNT, &SHELL, &[]);
+    let Some(node) = on_tmpfs(8, &[]) else { return };
     bucket(&node, "b", json!({}));
     let entry = |number: u32| format!("/v1/buckets/b/kv/{number}");
     for number in 0..60 {

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use crate::harness::wat::{handler_with, wasm};
-use crate::harness::{Node, Setup, compiled, files, is_there};
+use crate::harness::{Node, Setup, compiled, files};
 use crate::secrets::{reader, set};
-use crate::shortage::behind;
+use crate::shortage::on_tmpfs;
 use crate::snapshot::{deploy, done, has_snapshot, number, reason};
 
 /// A handler whose initialisation fills 400,000 bytes with what compresses badly, and counts itself; it answers how often that was.
@@ -110,13 +110,7 @@ fn a_secret_that_changes_when_the_upload_is_gone_is_said_as_it_is() {
 
 #[test]
 fn a_full_file_system_in_memory_ends_no_node_that_reads_what_it_has() {
-    const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
-    const MOUNT: &str = "mount -t tmpfs -o size=48m tmpfs \"$0\" &&";
-    let probe = std::process::Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
-    if !is_there("unshare", probe.is_ok_and(|output| output.status.success()), "a full file system") {
-        return;
-    }
-    let node = behind(MOUNT, &SHELL, &[]);
+    let Some(node) = on_tmpfs(48, &[]) else { return };
     // Something at either end of 4 MiB, and nothing between.
     let sparse = handler_with(
         "(memory (export \"memory\") 64)",

@@ -130,6 +130,15 @@ fn bound(node: &Node, resource: Resource, bytes: Option<u64>) {
     prlimit(pid, resource, Rlimit { current: bytes, maximum: None }).unwrap();
 }
 
+/// A node whose folder is a file system of its own with so many MiB; `None` where none can be mounted.
+pub(crate) fn on_tmpfs(mib: u32, settings: &[&str]) -> Option<Node> {
+    const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
+    let mount = format!("mount -t tmpfs -o size={mib}m tmpfs \"$0\" &&");
+    let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{mount} true"), "/tmp"]).output();
+    let is_there = is_there("unshare", probe.is_ok_and(|output| output.status.success()), "a full file system");
+    is_there.then(|| behind(&mount, &SHELL, settings))
+}
+
 /// A node that is started by a line of shell in front of its own command, with arguments from `$1` on and its folder as `$0`.
 pub(crate) fn behind(line: &str, shell: &[&str], settings: &[&str]) -> Node {
     let dir = Arc::new(tempfile::tempdir().unwrap());
@@ -297,13 +306,7 @@ fn check_falls_back(node: &Node) {
 /// What the child wrote before the file system was full is free again when it is built without a snapshot.
 #[test]
 fn a_snapshot_that_takes_all_of_the_file_system_leaves_room_for_the_function() {
-    const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
-    const MOUNT: &str = "mount -t tmpfs -o size=60m tmpfs \"$0\" &&";
-    let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
-    if !is_there("unshare", probe.is_ok_and(|output| output.status.success()), "a full file system") {
-        return;
-    }
-    let node = behind(MOUNT, &SHELL, &[]);
+    let Some(node) = on_tmpfs(60, &[]) else { return };
     let wasm = wasm(&handler(
         "(func (export \"hob_init\")
            (drop (memory.grow (i32.const 1600)))
@@ -342,13 +345,7 @@ fn a_snapshot_past_what_a_file_may_have_is_507() {
 
 #[test]
 fn a_snapshot_past_a_full_file_system_is_507() {
-    const SHELL: [&str; 3] = ["unshare", "-Urm", "sh"];
-    const MOUNT: &str = "mount -t tmpfs -o size=64m tmpfs \"$0\" &&";
-    let probe = Command::new(SHELL[0]).args(&SHELL[1..]).args(["-c", &format!("{MOUNT} true"), "/tmp"]).output();
-    if !is_there("unshare", probe.is_ok_and(|output| output.status.success()), "a full file system") {
-        return;
-    }
-    let node = behind(MOUNT, &SHELL, &[]);
+    let Some(node) = on_tmpfs(64, &[]) else { return };
     // The file system is the node's alone.
     let folder = PathBuf::from(format!("/proc/{}/root{}", node.pid(), node.data_dir().display()));
     check_no_room(&node, &folder, || {
