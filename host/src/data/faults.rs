@@ -12,14 +12,15 @@ use redb::{Database, DatabaseError, StorageBackend};
 use rustix::io::Errno;
 
 use super::clock::testing::Hands;
+use super::error::storage;
 use super::events::testing::{trigger, waiting};
-use super::file::{Opened, log_path};
+use super::file::{Opened, Shared, Use, log_path, transact};
 use super::kv::{Op, When};
 use super::objects::PutOptions;
 use super::*;
 use crate::fault::Code;
 use crate::manifest::On;
-use crate::storage::log::Logged;
+use crate::storage::log::{Logged, Room};
 use crate::storage::power::Power;
 
 const LIMITS: ObjectLimits = ObjectLimits { object_bytes_max: 1 << 20, bytes_max: 1 << 20 };
@@ -202,6 +203,36 @@ fn a_full_disk_is_told_and_reads_go_on_and_it_heals() {
     put(&data, 1000).unwrap();
     drop(data);
     assert_eq!(number(&open(&dir).unwrap()), 1000);
+}
+
+#[test]
+fn a_file_is_compacted_after_a_write_that_found_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let health = Health::new(Errno::NOSPC);
+    let shared = Shared::open(&dir.path().join("compacted"), failing(&health), |_| Ok(())).unwrap();
+    const TABLE: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new("t");
+    let write = |key: u64| {
+        let op = |txn: &redb::WriteTransaction| {
+            let mut table = txn.open_table(TABLE).map_err(storage("open"))?;
+            table.insert(key, &[7; 10_000][..]).map_err(storage("insert"))?;
+            Ok(((), Commit::Yes))
+        };
+        shared.with_db(Use::Write, |opened| transact(opened, Room::Free, op))
+    };
+    write(1).unwrap();
+    let mut failures = 0;
+    for fuel in 0.. {
+        health.fuel.store(fuel, Ordering::SeqCst);
+        let result = write(2);
+        health.fuel.store(i64::MAX, Ordering::SeqCst);
+        assert!(shared.compact().unwrap(), "after {fuel} operations");
+        match result {
+            Ok(()) => break,
+            Err(error) => assert_eq!(error.fault().code, Code::StorageFull, "{error:?}"),
+        }
+        failures += 1;
+    }
+    assert!(failures > 3, "{failures}");
 }
 
 /// A file on a disk that has no room for it to grow while the file of an object takes it.

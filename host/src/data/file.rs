@@ -95,7 +95,7 @@ impl Shared {
             return Err(DataError::ReadOnly { why: Arc::clone(why) });
         }
         if self.must_open(how) {
-            self.reopen(how)?;
+            self.open_again(&mut self.db.write().unwrap_or_else(PoisonError::into_inner), how)?;
         }
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         let Some(db) = db.as_ref() else { return Err(storage("use the data")(redb::Error::DatabaseClosed)) };
@@ -151,6 +151,8 @@ impl Shared {
             return Ok(false);
         }
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        // Whoever found no room for a write left redb refusing everything.
+        self.open_again(&mut db, Use::Write)?;
         let Some(opened) = db.as_mut() else { return Ok(false) };
         let Some(commits) = &opened.commits else { return Ok(false) };
         if self.is_damaged() {
@@ -210,9 +212,8 @@ impl Shared {
         }
     }
 
-    /// Opens the file again; for reading alone if it cannot be written.
-    fn reopen(&self, how: Use) -> Result<(), DataError> {
-        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+    /// Opens the file again if it must be; for reading alone if it cannot be written.
+    fn open_again(&self, db: &mut Option<Opened>, how: Use) -> Result<(), DataError> {
         if !self.must_open(how) {
             return Ok(());
         }
