@@ -106,6 +106,9 @@ pub(super) fn shut(listener: impl AsFd) -> io::Result<()> {
 /// Bytes of a response that the system may hold for a client. Linux takes it twice, for what it keeps beside them.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 
+/// Of those, bytes that it takes before it has sent them.
+const UNSENT_BYTES: u32 = 64 << 10;
+
 fn socket(addr: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     // A daemon that restarts must not wait for the last connections of its predecessor to be forgotten (TIME_WAIT).
@@ -113,6 +116,9 @@ fn socket(addr: SocketAddr) -> io::Result<Socket> {
     // Connections inherit it. Otherwise the system lets each grow to 4 MiB, and a few hundred clients that never read take the memory
     // that it has for all of TCP: neighbours then wait for seconds.
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    // Inherited too. What a client does not take is then copied as it takes it, and not in one go: with hundreds of clients that never
+    // read, neighbours waited until each had had its buffer filled.
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     Ok(socket)
 }
 
@@ -139,8 +145,10 @@ mod tests {
         let _client = TcpStream::connect(addr).unwrap();
         listeners[0].set_nonblocking(false).unwrap();
         let (connection, _) = listeners[0].accept().unwrap();
-        let bytes = Socket::from(connection).send_buffer_size().unwrap();
+        let connection = Socket::from(connection);
+        let bytes = connection.send_buffer_size().unwrap();
         assert!(bytes <= 2 * SEND_BUFFER_BYTES, "{bytes}");
+        assert_eq!(connection.tcp_notsent_lowat().unwrap(), UNSENT_BYTES);
     }
 
     #[test]
