@@ -155,7 +155,8 @@ pub(crate) const CASES: &[Kind] = &[
     Kind::Beside(
         case("F13", "hosts that are not there", &["200", "404 not-found", "400 bad-request"], tenants::twins, hosts)
             .settings(&["net.base_domain=hob.example"])
-            .books(Books::Closed),
+            .books(Books::Closed)
+            .burns(),
     ),
 ];
 
