@@ -1,4 +1,4 @@
-//! Tests with disks that fail, lose power and rot.
+//! Tests with disks that fail, lose power and rot. In one file, because all of them stand on the same few disks.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -233,6 +233,30 @@ fn a_file_is_compacted_after_a_write_that_found_no_room() {
         failures += 1;
     }
     assert!(failures > 3, "{failures}");
+}
+
+#[test]
+fn an_entry_that_finds_no_room_has_the_file_compacted() {
+    let dir = tempfile::tempdir().unwrap();
+    bucket(&open(&dir).unwrap());
+    let health = Health::new(Errno::NOSPC);
+    let data = over(&dir, failing(&health));
+    let write = |ops| data.kv(&bucket_again(&data).unwrap()).unwrap().write(ops).wait().map(drop);
+    let keys: Vec<_> = (0..40).map(|key| key.to_string()).collect();
+    keys.iter().for_each(|key| write(vec![set(key, &"v".repeat(20_000))]).unwrap());
+    let delete = |key: &String| Op::Delete { key: Bytes::copy_from_slice(key.as_bytes()), when: When::Always };
+    keys.iter().for_each(|key| write(vec![delete(key)]).unwrap());
+    let len = || fs::metadata(file(&dir)).unwrap().len();
+    let (before, began) = (len(), std::time::Instant::now());
+    // The disk may still be full when it is tried, and again, until it is not.
+    while len() > before / 2 {
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "{} of {before} bytes", len());
+        health.fuel.store(0, Ordering::SeqCst);
+        assert_eq!(write(vec![set("new", "v")]).unwrap_err().fault().code, Code::StorageFull);
+        health.fuel.store(i64::MAX, Ordering::SeqCst);
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    write(vec![set("new", "v")]).unwrap();
 }
 
 /// A file on a disk that has no room for it to grow while the file of an object takes it.

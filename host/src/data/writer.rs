@@ -93,8 +93,9 @@ pub(super) struct Compact {
 }
 
 impl Compact {
-    fn done(begun: Instant) -> Self {
-        Self { is_worth: false, after: Some(Instant::now() + begun.elapsed() * COMPACT_REST) }
+    /// After one that began then. `failed`: what was removed is still to be given back.
+    fn done(begun: Instant, failed: bool) -> Self {
+        Self { is_worth: failed, after: Some(Instant::now() + begun.elapsed() * COMPACT_REST) }
     }
 
     fn rests(&self) -> bool {
@@ -136,7 +137,7 @@ impl Writer {
             for queued in group {
                 queued.job.finish(failed.as_ref());
             }
-            if self.load.wants_room.swap(false, Ordering::AcqRel) {
+            if self.load.wants_room.swap(false, Ordering::AcqRel) || failed.is_some_and(|error| error.is_full_disk()) {
                 self.make_room();
             }
         }
@@ -150,7 +151,7 @@ impl Writer {
         let begun = Instant::now();
         let compacted = if self.compact.is_worth { self.file.compact() } else { Ok(false) };
         let made = compacted.and_then(|compacted| Ok(self.file.give_back()? || compacted));
-        self.compact = Compact::done(begun);
+        self.compact = Compact::done(begun, self.compact.is_worth && made.is_err());
         match made {
             Ok(true) => tracing::info!("somebody found no room on the disk: it got what the data had free"),
             Ok(false) => {}
@@ -218,7 +219,7 @@ impl Writer {
         }
         let begun = Instant::now();
         let compacted = self.file.compact();
-        self.compact = Compact::done(begun);
+        self.compact = Compact::done(begun, compacted.is_err());
         match compacted? {
             // Of a large file the pages that were freed are as good.
             false => Ok(()),
