@@ -110,6 +110,18 @@ pub enum StartError {
     /// A thread or a runtime.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
+    /// The system gives too few descriptors.
+    #[error(
+        "the system lets this process open {limit} files, and with {threads} data threads it needs {needed}; raise it: ulimit -n {needed}"
+    )]
+    Descriptors {
+        /// As many as it may have at most.
+        limit: u64,
+        /// Data threads, which is what the need goes by.
+        threads: usize,
+        /// As many as it must have.
+        needed: u64,
+    },
     /// The process that starts builds.
     #[error("the process that starts builds cannot be started: {0}")]
     Helper(std::io::Error),
@@ -185,6 +197,7 @@ impl Node {
     pub fn start(setup: Setup) -> Result<Self, StartError> {
         let Setup { config, key_file, credentials, grants, ports, process } = setup;
         config.check()?;
+        check_descriptors(&config)?;
         let tls = config.net.tls().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         let mut dir = DataDir::open(config.data.dir.as_deref().ok_or(StartError::NoDataDir)?)?;
         let [(addr, listeners), (control_addr, control_listeners)] = bind(&config, ports)?;
@@ -363,15 +376,18 @@ impl Node {
 
 /// The addresses and listening sockets of the data port, one socket for each of its threads, and of the control port.
 fn bind(config: &Config, ports: Ports) -> Result<[(SocketAddr, Vec<std::net::TcpListener>); 2], BindError> {
-    let threads = match config.engine.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
     let control = match ports {
         Ports::Both => |addr| listener::bind(addr, 1),
         Ports::DataOnly => |addr| Ok((addr, Vec::new())),
     };
-    Ok([listener::bind(config.net.addr, threads)?, control(config.net.control)?])
+    Ok([listener::bind(config.net.addr, data_threads(config))?, control(config.net.control)?])
+}
+
+fn data_threads(config: &Config) -> usize {
+    match config.engine.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
 }
 
 /// What all functions have in common.
@@ -453,6 +469,17 @@ fn start_egress(config: &crate::config::Egress, grants: &Grants, own: [SocketAdd
 
 fn size(bytes: crate::config::Bytes) -> usize {
     usize::try_from(bytes.0).unwrap_or(usize::MAX)
+}
+
+/// What a node has open before anybody came, 31 descriptors and 5 for each data thread, and some with which to answer.
+fn check_descriptors(config: &Config) -> Result<(), StartError> {
+    let threads = data_threads(config);
+    let needed = 48 + 5 * threads as u64;
+    // The soft limit is raised to this one.
+    match getrlimit(Resource::Nofile).maximum {
+        Some(limit) if limit < needed => Err(StartError::Descriptors { limit, threads, needed }),
+        _ => Ok(()),
+    }
 }
 
 /// Each connection and each file is a descriptor, and the usual soft limit of 1,024 is for programs that use `select`.

@@ -221,6 +221,24 @@ fn an_instance_that_cannot_be_mapped_is_503_until_it_can() {
 }
 
 #[test]
+fn with_too_few_descriptors_it_does_not_start_and_says_how_many_it_needs() {
+    let start = |limit: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        let hob = serve(&data_dir(&dir));
+        command.args(["-c", &format!("ulimit -n {limit}; exec \"$@\""), "sh"]).arg(hob.get_program()).args(hob.get_args());
+        command.args(["--set", "engine.threads=3"]);
+        Node::run(command, Arc::new(dir))
+    };
+    let ended = start(62).unwrap_err();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    let said = "open 62 files, and with 3 data threads it needs 63; raise it: ulimit -n 63";
+    assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    let node = start(63).unwrap();
+    node.data.get("/nobody").problem(404, "not-found");
+}
+
+#[test]
 fn a_deploy_without_descriptors_is_503_and_leaves_nothing() {
     const LIMIT: usize = 100;
     let node = short_of_descriptors(LIMIT, 1, &[]);
