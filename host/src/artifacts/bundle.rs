@@ -65,9 +65,12 @@ pub enum BundleError {
     /// It is none, or has what a bundle may not have.
     #[error("the archive of files cannot be used: {0}")]
     Bad(String),
-    /// It has too much.
-    #[error("the folders of the deploy have more than {0}")]
-    TooLarge(String),
+    /// It has too many files and folders; as many as there may be.
+    #[error("the folders of the deploy have more than {0} files and folders")]
+    TooMany(usize),
+    /// It has too much; as many bytes as there may be.
+    #[error("the folders of the deploy have more than {0} bytes of files")]
+    TooLarge(u64),
     /// It cannot be kept.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -80,6 +83,8 @@ impl BundleError {
         match self {
             Self::Bad(_) => Fault::new(Code::BadRequest, self.to_string())
                 .hint("send an uncompressed tar archive of regular files and folders, as 'hob deploy' does"),
+            Self::TooMany(_) => Fault::new(Code::BodyTooLarge, self.to_string())
+                .hint("leave out what the function does not read, or use a bucket"),
             Self::TooLarge(_) => Fault::new(Code::BodyTooLarge, self.to_string())
                 .hint("leave out what the function does not read, use a bucket, or raise data.bundle_bytes_max"),
             Self::Artifact(error) => error.fault(),
@@ -276,7 +281,7 @@ impl Unpacking<'_> {
 
     fn count(&mut self, path: &str, entry: Entry) -> Result<(), BundleError> {
         if self.entries.len() == self.limits.entries_max {
-            return Err(BundleError::TooLarge(format!("{} files and folders", self.limits.entries_max)));
+            return Err(BundleError::TooMany(self.limits.entries_max));
         }
         self.charge.grow(ENTRY_BYTES).map_err(full)?;
         self.entries.insert(path.into(), entry);
@@ -291,7 +296,7 @@ impl Unpacking<'_> {
         // Before anything is read or written: what an archive says is believed only within the bounds.
         let sum = self.bytes.saturating_add(expected);
         if sum > self.limits.bytes_max {
-            return Err(BundleError::TooLarge(format!("{} bytes of files", self.limits.bytes_max)));
+            return Err(BundleError::TooLarge(self.limits.bytes_max));
         }
         self.bytes = sum;
         self.charge.grow(expected).map_err(full)?;

@@ -20,7 +20,7 @@ use crate::data::kv::KeyValue;
 use crate::data::objects::{MOUNT_ENTRIES_MAX, Mounted, Objects};
 use crate::data::{Bucket, Data, DataError};
 use crate::grants::{Access, DataGrant};
-use crate::id::{NAME_LEN_MAX, TenantId};
+use crate::id::{BucketName, NAME_LEN_MAX, TenantId};
 use crate::meter::FunctionMeter;
 use crate::telemetry::logs::{Level, LogSink};
 
@@ -169,7 +169,7 @@ impl DataAccess {
             return Err(AccessError::Absent);
         };
         let granted = self.grants.iter().find(|granted| granted.grant.bucket.as_str() == name);
-        let granted = granted.ok_or_else(|| denied(&shown(name), How::Add, Access::Read))?;
+        let granted = granted.ok_or_else(|| denied(name, How::Add, Access::Read))?;
         let changes = data.changes();
         if let Some((seen, found)) = lock(&granted.found).as_ref()
             && *seen == changes
@@ -331,10 +331,11 @@ impl fmt::Debug for DataAccess {
 }
 
 fn denied(bucket: &str, how: How, need: Access) -> AccessError {
-    // A guest may ask for no name at all, and no line can grant that.
-    let (what, name) = match bucket {
-        "" => ("bucket without a name".to_owned(), "NAME"),
-        _ => (format!("bucket '{bucket}'"), bucket),
+    // A guest may ask for what is no name, and no line can grant that.
+    let (what, name) = match bucket.parse::<BucketName>() {
+        Ok(_) => (format!("bucket '{bucket}'"), bucket),
+        Err(_) if bucket.is_empty() => ("bucket without a name".to_owned(), "NAME"),
+        Err(_) => (format!("bucket '{}', which is no bucket's name", shown(bucket)), "NAME"),
     };
     AccessError::Denied(Denied { what, how, line: format!("data = [{{ bucket = \"{name}\", access = \"{need}\" }}]") })
 }

@@ -45,7 +45,10 @@ impl NotAllowed {
     #[must_use]
     pub fn hint(&self) -> String {
         let Self { host, access } = self;
-        format!("its operator would add to the node's configuration: folder = [{{ path = \"{host}\", access = \"{access}\" }}]")
+        format!(
+            "its operator would add to the node's configuration a table [[folder]] with path = \"{host}\" and access = \"{access}\", or change \
+             the one in which it lies"
+        )
     }
 }
 
@@ -211,7 +214,7 @@ mod tests {
         assert!(allowed(&other, "theirs", Access::Read) && !allowed(&mine, "theirs", Access::Read));
         for name in ["read2", "elsewhere", ""] {
             let refused = folders.allow(&mine, &grant(&path(name), Access::Read)).unwrap_err();
-            assert!(refused.hint().contains("folder = [{ path = "), "{name}");
+            assert!(refused.hint().contains("[[folder]] with path = "), "{name}");
         }
         assert!(Folders::open(&[config(&path("not-there"), Access::Read, None)], &[]).is_err());
         fs::write(path("file"), "").unwrap();

@@ -197,7 +197,7 @@ impl Host {
         let is_denied = !self.environment.grants.net && !self.environment.egress.has_sockets();
         if is_denied {
             self.explain_to_invocations(&Denied {
-                what: "sockets, which no function of this node has; over HTTP one reaches what it is granted".into(),
+                what: "sockets, which no function of this tenant has; over HTTP one reaches what it is granted".into(),
                 how: How::Add,
                 line: r#"http = ["https://api.example.com"]"#.into(),
             });

@@ -48,8 +48,8 @@ impl Reply {
         }
     }
 
-    /// Puts the fault there that a request body's early end means, if it is one: what the guest makes of a body that is too large
-    /// must not hide that it was.
+    /// Puts the fault there that a request body's early end means: what the guest makes of a body that is too large or broken off must not
+    /// hide that it was.
     pub fn put_body_fault(&self, error: &BodyError) {
         match error {
             BodyError::TooLarge { limit } => {
@@ -58,8 +58,13 @@ impl Reply {
                 self.put(Err(fault.hint("raise 'request_body' in [limits] of hob.toml")));
             }
             BodyError::Idle => self.put(Err(Fault::executed(Code::ClientTimeout, "the client stopped sending the request body"))),
-            // Nobody is there to be told.
-            BodyError::Disconnected | BodyError::Cut(_) => {}
+            // Whoever sent half of it may wait for an answer still.
+            BodyError::Disconnected => {
+                let detail = "the request body ended before its announced length, or is malformed";
+                self.put(Err(Fault::executed(Code::BadRequest, detail)));
+            }
+            // That is of responses.
+            BodyError::Cut(_) => {}
         }
     }
 

@@ -186,7 +186,11 @@ impl fmt::Debug for SecretAccess {
 /// What of a guest's text is repeated: as much as could be a name.
 fn denied(name: &str) -> Denied {
     let shown: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(SECRET_NAME_LEN_MAX).collect();
-    Denied { what: format!("secret '{shown}'"), how: How::Add, line: format!("secrets = [\"{shown}\"]") }
+    let (what, shown) = match name.parse::<SecretName>() {
+        Ok(_) => (format!("secret '{shown}'"), shown),
+        Err(_) => ("a secret by what is no secret's name".into(), "NAME".into()),
+    };
+    Denied { what, how: How::Add, line: format!("secrets = [\"{shown}\"]") }
 }
 
 /// The answer to a client whose function cannot start. Which secret it is, is for the function's log.

@@ -40,6 +40,8 @@ const EXPECT_ABOVE: u64 = 1 << 20;
 
 /// Says where functions answer, on answers of the control port.
 const DATA_ADDR: &str = "hob-data-addr";
+/// Says by which host, if not by any.
+const DATA_HOST: &str = "hob-data-host";
 
 /// What goes with every request to one daemon.
 #[derive(Debug, Default)]
@@ -122,6 +124,8 @@ pub(super) struct Deployed {
     pub(super) info: FunctionInfo,
     /// Where functions answer, if the daemon said it.
     pub(super) data_addr: Option<String>,
+    /// By which host, if not by any; empty if by none.
+    pub(super) data_host: Option<String>,
 }
 
 /// A request for a function.
@@ -177,13 +181,14 @@ impl Client {
             request = request.header("hob-signature", signature.to_base64()).header("hob-signed-version", version);
         }
         let response = self.send(request, SendBody::from_reader(upload.body))?;
-        let data_addr = response.headers().get(DATA_ADDR).and_then(|value| value.to_str().ok()).map(String::from);
+        let said = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(String::from);
+        let (data_addr, data_host) = (said(DATA_ADDR), said(DATA_HOST));
         let too_large = response.status() == StatusCode::PAYLOAD_TOO_LARGE;
         let response = accept(response, Some(name));
         // The function whose limits are told elsewhere may not exist yet, and they are not what was passed.
         let response = response.map_err(|failure| if too_large { failure.next("hob deploy --help") } else { failure })?;
         let info = read(response)?;
-        Ok(Deployed { info, data_addr })
+        Ok(Deployed { info, data_addr, data_host })
     }
 
     /// All functions, by name.

@@ -80,13 +80,21 @@ fn describe(deployed: &Deployed, server: &str) -> String {
     let usual = || (server.trim_end_matches('/') == SERVER).then(|| Net::default().addr.to_string());
     // Both ports speak the same.
     let scheme = if server.starts_with("https:") { "https" } else { "http" };
-    let base = deployed.data_addr.clone().or_else(usual).map(|addr| format!("{scheme}://{addr}")).unwrap_or_default();
+    let addr = deployed.data_addr.clone().or_else(usual).map(|addr| match deployed.data_host.as_deref() {
+        None => addr,
+        Some(host) => format!("{host}:{}", addr.rsplit(':').next().unwrap_or_default()),
+    });
+    let base = addr.map(|addr| format!("{scheme}://{addr}")).unwrap_or_default();
+    let answers_at = match deployed.data_host.as_deref() {
+        Some("") => "no address yet: the tenant has no host; next: hob tenant new --help".into(),
+        _ => clean(&format!("{base}{}/", info.path)),
+    };
     let mut rows = vec![
         vec!["deployed".into(), format!("{} revision {}", clean(&info.name), info.revision)],
         vec!["kind".into(), clean(&info.kind)],
         vec!["digest".into(), clean(&info.digest)],
         vec!["size".into(), format!("{}, {} of native code", bytes(info.wasm_bytes), bytes(info.artifact_bytes))],
-        vec!["answers at".into(), clean(&format!("{base}{}/", info.path))],
+        vec!["answers at".into(), answers_at],
     ];
     rows.extend(info.routes.iter().map(|route| vec!["route".into(), clean(route)]));
     rows.extend(info.notes.iter().map(|note| vec!["note".into(), clean(note)]));

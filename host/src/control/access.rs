@@ -209,10 +209,7 @@ impl Access {
             return Err(missing(scope));
         }
         if of_operators && !caller.is_operator {
-            return Err(Fault::new(
-                Code::Forbidden,
-                "only tokens of the tenant 'default' are for this, which is about the whole node",
-            ));
+            return Err(for_operators());
         }
         Ok(self.named(headers, caller)?.unwrap_or_else(|| caller.tenant.clone()))
     }
@@ -314,6 +311,11 @@ pub(super) async fn check(State(access): State<Arc<Access>>, mut request: Reques
         Some(held) => held.until_sent(response),
         None => response,
     }
+}
+
+/// The fault for a token of another tenant where the whole node is meant.
+pub(super) fn for_operators() -> Fault {
+    Fault::new(Code::Forbidden, "only tokens of the tenant 'default' are for this, which is about the whole node")
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 use std::str::FromStr;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequestParts, Path};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
@@ -43,6 +44,12 @@ impl IntoResponse for Refusal {
         response.extensions_mut().insert(Refused(self.0.code));
         response
     }
+}
+
+/// A query that is not as the route takes it.
+pub(super) fn query_fault(error: &QueryRejection) -> Fault {
+    Fault::new(Code::BadRequest, error.body_text())
+        .hint("/openapi.json says which parameters the route takes, and whether they are numbers")
 }
 
 /// What is named in the path.

@@ -45,7 +45,7 @@ pub(super) async fn receive(control: &Control, mut field: Field<'_>) -> Result<(
             }
         };
         let is_last = piece.is_empty();
-        let too_large = || BundleError::TooLarge(format!("{} bytes of files", limits.bytes_max)).fault();
+        let too_large = || BundleError::TooLarge(limits.bytes_max).fault();
         left = left.checked_sub(piece.len() as u64).ok_or_else(too_large)?;
         // If nobody takes it, the thread has ended, and says why.
         if pieces.send(piece).await.is_err() || is_last {

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::Control;
 use super::access::Caller;
-use super::answer::{Refusal, body_fault};
+use super::answer::{Refusal, body_fault, query_fault};
 use super::keys;
 use super::once::{self, Found, Once, respond};
 use super::wire::{BucketInfo, BucketList, BucketRequest, CorruptInfo, Problem, ScrubInfo, SizeInfo, object, split};
@@ -215,7 +215,7 @@ pub(super) async fn list(
     caller: Caller,
     page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<BucketList>, Refusal> {
-    let Query(page) = page.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    let Query(page) = page.map_err(|error| query_fault(&error))?;
     let after = page.cursor.map(|cursor| cursor.parse::<BucketName>()).transpose();
     let after = after.map_err(|_| Fault::new(Code::BadRequest, "the cursor is none that this host gave out"))?;
     let limit = keys::page(page.limit)?;

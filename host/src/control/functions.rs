@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::Control;
 use super::access::Caller;
-use super::answer::{Named, Refusal, body_fault, precondition};
+use super::answer::{Named, Refusal, body_fault, precondition, query_fault};
 use super::audited::Detail;
 use super::keys;
 use super::once::{self, Found, Once, respond};
@@ -36,6 +36,8 @@ use crate::telemetry::metrics::millis;
 
 /// Says where the deployed function answers.
 const DATA_ADDR: HeaderName = HeaderName::from_static("hob-data-addr");
+/// Says by which host, where not by any; empty where by none.
+const DATA_HOST: HeaderName = HeaderName::from_static("hob-data-host");
 
 /// Longest body of a rollback, in bytes.
 const ROLLBACK_LEN_MAX: usize = 4 << 10;
@@ -105,13 +107,25 @@ fn live(status: StatusCode, record: &FunctionRecord) -> Answer {
     once::json(status, Some(etag(record)), &info(record))
 }
 
-/// What a deploy is answered with. `addr`: where functions are reached.
-fn deployed(record: &FunctionRecord, addr: SocketAddr) -> Answer {
+/// Where the functions of a tenant are reached.
+#[derive(Debug, Clone)]
+struct Reached {
+    addr: SocketAddr,
+    host: Option<String>,
+}
+
+/// What a deploy is answered with.
+fn deployed(record: &FunctionRecord, Reached { addr, host }: &Reached) -> Answer {
     let is_new = record.live.number == RevisionNumber::FIRST;
     let mut answer = live(if is_new { StatusCode::CREATED } else { StatusCode::OK }, record);
     // An address is digits and punctuation.
     let addr = HeaderValue::try_from(addr.to_string()).unwrap_or(HeaderValue::from_static(""));
     answer.headers_mut().insert(DATA_ADDR, addr);
+    if !record.tenant.is_default() {
+        // A host's name is letters, digits and punctuation.
+        let host = host.as_deref().and_then(|host| HeaderValue::try_from(host).ok());
+        answer.headers_mut().insert(DATA_HOST, host.unwrap_or(HeaderValue::from_static("")));
+    }
     answer
 }
 
@@ -124,8 +138,8 @@ fn deployed(record: &FunctionRecord, addr: SocketAddr) -> Answer {
         ("hob-signature" = Option<String>, Header, description = "Ed25519 signature in Base64, needed if the tenant has keys"),
         ("hob-signed-version" = Option<u64>, Header, description = "version that it was signed as, which rises with each deploy"),
         ("idempotency-key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: asked for again with the same key, it is answered again and not done again")),
-    responses((status = 201, description = "a new function", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String))),
-        (status = 200, description = "a new revision", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String))),
+    responses((status = 201, description = "a new function", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String), ("hob-data-host" = String))),
+        (status = 200, description = "a new revision", body = FunctionInfo, headers(("etag" = String), ("hob-data-addr" = String), ("hob-data-host" = String))),
         (status = 400, body = Problem), (status = 408, body = Problem), (status = 409, description = "a route is taken", body = Problem), (status = 412, body = Problem),
         (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, description = "not a function", body = Problem),
         (status = 429, description = "a quota of the tenant is used up", body = Problem), (status = 503, description = "too many builds", body = Problem), (status = 507, body = Problem)))]
@@ -149,10 +163,11 @@ pub(super) async fn put(
         Found::Nothing(ticket) => ticket,
     };
     let allowed = control.deployer.check_signature(&caller.tenant, &name, digests, signed).await?;
-    let addr = control.data_addr;
-    let keep = ticket.map(|ticket| Keep::new(ticket, move |record: &FunctionRecord| Some(deployed(record, addr))));
+    let at = Reached { addr: control.data_addr, host: control.identity.host_of(&caller.tenant) };
+    let kept_at = at.clone();
+    let keep = ticket.map(|ticket| Keep::new(ticket, move |record: &FunctionRecord| Some(deployed(record, &kept_at))));
     let (record, made) = control.deployer.deploy(caller.tenant, name, sent, Terms { precondition, keep }, allowed).await?;
-    let mut response = respond(deployed(&record, addr));
+    let mut response = respond(deployed(&record, &at));
     response.extensions_mut().insert(detail(&record, signed.map(|signed| signed.version), &made));
     Ok(response)
 }
@@ -172,7 +187,7 @@ pub(super) async fn list(
     caller: Caller,
     page: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<FunctionList>, Refusal> {
-    let Query(page) = page.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    let Query(page) = page.map_err(|error| query_fault(&error))?;
     let after = page.cursor.map(|cursor| cursor.parse::<FunctionName>()).transpose();
     let after = after.map_err(|_| Fault::new(Code::BadRequest, "the cursor is none that this host gave out"))?;
     let limit = keys::page(page.limit)?;

@@ -14,9 +14,8 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::Control;
 use super::access::Caller;
-use super::answer::{Named, Refusal};
+use super::answer::{Named, Refusal, query_fault};
 use super::wire::{LogEntry, LogList, Problem};
-use crate::fault::{Code, Fault};
 use crate::id::FunctionName;
 use crate::net::drain::Stop;
 use crate::telemetry::logs::Entry;
@@ -43,7 +42,7 @@ pub(super) async fn logs(
     Named(name): Named<FunctionName>,
     wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(wanted) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    let Query(wanted) = wanted.map_err(|error| query_fault(&error))?;
     let log = control.dispatcher.function(&caller.tenant, &name)?.log.clone();
     let count = wanted.tail.unwrap_or(TAIL);
     if wanted.follow {

@@ -12,7 +12,7 @@ use zeroize::Zeroize as _;
 
 use super::Control;
 use super::access::Caller;
-use super::answer::{Named, Refusal, body_fault};
+use super::answer::{Named, Refusal, body_fault, query_fault};
 use super::buckets::place;
 use super::keys::page;
 use super::wire::{Problem, SecretInfo, SecretList, UnreadableSecret};
@@ -88,7 +88,7 @@ pub(super) async fn list(
     caller: Caller,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<SecretList>, Refusal> {
-    let Query(Wanted { unreadable, cursor, limit }) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    let Query(Wanted { unreadable, cursor, limit }) = wanted.map_err(|error| query_fault(&error))?;
     if !unreadable && (cursor.is_some() || limit.is_some()) {
         return Err(
             Fault::new(Code::BadRequest, "'cursor' and 'limit' are for 'unreadable=true': the list itself has no pages").into()

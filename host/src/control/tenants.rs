@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::Control;
 use super::access::Caller;
-use super::answer::{Named, Refusal, json_body};
+use super::answer::{Named, Refusal, json_body, query_fault};
 use super::keys::page;
 use super::wire::{AuditList, KeyInfo, KeyList, KeyRequest, Problem, TenantChange, TenantInfo, TenantList, TenantRequest};
 use crate::dispatch::templates::blocking;
@@ -191,7 +191,7 @@ pub(super) async fn audit(
     _caller: Caller,
     wanted: Result<Query<Lines>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<AuditList>, Refusal> {
-    let Query(wanted) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    let Query(wanted) = wanted.map_err(|error| query_fault(&error))?;
     let count = page(wanted.limit)?;
     let (lines, head) = blocking(move || (control.audit.lines(wanted.after, count), control.audit.head())).await?;
     let lines = lines.map_err(Fault::internal)?;

@@ -10,8 +10,8 @@ use axum::extract::{Query, State};
 use serde::Deserialize;
 
 use super::Control;
-use super::access::Caller;
-use super::answer::Refusal;
+use super::access::{Caller, for_operators};
+use super::answer::{Refusal, query_fault};
 use super::wire::{FunctionUsage, MinuteUsage, Problem, TenantUsage, UsageReport, UsedInfo};
 use crate::dispatch::no_such_function;
 use crate::fault::{Code, Fault};
@@ -45,11 +45,14 @@ pub(super) async fn usage(
     caller: Caller,
     wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<UsageReport>, Refusal> {
-    let Query(wanted) = wanted.map_err(|error| Fault::new(Code::BadRequest, error.body_text()))?;
+    let Query(wanted) = wanted.map_err(|error| query_fault(&error))?;
     let function = wanted.function.map(|name| name.parse::<FunctionName>()).transpose();
     let function = function.map_err(|error| Fault::new(Code::BadRequest, error.to_string()))?;
-    if wanted.all && !(caller.is_operator && caller.is_admin()) {
+    if wanted.all && !caller.is_admin() {
         return Err(missing(Scope::Admin).into());
+    }
+    if wanted.all && !caller.is_operator {
+        return Err(for_operators().into());
     }
     let tenants = if wanted.all { control.identity.known() } else { vec![caller.tenant] };
     if let (Some(name), false) = (&function, wanted.all) {

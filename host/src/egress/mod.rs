@@ -403,8 +403,21 @@ fn response_of(
     places: Arc<Places>,
 ) -> Result<Response<ResponseBody>, EgressError> {
     let (parts, incoming) = response.into_parts();
+    // The client ends the reading of a longer one, unless all of it came with the last read.
+    if head_bytes(&parts) > HEAD_BYTES_MAX {
+        return Err(EgressError::HeadTooLarge);
+    }
     let body = ResponseBody::new(incoming, bounds, used, places)?;
     Ok(Response::from_parts(parts, body))
+}
+
+/// Of a response as it came, in bytes: its first line, each header with a colon and a space, and the empty line.
+fn head_bytes(parts: &http::response::Parts) -> usize {
+    const LINE: usize = "HTTP/1.1 200 \r\n".len();
+    let reason = parts.extensions.get::<hyper::ext::ReasonPhrase>().map(|reason| reason.as_bytes().len());
+    let reason = reason.unwrap_or_else(|| parts.status.canonical_reason().unwrap_or_default().len());
+    let headers = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    LINE + reason + headers.sum::<usize>() + "\r\n".len()
 }
 
 /// What is trusted: the system's certificates, and the operator's own.

@@ -258,6 +258,16 @@ impl Identity {
         }
     }
 
+    /// A host whose requests reach a tenant's functions: the first that it declared, else the one below the base domain. Of `default`, which
+    /// any other host reaches, there is none to name.
+    #[must_use]
+    pub fn host_of(&self, tenant: &TenantId) -> Option<String> {
+        let hosts = self.hosts.load();
+        let declared = hosts.declared.iter().filter(|(_, holder)| *holder == tenant).map(|(host, _)| host.as_str()).min();
+        let below = || self.base.as_deref().map(|base| format!("{tenant}{base}"));
+        declared.map(String::from).or_else(below).filter(|_| !tenant.is_default())
+    }
+
     /// Notes that an address presented something unknown.
     ///
     /// # Errors
@@ -337,13 +347,13 @@ impl Identity {
     /// Makes a tenant, or changes its hosts. Returns it, and whether it is new.
     ///
     /// # Errors
-    /// As [`Registry::put_tenant`]; [`TenantError::HostTaken`] too for the host that another tenant has below the base domain, also one that
+    /// As [`Registry::put_tenant`]; [`TenantError::HostBelowBase`] for the host that another tenant has below the base domain, also one that
     /// does not exist yet.
     pub fn put_tenant(&self, name: &TenantId, hosts: BTreeSet<HostName>) -> Result<(TenantRecord, bool), PublishError> {
         let _turn = self.change();
         for host in &hosts {
             if let Some(holder) = self.holder(host).filter(|holder| holder != name) {
-                return Err(TenantError::HostTaken { host: host.clone(), holder }.into());
+                return Err(TenantError::HostBelowBase { host: host.clone(), holder }.into());
             }
         }
         let done = self.registry.put_tenant(name, hosts)?;
@@ -508,8 +518,14 @@ mod tests {
             [("acme.hob.example", true), ("later.hob.example", true), ("other.hob.example", false), ("a.b.hob.example", false)]
         {
             let put = identity.put_tenant(&name("other"), hosts(&[host]));
-            assert_eq!(put.is_err_and(|error| error.fault().code == Code::Conflict), conflicts, "{host}");
+            let is_told = |error: PublishError| {
+                error.fault().code == Code::Conflict && error.to_string().contains("below the node's base domain")
+            };
+            assert_eq!(put.is_err_and(is_told), conflicts, "{host}");
         }
+        assert_eq!(identity.host_of(&name("other")).unwrap(), "a.b.hob.example");
+        assert_eq!(identity.host_of(&name("later")).unwrap(), "later.hob.example");
+        assert_eq!(identity.host_of(&TenantId::default()), None);
         identity.put_tenant(&name("other"), hosts(&["other.example"])).unwrap();
         let of = |host: &str| {
             let head = http::Request::builder().uri("/").header("host", host).body(()).unwrap().into_parts().0;

@@ -117,6 +117,16 @@ pub enum TenantError {
         /// How many there may be.
         max: u64,
     },
+    /// The host lies below the node's base domain.
+    #[error(
+        "the host '{host}' lies below the node's base domain, where it leads to the tenant '{holder}' alone, whether there is one or not"
+    )]
+    HostBelowBase {
+        /// Which host.
+        host: HostName,
+        /// Where it leads.
+        holder: TenantId,
+    },
     /// Another tenant has the host.
     #[error("the host '{host}' belongs to the tenant '{holder}': take it from there first")]
     HostTaken {
@@ -156,6 +166,7 @@ impl TenantError {
             Self::KeyExists(_) => (Code::Conflict, LIST_KEYS),
             Self::TooMany { .. } => (Code::QuotaExceeded, "remove one that nobody needs"),
             Self::FirstToken | Self::LastAdmin => (Code::Conflict, "hob token new NAME --scope admin"),
+            Self::HostBelowBase { .. } => (Code::Conflict, "choose a host that is not below net.base_domain"),
             Self::HostTaken { .. } => (Code::Conflict, "hob tenant ls"),
             Self::NotEmpty(_) => (Code::Conflict, "hob ls --tenant NAME"),
             Self::Permanent => (Code::Conflict, "hob tenant --help"),

@@ -169,7 +169,7 @@ fn what_does_not_fit_the_manifest_is_refused_with_what_to_do() {
     refused(SITE, Some(b"this is no archive, however long it may be"), 400, "bad-request", "tar archive");
     refused(SITE, Some(&files[..600]), 400, "bad-request", "archive of files");
     let absolute = SITE.replace("\"site\"", "\"/srv/site\"");
-    refused(&absolute, None, 400, "bad-manifest", "folder = [{ path = \\\"/srv/site\\\", access = \\\"read\\\" }]");
+    refused(&absolute, None, 400, "bad-manifest", "[[folder]] with path = \\\"/srv/site\\\" and access = \\\"read\\\"");
     refused(&SITE.replace(" }]", ", access = 'read-write' }]"), Some(&files), 400, "bad-manifest", "can only be read");
     refused(&SITE.replace("host =", "hots ="), Some(&files), 400, "bad-manifest", "did you mean 'host'?");
     let sized = |len: usize| archive(&[("site/a", &"x".repeat(len))]);
@@ -234,7 +234,7 @@ fn folders_of_the_node_are_those_that_its_operator_allows() {
         [(&read, "read-write"), (&theirs, "read"), (&host.path().to_owned(), "read"), (&host.path().join("read2"), "read")]
     {
         let problem = node.deploy("f", &program("files1"), &grant(path, access)).problem(400, "bad-manifest");
-        let line = format!("folder = [{{ path = \\\"{}\\\", access = \\\"{access}\\\" }}]", path.display());
+        let line = format!("[[folder]] with path = \\\"{}\\\" and access = \\\"{access}\\\"", path.display());
         assert!(problem.to_string().contains(&line), "{problem}");
     }
     let missing = node.deploy("f", &program("files1"), &grant(&read.join("missing"), "read")).problem(400, "bad-manifest");
@@ -461,7 +461,7 @@ fn without_a_grant_there_is_nothing_and_the_log_says_once_which_line_would_help(
     for _ in 0..3 {
         assert!(node.data.get("/reaches/socket").ok().text().contains("permission denied"));
     }
-    assert_eq!(said("reaches", "sockets, which no function of this node has"), 1, "{:?}", node.logs("reaches"));
+    assert_eq!(said("reaches", "sockets, which no function of this tenant has"), 1, "{:?}", node.logs("reaches"));
 }
 
 #[test]

@@ -136,6 +136,19 @@ fn less_than_was_announced() {
         (&node.control, [put.as_bytes(), &wasm[..20]].concat()),
         (&node.control, [multi.as_bytes(), &form[..form.len() / 2]].concat()),
     ]);
+    // It says that nothing follows, and waits for what that means.
+    let chunk = |target: &str| {
+        format!("POST {target} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nZZ\r\n")
+    };
+    for target in ["/a", "/command"] {
+        for request in [head("POST", target, 10) + "hello", head("POST", target, 100_000) + "hello", chunk(target)] {
+            let mut conn = send(&node.data, request);
+            conn.finish();
+            conn.reply().problem(400, "bad-request");
+        }
+    }
+    let mut conn = send(&node.control, chunk("/v1/functions/a/invoke"));
+    conn.reply().problem(400, "bad-request");
     // The client hangs up in the middle.
     for (port, request) in [
         (&node.data, head("POST", "/a", 10)),

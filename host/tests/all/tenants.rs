@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::harness::http::{Port, Reply, head};
-use crate::harness::wat::{mirror, says};
+use crate::harness::wat::{mirror, says, wasm};
 use crate::harness::{Dice, Node};
 use crate::identity::{owned, tenant, token};
 
@@ -15,7 +15,7 @@ fn twins() -> (Node, [(String, Port); 2]) {
         (name.to_owned(), node.control.with(&token(&node, name, "all", &["admin"])))
     });
     for (name, door) in &doors {
-        let reply = door.request("PUT", "/v1/functions/same", &[], &crate::harness::wat::wasm(&says(name)));
+        let reply = door.request("PUT", "/v1/functions/same", &[], &wasm(&says(name)));
         assert_eq!(reply.status(), 201, "{}", reply.text());
         assert_eq!(door.request("PUT", "/v1/buckets/same", &[], b"").status(), 201);
         for (kind, status) in [("kv", 204), ("objects", 201)] {
@@ -212,6 +212,27 @@ fn a_host_leads_to_its_tenant_alone() {
     assert_eq!(at("acme.hob.example", "/same"), "404");
     node.control.request("DELETE", "/v1/tenants/default", &[], b"").problem(409, "conflict");
     node.control.request("DELETE", "/v1/tenants/none", &[], b"").problem(404, "not-found");
+}
+
+#[test]
+fn a_deploy_says_by_which_host_the_function_is_reached() {
+    let (node, admin) = owned(&[]);
+    tenant(&node, "acme", &["acme.example"]);
+    tenant(&node, "beta", &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("same.wasm");
+    std::fs::write(&file, wasm(&says("same"))).unwrap();
+    let port = node.data.addr.port();
+    let acme = format!("answers at  http://acme.example:{port}/same/");
+    let default = format!("answers at  http://{}/same/", node.data.addr);
+    for (tenant, said) in [("acme", acme.as_str()), ("beta", "answers at  no address yet"), ("default", &default)] {
+        let server = format!("http://{}", node.control.addr);
+        let mut command = crate::cli::hob(&["--server", &server, "--tenant", tenant, "deploy", file.to_str().unwrap()]);
+        let output = command.env("HOB_TOKEN", &admin).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(said), "{tenant}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(ask(&node, &format!("acme.example:{port}"), "/same/").text(), "same");
 }
 
 #[test]

@@ -131,7 +131,14 @@ fn a_tenant_sees_its_own_and_the_operator_all() {
     let mine = acme.get("/v1/usage").ok().json();
     assert_eq!((&mine["tenants"][0]["tenant"], mine["tenants"].as_array().unwrap().len()), (&"acme".into(), 1));
     assert_eq!(mine["tenants"][0]["functions"][0]["total"]["invocations"], 1);
-    acme.get("/v1/usage?all=true").problem(403, "forbidden");
+    let told = |who: &str, scope: &str| {
+        let problem = node.control.with(&token(&node, "acme", who, &[scope])).get("/v1/usage?all=true").problem(403, "forbidden");
+        problem["detail"].as_str().unwrap().to_owned()
+    };
+    assert!(told("reader", "read").contains("has not the scope 'admin'"));
+    assert!(told("admin", "admin").contains("only tokens of the tenant 'default'"));
+    let problem = acme.get("/v1/usage?minutes=x").problem(400, "bad-request");
+    assert!(problem["hint"].as_str().unwrap().contains("/openapi.json"), "{problem}");
     assert_eq!(usage(&node, "")["total"]["invocations"], 0, "the tenant 'default' did nothing");
     let all = node.control.get("/v1/usage?all=true").ok().json();
     let names: Vec<_> = all["tenants"].as_array().unwrap().iter().map(|tenant| tenant["tenant"].as_str().unwrap()).collect();

@@ -251,7 +251,10 @@ async fn body_read(mut caller: Caller<'_, Host>, buf: u32, cap: u32) -> Result<i
                 let detail = "the client stopped sending the request body".into();
                 return Err(Refusal { code: Code::ClientTimeout, detail }.into());
             }
-            Err(BodyError::Disconnected | BodyError::Cut(_)) => return Ok(-1),
+            Err(error @ (BodyError::Disconnected | BodyError::Cut(_))) => {
+                caller.data().reply.put_body_fault(&error);
+                return Ok(-1);
+            }
         }
     }
     let (buffer, host) = span(&mut caller, buf, cap)?;

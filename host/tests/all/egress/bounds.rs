@@ -162,3 +162,19 @@ fn a_response_has_so_many_bytes_and_no_more() {
         assert!(answer.starts_with(beginning), "{answers:?}");
     }
 }
+
+#[test]
+fn the_head_of_a_response_has_so_many_bytes_and_no_more() {
+    const BYTES_MAX: usize = 32 << 10;
+    let upstream = Upstream::start();
+    let node = Node::start(&[&upstream.opened()]);
+    let url = format!("http://{}", upstream.addr);
+    deploy(&node, "fetch1", &[&url], PATIENT);
+    let cases =
+        [(BYTES_MAX, "200 0"), (BYTES_MAX + 1, "error too-large"), (40_000, "error too-large"), (70_000, "error too-large")];
+    let script: String = cases.iter().map(|(bytes, _)| format!("GET {url}/head/{bytes}\n")).collect();
+    let answers = ask(&node, &script);
+    for ((bytes, expected), answer) in cases.iter().zip(&answers) {
+        assert!(answer.starts_with(expected), "{bytes}: {answer}");
+    }
+}

@@ -163,7 +163,7 @@ impl Reply {
         assert_eq!(problem["type"], format!("urn:hob:error:{code}"), "{all}");
         assert!(problem["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{all}");
         let executed = self.header("hob-executed");
-        let ran = matches!(status, 502 | 504) || matches!(code, "client-timeout" | "body-too-large" | "damaged");
+        let ran = matches!(status, 502 | 504) || matches!(code, "client-timeout" | "body-too-large" | "bad-request" | "damaged");
         assert!(executed == Some("0") || (ran && executed == Some("1")), "{all}");
         problem
     }

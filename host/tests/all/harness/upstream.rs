@@ -158,6 +158,12 @@ impl Counts {
                 while say(&[b'x'; 4096]).is_some() {}
                 None
             }
+            // A head of so many bytes, at once.
+            path if path.starts_with("/head/") => {
+                let (begins, ends) = ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx: ", "\r\n\r\n");
+                let rest = path["/head/".len()..].parse::<usize>().unwrap() - begins.len() - ends.len();
+                say(format!("{begins}{}{ends}", "x".repeat(rest)).as_bytes())
+            }
             "/informs" => {
                 while say(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").is_some() {}
                 None
