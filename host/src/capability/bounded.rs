@@ -31,7 +31,7 @@ pub const OPEN_FILES_MAX: usize = 128;
 
 /// Of the errors of preview 1: an address outside of the memory, an argument that is out of its range, too many files of the guest, and of the
 /// node, and a path that is too long.
-const FAULT: i32 = 21;
+pub(super) const FAULT: i32 = 21;
 pub(super) const INVAL: i32 = 28;
 const MFILE: i32 = 33;
 const NFILE: i32 = 41;

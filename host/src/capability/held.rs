@@ -1,4 +1,5 @@
-//! What the host keeps in its own memory for a component: sets of HTTP headers, requests and responses, pieces of bodies, listings of folders.
+//! What the host keeps in its own memory for a component: sets of HTTP headers, requests and responses, pieces of bodies, listings of folders;
+//! and for a core module the listing that it reads.
 //!
 //! Owns its sum, and bounds on the calls by which a guest makes it grow, put over those of WASI's library. Knows nothing about what is sent or
 //! listed. Invariants: the sum that is known is never less than what is there, it never passes [`HELD_BYTES_MAX`], and what passes
@@ -77,7 +78,7 @@ struct Counted {
 
 impl Asides {
     /// Counts so many bytes.
-    fn begin(&mut self, bytes: usize) -> Aside {
+    pub(super) fn begin(&mut self, bytes: usize) -> Aside {
         let sum = self.0.get_or_insert_default().clone();
         sum.fetch_add(bytes, Ordering::Relaxed);
         Aside(Arc::new(Counted { sum, bytes: AtomicUsize::new(bytes) }))

@@ -32,9 +32,10 @@ const ENTRY_BYTES: usize = 96;
 
 /// What is in a folder.
 #[derive(Debug)]
-struct Entry {
-    name: Vec<u8>,
-    kind: FileType,
+pub(super) struct Entry {
+    pub(super) name: Vec<u8>,
+    pub(super) kind: FileType,
+    pub(super) inode: u64,
 }
 
 /// A listing of 0.2 that the guest reads.
@@ -46,7 +47,7 @@ pub(super) struct Listing {
 }
 
 /// Reads a folder, and how many bytes that takes. Of one that takes more than a guest may hold the rest is left.
-fn read(folder: &File) -> io::Result<(Vec<Entry>, usize)> {
+pub(super) fn read(folder: &File) -> io::Result<(Vec<Entry>, usize)> {
     let (mut entries, mut bytes) = (Vec::new(), 0);
     // The library's own descriptor is for finding things, not for reading.
     let reader = openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -63,7 +64,7 @@ fn read(folder: &File) -> io::Result<(Vec<Entry>, usize)> {
             kind => kind,
         };
         bytes += name.to_bytes().len() + ENTRY_BYTES;
-        entries.push(Entry { name: name.to_bytes().to_vec(), kind });
+        entries.push(Entry { name: name.to_bytes().to_vec(), kind, inode: entry.ino() });
         if bytes > HELD_BYTES_MAX {
             break;
         }
@@ -149,7 +150,7 @@ async fn list2(mut store: Of<'_>, folder: Resource<Descriptor>) -> Result<Listed
 
 fn next2(mut store: Of<'_>, (listing,): (Resource<ReaddirIterator>,)) -> Result<Next2> {
     let listing = store.data_mut().table.get_mut(&Resource::<Listing>::new_borrow(listing.rep()))?;
-    let Some(Entry { name, kind }) = listing.entries.next() else { return Ok((Ok(None),)) };
+    let Some(Entry { name, kind, .. }) = listing.entries.next() else { return Ok((Ok(None),)) };
     let Ok(name) = String::from_utf8(name) else { return Ok((Err(files2::ErrorCode::IllegalByteSequence),)) };
     let type_ = match kind {
         FileType::Directory => files2::DescriptorType::Directory,
@@ -242,7 +243,7 @@ impl<D> StreamProducer<D> for Names {
         if destination.remaining(&mut store) == Some(0) {
             return Poll::Ready(Ok(StreamResult::Completed));
         }
-        let Some(Entry { name, kind }) = self.entries.next() else {
+        let Some(Entry { name, kind, .. }) = self.entries.next() else {
             self.end(Ok(()));
             return Poll::Ready(Ok(StreamResult::Dropped));
         };

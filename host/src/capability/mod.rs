@@ -19,6 +19,7 @@ pub mod http;
 pub mod keyvalue;
 mod listing;
 mod reach;
+mod readdir;
 pub mod reply;
 pub mod secrets;
 pub mod stdio;
@@ -150,6 +151,8 @@ pub struct Host {
     blobs: blobstore::Blobs,
     /// Buckets that are folders.
     mounts: Vec<data::Mount>,
+    /// The folder that a program of preview 1 lists.
+    reading: Option<Box<readdir::Reading>>,
     hooks: Hooks,
 }
 
@@ -188,6 +191,7 @@ impl Host {
             cursors: keyvalue::Cursors::default(),
             blobs: blobstore::Blobs::default(),
             mounts: Vec::new(),
+            reading: None,
             hooks: Hooks::default(),
         }
     }

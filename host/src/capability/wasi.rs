@@ -30,7 +30,7 @@ use wiggle::GuestMemory;
 use super::data::Mount;
 use super::egress::EgressAccess;
 use super::stdio::Stdio;
-use super::{Environment, Host, bounded, listing, reach, written};
+use super::{Environment, Host, bounded, listing, reach, readdir, written};
 use crate::grants::ClockResolution;
 use crate::telemetry::logs::LogSink;
 
@@ -53,6 +53,7 @@ pub fn link_preview1(linker: &mut ModuleLinker<Host>) -> Result<()> {
     reach::link_preview1(linker)?;
     bounded::link_preview1(linker)?;
     written::link_preview1(linker)?;
+    readdir::link_preview1(linker)?;
     linker.allow_shadowing(false);
     Ok(())
 }

@@ -208,6 +208,28 @@ fn the_command_line_packs_the_folder_beside_the_manifest() {
 }
 
 #[test]
+fn a_program_lists_a_large_folder_and_what_it_takes_is_bounded() {
+    const NAME_LEN: usize = 200;
+    // With 96 bytes for each, and 8 MiB in all.
+    const NAMES_MAX: usize = (8 << 20) / (NAME_LEN + 96);
+    let host = tempfile::tempdir().unwrap();
+    let name = |number: usize| format!("{number:0>NAME_LEN$}");
+    for number in 0..NAMES_MAX {
+        fs::File::create(host.path().join(name(number))).unwrap();
+    }
+    let node = node_with(Arc::new(tempfile::tempdir().unwrap()), &[(host.path(), "access = 'read'")]);
+    let grants = format!("files = [{{ host = '{}', guest = '/d' }}]", host.path().display());
+    let manifest = format!("[limits]\ncpu = '1h'\nwall = '1h'\nresponse_body = '64MiB'\n[grants]\n{grants}\n");
+    done(node.deploy("files1", &program("files1"), &manifest));
+    let listed = run(&node, "files1", "list=/d");
+    let names: Vec<_> = listed.split(' ').collect();
+    assert_eq!(names.len(), NAMES_MAX);
+    assert!(names.iter().enumerate().all(|(number, found)| *found == name(number)));
+    fs::File::create(host.path().join(name(NAMES_MAX))).unwrap();
+    node.data.get("/files1?list=/d").problem(502, "guest-memory");
+}
+
+#[test]
 fn folders_of_the_node_are_those_that_its_operator_allows() {
     let (dir, host) = (Arc::new(tempfile::tempdir().unwrap()), tempfile::tempdir().unwrap());
     let (read, write, theirs) = (host.path().join("read"), host.path().join("write"), host.path().join("theirs"));
