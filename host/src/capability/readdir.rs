@@ -198,7 +198,10 @@ mod tests {
             let one = &all[at..at + len];
             assert_eq!(reading.from(cookie as u64, *len).unwrap(), one);
             assert_eq!(reading.from(cookie as u64, 9).unwrap(), one[..9]);
-            assert_eq!((&one[..8], &one[8..16]), ((cookie as u64 + 1).to_le_bytes().as_slice(), u64::to_le_bytes(inode).as_slice()));
+            assert_eq!(
+                (&one[..8], &one[8..16]),
+                ((cookie as u64 + 1).to_le_bytes().as_slice(), u64::to_le_bytes(inode).as_slice())
+            );
             assert_eq!((one[16], one[20], &one[24..]), (name.len() as u8, kind, name.as_bytes()));
             at += len;
         }

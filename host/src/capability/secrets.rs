@@ -279,7 +279,7 @@ mod tests {
         assert_eq!((text(&node, "A").as_deref(), text(&node, "B").as_deref()), (Ok("A"), Ok("B")));
         assert_eq!(text(&node, "C").unwrap_err(), "denied: add to hob.toml: [grants] secrets = [\"C\"]");
         assert!(text(&node, "MISSING").unwrap_err().contains("there is no secret 'MISSING'"));
-        assert!(text(&node, "x\n\"]y").unwrap_err().ends_with("secrets = [\"xy\"]"));
+        assert!(text(&node, "x\n\"]y").unwrap_err().ends_with("secrets = [\"NAME\"]"));
         let theirs = SecretAccess::new(secrets, "other".parse().unwrap(), &grants);
         assert!(text(&theirs, "A").unwrap_err().contains("there is no secret 'A'"));
         let build = SecretAccess::of_build(&grants, vec![("B".parse().unwrap(), value(b"frozen"))]);

@@ -171,8 +171,17 @@ pub(super) fn of_read(headers: &HeaderMap, tag: &str, modified_ms: Option<u64>) 
     };
     match tags(headers, &IF_MATCH)? {
         Some(tags) if !tags.has(tag, false) => return Err(failed()),
-        None if date(&IF_UNMODIFIED_SINCE).is_some_and(|(modified, date)| modified > date) => return Err(failed()),
-        Some(_) | None => {}
+        Some(_) => {}
+        None => match date(&IF_UNMODIFIED_SINCE) {
+            Some((modified, date)) if modified > date => {
+                let modified = httpdate::fmt_http_date(modified);
+                let detail = format!(
+                    "what is under the key was written on {modified}, after the date of the condition; look at it and try again"
+                );
+                return Err(Fault::new(Code::PreconditionFailed, detail));
+            }
+            Some(_) | None => {}
+        },
     }
     match tags(headers, &IF_NONE_MATCH)? {
         Some(tags) if tags.has(tag, true) => Ok(Read::NotModified),

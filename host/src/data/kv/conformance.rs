@@ -173,6 +173,18 @@ fn what_expired_is_never_seen_again(durability: Durability) {
     assert_eq!(rig.data.usage(&rig.bucket).unwrap(), Usage { bytes: 2, keys: 1 });
 }
 
+fn versions_of_what_a_batch_leaves_nothing_of_are_not_given_again(durability: Durability) {
+    let rig = rig(durability);
+    let first = rig.version(set("a", "1"));
+    let given = rig.write([set("b", "1"), set("b", "2"), add("b", 3), delete("b"), delete("none")]).unwrap();
+    let version = |done: &Done| match done {
+        Done::Set { version } | Done::Incremented { version, .. } => Some(*version),
+        Done::Deleted { .. } => None,
+    };
+    assert_eq!(given.iter().filter_map(version).collect::<Vec<_>>(), [first + 1, first + 2, first + 3]);
+    assert_eq!(rig.version(set("c", "1")), first + 4);
+}
+
 fn racing_writers_lose_nothing(durability: Durability) {
     let rig = rig(durability);
     let version = rig.version(set("cas", "0"));
@@ -291,6 +303,7 @@ macro_rules! for_both {
 for_both! {
     limits_hold_on_both_sides
     what_expired_is_never_seen_again
+    versions_of_what_a_batch_leaves_nothing_of_are_not_given_again
     racing_writers_lose_nothing
     a_deleted_bucket_is_gone
     no_bucket_is_confused_with_another

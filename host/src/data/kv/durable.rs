@@ -250,7 +250,9 @@ fn apply(
     };
     let plan = plan(ops, id, now_ms, || state.next_version(), find)?;
     let (before, after) = plan.usage();
-    if before == Usage::default() && after == Usage::default() {
+    // A batch may leave nothing of what it set, and its versions were given all the same.
+    let has_given = plan.done.iter().any(|done| matches!(done, Done::Set { .. } | Done::Incremented { .. }));
+    if !has_given && before == Usage::default() && after == Usage::default() {
         return Ok((plan.done, Commit::No));
     }
     state.charge(Kind::Entries, before, after)?;
