@@ -197,12 +197,11 @@ impl Node {
     pub fn start(setup: Setup) -> Result<Self, StartError> {
         let Setup { config, key_file, credentials, grants, ports, process } = setup;
         config.check()?;
-        check_descriptors(&config)?;
+        let (data_max, control_max) = places::most(&config.net, descriptors(&config)?);
         let tls = config.net.tls().map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         let mut dir = DataDir::open(config.data.dir.as_deref().ok_or(StartError::NoDataDir)?)?;
         let [(addr, listeners), (control_addr, control_listeners)] = bind(&config, ports)?;
         let (helper, mut walls) = enclose::enclose(&config, dir.path(), key_file.as_deref(), credentials.as_deref(), process)?;
-        let (data_max, control_max) = places::most(&config.net, raise_descriptor_limit());
         let registry = Arc::new(Registry::open(&dir.registry_path(), dir.format())?);
         dir.mark_current()?;
         let (identity, first_start, audit) = identify(&registry, &config, ports, control_addr, dir.path())?;
@@ -471,25 +470,22 @@ fn size(bytes: crate::config::Bytes) -> usize {
     usize::try_from(bytes.0).unwrap_or(usize::MAX)
 }
 
-/// What a node has open before anybody came, 31 descriptors and 5 for each data thread, and some with which to answer.
-fn check_descriptors(config: &Config) -> Result<(), StartError> {
+/// How many descriptors there are, once the soft limit is raised to the hard one: each connection and each file is one, and the usual soft
+/// limit of 1,024 is for programs that use `select`.
+///
+/// # Errors
+/// There are fewer than a node has open before anybody came, 31 and 5 for each data thread, and some with which to answer.
+fn descriptors(config: &Config) -> Result<u64, StartError> {
+    let limit = getrlimit(Resource::Nofile).maximum;
     let threads = data_threads(config);
     let needed = 48 + 5 * threads as u64;
-    // The soft limit is raised to this one.
-    match getrlimit(Resource::Nofile).maximum {
-        Some(limit) if limit < needed => Err(StartError::Descriptors { limit, threads, needed }),
-        _ => Ok(()),
+    if let Some(limit) = limit.filter(|limit| *limit < needed) {
+        return Err(StartError::Descriptors { limit, threads, needed });
     }
-}
-
-/// Each connection and each file is a descriptor, and the usual soft limit of 1,024 is for programs that use `select`.
-/// Returns what it is now.
-fn raise_descriptor_limit() -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+    Ok(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
 }
 
 /// Writes to the log of a function that is deployed still.

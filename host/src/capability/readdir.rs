@@ -202,7 +202,7 @@ mod tests {
                 (&one[..8], &one[8..16]),
                 ((cookie as u64 + 1).to_le_bytes().as_slice(), u64::to_le_bytes(inode).as_slice())
             );
-            assert_eq!((one[16], one[20], &one[24..]), (name.len() as u8, kind, name.as_bytes()));
+            assert_eq!((usize::from(one[16]), one[20], &one[24..]), (name.len(), kind, name.as_bytes()));
             at += len;
         }
         for past in [4, u64::MAX] {

@@ -312,8 +312,12 @@ mod tests {
     fn the_control_port_is_the_one_that_was_asked() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        // It accepts, and says nothing that a daemon would.
-        let deaf = std::thread::spawn(move || drop(listener.accept()));
+        // It accepts, and says nothing that a daemon would. Its port is free before the client is told.
+        let deaf = std::thread::spawn(move || {
+            let accepted = listener.accept();
+            drop(listener);
+            drop(accepted);
+        });
         let check = control_port(&format!("http://{addr}/"), &Trust::default());
         assert_eq!((check.name.as_str(), check.state), (&*format!("control port {addr}"), State::Good), "{check:?}");
         deaf.join().unwrap();

@@ -91,9 +91,14 @@ impl<T: Read + Write + Send> Stream for T {}
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 
-/// The answer to `/bytes/N`, and in chunks to `/chunks/N`: so many bytes.
+/// The answer to `/bytes/N`, and in chunks to `/chunks/N`: so many bytes of body; to `/head/N`, so many of head, sent at once.
 fn sized(path: &str) -> Option<Vec<u8>> {
     let (kind, len) = path.strip_prefix('/')?.split_once('/')?;
+    if kind == "head" {
+        let (begins, ends) = ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx: ", "\r\n\r\n");
+        let rest = len.parse::<usize>().ok()?.checked_sub(begins.len() + ends.len())?;
+        return Some(format!("{begins}{}{ends}", "x".repeat(rest)).into_bytes());
+    }
     let body = "x".repeat(len.parse().ok()?);
     let len = body.len();
     let (header, body) = match kind {
@@ -157,12 +162,6 @@ impl Counts {
                 say(b"HTTP/1.1 200 OK\r\nx: ")?;
                 while say(&[b'x'; 4096]).is_some() {}
                 None
-            }
-            // A head of so many bytes, at once.
-            path if path.starts_with("/head/") => {
-                let (begins, ends) = ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx: ", "\r\n\r\n");
-                let rest = path["/head/".len()..].parse::<usize>().unwrap() - begins.len() - ends.len();
-                say(format!("{begins}{}{ends}", "x".repeat(rest)).as_bytes())
             }
             "/informs" => {
                 while say(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").is_some() {}
