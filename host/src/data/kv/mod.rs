@@ -228,7 +228,7 @@ pub fn check_sum(sum: usize) -> Result<(), DataError> {
     if sum <= BATCH_BYTES_MAX {
         return Ok(());
     }
-    Err(DataError::TooLarge { what: "all values together", found: sum as u64, max: BATCH_BYTES_MAX as u64 })
+    Err(DataError::TooLarge { what: "the sum of all values", found: sum as u64, max: BATCH_BYTES_MAX as u64 })
 }
 
 /// Checks a batch against the limits; its bytes.

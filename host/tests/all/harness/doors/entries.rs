@@ -203,7 +203,7 @@ fn batches_and_pages_have_their_limits(door: &dyn Entries) {
     assert_eq!(door.scan(b"z", None, 1000).unwrap().len(), 6);
     // What is read at once has as many bytes as what is written at once.
     assert_eq!(door.values(&[&b"z0"[..]; 16]).unwrap().len(), 16);
-    refused(door.values(&[&b"z0"[..]; 17]), "all values together");
+    refused(door.values(&[&b"z0"[..]; 17]), "the sum of all values");
 }
 
 fn keys_are_bytes(door: &dyn Entries) {
